@@ -1,0 +1,1 @@
+"""Hydra config groups; installed as `xray_pneumonia.conf`."""

@@ -1,0 +1,100 @@
+"""The `xray` command: one verb, one workflow; nothing heavy is imported before a verb needs it."""
+
+import difflib
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from xray_pneumonia import __version__
+from xray_pneumonia.errors import InputError, Stopped
+
+VERBS = {
+    "explore": "look at the data: counts, pictures, audit, as figures and one HTML page",
+    "train": "train one classifier; with -m, one for each combination of values",
+    "download": "fetch the public X-rays (Kermany et al., 2018) to data/chest_xray",
+}
+USAGE = """\
+usage: xray VERB [key=value ...]      e.g. xray train experiment=seed_final seed=1
+
+{verbs}
+
+Keys are those of the configs (Hydra syntax): `xray VERB --cfg job` prints them
+all, `xray VERB --help` lists the choices of each group.
+"""
+
+
+def main() -> int:
+    """Run `xray`; returns the exit code.
+
+    0 done; 1 failed; 2 the user's input is wrong; 130 interrupted; 143 terminated.
+    """
+    verb, *rest = sys.argv[1:] or [""]
+    usage = USAGE.format(verbs="\n".join(f"  {name:<10} {what}" for name, what in VERBS.items()))
+    if verb in {"-h", "--help", "--version"}:
+        print(f"xray {__version__}" if verb == "--version" else usage, end="\n" if verb == "--version" else "")
+        return 0
+    if verb not in VERBS:
+        close = difflib.get_close_matches(verb, VERBS, n=1)
+        print(usage, file=sys.stderr)
+        return _complain(f"unknown verb {verb!r}" + (f"; did you mean {close[0]}?" if close else "")) if verb else 2
+    return _guarded(verb, rest)
+
+
+def _guarded(verb: str, arguments: list[str]) -> int:
+    """Turn what can go wrong into one line and an exit code."""
+    if not sys.warnoptions and not _debugging():
+        warnings.simplefilter("ignore")  # of the libraries: what a user must know is logged
+    with _stopped_once():
+        try:
+            from xray_pneumonia.config import launch
+
+            launch(verb, arguments)
+        except InputError as error:
+            return _complain(str(error), error)
+        except Stopped as stop:
+            return _complain(str(stop), code=stop.exit_code)
+        except Exception as error:
+            message = f"failed: {type(error).__name__}: {error}"
+            return _complain(f"{message} (XRAY_DEBUG=1 shows where)", error, code=1)
+    return 0
+
+
+@contextmanager
+def _stopped_once() -> Iterator[None]:
+    """Raise Stopped at the first SIGTERM or Ctrl-C; whoever signals again while the run is being closed must wait."""
+    seen = []
+
+    def stop(number: int, _: FrameType | None) -> None:
+        seen.append(number)
+        if len(seen) > 1:
+            print("xray: already closing the run", file=sys.stderr)
+            return
+        raise Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _debugging() -> bool:
+    return os.environ.get("XRAY_DEBUG") == "1"
+
+
+def _complain(message: str, error: BaseException | None = None, *, code: int = 2) -> int:
+    if error is not None and _debugging():
+        import traceback
+
+        traceback.print_exception(error)
+    print(f"xray: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

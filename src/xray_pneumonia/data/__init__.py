@@ -1,0 +1,1 @@
+"""Files -> batches: records, the decoder and its cache, the audit, splits, augmentation."""

@@ -1,0 +1,137 @@
+"""Augmentation of training images: the only door to albumentations.
+
+What happens to an image is a pure function of (seed, epoch, record), so it is the same for any number
+of workers, any batch size and after a resume.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+import numpy as np
+
+from xray_pneumonia.data.images import Gray
+from xray_pneumonia.ranges import BelowOne, Degrees, Fraction, NonNegative
+
+BORDERS = {"replicate": 1, "constant": 0, "reflect": 4}  # OpenCV's codes, named as OpenCV names them
+
+
+class Augmentation:
+    """Random changes to gray images; every value 0 means: leave the images alone.
+
+    Args:
+        rotate: largest rotation, in degrees to either side.
+        shift_x: largest horizontal shift, as a fraction of the width.
+        shift_y: largest vertical shift, as a fraction of the height.
+        zoom: largest zoom in or out, as a fraction.
+        shear: largest shear, in degrees.
+        border: what fills the space beyond the picture.
+        flip_horizontal: probability; it moves the heart to the other side.
+        flip_vertical: probability.
+        brightness: largest change, as a fraction of the full range.
+        contrast: largest change, as a fraction.
+        gamma: largest change of the exponent, as a fraction.
+        blur: probability of a Gaussian blur of 3 to 5 pixels.
+        noise: largest standard deviation of Gaussian noise, as a fraction of the full range.
+        compress: probability of a JPEG compression of quality 40 to 95.
+        erase: probability that one to three boxes are blanked out.
+    """
+
+    def __init__(
+        self,
+        *,
+        rotate: Degrees,
+        shift_x: Fraction,
+        shift_y: Fraction,
+        zoom: BelowOne,
+        shear: Degrees,
+        border: Literal["replicate", "constant", "reflect"],
+        flip_horizontal: Fraction,
+        flip_vertical: Fraction,
+        brightness: Fraction,
+        contrast: Fraction,
+        gamma: BelowOne,
+        blur: Fraction,
+        noise: Fraction,
+        compress: Fraction,
+        erase: Fraction,
+    ) -> None:
+        values = {name: value for name, value in locals().items() if name != "self"}
+        self.active = any(value for name, value in values.items() if name != "border")
+        self._pipeline = _compose(**values) if self.active else None
+
+    def __call__(self, images: Gray, *, seed: int, epoch: int, records: Iterable[int]) -> Gray:
+        """Augment a batch.
+
+        Args:
+            images: (B, H, W) uint8.
+            seed: of the run.
+            epoch: counted from 0.
+            records: B row numbers in the table of records.
+
+        Returns:
+            (B, H, W) uint8, a new array.
+        """
+        if self._pipeline is None:
+            return images
+        changed = np.empty_like(images)
+        for row, record in enumerate(records):
+            state = np.random.SeedSequence([seed, epoch, int(record)]).generate_state(1)
+            self._pipeline.set_random_seed(int(state[0]))
+            changed[row] = self._pipeline(image=images[row])["image"]
+        return changed
+
+
+def _compose(**values: Any) -> Any:
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else its import asks a server for the newest version
+    import albumentations as alb  # two seconds to import, and not needed by augmentation=none
+
+    return alb.Compose(list(_transforms(alb, **values)))
+
+
+def _transforms(
+    alb: Any,
+    *,
+    rotate: Degrees,
+    shift_x: Fraction,
+    shift_y: Fraction,
+    zoom: BelowOne,
+    shear: Degrees,
+    border: str,
+    flip_horizontal: Fraction,
+    flip_vertical: Fraction,
+    brightness: Fraction,
+    contrast: Fraction,
+    gamma: NonNegative,
+    blur: Fraction,
+    noise: Fraction,
+    compress: Fraction,
+    erase: Fraction,
+) -> Iterator[Any]:
+    """Geometry first, then exposure, then what a detector or a file format does to a picture."""
+    if flip_horizontal:
+        yield alb.HorizontalFlip(p=flip_horizontal)
+    if flip_vertical:
+        yield alb.VerticalFlip(p=flip_vertical)
+    if any((rotate, shift_x, shift_y, zoom, shear)):
+        yield alb.Affine(
+            rotate=(-rotate, rotate),
+            translate_percent={"x": (-shift_x, shift_x), "y": (-shift_y, shift_y)},
+            scale=(1 - zoom, 1 + zoom),
+            shear={"x": (-shear, shear), "y": (0, 0)},
+            border_mode=BORDERS[border],
+            p=1,
+        )
+    if brightness or contrast:
+        yield alb.RandomBrightnessContrast(brightness_limit=brightness, contrast_limit=contrast, p=1)
+    if gamma:
+        yield alb.RandomGamma(gamma_limit=(100 * (1 - gamma), 100 * (1 + gamma)), p=1)
+    if blur:
+        yield alb.GaussianBlur(blur_limit=(3, 5), p=blur)
+    if noise:
+        yield alb.GaussNoise(std_range=(0, noise), p=1)
+    if compress:
+        yield alb.ImageCompression(quality_range=(40, 95), p=compress)
+    if erase:
+        sides = (0.05, 0.2)
+        yield alb.CoarseDropout(num_holes_range=(1, 3), hole_height_range=sides, hole_width_range=sides, p=erase)

@@ -1,0 +1,223 @@
+"""XRayDataModule: from a folder of files to batches of training and validation."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from xray_pneumonia.data import records as tables
+from xray_pneumonia.data import splits, synthetic
+from xray_pneumonia.data.audit import Audit, audit
+from xray_pneumonia.data.augment import Augmentation
+from xray_pneumonia.data.cache import ImageCache, open_cache
+from xray_pneumonia.data.images import Gray
+from xray_pneumonia.errors import InputError
+from xray_pneumonia.ranges import Count, OpenFraction, Seed, Side, Stage, Whole
+
+MIN_VAL_IMAGES = 100  # fewer cannot choose anything: 15 of 16 right is anywhere from 70 % to 100 %
+
+Batch = Mapping[str, torch.Tensor]
+log = logging.getLogger(__name__)
+
+
+class Batches(Dataset[Batch]):
+    """Whole batches, cut from the cached array by (epoch, row numbers)."""
+
+    def __init__(self, cache: ImageCache, *, augmentation: Augmentation | None, seed: int) -> None:
+        self._images = cache.images
+        self._labels = cache.records["label"].to_numpy(np.float32)
+        self._augmentation = augmentation
+        self._seed = seed
+
+    def __getitem__(self, key: tuple[int, np.ndarray[Any, np.dtype[np.int64]]]) -> Batch:
+        """Give `image` uint8 (B, 1, H, W), `label` float (B,) and `index` (B,), the row in the records."""
+        epoch, rows = key
+        images: Gray = self._images[rows]
+        if self._augmentation is not None:
+            images = self._augmentation(images, seed=self._seed, epoch=epoch, records=rows)
+        return {
+            "image": torch.from_numpy(images)[:, None],
+            "label": torch.from_numpy(self._labels[rows]),
+            "index": torch.from_numpy(rows),
+        }
+
+
+class EpochSampler(Sampler[tuple[int, Any]]):
+    """Deal the rows into batches: their order is a pure function of (seed, epoch), or stays as it is.
+
+    With several processes each takes every n-th batch; where `shuffle` is on, the last ones are dealt again
+    from the start so that all processes make the same number of steps.
+    """
+
+    def __init__(self, rows: np.ndarray[Any, np.dtype[np.int64]], *, batch_size: int, shuffle: bool, seed: int) -> None:
+        self._rows, self._batch_size, self._shuffle, self._seed = rows, batch_size, shuffle, seed
+        self._rank, self._world = 0, 1
+        self.epoch = 0
+
+    def share(self, *, rank: int, world: int) -> None:
+        """Serve one of several processes."""
+        self._rank, self._world = rank, world
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch; Lightning calls this before each one."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        """Yield (epoch, row numbers)."""
+        rows = self._rows
+        if self._shuffle:
+            rows = rows[np.random.default_rng([self._seed, self.epoch]).permutation(len(rows))]
+        batches = [rows[i : i + self._batch_size] for i in range(0, len(rows), self._batch_size)]
+        if self._shuffle:
+            batches += batches[: -len(batches) % self._world]
+        return iter([(self.epoch, batch) for batch in batches[self._rank :: self._world]])
+
+    def __len__(self) -> int:
+        """Count the batches of this process."""
+        batches = -(-len(self._rows) // self._batch_size)
+        spare = self._world - 1 if self._shuffle else self._world - 1 - self._rank
+        return (batches + spare) // self._world
+
+
+class XRayDataModule(pl.LightningDataModule):
+    """The records of one data set, audited, cut by patient, and served as batches.
+
+    Args:
+        augmentation: changes training images.
+        root: a folder in the public layout, or a CSV (see `records.scan`).
+        synthetic_patients: generate X-rays of so many fake patients at `root` first; null for real files.
+        image_size: height and width, in pixels, of what the net sees.
+        batch_size: images a step, of each process.
+        split: `patient` cuts validation from train and val by patient; `official` takes the folder's own.
+        val_fraction: the share of the images that validates.
+        split_seed: of the cut; it stays when `seed` changes, so that runs can be compared on the same patients.
+        folds: cut into so many folds instead; null for one cut.
+        fold: which fold validates, counted from 0.
+        max_images: work on a sample of about so many images, whole patients; null for all.
+        broken: refuse to train when a file cannot be read, or leave such files out (quarantine).
+        drop_test_patients: leave out of training whoever also occurs in the folder's test split.
+        num_workers: processes that prepare batches; 0 prepares them in the main process.
+        cache_dir: where decoded images live.
+        seed: of shuffling and augmentation.
+    """
+
+    def __init__(
+        self,
+        augmentation: Augmentation,
+        *,
+        root: str,
+        synthetic_patients: Count | None,
+        image_size: Side,
+        batch_size: Count,
+        split: Literal["patient", "official"],
+        val_fraction: OpenFraction,
+        split_seed: Seed,
+        folds: Count | None,
+        fold: Whole,
+        max_images: Count | None,
+        broken: Literal["refuse", "quarantine"],
+        drop_test_patients: bool,
+        num_workers: Whole,
+        cache_dir: str,
+        seed: Seed,
+    ) -> None:
+        super().__init__()
+        if folds is not None and not (folds >= 2 and fold < folds):
+            raise InputError(f"data.folds={folds} data.fold={fold}: needs at least 2 folds and a fold from 0 to folds-1")
+        self._augmentation, self._seed = augmentation, seed
+        self._root, self._synthetic_patients, self._max_images = root, synthetic_patients, max_images
+        self.image_size, self.batch_size, self._num_workers = image_size, batch_size, num_workers
+        self._split, self._val_fraction, self._split_seed = split, val_fraction, split_seed
+        self._folds, self._fold = folds, fold
+        self._broken, self._drop_test_patients, self._cache_dir = broken, drop_test_patients, cache_dir
+        self.records: pd.DataFrame
+        self.images: Gray
+        self.audit: Audit
+        self._cache: ImageCache
+
+    def open(self) -> None:
+        """Scan, decode and audit: sets `records`, whose splits are the folder's own, `images` and `audit`."""
+        if self._synthetic_patients is not None:
+            synthetic.generate(self._root, patients=self._synthetic_patients, seed=0)
+        found = tables.scan(self._root)
+        if self._max_images is not None and self._max_images < len(found):
+            found = tables.sample_by_patient(found, self._max_images, self._split_seed)
+        self._cache = open_cache(found, folder=self._cache_dir, image_size=self.image_size)
+        self.records, self.images = self._cache.records, self._cache.images
+        self.audit = audit(self._cache)
+
+    def prepare(self) -> None:
+        """Pass the gate and cut: `records["split"]` becomes train, val, test, or "" for what is left out.
+
+        Raises:
+            DataRefused: the audit found errors.
+            InputError: the split cannot be made or is too small to choose anything.
+        """
+        self.open()
+        self.audit.require_clean(ignore=frozenset({"broken_files"} if self._broken == "quarantine" else ()))
+        for warning in self.audit.warnings:
+            log.warning("%s", warning)
+        groups = splits.leakage_groups(self.records, self.audit.twins)
+        self.records = self.records.assign(split=self._roles(groups))
+        trained = self.records[self.records["split"].isin(["train", "val"])]
+        splits.require_disjoint(groups[trained.index], trained["split"].reset_index(drop=True))
+        self._require_usable()
+
+    def _roles(self, groups: splits.Groups) -> pd.Series:
+        official = self.records["split"].copy()
+        left_out = self.records["error"] != ""
+        if self._drop_test_patients:
+            in_test = np.isin(groups, groups[official.eq("test")])
+            left_out |= in_test & official.ne("test")
+        pool = official.ne("test") & ~left_out
+        roles = official.mask(left_out, "")
+        if self._split == "patient":
+            parts = self._folds or 2
+            shares = [1 / parts] * parts if self._folds else [1 - self._val_fraction, self._val_fraction]
+            rows = np.flatnonzero(pool)
+            part = splits.cut(groups[rows], self.records["subtype"].iloc[rows], shares, seed=self._split_seed)
+            roles.iloc[rows] = np.where(part == (self._fold if self._folds else 1), "val", "train")
+        return roles
+
+    def _require_usable(self) -> None:
+        labels = self.records.groupby("split")["label"]
+        for split in ("train", "val"):
+            if split not in labels.groups or labels.get_group(split).nunique() < 2:
+                raise InputError(f"the {split} split needs images of both classes; give it more patients of each class")
+        size = len(labels.get_group("val"))
+        if self._split == "official" and size < MIN_VAL_IMAGES:
+            raise InputError(
+                f"data.split=official: the folder's validation split holds {size} images, too few to choose anything "
+                f"({MIN_VAL_IMAGES} is the least); use data.split=patient, which cuts it from train by patient"
+            )
+
+    def class_counts(self) -> list[int]:
+        """Count the training images of each class."""
+        return np.bincount(self.records.loc[self.records["split"] == "train", "label"], minlength=2).tolist()
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Serve augmented batches, in a new order each epoch."""
+        return self._loader("train", training=True)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Serve every validation image once, in order."""
+        return self._loader("val", training=False)
+
+    def _loader(self, split: Stage, *, training: bool) -> DataLoader[Batch]:
+        augmentation = self._augmentation if training and self._augmentation.active else None
+        rows = np.flatnonzero(self.records["split"] == split).astype(np.int64)
+        sampler = EpochSampler(rows, batch_size=self.batch_size, shuffle=training, seed=self._seed)
+        if torch.distributed.is_initialized():
+            sampler.share(rank=torch.distributed.get_rank(), world=torch.distributed.get_world_size())
+        return DataLoader(
+            Batches(self._cache, augmentation=augmentation, seed=self._seed),
+            sampler=sampler,
+            batch_size=None,
+            num_workers=self._num_workers if training else 0,
+            persistent_workers=training and self._num_workers > 0,
+        )

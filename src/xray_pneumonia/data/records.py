@@ -1,0 +1,164 @@
+"""Scan a folder (or a CSV) into the table of records: one row for each image file."""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from xray_pneumonia.errors import InputError
+
+CLASSES = ("NORMAL", "PNEUMONIA")  # the position is the label
+SPLITS = ("train", "val", "test")
+JUNK = {"Thumbs.db", "desktop.ini", "__MACOSX"}
+CSV_COLUMNS = ("path", "label", "patient", "split")
+PATIENT = re.compile(r"^(person\d+)_(bacteria|virus)_|^((?:NORMAL2-)?IM-\d+)-")
+
+
+def scan(root: str | Path) -> pd.DataFrame:
+    """List the image files below `root`, sorted by id, without opening any of them.
+
+    Args:
+        root: a folder with `train|val|test/NORMAL|PNEUMONIA`, or a CSV file with the columns path
+            (relative to the CSV's folder), label (0, 1 or the class name), patient and split.
+
+    Returns:
+        Columns `id`, `path`, `label`, `class_name`, `patient`, `subtype`, `split`, `bytes` and
+        `stamp` (what the file system knows of the file: it changes when the file does).
+
+    Raises:
+        InputError: the folder, the classes or the columns are not what was expected.
+    """
+    root = Path(root)
+    if not root.exists():
+        raise InputError(
+            f"data.root={root}: no such folder; fetch the public X-rays with `xray download`, name a folder "
+            "with data.root=DIR, or try generated X-rays with data=synthetic"
+        )
+    rows = list(_csv_rows(root) if root.is_file() else _folder_rows(_unnest(root)))
+    if not rows:
+        raise InputError(f"data.root={root}: no images; expected files in {_expected()}")
+    table = pd.DataFrame(rows).sort_values("id", ignore_index=True)
+    table["class_name"] = [CLASSES[label] for label in table["label"]]
+    return table
+
+
+def fingerprint(records: pd.DataFrame) -> str:
+    """Hash ids, contents, labels and splits of the records: the identity of the data, 64 hex digits."""
+    digest = hashlib.sha256()
+    for row in records[["id", "sha256", "label", "split"]].itertuples(index=False):
+        digest.update("\x1f".join(map(str, row)).encode() + b"\x1e")
+    return digest.hexdigest()
+
+
+def sample_by_patient(records: pd.DataFrame, max_images: int, seed: int) -> pd.DataFrame:
+    """Keep whole patients, drawn at random, until the next one would exceed `max_images` of a class.
+
+    Each split and class keeps its share of the images.
+    """
+    shuffled = records.sample(frac=1, random_state=seed)
+    chosen: list[str] = []
+    share = max_images / len(records)
+    for _, stratum in shuffled.groupby(["split", "label"]):
+        sizes = stratum.groupby("patient", sort=False).size().cumsum()
+        chosen += sizes[sizes <= max(1, share * len(stratum))].index.tolist()
+    return records[records["patient"].isin(chosen)].reset_index(drop=True)
+
+
+def _expected() -> str:
+    return f"{'|'.join(SPLITS)}/{'|'.join(CLASSES)}"
+
+
+def _unnest(root: Path) -> Path:
+    """Step into `chest_xray/chest_xray` when the splits lie one level deeper; never count them twice."""
+    if any((root / split).is_dir() for split in SPLITS):
+        return root
+    inner = [folder for folder in _folders(root) if any((folder / split).is_dir() for split in SPLITS)]
+    return inner[0] if len(inner) == 1 else root
+
+
+def _folder_rows(root: Path) -> Iterator[dict[str, object]]:
+    splits = [name for name in SPLITS if (root / name).is_dir()]
+    if "train" not in splits:
+        found = ", ".join(sorted(folder.name for folder in _folders(root))) or "no folders"
+        raise InputError(f"data.root={root}: no folder `train`; expected {_expected()}, found {found}; no images")
+    for split in splits:
+        found = sorted(folder.name for folder in _folders(root / split))
+        if found != sorted(CLASSES):
+            raise InputError(
+                f"{root / split}: expected the class folders {' and '.join(CLASSES)}, "
+                f"found {', '.join(map(repr, found)) or 'none'}; rename or remove what differs"
+            )
+        for label, class_name in enumerate(CLASSES):
+            for entry in _files(root / split / class_name):
+                yield _row(root, Path(entry), label=label, split=split)
+
+
+def _csv_rows(csv: Path) -> Iterator[dict[str, object]]:
+    try:
+        table = pd.read_csv(csv, dtype=str, keep_default_na=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise InputError(f"{csv}: is not a CSV table in UTF-8: {error}") from error
+    missing = [column for column in CSV_COLUMNS if column not in table]
+    if missing:
+        raise InputError(
+            f"{csv}: lacks the columns {', '.join(missing)}; expected {', '.join(CSV_COLUMNS)}, "
+            f"found {', '.join(table.columns)}"
+        )
+    if table["path"].duplicated().any():
+        raise InputError(f"{csv}: names {table['path'][table['path'].duplicated()].iloc[0]!r} twice")
+    labels = {"0": 0, "1": 1, **{name: label for label, name in enumerate(CLASSES)}}
+    for line, row in enumerate(table.to_dict("records"), start=2):
+        label = labels.get(row["label"])
+        if label is None or row["split"] not in SPLITS or not row["patient"]:
+            raise InputError(
+                f"{csv}, line {line}: label={row['label']!r} split={row['split']!r} patient={row['patient']!r}; "
+                f"label is 0, 1, {' or '.join(CLASSES)}, split one of {', '.join(SPLITS)}, patient not empty"
+            )
+        yield _row(csv.parent, csv.parent / row["path"], label=label, split=row["split"]) | {"patient": row["patient"]}
+
+
+def _row(root: Path, path: Path, *, label: int, split: str) -> dict[str, object]:
+    """Describe one file by its name and by what the file system says, without opening it."""
+    name = PATIENT.match(path.name)
+    kind = (name.group(2) if name else None) or "unknown"
+    try:
+        facts = os.stat(path)
+        stamp = f"{facts.st_ino}-{facts.st_size}-{facts.st_mtime_ns}-{facts.st_ctime_ns}"
+    except OSError:
+        facts, stamp = None, "missing"
+    relative = os.path.relpath(path, root)
+    inside = os.path.realpath(path).startswith(os.path.realpath(root) + os.sep)
+    return {
+        "id": os.fsencode(relative).decode("utf-8", "backslashreplace"),
+        "path": str(path) if inside else "",  # never followed: it leads out of the data
+        "label": label,
+        "patient": (name.group(1) or name.group(3)) if name else _printable(path.stem),
+        "subtype": "normal" if label == 0 else kind,
+        "split": split,
+        "bytes": facts.st_size if facts else 0,
+        "stamp": stamp,
+    }
+
+
+def _printable(name: str) -> str:
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _folders(root: Path) -> list[Path]:
+    return [path for path in root.iterdir() if path.is_dir() and not _hidden(path.name)]
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Walk to any depth; hidden files and what systems leave behind are passed over."""
+    for here, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not _hidden(name))
+        for name in sorted(files):
+            if not _hidden(name):
+                yield os.path.join(here, name)
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name in JUNK

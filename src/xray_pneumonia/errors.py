@@ -1,0 +1,29 @@
+"""The exceptions that the command line turns into exit codes; every module may raise them."""
+
+import signal
+
+
+class InputError(Exception):
+    """The user's input is wrong: a key, a file, a folder (exit code 2).
+
+    The message is one line or a short list: it names the key or file, shows the value, says the cure.
+    """
+
+
+class DataRefused(InputError):
+    """The audit found errors in the data that would make every figure a lie (exit code 2)."""
+
+
+class TrainingDiverged(Exception):
+    """The loss is no longer a finite number, so nothing that follows can be trusted (exit code 1)."""
+
+
+class Stopped(BaseException):
+    """SIGTERM or Ctrl-C; like KeyboardInterrupt it passes every `except Exception`.
+
+    It is no KeyboardInterrupt, which Lightning would turn into exit code 1.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__("terminated" if number == signal.SIGTERM else "interrupted")
+        self.exit_code = 128 + number

@@ -1,0 +1,163 @@
+"""Pictures of tables and X-rays: the only door to matplotlib. Every function returns a figure."""
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
+
+CLASSES = ("NORMAL", "PNEUMONIA")
+COLOURS = {"NORMAL": "#2a7f9e", "PNEUMONIA": "#d1603d", "train": "#8a8f98", "val": "#2b3a55"}
+STYLE = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "axes.axisbelow": True,
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "figure.dpi": 110,
+}
+mpl.rcParams.update(STYLE)
+
+History = dict[str, list[tuple[int, float]]]
+Gray = npt.NDArray[np.uint8]
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, bbox_inches="tight")
+
+
+def learning_curves(history: History, *, best_epoch: int) -> Figure:
+    """Draw loss, accuracy and AUROC of training and validation over the epochs."""
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    for axes, (metric, title) in zip(
+        figure.subplots(1, 3), {"loss": "Loss", "accuracy": "Accuracy", "auroc": "AUROC"}.items(), strict=True
+    ):
+        for stage, label in {"train": "training", "val": "validation"}.items():
+            points = history.get(f"{stage}/{metric}", [])
+            axes.plot(*zip(*points, strict=True) if points else ([], []), "o-", ms=3, color=COLOURS[stage], label=label)
+        axes.axvline(best_epoch, color="#c9c9c9", ls="--", lw=1, label=f"best epoch ({best_epoch})")
+        axes.set(title=title, xlabel="epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False)
+    return figure
+
+
+def confusion_matrix(predictions: pd.DataFrame, *, threshold: float) -> Figure:
+    """Draw counts, with the share of each true class."""
+    called = (predictions["probability"] >= threshold).astype(int)
+    counts = np.array([[int(((predictions["label"] == t) & (called == c)).sum()) for c in (0, 1)] for t in (0, 1)])
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    figure = Figure(figsize=(4.6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for truth in (0, 1):
+        for call in (0, 1):
+            colour = "white" if shares[truth, call] > 0.5 else "black"
+            text = f"{counts[truth, call]}\n{shares[truth, call]:.1%}"
+            axes.text(call, truth, text, ha="center", va="center", color=colour, fontsize=13)
+    axes.set_xticks([0, 1], CLASSES)
+    axes.set_yticks([0, 1], CLASSES, rotation=90, va="center")
+    axes.set(xlabel="called", ylabel="truth", title=f"{_basis(predictions)}, threshold {threshold:g}")
+    axes.grid(visible=False)
+    return figure
+
+
+def roc_and_precision_recall(predictions: pd.DataFrame, *, threshold: float) -> Figure:
+    """Draw both curves, with the threshold's point on each."""
+    label, score = predictions["label"], predictions["probability"]
+    called = score >= threshold
+    recall = float(called[label == 1].mean())
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    roc, pr = figure.subplots(1, 2)
+    fpr, tpr, _ = roc_curve(label, score)
+    roc.plot(fpr, tpr, color=COLOURS["val"])
+    roc.plot([0, 1], [0, 1], color="#c9c9c9", lw=1)
+    roc.plot([float(called[label == 0].mean())], [recall], "o", color=COLOURS["PNEUMONIA"], label=f"at {threshold:g}")
+    roc.set(xlabel="1 - specificity", ylabel="sensitivity", title=f"ROC, AUROC {roc_auc_score(label, score):.4f}")
+    precision, sensitivity, _ = precision_recall_curve(label, score)
+    pr.plot(sensitivity, precision, color=COLOURS["val"])
+    pr.axhline(label.mean(), color="#c9c9c9", lw=1)
+    if called.any():
+        pr.plot([recall], [float(label[called].mean())], "o", color=COLOURS["PNEUMONIA"])
+    title = f"Precision and recall, average precision {average_precision_score(label, score):.4f}"
+    pr.set(xlabel="sensitivity (recall)", ylabel="precision", title=title, ylim=(0, 1.02))
+    roc.legend(frameon=False, loc="lower right")
+    figure.supxlabel(_basis(predictions), fontsize=9, color="#666666")
+    return figure
+
+
+def worst_mistakes(predictions: pd.DataFrame, images: Gray, *, threshold: float, count: int = 12) -> Figure:
+    """Show the images that were called wrong with most confidence."""
+    wrong = predictions[(predictions["probability"] >= threshold) != (predictions["label"] == 1)]
+    wrong = wrong.assign(miss=(wrong["probability"] - wrong["label"]).abs()).nlargest(count, "miss")
+    titles = [f"{CLASSES[row.label]}\ncalled with p={row.probability:.3f}\n{row.patient}" for row in wrong.itertuples()]
+    colours = [COLOURS[CLASSES[label]] for label in wrong["label"]]
+    return grid(images[wrong.index.to_numpy(np.int64)], titles, colours, empty="no mistakes at this threshold")
+
+
+def class_balance(records: pd.DataFrame) -> Figure:
+    """Draw the images of each class in each split."""
+    counts = pd.crosstab(records["split"], records["class_name"]).reindex(columns=list(CLASSES), fill_value=0)
+    counts = counts.loc[[split for split in ("train", "val", "test") if split in counts.index]]
+    figure = Figure(figsize=(2.8 * len(counts) + 1, 3.4), layout="constrained")
+    for axes, (split, row) in zip(np.atleast_1d(figure.subplots(1, len(counts))), counts.iterrows(), strict=True):
+        bars = axes.bar(CLASSES, row, color=[COLOURS[name] for name in CLASSES])
+        axes.bar_label(bars, [f"{n}\n{n / max(1, row.sum()):.0%}" for n in row], fontsize=9)
+        axes.set(title=f"{split}: {row.sum()} images")
+        axes.margins(y=0.2)
+        axes.grid(visible=False, axis="x")
+    return figure
+
+
+def sizes_and_modes(records: pd.DataFrame) -> Figure:
+    """Draw what the files tell without being opened: their size in pixels and in bytes, by class."""
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    megapixels, kilobytes = figure.subplots(1, 2)
+    for label, name in enumerate(CLASSES):
+        part = records[records["label"] == label]
+        _histogram(megapixels, part["width"] * part["height"] / 1e6, name)
+        _histogram(kilobytes, part["bytes"] / 1e3, name)
+    megapixels.set(title="Size of the pictures", xlabel="megapixels", ylabel="share of the class")
+    kilobytes.set(title="Size of the files", xlabel="kilobytes")
+    kilobytes.legend(frameon=False)
+    return figure
+
+
+def sample_grid(images: Gray, records: pd.DataFrame) -> Figure:
+    """Show images with subtype and patient."""
+    titles = [f"{row.subtype}\n{row.patient}" for row in records.itertuples()]
+    return grid(images, titles, [COLOURS[name] for name in records["class_name"]])
+
+
+def grid(images: Gray, titles: list[str], colours: list[str], *, empty: str = "nothing to show") -> Figure:
+    """Show (N, H, W) images, six a row, with a coloured frame each."""
+    if not len(images):
+        figure = Figure(figsize=(6, 1))
+        figure.text(0.5, 0.5, empty, ha="center", va="center")
+        return figure
+    rows = -(-len(images) // 6)
+    figure = Figure(figsize=(12, 2.6 * rows), layout="constrained")
+    for place, axes in enumerate(figure.subplots(rows, 6, squeeze=False).flat):
+        axes.set_axis_off()
+        if place < len(images):
+            axes.imshow(images[place], cmap="gray", vmin=0, vmax=255)
+            axes.set_title(titles[place], fontsize=8, color=colours[place], loc="center")
+    return figure
+
+
+def _histogram(axes: Axes, values: pd.Series, name: str) -> None:
+    weights = np.full(len(values), 1 / max(1, len(values)))
+    axes.hist(values, bins=30, weights=weights, alpha=0.6, color=COLOURS[name], label=name)
+
+
+def _basis(predictions: pd.DataFrame) -> str:
+    return f"{len(predictions)} images of {predictions['patient'].nunique()} patients"

@@ -1,0 +1,1 @@
+"""Numbers -> logits: nets that eat raw pixels; they know nothing of data or training."""

@@ -1,0 +1,32 @@
+"""The first layer of every net: raw gray pixels -> normalised numbers, on the device."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Pixels(nn.Module):
+    """Scale uint8 pixels to [0, 1] and normalise them.
+
+    Args:
+        mean: subtracted after scaling.
+        std: divides after that.
+    """
+
+    def __init__(self, *, mean: float, std: float) -> None:
+        super().__init__()
+        self._scale, self._shift = 1 / (255 * std), -mean / std
+        self.register_buffer("_anchor", torch.empty(0), persistent=False)  # follows the net's dtype
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Turn (B, 1, H, W) uint8, or floats of the same range, into floats."""
+        pixels = image.to(self._anchor.dtype) * self._scale
+        return pixels + self._shift if self._shift else pixels
+
+
+def initialise_like_keras(net: nn.Module) -> None:
+    """Glorot uniform weights and zero biases, Keras' defaults (Glorot and Bengio, AISTATS 2010)."""
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

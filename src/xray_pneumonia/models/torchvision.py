@@ -1,0 +1,75 @@
+"""Backbones of torchvision behind a one-channel stem."""
+
+from typing import Literal
+from urllib.error import URLError
+
+import torch
+from torch import Tensor, nn
+from torchvision import models
+
+from xray_pneumonia.errors import InputError
+from xray_pneumonia.models.pixels import Pixels
+from xray_pneumonia.ranges import BelowOne, Fraction, Positive
+
+
+class TorchvisionNet(nn.Module):
+    """A backbone of torchvision with one input channel and one logit.
+
+    With pretrained weights the stem sums the weights of the three colour channels, so that it sees a
+    gray image just as the pretrained net saw the same image in RGB.
+
+    Args:
+        backbone: its name in torchvision.
+        pretrained: start from the ImageNet weights, which torchvision downloads once.
+        dropout: before the last layer.
+        mean: of the pixels in [0, 1], for normalisation.
+        std: of the pixels in [0, 1].
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: Literal["resnet18", "densenet121", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny"],
+        pretrained: bool,
+        dropout: BelowOne,
+        mean: Fraction,
+        std: Positive,
+    ) -> None:
+        super().__init__()
+        self.pixels = Pixels(mean=mean, std=std)
+        self.backbone = _load(backbone, pretrained=pretrained)
+        name, stem = next((name, layer) for name, layer in self.backbone.named_modules() if isinstance(layer, nn.Conv2d))
+        self.backbone.set_submodule(name, _one_channel(stem))
+        name, head = [(name, layer) for name, layer in self.backbone.named_modules() if isinstance(layer, nn.Linear)][-1]
+        self.backbone.set_submodule(name, nn.Sequential(nn.Dropout(dropout), nn.Linear(head.in_features, 1)))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map raw pixels (B, 1, H, W) to logits (B,) for PNEUMONIA."""
+        return self.backbone(self.pixels(image))[:, 0]  # type: ignore[no-any-return]
+
+
+def _load(backbone: str, *, pretrained: bool) -> nn.Module:
+    try:
+        return models.get_model(backbone, weights="DEFAULT" if pretrained else None)  # type: ignore[no-any-return]
+    except (URLError, OSError, RuntimeError) as error:
+        weights = models.get_model_weights(backbone).DEFAULT  # type: ignore[attr-defined]
+        raise InputError(
+            f"model.pretrained=true: the weights of {backbone} cannot be had ({error}); fetch {weights.url} into "
+            f"{torch.hub.get_dir()}/checkpoints, or train from scratch with model.pretrained=false"
+        ) from error
+
+
+def _one_channel(stem: nn.Conv2d) -> nn.Conv2d:
+    gray = nn.Conv2d(
+        1,
+        stem.out_channels,
+        stem.kernel_size,  # type: ignore[arg-type]
+        stride=stem.stride,  # type: ignore[arg-type]
+        padding=stem.padding,  # type: ignore[arg-type]
+        bias=stem.bias is not None,
+    )
+    with torch.no_grad():
+        gray.weight.copy_(stem.weight.sum(dim=1, keepdim=True))
+        if stem.bias is not None and gray.bias is not None:
+            gray.bias.copy_(stem.bias)
+    return gray

@@ -1,0 +1,17 @@
+"""Types with a range: the signatures that use them are the schema that `config.check` enforces."""
+
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Interval, Le
+
+Positive = Annotated[float, Gt(0), Le(1e6)]
+NonNegative = Annotated[float, Ge(0), Le(1e6)]
+Fraction = Annotated[float, Interval(ge=0, le=1)]
+OpenFraction = Annotated[float, Interval(gt=0, lt=1)]
+BelowOne = Annotated[float, Interval(ge=0, lt=1)]
+Degrees = Annotated[float, Interval(ge=0, le=180)]
+Count = Annotated[int, Ge(1)]
+Whole = Annotated[int, Ge(0)]
+Seed = Annotated[int, Interval(ge=0, lt=2**32)]
+Side = Annotated[int, Interval(ge=16, le=2048)]
+Stage = Literal["train", "val", "test"]

@@ -1,0 +1,66 @@
+"""Signatures as schemas: which keys, types and ranges a constructor takes, and how to say what is wrong."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, get_type_hints
+
+
+def problems(values: dict[str, Any], target: Callable[..., Any], *, prefix: str) -> list[str]:
+    """Validate values against the keyword-only parameters of a target.
+
+    Args:
+        values: what a config sets.
+        target: a class or function with annotated parameters.
+        prefix: the dotted key of the node, with its last dot.
+
+    Returns:
+        One line for each wrong key: the key, its value, what it should be.
+    """
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from typing_extensions import TypedDict
+
+    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
+    names = [p.name for p in inspect.signature(target).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    schema = TypedDict("schema", {name: hints[name] for name in names})  # type: ignore[operator]
+    schema.__pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    try:
+        TypeAdapter(schema).validate_python(values)
+    except ValidationError as error:
+        return _worded(error.errors(), values, names, prefix=prefix)
+    return []
+
+
+def _worded(errors: list[Any], values: dict[str, Any], names: list[str], *, prefix: str) -> list[str]:
+    """Word pydantic's errors: one line for each key, its value, what it should be."""
+    lines: dict[str, list[str]] = {}
+    for error in errors:
+        path, value = _real_path(error["loc"], values)
+        key = f"{prefix}{'.'.join(map(str, path))}"
+        if error["type"] == "extra_forbidden":
+            text = f"{key}={value!r}: unknown key{nearest(str(path[-1]), names, prefix)}"
+        elif error["type"] == "missing":
+            text = f"{prefix}{'.'.join(map(str, error['loc']))}: is missing"
+        else:
+            text = f"{key}={value!r}: {error['msg'].replace('Input should', 'should')}"
+        known = lines.setdefault(key, [])
+        known.append(text if not known else text.split(": ", 1)[1])
+    return [" or ".join(parts) for parts in lines.values()]
+
+
+def _real_path(loc: tuple[int | str, ...], values: Any) -> tuple[list[int | str], Any]:
+    """Cut from pydantic's location what names a branch of a union instead of a key."""
+    path: list[int | str] = []
+    for step in loc:
+        if (isinstance(values, dict) and step in values) or (
+            isinstance(values, list) and isinstance(step, int) and step < len(values)
+        ):
+            path.append(step)
+            values = values[step]
+    return path, values
+
+
+def nearest(name: str, valid: Iterable[str], prefix: str = "") -> str:
+    """Word the nearest valid name as the end of a sentence, or nothing."""
+    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    return f"; did you mean {prefix}{close[0]}?" if close else ""

@@ -1,0 +1,36 @@
+"""Lightning's view of a run: metrics per epoch, nothing else."""
+
+from argparse import Namespace
+from typing import Any
+
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_only
+
+from xray_pneumonia.tracking.run import Run
+
+
+class RunLogger(Logger):
+    """Send what Lightning logs to the run; the step in MLflow is the number of epochs completed."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self._run = run
+
+    @property
+    def name(self) -> str:
+        """The experiment."""
+        return self._run.store.experiment_name
+
+    @property
+    def version(self) -> str:
+        """The run."""
+        return self._run.run_id
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Send the metrics of an epoch in one batch."""
+        epoch = metrics.pop("epoch", 0)
+        self._run.log_metrics(metrics, step=int(epoch) + 1)
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the whole config is logged before the training."""

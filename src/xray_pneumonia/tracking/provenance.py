@@ -1,0 +1,52 @@
+"""Where a run comes from: the commit, what was changed since, versions, machine."""
+
+import json
+import platform
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+PACKAGES = (
+    "xray-pneumonia torch torchvision pytorch-lightning torchmetrics hydra-core omegaconf mlflow albumentations "
+    "numpy pandas scikit-learn pillow"
+).split()
+MAX_DIFF = 2**20  # characters
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """`tags` for MLflow, `environment` as JSON, `diff` of the working tree against the commit."""
+
+    tags: dict[str, str]
+    environment: str
+    diff: str
+
+
+def collect() -> Provenance:
+    """Look at the machine, the packages and the repository that holds this package, if one does."""
+    commit, diff = _git("rev-parse", "HEAD"), _git("diff", "HEAD")[:MAX_DIFF]
+    machine = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "gpu": ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) or "none",
+        "threads": str(torch.get_num_threads()),
+    }
+    versions = {name: version(name) for name in PACKAGES}
+    tags = {f"machine.{key}": value for key, value in machine.items()}
+    tags |= {"version.torch": versions["torch"], "version.xray-pneumonia": versions["xray-pneumonia"]}
+    if commit:
+        tags |= {"mlflow.source.git.commit": commit, "git.dirty": str(bool(diff)).lower()}
+    return Provenance(tags, json.dumps({"machine": machine, "versions": versions}, indent=2), diff)
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, errors="replace")
+    except (OSError, subprocess.SubprocessError):
+        return ""  # no git, or the package is installed outside a repository
+    return done.stdout.strip()

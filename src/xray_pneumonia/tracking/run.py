@@ -1,0 +1,187 @@
+"""One run in MLflow, from its first tag to its last artifact; its status tells the truth."""
+
+import contextlib
+import hashlib
+import logging
+import os
+import platform
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from xray_pneumonia.errors import Stopped
+from xray_pneumonia.tracking.provenance import Provenance
+from xray_pneumonia.tracking.store import Store
+
+MAX_PARAMS = 100  # of one request, MLflow's limit
+MAX_VALUE = 6000  # characters of a parameter, MLflow's limit
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """A run. Everything written below `folder` is an artifact of it.
+
+    In a local store `folder` is the artifact folder itself, so nothing is ever copied; for a server it is
+    a staging folder that `upload` sends.
+    """
+
+    store: Store
+    run_id: str
+    folder: Path
+    staged: bool
+    _unsent: list[tuple[str, float, int, int]] = field(default_factory=list)
+
+    def path(self, name: str) -> Path:
+        """Name an artifact, making its folder."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def log_config(self, text: str) -> None:
+        """Keep the resolved config, byte for byte, and its hash as a tag."""
+        self.path("config.yaml").write_text(text, encoding="utf-8")
+        self.set_tags({"config_sha256": hashlib.sha256(text.encode()).hexdigest()})
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Log every leaf of the config."""
+        from mlflow.entities import Param
+
+        entries = [Param(key, str(value)[:MAX_VALUE]) for key, value in params.items()]
+        for start in range(0, len(entries), MAX_PARAMS):
+            self.store.client.log_batch(self.run_id, params=entries[start : start + MAX_PARAMS])
+
+    def set_tags(self, tags: Mapping[str, object]) -> None:
+        """Set tags in one request."""
+        from mlflow.entities import RunTag
+
+        self.store.client.log_batch(self.run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
+        """Send metrics in one batch; what cannot be sent is kept and tried again with the next batch."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._unsent += [(key, float(value), now, step) for key, value in metrics.items()]
+        try:
+            self.store.client.log_batch(self.run_id, metrics=[Metric(*entry) for entry in self._unsent])
+        except Exception as error:  # whatever a store does, it must not end a training
+            log.warning("%d metrics could not be sent yet: %s", len(self._unsent), error)
+        else:
+            self._unsent.clear()
+
+    def log_dataset(self, *, name: str, digest: str, source: str, stage: str) -> None:
+        """Name the data of the run as an MLflow dataset input."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(name, digest[:36], "local", source)
+        self.store.client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", stage)])])
+
+    def log_provenance(self, provenance: Provenance) -> None:
+        """Log commit, uncommitted changes, versions and machine."""
+        self.path("environment.json").write_text(provenance.environment, encoding="utf-8")
+        if provenance.diff:
+            self.path("git.diff").write_text(provenance.diff, encoding="utf-8")
+        self.set_tags(provenance.tags)
+
+    def log_model(self, folder: Path, *, image_size: int) -> None:
+        """Log a bundle as an MLflow model with a signature; nothing in it is pickled."""
+        import mlflow.pyfunc
+        import numpy as np
+        from mlflow.models import Model, ModelSignature
+        from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+
+        pixels = TensorSpec(np.dtype(np.uint8), (-1, 1, image_size, image_size), "image")
+        answer = Schema([ColSpec(DataType.double, "probability"), ColSpec(DataType.string, "label")])
+        with _tracking_uri(self.store.uri):
+            Model.log(
+                artifact_path=None,
+                name="model",
+                flavor=mlflow.pyfunc,
+                run_id=self.run_id,
+                loader_module="xray_pneumonia.workflows.serve",
+                data_path=str(folder),
+                signature=ModelSignature(inputs=Schema([pixels]), outputs=answer),
+                pip_requirements=["xray-pneumonia"],
+            )
+
+    def metric_history(self, names: list[str]) -> dict[str, list[tuple[int, float]]]:
+        """Read (epoch, value) pairs back from the store."""
+        history = {name: self.store.client.get_metric_history(self.run_id, name) for name in names}
+        return {name: sorted((metric.step, metric.value) for metric in metrics) for name, metrics in history.items()}
+
+    def upload(self) -> None:
+        """Send the staged artifacts to a store that is not this machine's."""
+        if self.staged:
+            self.store.client.log_artifacts(self.run_id, str(self.folder))
+
+
+@contextlib.contextmanager
+def start_run(store: Store, *, name: str | None, tags: Mapping[str, str], system_metrics: bool) -> Iterator[Run]:
+    """Open a run and close it with a status that is true.
+
+    FINISHED after the block; KILLED when a signal or Ctrl-C ended it; FAILED with the tag `reason` otherwise.
+    """
+    who = {"host": platform.node(), "pid": str(os.getpid())}
+    made = store.client.create_run(store.experiment_id, run_name=name, tags={**tags, **who})
+    run = Run(store, made.info.run_id, *_artifact_folder(store, made.info.run_id, made.info.artifact_uri))
+    monitor = _monitor(run) if system_metrics else None
+    status, reason = "FINISHED", ""
+    try:
+        yield run
+    except (KeyboardInterrupt, Stopped, SystemExit) as error:
+        status, reason = "KILLED", f"{type(error).__name__}: {error}"
+        raise
+    except BaseException as error:
+        status, reason = "FAILED", f"{type(error).__name__}: {error}"
+        run.path("traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        raise
+    finally:
+        if monitor is not None:
+            monitor.finish()
+        _close(run, status, reason)
+
+
+def _close(run: Run, status: str, reason: str) -> None:
+    try:
+        run.upload()
+        if reason:
+            run.set_tags({"reason": reason[:MAX_VALUE]})
+        run.store.client.set_terminated(run.run_id, status)
+    except Exception as error:
+        if status == "FINISHED":
+            raise
+        log.error("run %s could not be marked %s: %s", run.run_id, status, error)
+
+
+def _artifact_folder(store: Store, run_id: str, uri: str) -> tuple[Path, bool]:
+    from mlflow.utils.file_utils import local_file_uri_to_path
+
+    local = uri.startswith(("file:", "/"))
+    folder = Path(local_file_uri_to_path(uri)) if local else store.home / "staged" / run_id
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder, not local
+
+
+def _monitor(run: Run) -> Any:
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    monitor = SystemMetricsMonitor(run.run_id, sampling_interval=2, tracking_uri=run.store.uri)
+    monitor.start()
+    return monitor
+
+
+@contextlib.contextmanager
+def _tracking_uri(uri: str) -> Iterator[None]:
+    """Lend MLflow's fluent functions our store; they know no client."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)

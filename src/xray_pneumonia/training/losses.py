@@ -1,0 +1,85 @@
+"""Class weights as pure functions; binary cross-entropy and focal loss.
+
+Weights and smoothing act in training mode alone: the validation loss of every run is the plain loss, so
+runs with different weights can be compared (Keras does the same with `class_weight`).
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+from typing_extensions import TypedDict
+
+from xray_pneumonia.ranges import BelowOne, NonNegative, Positive
+
+WeightOfEach = TypedDict("WeightOfEach", {"NORMAL": Positive, "PNEUMONIA": Positive})
+ClassWeights = Literal["none", "balanced"] | WeightOfEach
+
+
+def resolve_class_weights(spec: ClassWeights, counts: list[int]) -> tuple[float, float]:
+    """Turn `none`, `balanced` or a mapping into the weights of NORMAL and PNEUMONIA.
+
+    Balanced weights are n / (2 n_class), as in scikit-learn: each class carries half of the loss.
+
+    Args:
+        spec: what the config says.
+        counts: training images of each class.
+    """
+    if spec == "none":
+        return 1.0, 1.0
+    if spec == "balanced":
+        return sum(counts) / (2 * counts[0]), sum(counts) / (2 * counts[1])
+    return float(spec["NORMAL"]), float(spec["PNEUMONIA"])
+
+
+class BinaryCrossEntropy(nn.Module):
+    """Weighted binary cross-entropy on logits; the mean over images, not over weights, as in Keras.
+
+    Args:
+        counts: training images of each class, for balanced weights.
+        class_weights: `none`, `balanced` or a mapping of both class names.
+        label_smoothing: moves the targets from 0 and 1 towards 1/2.
+    """
+
+    def __init__(self, counts: list[int], *, class_weights: ClassWeights, label_smoothing: BelowOne) -> None:
+        super().__init__()
+        self._normal, self._pneumonia = resolve_class_weights(class_weights, counts)
+        self._smoothing = label_smoothing
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Reduce logits (B,) and labels (B,) of 0 and 1 to one number."""
+        if not self.training:
+            return binary_cross_entropy_with_logits(logits, labels)
+        weights = torch.where(labels > 0.5, self._pneumonia, self._normal)
+        targets = labels * (1 - self._smoothing) + self._smoothing / 2
+        return binary_cross_entropy_with_logits(logits, targets, weight=weights)
+
+
+class FocalLoss(nn.Module):
+    """Cross-entropy times (1 - p)^gamma, which quietens easy images (Lin et al., ICCV 2017).
+
+    Args:
+        counts: training images of each class, for balanced weights.
+        class_weights: `none`, `balanced` or a mapping of both class names.
+        gamma: 0 gives the plain cross-entropy.
+        label_smoothing: moves the targets from 0 and 1 towards 1/2.
+    """
+
+    def __init__(
+        self, counts: list[int], *, class_weights: ClassWeights, gamma: NonNegative, label_smoothing: BelowOne
+    ) -> None:
+        super().__init__()
+        self._normal, self._pneumonia = resolve_class_weights(class_weights, counts)
+        self._gamma, self._smoothing = gamma, label_smoothing
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Reduce logits (B,) and labels (B,) of 0 and 1 to one number."""
+        smoothing = self._smoothing if self.training else 0.0
+        targets = labels * (1 - smoothing) + smoothing / 2
+        entropy = binary_cross_entropy_with_logits(logits, targets, reduction="none")
+        missed = torch.where(labels > 0.5, torch.sigmoid(-logits), torch.sigmoid(logits))  # 1 - p of the truth
+        loss = missed**self._gamma * entropy
+        if self.training:
+            loss = loss * torch.where(labels > 0.5, self._pneumonia, self._normal)
+        return loss.mean()

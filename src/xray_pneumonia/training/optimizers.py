@@ -1,0 +1,77 @@
+"""Optimisers and learning-rate schedules, by the names and ranges that the configs use."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
+
+from xray_pneumonia.ranges import BelowOne, Fraction, NonNegative, OpenFraction, Positive, Whole
+
+Parameters = Iterable[nn.Parameter]
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """What a schedule must know of the run: its length, and the metric it may watch."""
+
+    epochs: int
+    steps_per_epoch: int
+    monitor: str
+    mode: str
+
+
+def rmsprop(
+    parameters: Parameters, *, lr: Positive, rho: BelowOne, epsilon: Positive, weight_decay: NonNegative
+) -> Optimizer:
+    """RMSprop with Keras' names (Tieleman and Hinton, 2012)."""
+    return torch.optim.RMSprop(parameters, lr=lr, alpha=rho, eps=epsilon, weight_decay=weight_decay)
+
+
+def adamw(parameters: Parameters, *, lr: Positive, beta1: BelowOne, beta2: BelowOne, weight_decay: NonNegative) -> Optimizer:
+    """Adam with decoupled weight decay (Loshchilov and Hutter, ICLR 2019)."""
+    return torch.optim.AdamW(parameters, lr=lr, betas=(beta1, beta2), weight_decay=weight_decay)
+
+
+def sgd(
+    parameters: Parameters, *, lr: Positive, momentum: BelowOne, nesterov: bool, weight_decay: NonNegative
+) -> Optimizer:
+    """Stochastic gradient descent with momentum."""
+    nesterov = nesterov and momentum > 0  # torch refuses the one without the other
+    return torch.optim.SGD(parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+
+
+def constant(optimizer: Optimizer, horizon: Horizon) -> dict[str, Any]:
+    """Keep the learning rate as it is."""
+    return {"scheduler": LambdaLR(optimizer, lambda _: 1.0), "interval": "epoch"}
+
+
+def cosine(optimizer: Optimizer, horizon: Horizon, *, warmup_epochs: NonNegative, floor: Fraction) -> dict[str, Any]:
+    """Rise linearly, then fall along half a cosine to `floor` times the learning rate."""
+    total = horizon.epochs * horizon.steps_per_epoch
+    warmup = warmup_epochs * horizon.steps_per_epoch
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        progress = min(1.0, (step - warmup) / max(1, total - warmup))
+        return floor + (1 - floor) * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * progress))))
+
+    return {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}
+
+
+def onecycle(optimizer: Optimizer, horizon: Horizon, *, warmup_share: OpenFraction) -> dict[str, Any]:
+    """One rise to the learning rate and one fall to nothing (Smith and Topin, 2018)."""
+    peak = [group["lr"] for group in optimizer.param_groups]
+    total = horizon.epochs * horizon.steps_per_epoch
+    return {"scheduler": OneCycleLR(optimizer, peak, total_steps=total, pct_start=warmup_share), "interval": "step"}
+
+
+def plateau(optimizer: Optimizer, horizon: Horizon, *, factor: OpenFraction, patience: Whole) -> dict[str, Any]:
+    """Cut the learning rate when the monitored metric has not improved for more than `patience` epochs."""
+    mode = "max" if horizon.mode == "max" else "min"
+    schedule = ReduceLROnPlateau(optimizer, mode=mode, factor=factor, patience=patience)
+    return {"scheduler": schedule, "interval": "epoch", "monitor": horizon.monitor}

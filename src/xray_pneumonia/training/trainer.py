@@ -1,0 +1,97 @@
+"""The settings of a training and Lightning's trainer made from them."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, ProgressBar
+from pytorch_lightning.loggers import Logger
+
+from xray_pneumonia.errors import InputError
+from xray_pneumonia.ranges import BelowOne, Count, Positive
+from xray_pneumonia.training.checkpoints import AtomicCheckpointIO
+
+for name in ("pytorch_lightning", "lightning_fabric"):
+    logging.getLogger(name).setLevel(logging.WARNING)  # what it tells of devices and tips is said elsewhere, or not needed
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerSettings:
+    """The config group `trainer`.
+
+    Args:
+        max_epochs: passes over the training images.
+        accelerator: `auto` takes a GPU where there is one.
+        devices: processes on the CPU, or GPUs.
+        precision: of the arithmetic; bf16 is emulated, and slow, on many CPUs.
+        patience: stop after so many epochs without a better monitored metric; null never stops early.
+        ema_decay: average the weights exponentially with this decay; null uses them as they are.
+        gradient_clip: largest norm of the gradient; null leaves it alone.
+        accumulate_batches: batches that make one step.
+        limit_train_batches: batches of an epoch; null for all.
+        limit_val_batches: the same for validation.
+        deterministic: same seed, same bits; costs speed on some GPUs.
+        channels_last: the memory layout that convolutions read faster.
+        keep_freed_memory: keep freed blocks in the process (glibc).
+        threads: of one process; null leaves it to torch.
+    """
+
+    max_epochs: Count
+    accelerator: Literal["auto", "cpu", "gpu"]
+    devices: Count
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"]
+    patience: Count | None
+    ema_decay: BelowOne | None
+    gradient_clip: Positive | None
+    accumulate_batches: Count
+    limit_train_batches: Count | None
+    limit_val_batches: Count | None
+    deterministic: bool
+    channels_last: bool
+    keep_freed_memory: bool
+    threads: Count | None
+
+    def __post_init__(self) -> None:
+        """Refuse what this machine does not have."""
+        gpus = torch.cuda.device_count()
+        if self.accelerator == "gpu" and self.devices > gpus:
+            raise InputError(
+                f"trainer.accelerator=gpu trainer.devices={self.devices}: this machine has {gpus} GPUs that torch can "
+                "use; choose trainer=cpu, or trainer.accelerator=auto"
+            )
+
+
+def build_trainer(settings: TrainerSettings, *, callbacks: list[Callback], logger: Logger, folder: Path) -> pl.Trainer:
+    """Make the trainer.
+
+    Args:
+        settings: the config group `trainer`.
+        callbacks: from `build_callbacks`.
+        logger: where metrics go.
+        folder: of whatever Lightning itself might write.
+    """
+    return pl.Trainer(
+        max_epochs=settings.max_epochs,
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        # Spawned, not started from the command line: one process leads, and the others only fit.
+        strategy="ddp_spawn" if settings.devices > 1 else "auto",
+        precision=settings.precision,
+        gradient_clip_val=settings.gradient_clip,
+        accumulate_grad_batches=settings.accumulate_batches,
+        limit_train_batches=settings.limit_train_batches,
+        limit_val_batches=settings.limit_val_batches,
+        deterministic=settings.deterministic,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # our sampler shares the batches out
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        callbacks=callbacks,
+        logger=logger,
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=folder,
+    )

@@ -1,0 +1,1 @@
+"""The story of each verb, top to bottom."""
