@@ -90,11 +90,13 @@ def _run(verb: str, cfg: DictConfig, failures: list[BaseException]) -> Any:
 def _explained(error: Exception, verb: str, arguments: list[str]) -> str:
     """Say in one line what Hydra says in several, with the nearest valid name."""
     text = " ".join(str(error).split())
-    group = re.search(r"Could not find '([\w/]+)/([^/']+)' Available options in '[\w/]+': (.*)", text)
+    group = re.search(
+        r"Could not find '([\w/]+)/([^/']+)' Available options in '[\w/]+': (.*?) Config search path", text
+    )
     if group:
         name, value, options = group.groups()
         near = schema.nearest(value, options.split())
-        return f"{name}={value}: there is no such choice{near}; there are {', '.join(options.split())}"
+        return f"{name}={value}: there is no such choice{near} There are {', '.join(options.split())}"
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
         key = unknown.group(1)
@@ -112,9 +114,7 @@ def _known_keys(verb: str, arguments: list[str]) -> list[str]:
     GlobalHydra.instance().clear()
     with initialize_config_module(PACKAGE, version_base="1.3"):
         cfg = compose(verb, [argument for argument in arguments if argument.partition("=")[0] in groups])
-        plain = OmegaConf.to_container(cfg, resolve=False)
-    assert isinstance(plain, dict)
-    return [*groups, *(key for key, _ in leaves(plain))]
+    return [*groups, *(key for key, _ in leaves(plain(cfg, resolve=False)))]
 
 
 def anchor(cfg: DictConfig) -> None:
@@ -139,13 +139,12 @@ def check(cfg: DictConfig, root: type) -> dict[str, Any]:
     """
     try:
         missing = sorted(OmegaConf.missing_keys(cfg))
-        plain = OmegaConf.to_container(cfg, resolve=True)
+        values = plain(cfg)
     except (OmegaConfBaseException, RecursionError) as error:
         raise InputError(f"the config does not resolve: {' '.join(str(error).split())}") from error
-    assert isinstance(plain, dict)
     problems = [f"{key}=???: needs a value" for key in missing]
-    problems += schema.problems(plain, root, prefix="")
-    for key, node in _targets(plain):
+    problems += schema.problems(values, root, prefix="")
+    for key, node in _targets(values):
         name = node["_target_"]
         if name in TARGETS:
             problems += schema.problems(_settings(node), _locate(name), prefix=key)
@@ -154,7 +153,7 @@ def check(cfg: DictConfig, root: type) -> dict[str, Any]:
             problems.append(f"{key}_target_={name!r}: not on the list of what a config may build{hint}")
     if problems:
         raise InputError("\n  ".join(["the config is wrong:", *problems]) if len(problems) > 1 else problems[0])
-    return plain  # type: ignore[return-value]
+    return values
 
 
 def build(node: Node, *handed_in: Any) -> Any:
@@ -165,16 +164,21 @@ def build(node: Node, *handed_in: Any) -> Any:
     """
     from hydra.utils import instantiate
 
-    plain = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else dict(node)
-    for key, inner in _targets(plain):
+    values = plain(node) if isinstance(node, DictConfig) else dict(node)
+    for key, inner in _targets(values):
         if inner["_target_"] not in TARGETS:
             raise InputError(f"{key}_target_={inner['_target_']!r}: not on the list of what a config may build")
-    return instantiate(plain, _partial_=True, _convert_="all")(*handed_in)
+    return instantiate(values, _partial_=True, _convert_="all")(*handed_in)
 
 
-def leaves(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def plain(cfg: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
+    """Turn a config into dicts, lists and values."""
+    return OmegaConf.to_container(cfg, resolve=resolve)  # type: ignore[return-value]
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the dotted key and value of every leaf; lists are leaves."""
-    for key, value in plain.items():
+    for key, value in values.items():
         if isinstance(value, Mapping):
             yield from leaves(value, f"{prefix}{key}.")
         else:

@@ -17,13 +17,13 @@ def problems(values: dict[str, Any], target: Callable[..., Any], *, prefix: str)
     Returns:
         One line for each wrong key: the key, its value, what it should be.
     """
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
     from typing_extensions import TypedDict
 
     hints = get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
     names = [p.name for p in inspect.signature(target).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    schema = TypedDict("schema", {name: hints[name] for name in names})  # type: ignore[operator]
-    schema.__pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    rules = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    schema = with_config(rules)(TypedDict("schema", {name: hints[name] for name in names}))  # type: ignore[misc, operator]
     try:
         TypeAdapter(schema).validate_python(values)
     except ValidationError as error:
@@ -52,15 +52,14 @@ def _real_path(loc: tuple[int | str, ...], values: Any) -> tuple[list[int | str]
     """Cut from pydantic's location what names a branch of a union instead of a key."""
     path: list[int | str] = []
     for step in loc:
-        if (isinstance(values, dict) and step in values) or (
-            isinstance(values, list) and isinstance(step, int) and step < len(values)
-        ):
+        known = values if isinstance(values, dict) else dict(enumerate(values)) if isinstance(values, list) else {}
+        if step in known:
             path.append(step)
-            values = values[step]
+            values = known[step]
     return path, values
 
 
 def nearest(name: str, valid: Iterable[str], prefix: str = "") -> str:
     """Word the nearest valid name as the end of a sentence, or nothing."""
-    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
-    return f"; did you mean {prefix}{close[0]}?" if close else ""
+    close = difflib.get_close_matches(name, list(valid), n=2, cutoff=0.6)
+    return f"; did you mean {' or '.join(prefix + name for name in close)}?" if close else ""

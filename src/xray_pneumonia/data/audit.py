@@ -115,7 +115,9 @@ def _broken(records: pd.DataFrame) -> list[Finding]:
 
 def _classes(records: pd.DataFrame) -> list[Finding]:
     return [
-        Finding("error", "one_class", 1, f"split {split} holds {CLASSES[part['label'].iloc[0]]} only; AUROC is undefined")
+        Finding(
+            "error", "one_class", 1, f"split {split} holds {CLASSES[part['label'].iloc[0]]} only; AUROC is undefined"
+        )
         for split, part in records.groupby("split")
         if part["label"].nunique() < 2
     ]
@@ -153,7 +155,8 @@ def _correlated(images: Gray, pairs: Pairs) -> Pairs:
     flat = images[pairs].reshape(len(pairs), 2, images.shape[1] * images.shape[2]).astype(np.float32)
     flat -= flat.mean(axis=2, keepdims=True)
     norms = np.linalg.norm(flat, axis=2).prod(axis=1) + 1e-9
-    return pairs[(flat[:, 0] * flat[:, 1]).sum(axis=1) / norms >= TWIN_CORRELATION]
+    alike: npt.NDArray[np.bool_] = (flat[:, 0] * flat[:, 1]).sum(axis=1) / norms >= TWIN_CORRELATION
+    return np.asarray(pairs[alike])
 
 
 def _pair_findings(records: pd.DataFrame, pairs: Pairs, code: str, what: str) -> list[Finding]:
@@ -202,13 +205,14 @@ def _shortcuts(records: pd.DataFrame) -> dict[str, float]:
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
     from sklearn.tree import DecisionTreeClassifier
 
-    if min(records["patient"].nunique(), *records.groupby("label")["patient"].nunique(), 5) < 5:
+    patients = records.groupby("label")["patient"].nunique()
+    if len(patients) < 2 or patients.min() < 5:
         return {}
     facts = records[["width", "height", "bytes"]].assign(
         pixels=records["width"] * records["height"], rgb=(records["mode"] != "L").astype(int)
     )
     label = records["label"].to_numpy()
-    alone = {name: float(roc_auc_score(label, facts[name])) for name in facts}
+    alone = {str(name): float(roc_auc_score(label, facts[name])) for name in facts}
     tree = DecisionTreeClassifier(max_depth=6, min_samples_leaf=20, random_state=0)
     folds = StratifiedGroupKFold(5, shuffle=True, random_state=0)
     scores = cross_val_predict(tree, facts, label, groups=records["patient"], cv=folds, method="predict_proba")

@@ -128,7 +128,9 @@ class XRayDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         if folds is not None and not (folds >= 2 and fold < folds):
-            raise InputError(f"data.folds={folds} data.fold={fold}: needs at least 2 folds and a fold from 0 to folds-1")
+            raise InputError(
+                f"data.folds={folds} data.fold={fold}: needs at least 2 folds and a fold from 0 to folds-1"
+            )
         self._augmentation, self._seed = augmentation, seed
         self._root, self._synthetic_patients, self._max_images = root, synthetic_patients, max_images
         self.image_size, self.batch_size, self._num_workers = image_size, batch_size, num_workers
@@ -198,7 +200,8 @@ class XRayDataModule(pl.LightningDataModule):
 
     def class_counts(self) -> list[int]:
         """Count the training images of each class."""
-        return np.bincount(self.records.loc[self.records["split"] == "train", "label"], minlength=2).tolist()
+        labels = self.records.loc[self.records["split"] == "train", "label"]
+        return [int((labels == label).sum()) for label in (0, 1)]
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Serve augmented batches, in a new order each epoch."""

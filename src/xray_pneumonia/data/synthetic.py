@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +77,7 @@ def draw(patient: Patient, picture: int) -> Picture:
     body = np.random.default_rng(patient.seed)
     film = np.random.default_rng([patient.seed, picture])
     height, width = int(film.integers(140, 240)), int(film.integers(160, 300))
-    y, x = np.mgrid[0:1 : height * 1j, 0:1 : width * 1j]
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     x = x + film.normal(0, 0.02)
     y = y + film.normal(0, 0.02)
     image = 0.75 - 0.5 * np.clip(np.abs(x - 0.5) - 0.38, 0, 1) * 4
@@ -88,15 +88,15 @@ def draw(patient: Patient, picture: int) -> Picture:
     image += 0.25 * np.exp(-(((x - 0.57) / 0.11) ** 2 + ((y - 0.65) / 0.16) ** 2))  # the heart
     image += 0.05 * lungs * np.sin(2 * np.pi * (9 * y + body.uniform(1, 2) * np.abs(x - 0.5)))  # the ribs
     image += lungs * _opacities(body, patient.subtype, x, y)
-    image += _texture(body, 9, image.shape) + _texture(film, 16, image.shape)
+    image += _texture(body, 9, (width, height)) + _texture(film, 16, (width, height))
     image = film.uniform(0.8, 1.1) * np.clip(image, 0, 1) ** film.uniform(0.85, 1.2)
-    return np.clip(image + film.normal(0, 0.02, image.shape), 0, 1)
+    return np.asarray(np.clip(image + film.normal(0, 0.02, image.shape), 0, 1), np.float64)
 
 
-def _texture(rng: np.random.Generator, waves: int, shape: tuple[int, ...]) -> Picture:
+def _texture(rng: np.random.Generator, waves: int, size: tuple[int, int]) -> Picture:
     """Draw soft tissue: smooth noise with so many waves across, so that no two films look the same."""
     coarse = Image.fromarray(rng.normal(0, 0.07, (waves, waves)).astype(np.float32))
-    return np.asarray(coarse.resize(shape[::-1], Image.Resampling.BICUBIC), np.float64)
+    return np.asarray(coarse.resize(size, Image.Resampling.BICUBIC), np.float64)
 
 
 def _opacities(rng: np.random.Generator, subtype: str, x: Picture, y: Picture) -> Picture:

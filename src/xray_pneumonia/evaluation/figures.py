@@ -23,7 +23,7 @@ STYLE = {
     "axes.titlelocation": "left",
     "figure.dpi": 110,
 }
-mpl.rcParams.update(STYLE)
+mpl.rcParams.update(STYLE)  # type: ignore[arg-type]
 
 History = dict[str, list[tuple[int, float]]]
 Gray = npt.NDArray[np.uint8]
@@ -99,7 +99,7 @@ def worst_mistakes(predictions: pd.DataFrame, images: Gray, *, threshold: float,
     """Show the images that were called wrong with most confidence."""
     wrong = predictions[(predictions["probability"] >= threshold) != (predictions["label"] == 1)]
     wrong = wrong.assign(miss=(wrong["probability"] - wrong["label"]).abs()).nlargest(count, "miss")
-    titles = [f"{CLASSES[row.label]}\ncalled with p={row.probability:.3f}\n{row.patient}" for row in wrong.itertuples()]
+    titles = [f"{CLASSES[int(row.label)]}\ncalled with p={row.probability:.3f}\n{row.patient}" for row in wrong.itertuples()]
     colours = [COLOURS[CLASSES[label]] for label in wrong["label"]]
     return grid(images[wrong.index.to_numpy(np.int64)], titles, colours, empty="no mistakes at this threshold")
 

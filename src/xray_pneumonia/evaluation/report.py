@@ -20,7 +20,9 @@ def render(page: str, *, figures: dict[str, Figure], **values: Any) -> str:
         figures: by title; embedded as PNG.
         values: what else the page shows.
     """
-    return PAGES.get_template(page).render(figures={title: _inline(figure) for title, figure in figures.items()}, **values)
+    return PAGES.get_template(page).render(
+        figures={title: _inline(figure) for title, figure in figures.items()}, **values
+    )
 
 
 def _inline(figure: Figure) -> str:

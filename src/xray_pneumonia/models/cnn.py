@@ -51,7 +51,9 @@ class CNN(nn.Module):
             self.blocks.append(_block(channels_in, channels_out, activation, pool))
             side = (side - 2) // 2
         if side < 1:
-            raise InputError(f"model.filters={filters}: {len(filters)} blocks leave nothing of data.image_size={image_size}")
+            raise InputError(
+                f"model.filters={filters}: {len(filters)} blocks leave nothing of data.image_size={image_size}"
+            )
         self.head = nn.Sequential(
             nn.Flatten(),  # (B, C * h * w)
             nn.Linear(filters[-1] * side * side, dense),

@@ -15,6 +15,7 @@ class Pixels(nn.Module):
     def __init__(self, *, mean: float, std: float) -> None:
         super().__init__()
         self._scale, self._shift = 1 / (255 * std), -mean / std
+        self._anchor: Tensor
         self.register_buffer("_anchor", torch.empty(0), persistent=False)  # follows the net's dtype
 
     def forward(self, image: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ class ResidualBlock(nn.Module):
             nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False),
             nn.BatchNorm2d(channels_out),
         )
-        nn.init.zeros_(self.body[-1].weight)  # starts as the identity (Goyal et al., arXiv 1706.02677)
+        nn.init.zeros_(self.body[-1].weight)  # type: ignore[arg-type]
+        # starts as the identity (Goyal et al., arXiv 1706.02677)
         self.shortcut = (
             nn.Identity()
             if stride == 1 and channels_in == channels_out

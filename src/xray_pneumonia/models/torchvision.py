@@ -38,9 +38,13 @@ class TorchvisionNet(nn.Module):
         super().__init__()
         self.pixels = Pixels(mean=mean, std=std)
         self.backbone = _load(backbone, pretrained=pretrained)
-        name, stem = next((name, layer) for name, layer in self.backbone.named_modules() if isinstance(layer, nn.Conv2d))
+        name, stem = next(
+            (name, layer) for name, layer in self.backbone.named_modules() if isinstance(layer, nn.Conv2d)
+        )
         self.backbone.set_submodule(name, _one_channel(stem))
-        name, head = [(name, layer) for name, layer in self.backbone.named_modules() if isinstance(layer, nn.Linear)][-1]
+        name, head = [(name, layer) for name, layer in self.backbone.named_modules() if isinstance(layer, nn.Linear)][
+            -1
+        ]
         self.backbone.set_submodule(name, nn.Sequential(nn.Dropout(dropout), nn.Linear(head.in_features, 1)))
 
     def forward(self, image: Tensor) -> Tensor:

@@ -10,9 +10,20 @@ from pathlib import Path
 import torch
 
 PACKAGES = (
-    "xray-pneumonia torch torchvision pytorch-lightning torchmetrics hydra-core omegaconf mlflow albumentations "
-    "numpy pandas scikit-learn pillow"
-).split()
+    "xray-pneumonia",
+    "torch",
+    "torchvision",
+    "pytorch-lightning",
+    "torchmetrics",
+    "hydra-core",
+    "omegaconf",
+    "mlflow",
+    "albumentations",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+    "pillow",
+)
 MAX_DIFF = 2**20  # characters
 
 

@@ -87,8 +87,14 @@ class Run:
             self.path("git.diff").write_text(provenance.diff, encoding="utf-8")
         self.set_tags(provenance.tags)
 
-    def log_model(self, folder: Path, *, image_size: int) -> None:
-        """Log a bundle as an MLflow model with a signature; nothing in it is pickled."""
+    def log_model(self, folder: Path, *, image_size: int, epoch: int) -> None:
+        """Log a bundle as an MLflow model with a signature; nothing in it is pickled.
+
+        Args:
+            folder: that holds the bundle.
+            image_size: of the pixels it takes.
+            epoch: whose weights it holds; MLflow copies that epoch's metrics to the model.
+        """
         import mlflow.pyfunc
         import numpy as np
         from mlflow.models import Model, ModelSignature
@@ -96,17 +102,20 @@ class Run:
 
         pixels = TensorSpec(np.dtype(np.uint8), (-1, 1, image_size, image_size), "image")
         answer = Schema([ColSpec(DataType.double, "probability"), ColSpec(DataType.string, "label")])
+        made = self.store.client.create_logged_model(self.store.experiment_id, name="model", source_run_id=self.run_id)
         with _tracking_uri(self.store.uri):
             Model.log(
                 artifact_path=None,
-                name="model",
                 flavor=mlflow.pyfunc,
                 run_id=self.run_id,
+                model_id=made.model_id,
+                step=epoch,
                 loader_module="xray_pneumonia.workflows.serve",
                 data_path=str(folder),
                 signature=ModelSignature(inputs=Schema([pixels]), outputs=answer),
                 pip_requirements=["xray-pneumonia"],
             )
+        self.set_tags({"model_id": made.model_id})
 
     def metric_history(self, names: list[str]) -> dict[str, list[tuple[int, float]]]:
         """Read (epoch, value) pairs back from the store."""

@@ -2,10 +2,9 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import Metric
@@ -61,7 +60,7 @@ class PneumoniaClassifier(pl.LightningModule):
         optimizer: Callable[[Parameters], Optimizer],
         scheduler: Callable[[Optimizer, Horizon], dict[str, Any]],
         monitor: str,
-        mode: str,
+        mode: Literal["max", "min"],
     ) -> None:
         super().__init__()
         self.net, self.loss = net, loss
@@ -107,7 +106,7 @@ class PneumoniaClassifier(pl.LightningModule):
         known = {f"{stage}/{name}": value for name, value in metrics.items() if not math.isnan(value)}
         self.log_dict(known, on_epoch=True, on_step=False, batch_size=1)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """Make optimiser and schedule."""
         optimizer = self._optimizer(self.net.parameters())
         epochs = self.trainer.max_epochs or 1

@@ -13,7 +13,14 @@ from typing_extensions import TypedDict
 
 from xray_pneumonia.ranges import BelowOne, NonNegative, Positive
 
-WeightOfEach = TypedDict("WeightOfEach", {"NORMAL": Positive, "PNEUMONIA": Positive})
+
+class WeightOfEach(TypedDict):
+    """A weight for each class."""
+
+    NORMAL: Positive
+    PNEUMONIA: Positive
+
+
 ClassWeights = Literal["none", "balanced"] | WeightOfEach
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -21,7 +21,7 @@ class Horizon:
     epochs: int
     steps_per_epoch: int
     monitor: str
-    mode: str
+    mode: Literal["max", "min"]
 
 
 def rmsprop(
@@ -31,7 +31,9 @@ def rmsprop(
     return torch.optim.RMSprop(parameters, lr=lr, alpha=rho, eps=epsilon, weight_decay=weight_decay)
 
 
-def adamw(parameters: Parameters, *, lr: Positive, beta1: BelowOne, beta2: BelowOne, weight_decay: NonNegative) -> Optimizer:
+def adamw(
+    parameters: Parameters, *, lr: Positive, beta1: BelowOne, beta2: BelowOne, weight_decay: NonNegative
+) -> Optimizer:
     """Adam with decoupled weight decay (Loshchilov and Hutter, ICLR 2019)."""
     return torch.optim.AdamW(parameters, lr=lr, betas=(beta1, beta2), weight_decay=weight_decay)
 
@@ -72,6 +74,5 @@ def onecycle(optimizer: Optimizer, horizon: Horizon, *, warmup_share: OpenFracti
 
 def plateau(optimizer: Optimizer, horizon: Horizon, *, factor: OpenFraction, patience: Whole) -> dict[str, Any]:
     """Cut the learning rate when the monitored metric has not improved for more than `patience` epochs."""
-    mode = "max" if horizon.mode == "max" else "min"
-    schedule = ReduceLROnPlateau(optimizer, mode=mode, factor=factor, patience=patience)
+    schedule = ReduceLROnPlateau(optimizer, mode=horizon.mode, factor=factor, patience=patience)
     return {"scheduler": schedule, "interval": "epoch", "monitor": horizon.monitor}

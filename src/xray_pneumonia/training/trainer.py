@@ -15,7 +15,9 @@ from xray_pneumonia.ranges import BelowOne, Count, Positive
 from xray_pneumonia.training.checkpoints import AtomicCheckpointIO
 
 for name in ("pytorch_lightning", "lightning_fabric"):
-    logging.getLogger(name).setLevel(logging.WARNING)  # what it tells of devices and tips is said elsewhere, or not needed
+    logging.getLogger(name).setLevel(
+        logging.WARNING
+    )  # what it tells of devices and tips is said elsewhere, or not needed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import pandas as pd
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from xray_pneumonia.config import Node, anchor, build, check, leaves
+from xray_pneumonia.config import Node, anchor, build, check, leaves, plain
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.records import CLASSES, fingerprint
 from xray_pneumonia.evaluation import figures, predictions
@@ -109,7 +110,7 @@ def train(cfg: DictConfig) -> Trained:
         table = _predict(classifier.net, data, trainer.strategy.root_device)
         trained = Trained(run.run_id, store.uri, best_epoch, trainer.current_epoch, table, _metrics(table))
         _record_result(run, trained, data)
-        _record_bundle(run, cfg, classifier.net, data)
+        _record_bundle(run, cfg, classifier.net, data, epoch=best_epoch)
     return trained
 
 
@@ -129,10 +130,10 @@ class _Maker:
     """Builds a node later, when its positional arguments are there; goes to other processes as plain values."""
 
     def __init__(self, node: DictConfig) -> None:
-        self._node = OmegaConf.to_container(node, resolve=True)
+        self._node = plain(node)
 
     def __call__(self, *handed_in: Any) -> Any:
-        return build(self._node, *handed_in)  # type: ignore[arg-type]
+        return build(self._node, *handed_in)
 
 
 def _record_origin(run: Run, cfg: DictConfig, data: XRayDataModule, net: nn.Module) -> None:
@@ -141,21 +142,24 @@ def _record_origin(run: Run, cfg: DictConfig, data: XRayDataModule, net: nn.Modu
     public.tracking.uri = masked(cfg.tracking.uri) if cfg.tracking.uri else None
     run.log_config(OmegaConf.to_yaml(public, resolve=True))
     parameters = sum(parameter.numel() for parameter in net.parameters())
-    plain = OmegaConf.to_container(public, resolve=True)
-    run.log_params({**dict(leaves(plain)), "model/parameters": parameters})  # type: ignore[arg-type]
+    run.log_params({**dict(leaves(plain(public))), "model/parameters": parameters})
     run.log_metrics({"model/parameters": parameters})
     run.log_provenance(collect())
     print_of_data = fingerprint(data.records)
     run.set_tags({"records_fingerprint": print_of_data})
     run.log_dataset(name=Path(cfg.data.root).name, digest=print_of_data, source=cfg.data.root, stage="train")
     sizes = data.records.groupby("split").agg(images=("id", "size"), patients=("patient", "nunique"))
-    run.log_metrics({f"data/{split}_{what}": n for what, column in sizes.items() for split, n in column.items() if split})
+    run.log_metrics(
+        {f"data/{split}_{what}": n for what, column in sizes.items() for split, n in column.items() if split}
+    )
     log.info("run %s: %d parameters, %s", run.run_id, parameters, _sizes(sizes))
 
 
 def _sizes(sizes: pd.DataFrame) -> str:
     known = [split for split in ("train", "val") if split in sizes.index]
-    return ", ".join(f"{split} {sizes['images'][split]} images of {sizes['patients'][split]} patients" for split in known)
+    return ", ".join(
+        f"{split} {sizes['images'][split]} images of {sizes['patients'][split]} patients" for split in known
+    )
 
 
 def _load_best(classifier: PneumoniaClassifier, path: Path) -> int:
@@ -191,11 +195,10 @@ def _record_result(run: Run, trained: Trained, data: XRayDataModule) -> None:
         figures.save(picture, run.path(f"figures/{name}.png"))
 
 
-def _record_bundle(run: Run, cfg: DictConfig, net: nn.Module, data: XRayDataModule) -> None:
-    """Record the best weights with all that a prediction needs, as files and as an MLflow model."""
-    net_config = OmegaConf.to_container(cfg.model, resolve=True)
+def _record_bundle(run: Run, cfg: DictConfig, net: nn.Module, data: XRayDataModule, *, epoch: int) -> None:
+    """Record the best weights, with all that a prediction needs, as an MLflow model."""
     card = Card(
-        net=net_config,  # type: ignore[arg-type]
+        net=plain(cfg.model),
         class_names=list(CLASSES),
         image_size=data.image_size,
         temperature=1.0,
@@ -205,8 +208,9 @@ def _record_bundle(run: Run, cfg: DictConfig, net: nn.Module, data: XRayDataModu
         run_id=run.run_id,
         versions={name: version(name) for name in ("xray-pneumonia", "torch")},
     )
-    save_bundle(run.path("bundle/model.json").parent, net.cpu(), card)
-    run.log_model(run.folder / "bundle", image_size=data.image_size)
+    with TemporaryDirectory() as folder:
+        save_bundle(Path(folder), net.cpu(), card)
+        run.log_model(Path(folder), image_size=data.image_size, epoch=epoch)
 
 
 def _print(trained: Trained, console: Console) -> None:

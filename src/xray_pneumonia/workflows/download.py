@@ -1,0 +1,25 @@
+"""`xray download`: the public X-rays, laid out for `xray train`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from xray_pneumonia.config import check
+from xray_pneumonia.data.download import install
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadConfig:
+    """The top-level keys of download.yaml."""
+
+    home: str
+    dataset: str
+    target: str
+
+
+def main(cfg: DictConfig) -> None:
+    """Fetch, check and say what to do next."""
+    check(cfg, DownloadConfig)
+    images = install(cfg.dataset, Path(cfg.target))
+    print(f"{images} images at {cfg.target}, counts as published; next: xray explore data.root={cfg.target}")

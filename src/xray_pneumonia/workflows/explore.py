@@ -1,0 +1,124 @@
+"""`xray explore`: look at a data set before anything is trained on it."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from xray_pneumonia.config import Node, anchor, build, check, leaves
+from xray_pneumonia.data.audit import Audit
+from xray_pneumonia.data.augment import Augmentation
+from xray_pneumonia.data.datamodule import XRayDataModule
+from xray_pneumonia.data.records import CLASSES, fingerprint
+from xray_pneumonia.evaluation import figures, report
+from xray_pneumonia.ranges import Seed
+from xray_pneumonia.tracking.run import Run, start_run
+from xray_pneumonia.tracking.store import masked, open_store
+
+log = logging.getLogger(__name__)
+SHOWN = 12  # sample images of each class
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExploreConfig:
+    """The top-level keys of explore.yaml."""
+
+    home: str
+    seed: Seed
+    data: Node
+    augmentation: Node
+    tracking: Node
+
+
+def main(cfg: DictConfig) -> None:
+    """Explore and print."""
+    anchor(cfg)
+    values = check(cfg, ExploreConfig)
+    augmentation: Augmentation = build(cfg.augmentation)
+    data: XRayDataModule = build(cfg.data, augmentation)
+    data.open()
+    tracking = build(cfg.tracking)
+    store = open_store(tracking, home=Path(cfg.home))
+    with start_run(store, name=tracking.run_name, tags={"verb": "explore"}, system_metrics=False) as run:
+        run.log_config(OmegaConf.to_yaml(cfg, resolve=True))
+        run.log_params(dict(leaves(values)))
+        _record(run, cfg, data, augmentation)
+    _print(data, Console(width=None if Console().is_terminal else 80))
+    print(f"Figures and page: {run.folder}\nSee it: mlflow ui --backend-store-uri {masked(store.uri)}")
+    print(f"run_id={run.run_id} images={len(data.records)} errors={len(data.audit.errors)}", flush=True)
+
+
+def _record(run: Run, cfg: DictConfig, data: XRayDataModule, augmentation: Augmentation) -> None:
+    """Record counts, figures and the page."""
+    digest = fingerprint(data.records)
+    run.set_tags({"records_fingerprint": digest})
+    run.log_dataset(name=Path(cfg.data.root).name, digest=digest, source=cfg.data.root, stage="explore")
+    counts = data.records.groupby(["split", "class_name"]).size()
+    counts.index = counts.index.map("data/{0[0]}_{0[1]}".format)
+    run.log_metrics({str(name): float(count) for name, count in counts.items()})
+    run.log_metrics({f"shortcut/{name.replace(' ', '_')}": auroc for name, auroc in data.audit.shortcuts.items()})
+    pictures = _pictures(data, augmentation, cfg.seed)
+    for title, picture in pictures.items():
+        figures.save(picture, run.path(f"figures/{title.lower().replace(' ', '_')}.png"))
+    page = report.render(
+        "explore.html",
+        figures=pictures,
+        root=cfg.data.root,
+        records=len(data.records),
+        patients=data.records["patient"].nunique(),
+        fingerprint=digest,
+        findings=data.audit.findings,
+        shortcuts=data.audit.shortcuts,
+        sizes=_sizes(data.records),
+    )
+    run.path("explore.html").write_text(page, encoding="utf-8")
+
+
+def _pictures(data: XRayDataModule, augmentation: Augmentation, seed: int) -> dict[str, Figure]:
+    readable = data.records[data.records["error"] == ""]
+    pictures = {"Class balance": figures.class_balance(data.records)}
+    for label, name in enumerate(CLASSES):
+        part = readable[readable["label"] == label]
+        rows = part.sample(min(SHOWN, len(part)), random_state=seed)
+        pictures[f"Samples {name}"] = figures.sample_grid(data.images[rows.index.to_numpy()], rows)
+        if augmentation.active and len(rows):
+            pictures[f"Augmented {name}"] = _augmented(data, augmentation, int(rows.index[0]), seed)
+    pictures["Sizes"] = figures.sizes_and_modes(readable)
+    return pictures
+
+
+def _augmented(data: XRayDataModule, augmentation: Augmentation, row: int, seed: int) -> Figure:
+    """Show one image as six epochs would see it."""
+    image = np.asarray(data.images[[row]])
+    seen = [augmentation(image, seed=seed, epoch=epoch, records=[row])[0] for epoch in range(6)]
+    return figures.grid(np.stack(seen), [f"epoch {epoch + 1}" for epoch in range(6)], ["#444444"] * 6)
+
+
+def _sizes(records: pd.DataFrame) -> list[list[object]]:
+    groups = records[records["error"] == ""].groupby(["class_name", "mode"])
+    table = groups.agg(n=("id", "size"), w=("width", "median"), h=("height", "median"), b=("bytes", "median"))
+    return [[*key, row.n, int(row.w), int(row.h), round(row.b / 1e3, 1)] for key, row in table.iterrows()]  # type: ignore[misc]
+
+
+def _print(data: XRayDataModule, console: Console) -> None:
+    """Print counts and findings."""
+    table = Table(
+        title=f"{len(data.records)} images of {data.records['patient'].nunique()} patients", title_justify="left"
+    )
+    for column in ("split", *CLASSES, "patients"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for split, part in data.records.groupby("split"):
+        numbers = [int((part["label"] == label).sum()) for label in range(len(CLASSES))]
+        table.add_row(str(split), *map(str, numbers), str(part["patient"].nunique()))
+    console.print(table)
+    console.print(_findings(data.audit), highlight=False, markup=False)
+
+
+def _findings(audit: Audit) -> str:
+    return "\n".join(map(str, audit.findings)) or "The audit found nothing: no broken file, no duplicate, no leak."
