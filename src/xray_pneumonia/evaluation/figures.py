@@ -99,7 +99,8 @@ def worst_mistakes(predictions: pd.DataFrame, images: Gray, *, threshold: float,
     """Show the images that were called wrong with most confidence."""
     wrong = predictions[(predictions["probability"] >= threshold) != (predictions["label"] == 1)]
     wrong = wrong.assign(miss=(wrong["probability"] - wrong["label"]).abs()).nlargest(count, "miss")
-    titles = [f"{CLASSES[int(row.label)]}\ncalled with p={row.probability:.3f}\n{row.patient}" for row in wrong.itertuples()]
+    facts = zip(wrong["label"], wrong["probability"], wrong["patient"], strict=True)
+    titles = [f"{CLASSES[label]}\ncalled with p={probability:.3f}\n{patient}" for label, probability, patient in facts]
     colours = [COLOURS[CLASSES[label]] for label in wrong["label"]]
     return grid(images[wrong.index.to_numpy(np.int64)], titles, colours, empty="no mistakes at this threshold")
 
