@@ -32,20 +32,19 @@ def problems(values: dict[str, Any], target: Callable[..., Any], *, prefix: str)
 
 
 def _worded(errors: list[Any], values: dict[str, Any], names: list[str], *, prefix: str) -> list[str]:
-    """Word pydantic's errors: one line for each key, its value, what it should be."""
+    """Word pydantic's errors: one line for each key, with its value and what it should be."""
     lines: dict[str, list[str]] = {}
     for error in errors:
         path, value = _real_path(error["loc"], values)
-        key = f"{prefix}{'.'.join(map(str, path))}"
+        key = f"{prefix}{'.'.join(map(str, path))}={value!r}"
+        what = error["msg"].replace("Input should", "should")
         if error["type"] == "extra_forbidden":
-            text = f"{key}={value!r}: unknown key{nearest(str(path[-1]), names, prefix)}"
+            what = f"unknown key{nearest(str(path[-1]), names, prefix)}"
         elif error["type"] == "missing":
-            text = f"{prefix}{'.'.join(map(str, error['loc']))}: is missing"
-        else:
-            text = f"{key}={value!r}: {error['msg'].replace('Input should', 'should')}"
-        known = lines.setdefault(key, [])
-        known.append(text if not known else text.split(": ", 1)[1])
-    return [" or ".join(parts) for parts in lines.values()]
+            key = key if path else prefix.rstrip(".") or "the config"
+            what = f"lacks {error['loc'][-1]}"
+        lines.setdefault(key, []).append(what)
+    return [f"{key}: {' or '.join(parts)}" for key, parts in lines.items()]
 
 
 def _real_path(loc: tuple[int | str, ...], values: Any) -> tuple[list[int | str], Any]:

@@ -1,0 +1,101 @@
+"""What the tests share: generated X-rays, one store, the real command, the real X-rays where there are any."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from xray_pneumonia import cli
+from xray_pneumonia.data import synthetic
+
+REAL = Path(__file__).parents[2] / "shared" / "data"
+PATIENTS = 40
+TINY_NET = ["model=resnet", "model.width=4", "model.depth=1", "model.stages=2", "data.image_size=32"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def run_id(self) -> str:
+        return self.out.splitlines()[-1].split()[0].removeprefix("run_id=")
+
+
+@pytest.fixture(scope="session")
+def xrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of generated X-rays; read-only by agreement."""
+    root = tmp_path_factory.mktemp("xrays") / str(PATIENTS)
+    synthetic.generate(root, patients=PATIENTS, seed=0)
+    return root
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One store and cache for all tests that do not ask for an empty one: making a database takes seconds."""
+    return tmp_path_factory.mktemp("home") / "mlruns"
+
+
+@pytest.fixture(scope="session")
+def tiny(xrays: Path, home: Path) -> list[str]:
+    """Overrides that make a training take a second."""
+    return [
+        f"data.root={xrays}",
+        f"home={home}",
+        *TINY_NET,
+        "trainer=cpu",
+        "trainer.max_epochs=2",
+        "trainer.keep_freed_memory=false",
+        "tracking.system_metrics=false",
+        "augmentation=none",
+    ]
+
+
+@pytest.fixture
+def xray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Outcome]:
+    """Run the command line in this process, from an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def run(*arguments: str) -> Outcome:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["xray", *arguments])
+        code = cli.main()
+        return Outcome(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Start the command line as a process of its own, from an empty folder."""
+
+    def run(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "xray_pneumonia.cli", *arguments],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def real_xrays() -> Path:
+    """The public X-rays, where they are at hand."""
+    if not (REAL / "chest_xray" / "train").is_dir():
+        pytest.skip("the public X-rays are not at ../shared/data")
+    return REAL

@@ -1,0 +1,129 @@
+"""The command line: exit codes, one clear line, nothing written for wrong input."""
+
+import ast
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from xray_pneumonia import __version__, cli
+
+
+def test_help_lists_the_verbs_and_imports_nothing_heavy():
+    code = "import sys; sys.argv = ['xray', '--help']; from xray_pneumonia.cli import main; main(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert all(verb in done.stdout for verb in cli.VERBS)
+    assert not {"torch", "hydra", "mlflow", "pandas", "numpy"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize(("arguments", "code"), [((), 2), (("--help",), 0), (("--version",), 0), (("trian",), 2)])
+def test_usage(xray, arguments, code):
+    outcome = xray(*arguments)
+    assert outcome.code == code
+    if arguments == ("trian",):
+        assert "did you mean train?" in outcome.err
+    if arguments == ("--version",):
+        assert outcome.out.strip() == f"xray {__version__}"
+
+
+WRONG = {
+    "misspelt key": (["optimizer.lrr=1"], "optimizer.lrr=1: unknown key; did you mean optimizer.lr"),
+    "misspelt group": (["modle=cnn"], "modle=cnn: unknown key"),
+    "misspelt choice": (["model=cnnn"], "did you mean cnn?"),
+    "misspelt experiment": (["experiment=seed_fnal"], "did you mean seed_final"),
+    "broken grammar": (["optimizer.lr=="], "optimizer.lr=="),
+    "added key": (["+model.dropuot=0.1"], "model.dropuot=0.1: unknown key; did you mean model.dropout?"),
+    "word for a number": (["optimizer.lr=1e-3x"], "optimizer.lr='1e-3x'"),
+    "fraction of an epoch": (["trainer.max_epochs=2.5"], "trainer.max_epochs=2.5"),
+    "negative": (["optimizer.lr=-1"], "optimizer.lr=-1: should be greater than 0"),
+    "zero": (["optimizer.lr=0"], "optimizer.lr=0"),
+    "not a number": (["optimizer.lr=nan"], "optimizer.lr=nan"),
+    "infinite": (["optimizer.lr=inf"], "optimizer.lr=inf"),
+    "huge": (["optimizer.lr=1e308"], "optimizer.lr=1e+308"),
+    "null": (["optimizer.lr=null"], "optimizer.lr=None"),
+    "missing value": (["data.root=???"], "data.root"),
+    "circular": (["seed=${mode}", "mode=${seed}"], "does not resolve"),
+    "unknown interpolation": (["seed=${nothing}"], "nothing"),
+    "probability": (["augmentation.blur=2"], "augmentation.blur=2"),
+    "list of means": (["model.mean=[0.1,0.2,0.3]"], "model.mean=[0.1, 0.2, 0.3]"),
+    "no pixels": (["data.image_size=0"], "data.image_size=0"),
+    "no images a batch": (["data.batch_size=0"], "data.batch_size=0"),
+    "fold beyond folds": (["data.folds=3", "data.fold=3"], "data.folds=3 data.fold=3"),
+    "validation of everything": (["data.val_fraction=1"], "data.val_fraction=1"),
+    "metric never logged": (["monitor=val/foo"], "monitor='val/foo'"),
+    "one class weight": (["loss.class_weights={NORMAL: 3}"], "lacks PNEUMONIA"),
+    "no such weights": (["loss.class_weights=heavy"], "loss.class_weights='heavy'"),
+    "no GPU": (["trainer=gpu", "trainer.devices=99"], "this machine has"),
+    "target of the system": (["model._target_=os.system"], "model._target_='os.system': not on the list"),
+    "target by another name": (["model._target_=logging.os.system"], "not on the list"),
+    "loader of pickles": (["model._target_=joblib.load"], "not on the list"),
+    "target in a list": (["model=cnn", "model.filters=[{_target_: os.getcwd}]"], "model.filters.0._target_='os.getcwd'"),
+    "positional arguments": (["+model._args_=[1]"], "model._args_=[1]: unknown key"),
+    "partial": (["+loss._partial_=true"], "loss._partial_"),
+    "unpickled rerun": (["--experimental-rerun", "x.pickle"], "unpickles a file"),
+    "no folder": (["data.root=nowhere"], "xray download"),
+    "plain files for runs": (["data=synthetic", "tracking.uri=file:./mlruns"], "sqlite:///"),
+    "old scheme": (["data=synthetic", "tracking.uri=postgres://u:secret@h/db"], "postgresql://"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_ends_with_2_one_message_and_nothing_written(xray, tmp_path, monkeypatch, case):
+    overrides, expected = WRONG[case]
+    if "data=synthetic" in overrides:
+        overrides = [*overrides, "data.synthetic_patients=20", "data.image_size=16", f"home={tmp_path / 'elsewhere'}"]
+    outcome = xray("train", *overrides)
+    assert outcome.code == 2
+    message = outcome.err[outcome.err.index("xray: ") :]
+    assert expected in message
+    assert "Traceback" not in outcome.err
+    assert "secret" not in outcome.err
+    assert outcome.out == ""
+    assert not (tmp_path / "mlruns").exists()
+
+
+def test_all_problems_come_at_once(xray):
+    outcome = xray("train", "optimizer.lr=-1", "trainer.max_epochs=0", "model.dropout=7")
+    assert outcome.code == 2
+    assert all(key in outcome.err for key in ("optimizer.lr=-1", "trainer.max_epochs=0", "model.dropout=7"))
+
+
+def test_no_foreign_code_runs_from_a_config(xray, tmp_path):
+    canary = tmp_path / "canary"
+    outcome = xray("train", "model._target_=pathlib.Path.touch", f"+model.path={canary}")
+    assert outcome.code == 2
+    assert not canary.exists()
+
+
+def test_debugging_shows_the_traceback(xray, monkeypatch):
+    monkeypatch.setenv("XRAY_DEBUG", "1")
+    assert "Traceback" in xray("train", "data.root=nowhere").err
+
+
+def test_our_own_bugs_end_with_1(xray, monkeypatch):
+    from xray_pneumonia.workflows import download
+
+    monkeypatch.setattr(download, "install", lambda *_: 1 / 0)
+    outcome = xray("download")
+    assert outcome.code == 1
+    assert "ZeroDivisionError" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_become_exit_codes(xray, monkeypatch, number, code):
+    from xray_pneumonia.workflows import download
+
+    monkeypatch.setattr(download, "install", lambda *_: signal.raise_signal(number))
+    assert xray("download").code == code
+
+
+def test_the_script_is_the_command():
+    script = Path(__file__).parents[1] / "scripts" / "train.py"
+    assert len(script.read_text().splitlines()) <= 10
+    ast.parse(script.read_text())
+    done = subprocess.run([sys.executable, script, "model=cnnn"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "did you mean cnn?" in done.stderr
