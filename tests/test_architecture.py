@@ -50,7 +50,9 @@ def test_rooms_know_only_what_they_may(module: Path):
 @pytest.mark.parametrize("library", DOORS)
 def test_each_heavy_library_has_one_door(library: str):
     users = {
-        str(module.relative_to(SOURCE)) for module in MODULES if any(n.split(".")[0] == library for n in imports(module))
+        str(module.relative_to(SOURCE))
+        for module in MODULES
+        if any(n.split(".")[0] == library for n in imports(module))
     }
     inside = {user for user in users for door in DOORS[library] if user == door or user.startswith(f"{door}/")}
     assert users == inside
@@ -61,7 +63,8 @@ def test_the_wheel_lists_every_package():
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     python = {".".join(["xray_pneumonia", *p.parent.relative_to(SOURCE).parts]) for p in SOURCE.rglob("__init__.py")}
     configs = {
-        ".".join(["xray_pneumonia.conf", *p.parent.relative_to(ROOT / "conf").parts]) for p in ROOT.glob("conf/**/*.yaml")
+        ".".join(["xray_pneumonia.conf", *p.parent.relative_to(ROOT / "conf").parts])
+        for p in ROOT.glob("conf/**/*.yaml")
     }
     assert python | configs <= listed
 

@@ -59,7 +59,10 @@ WRONG = {
     "target of the system": (["model._target_=os.system"], "model._target_='os.system': not on the list"),
     "target by another name": (["model._target_=logging.os.system"], "not on the list"),
     "loader of pickles": (["model._target_=joblib.load"], "not on the list"),
-    "target in a list": (["model=cnn", "model.filters=[{_target_: os.getcwd}]"], "model.filters.0._target_='os.getcwd'"),
+    "target in a list": (
+        ["model=cnn", "model.filters=[{_target_: os.getcwd}]"],
+        "model.filters.0._target_='os.getcwd'",
+    ),
     "positional arguments": (["+model._args_=[1]"], "model._args_=[1]: unknown key"),
     "partial": (["+loss._partial_=true"], "loss._partial_"),
     "unpickled rerun": (["--experimental-rerun", "x.pickle"], "unpickles a file"),

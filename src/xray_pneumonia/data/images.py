@@ -56,13 +56,16 @@ def read_bytes(path: str | Path) -> bytes:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
         raise ImageError("unreadable", f"cannot be opened: {error.strerror}") from error
-    with os.fdopen(handle, "rb") as file:
-        facts = os.fstat(file.fileno())
+    try:
+        facts = os.fstat(handle)
         if not stat.S_ISREG(facts.st_mode):
             raise ImageError("not_a_file", "is a folder, pipe or device, not a regular file")
         if facts.st_size > MAX_BYTES:
             raise ImageError("too_large", f"{facts.st_size} bytes; at most {MAX_BYTES} are read")
-        return file.read()
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(handle)
 
 
 def sha256(data: bytes) -> str:

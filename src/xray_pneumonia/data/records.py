@@ -40,7 +40,10 @@ def scan(root: str | Path) -> pd.DataFrame:
     rows = list(_csv_rows(root) if root.is_file() else _folder_rows(_unnest(root)))
     if not rows:
         raise InputError(f"data.root={root}: no images; expected files in {_expected()}")
-    table = pd.DataFrame(rows).sort_values("id", ignore_index=True)
+    rows.sort(key=lambda row: str(row["id"]))
+    paths = [row.pop("path") for row in rows]
+    table = pd.DataFrame(rows)
+    table["path"] = pd.Series(paths, dtype=object)  # a name may hold bytes that are no text
     table["class_name"] = [CLASSES[label] for label in table["label"]]
     return table
 
@@ -56,14 +59,14 @@ def fingerprint(records: pd.DataFrame) -> str:
 def sample_by_patient(records: pd.DataFrame, max_images: int, seed: int) -> pd.DataFrame:
     """Keep whole patients, drawn at random, until the next one would exceed `max_images` of a class.
 
-    Each split and class keeps its share of the images.
+    Each split and class keeps its share of the images, and one patient at least.
     """
     shuffled = records.sample(frac=1, random_state=seed)
     chosen: list[str] = []
     share = max_images / len(records)
     for _, stratum in shuffled.groupby(["split", "label"]):
         sizes = stratum.groupby("patient", sort=False).size().cumsum()
-        chosen += sizes[sizes <= max(1, share * len(stratum))].index.tolist()
+        chosen += sizes[sizes <= max(sizes.iloc[0], share * len(stratum))].index.tolist()
     return records[records["patient"].isin(chosen)].reset_index(drop=True)
 
 

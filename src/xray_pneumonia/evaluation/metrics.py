@@ -2,15 +2,19 @@
 
 import math
 
-import torch
-from torch import Tensor
-from torchmetrics.functional.classification import binary_auroc, binary_average_precision, binary_stat_scores
+import numpy as np
+import numpy.typing as npt
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 NAMES = ("accuracy", "auroc", "average_precision", "sensitivity", "specificity", "balanced_accuracy")
 
 
-def classification_metrics(logits: Tensor, labels: Tensor, *, threshold: float = 0.5) -> dict[str, float]:
+def classification_metrics(
+    logits: npt.NDArray[np.floating], labels: npt.NDArray[np.number], *, threshold: float = 0.5
+) -> dict[str, float]:
     """Compute the metrics of `NAMES`.
+
+    Ranks are those of the logits: a sigmoid would make ties of certain images, and break true ties.
 
     Args:
         logits: (N,) for PNEUMONIA.
@@ -20,23 +24,18 @@ def classification_metrics(logits: Tensor, labels: Tensor, *, threshold: float =
     Returns:
         One number for each name; NaN where a class is missing or a logit is not finite.
     """
-    if not len(logits) or not bool(torch.isfinite(logits).all()):
+    if not len(logits) or not np.isfinite(logits).all():
         return dict.fromkeys(NAMES, math.nan)
-    scores = torch.sigmoid(logits.double())  # in single precision, certain logits would tie
-    truth = labels.long()
-    called = (scores >= threshold).long()
-    tp, fp, tn, fn, _ = binary_stat_scores(called, truth).tolist()
-    sensitivity, specificity = _share(tp, tp + fn), _share(tn, tn + fp)
-    both = tp + fn > 0 and tn + fp > 0
+    truth = labels > 0.5
+    called = logits.astype(np.float64) >= math.log(threshold / (1 - threshold))
+    sensitivity = float(called[truth].mean()) if truth.any() else math.nan
+    specificity = float(1 - called[~truth].mean()) if not truth.all() else math.nan
+    both = bool(truth.any() and not truth.all())
     return {
-        "accuracy": _share(tp + tn, len(truth)),
-        "auroc": float(binary_auroc(scores, truth)) if both else math.nan,
-        "average_precision": float(binary_average_precision(scores, truth)) if both else math.nan,
+        "accuracy": float((called == truth).mean()),
+        "auroc": float(roc_auc_score(truth, logits)) if both else math.nan,
+        "average_precision": float(average_precision_score(truth, logits)) if both else math.nan,
         "sensitivity": sensitivity,
         "specificity": specificity,
         "balanced_accuracy": (sensitivity + specificity) / 2,
     }
-
-
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else math.nan

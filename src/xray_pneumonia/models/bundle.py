@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -57,7 +58,7 @@ def read_bundle(folder: Path) -> tuple[Card, dict[str, Tensor]]:
     try:
         card = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         weights = load_file(folder / "model.safetensors")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{folder}: is no bundle (model.json, model.safetensors): {error}") from error
     if card.get("schema") != SCHEMA:
         raise InputError(f"{folder}/model.json: schema {card.get('schema')}; this version reads {SCHEMA}")

@@ -46,7 +46,7 @@ def collect() -> Provenance:
         "gpu": ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) or "none",
         "threads": str(torch.get_num_threads()),
     }
-    versions = {name: version(name) for name in PACKAGES}
+    versions = {name: version(name) for name in PACKAGES} | {"torch": torch.__version__}  # says CPU or CUDA too
     tags = {f"machine.{key}": value for key, value in machine.items()}
     tags |= {"version.torch": versions["torch"], "version.xray-pneumonia": versions["xray-pneumonia"]}
     if commit:

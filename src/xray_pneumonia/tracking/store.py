@@ -106,8 +106,15 @@ def _require_database(uri: str) -> None:
         return
     path = Path(uri.removeprefix("sqlite:///"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir() or (path.exists() and path.open("rb").read(16) != b"SQLite format 3\0"):
+    if path.exists() and not _is_sqlite(path):
         raise InputError(f"tracking.uri={uri}: {path} is no SQLite database; move it away or name another store")
+
+
+def _is_sqlite(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(16) == b"SQLite format 3\0"
 
 
 def _experiment(uri: str, name: str, home: Path) -> str:

@@ -102,7 +102,7 @@ class PneumoniaClassifier(pl.LightningModule):
                 f"{stage}/loss is {loss} in epoch {self.current_epoch + 1}; lower optimizer.lr or set "
                 "trainer.gradient_clip"
             )
-        metrics = {"loss": loss, **classification_metrics(logits, labels)}
+        metrics = {"loss": loss, **classification_metrics(logits.float().cpu().numpy(), labels.cpu().numpy())}
         known = {f"{stage}/{name}": value for name, value in metrics.items() if not math.isnan(value)}
         self.log_dict(known, on_epoch=True, on_step=False, batch_size=1)
 

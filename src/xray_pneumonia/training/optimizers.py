@@ -27,7 +27,7 @@ class Horizon:
 def rmsprop(
     parameters: Parameters, *, lr: Positive, rho: BelowOne, epsilon: Positive, weight_decay: NonNegative
 ) -> Optimizer:
-    """RMSprop with Keras' names (Tieleman and Hinton, 2012)."""
+    """RMSprop with Keras' names (Tieleman and Hinton, 2012); epsilon is added after the root, Keras adds it before."""
     return torch.optim.RMSprop(parameters, lr=lr, alpha=rho, eps=epsilon, weight_decay=weight_decay)
 
 

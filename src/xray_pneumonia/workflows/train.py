@@ -175,9 +175,7 @@ def _predict(net: nn.Module, data: XRayDataModule, device: torch.device) -> pd.D
 
 
 def _metrics(table: pd.DataFrame) -> dict[str, float]:
-    return classification_metrics(
-        torch.tensor(table["logit"].to_numpy()), torch.tensor(table["label"].to_numpy()), threshold=THRESHOLD
-    )
+    return classification_metrics(table["logit"].to_numpy(), table["label"].to_numpy(), threshold=THRESHOLD)
 
 
 def _record_result(run: Run, trained: Trained, data: XRayDataModule) -> None:

@@ -1,0 +1,109 @@
+"""The gate: each kind of trouble, made for real, is found and named."""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from xray_pneumonia.data.audit import audit
+from xray_pneumonia.data.cache import open_cache
+from xray_pneumonia.data.records import scan
+from xray_pneumonia.errors import DataRefused
+
+
+@pytest.fixture
+def root(xrays, tmp_path):
+    return shutil.copytree(xrays, tmp_path / "xrays")
+
+
+def look(root, tmp_path):
+    return audit(open_cache(scan(root), folder=tmp_path / "cache", image_size=128))
+
+
+def codes(found, level):
+    return {finding.code for finding in found.findings if finding.level == level}
+
+
+def some(root, pattern):
+    return sorted(root.glob(pattern))[0]
+
+
+def test_clean_data_pass(root, tmp_path):
+    found = look(root, tmp_path)
+    assert not found.errors
+    found.require_clean()
+    assert found.shortcuts["rgb"] < 0.75
+
+
+def test_the_same_bytes_under_two_labels(root, tmp_path):
+    shutil.copy(some(root, "train/NORMAL/*"), root / "train/PNEUMONIA/person900_virus_1.jpeg")
+    found = look(root, tmp_path)
+    assert codes(found, "error") == {"duplicates_labels"}
+    with pytest.raises(DataRefused, match=r"person900_virus_1.*=|= .*person900_virus_1"):
+        found.require_clean()
+
+
+def test_the_same_bytes_in_two_splits(root, tmp_path):
+    shutil.copy(some(root, "train/NORMAL/*"), root / "test/NORMAL/IM-9000-0001.jpeg")
+    assert codes(look(root, tmp_path), "error") == {"duplicates_across_splits"}
+
+
+def test_a_resized_and_reencoded_twin_in_two_splits(root, tmp_path):
+    with Image.open(some(root, "train/PNEUMONIA/*")) as image:
+        image.convert("RGB").resize((224, 224)).save(root / "test/PNEUMONIA/person900_virus_1.jpeg", quality=75)
+    assert codes(look(root, tmp_path), "error") == {"twins_across_splits"}
+
+
+def test_duplicates_within_a_split_warn(root, tmp_path):
+    shutil.copy(some(root, "train/NORMAL/*"), root / "train/NORMAL/IM-9000-0001.jpeg")
+    found = look(root, tmp_path)
+    assert not found.errors
+    assert "duplicates_within_split" in codes(found, "warning")
+    assert len(found.twins) == 1
+
+
+def test_patients_in_several_splits_warn(root, tmp_path):
+    path = some(root, "train/PNEUMONIA/*")
+    shutil.move(path, root / "test/PNEUMONIA" / path.name)
+    name = path.name.split("_")[0]
+    if not list(root.glob(f"train/PNEUMONIA/{name}_*")):
+        image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 200)).astype(np.uint8))
+        image.save(root / f"train/PNEUMONIA/{name}_virus_77.jpeg")
+    assert "patients_across_splits" in codes(look(root, tmp_path), "warning")
+
+
+def test_broken_files_are_listed(root, tmp_path):
+    (root / "train/NORMAL/IM-9000-0001.jpeg").write_bytes(b"")
+    found = look(root, tmp_path)
+    with pytest.raises(DataRefused, match=r"IM-9000-0001.jpeg: empty_file"):
+        found.require_clean()
+    found.require_clean(ignore=frozenset({"broken_files"}))
+
+
+def test_one_class_in_a_split(root, tmp_path):
+    for path in (root / "test/NORMAL").iterdir():
+        path.unlink()
+    assert codes(look(root, tmp_path), "error") == {"one_class"}
+
+
+def test_a_shortcut_is_reported(root, tmp_path):
+    for path in root.glob("*/PNEUMONIA/*"):
+        with Image.open(path) as image:
+            small = image.resize((100, 100))
+        small.save(path)
+    found = look(root, tmp_path)
+    assert found.shortcuts["width"] == 1.0
+    assert "shortcuts" in codes(found, "warning")
+
+
+def test_what_was_found_is_kept_beside_the_cache(root, tmp_path):
+    assert look(root, tmp_path) == look(root, tmp_path)
+
+
+def test_the_real_xrays(real_xrays, tmp_path):
+    cache = open_cache(scan(real_xrays / "chest_xray"), folder=tmp_path, image_size=128)
+    found = audit(cache)
+    assert not found.errors
+    assert cache.records.loc[[a for a, _ in found.twins], "sha256"].nunique() == 24
+    assert found.shortcuts["bytes"] > 0.85

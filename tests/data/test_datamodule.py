@@ -1,0 +1,141 @@
+"""From a folder to batches."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from xray_pneumonia.config import build
+from xray_pneumonia.data.records import fingerprint
+from xray_pneumonia.errors import DataRefused, InputError
+
+
+@pytest.fixture
+def make(xrays, home):
+    """Build the datamodule of a composed config."""
+    from hydra import compose, initialize_config_module
+
+    def run(*overrides, root=xrays):
+        with initialize_config_module("xray_pneumonia.conf", version_base="1.3"):
+            cfg = compose("train", [f"data.root={root}", f"home={home}", "data.image_size=32", *overrides])
+        return build(cfg.data, build(cfg.augmentation))
+
+    return run
+
+
+def roles(data):
+    return data.records.groupby("split")["patient"].agg(set)
+
+
+def test_train_and_validation_share_no_patient_and_the_small_split_joins_the_pool(make):
+    data = make()
+    data.prepare()
+    by_role = roles(data)
+    assert not by_role["train"] & by_role["val"]
+    pooled = data.records[data.records["id"].str.startswith("val/")]
+    assert set(pooled["split"]) <= {"train", "val"}
+    assert (data.records["split"] == "test").sum() == data.records["id"].str.startswith("test/").sum()
+    share = (data.records["split"] == "val").sum() / data.records["split"].isin(["train", "val"]).sum()
+    assert 0.08 < share < 0.25
+
+
+def test_the_cut_does_not_follow_the_seed_of_the_run(make):
+    cuts = []
+    for overrides in (["seed=1"], ["seed=2"], ["data.split_seed=5"]):
+        data = make(*overrides)
+        data.prepare()
+        cuts.append(fingerprint(data.records))
+    assert cuts[0] == cuts[1] != cuts[2]
+
+
+def test_folds_validate_everybody_once(make):
+    seen = []
+    for fold in range(3):
+        data = make("data.folds=3", f"data.fold={fold}")
+        data.prepare()
+        seen += data.records.loc[data.records["split"] == "val", "id"].tolist()
+    pool = data.records.loc[data.records["split"].isin(["train", "val"]), "id"]
+    assert sorted(seen) == sorted(pool)
+
+
+def test_the_official_validation_split_is_refused(make):
+    with pytest.raises(InputError, match=r"holds \d+ images, too few to choose anything .* data.split=patient"):
+        make("data.split=official").prepare()
+
+
+def test_test_patients_can_be_left_out(make, xrays, tmp_path):
+    root = shutil.copytree(xrays, tmp_path / "xrays")
+    path = sorted((root / "train/PNEUMONIA").iterdir())[0]
+    patient = path.name.split("_")[0]
+    donor = sorted((root / "test/PNEUMONIA").iterdir())[0]
+    donor.rename(donor.with_name(f"{patient}_virus_88.jpeg"))
+    for drop in (False, True):
+        data = make(f"data.drop_test_patients={drop}", root=root)
+        data.prepare()
+        trained = data.records[data.records["split"].isin(["train", "val"])]
+        assert (patient in set(trained["patient"])) is not drop
+
+
+def test_broken_files_refuse_or_are_quarantined(make, xrays, tmp_path):
+    root = shutil.copytree(xrays, tmp_path / "xrays")
+    (root / "train/NORMAL/IM-9000-0001.jpeg").write_bytes(b"text")
+    with pytest.raises(DataRefused, match="IM-9000-0001"):
+        make(root=root).prepare()
+    data = make("data.broken=quarantine", root=root)
+    data.prepare()
+    assert data.records.set_index("id").loc["train/NORMAL/IM-9000-0001.jpeg", "split"] == ""
+
+
+def test_batches(make):
+    data = make("data.batch_size=16", "augmentation=none")
+    data.prepare()
+    batch = next(iter(data.train_dataloader()))
+    assert batch["image"].shape == (16, 1, 32, 32)
+    assert batch["image"].dtype == torch.uint8
+    rows = batch["index"].numpy()
+    np.testing.assert_array_equal(batch["image"][:, 0].numpy(), data.images[rows])
+    np.testing.assert_array_equal(batch["label"].numpy(), data.records["label"].to_numpy()[rows])
+    assert set(data.records["split"].iloc[rows]) == {"train"}
+    assert sum(data.class_counts()) == (data.records["split"] == "train").sum()
+
+
+def epoch_of(data, epoch):
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(epoch)
+    batches = list(loader)
+    return torch.cat([b["index"] for b in batches]), torch.cat([b["image"] for b in batches])
+
+
+def test_order_and_augmentation_are_functions_of_seed_and_epoch_for_any_number_of_workers(make):
+    alone, helped, other = make("seed=7"), make("seed=7", "data.num_workers=2"), make("seed=8")
+    for data in (alone, helped, other):
+        data.prepare()
+    for epoch in (0, 1):
+        order, images = epoch_of(alone, epoch)
+        again, same = epoch_of(helped, epoch)
+        assert torch.equal(order, again)
+        assert torch.equal(images, same)
+        assert not torch.equal(order, epoch_of(other, epoch)[0])
+    assert not torch.equal(epoch_of(alone, 0)[0], epoch_of(alone, 1)[0])
+    assert sorted(epoch_of(alone, 0)[0].tolist()) == sorted(np.flatnonzero(alone.records["split"] == "train"))
+
+
+def test_processes_share_the_batches_out(make):
+    data = make("data.batch_size=16", "augmentation=none")
+    data.prepare()
+    whole = [key[1] for key in data.train_dataloader().sampler]
+    shares = []
+    for rank in range(2):
+        sampler = data.train_dataloader().sampler
+        sampler.share(rank=rank, world=2)
+        shares.append([key[1] for key in sampler])
+        assert len(shares[-1]) == len(sampler)
+    assert len(shares[0]) == len(shares[1])
+    assert {tuple(rows) for share in shares for rows in share} == {tuple(rows) for rows in whole}
+
+
+def test_a_sample_by_patient(make):
+    data = make("data.max_images=40")
+    data.prepare()
+    assert 20 <= len(data.records) <= 45

@@ -1,0 +1,42 @@
+"""Generated X-rays."""
+
+import hashlib
+
+import pytest
+from PIL import Image
+
+from xray_pneumonia.data import synthetic
+from xray_pneumonia.data.records import scan
+from xray_pneumonia.errors import InputError
+
+
+def digest(root):
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(root.rglob("*.jpeg"))}
+
+
+def test_seeded_and_complete(tmp_path, xrays):
+    synthetic.generate(tmp_path / "again", patients=40, seed=0)
+    assert digest(tmp_path / "again") == digest(xrays)
+    synthetic.generate(tmp_path / "other", patients=40, seed=1)
+    assert digest(tmp_path / "other") != digest(xrays)
+
+
+def test_real_names_varied_sizes_and_modes(xrays):
+    table = scan(xrays)
+    assert set(table["subtype"]) == {"normal", "bacteria", "virus"}
+    assert set(table["split"]) == {"train", "val", "test"}
+    assert table.groupby("split")["label"].nunique().min() == 2
+    assert table["patient"].nunique() < len(table)
+    pictures = [Image.open(path) for path in table["path"]]
+    assert {picture.mode for picture in pictures} == {"L", "RGB"}
+    assert len({picture.size for picture in pictures}) > 20
+    for picture in pictures:
+        picture.close()
+
+
+def test_files_of_others_are_left_alone(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "precious.txt").write_text("mine")
+    with pytest.raises(InputError, match="were not generated"):
+        synthetic.generate(tmp_path / "mine", patients=10, seed=0)
+    assert (tmp_path / "mine" / "precious.txt").exists()

@@ -1,0 +1,148 @@
+"""Nets: raw pixels in, logits out; the seed's sizes."""
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+
+from xray_pneumonia.config import build
+from xray_pneumonia.errors import InputError
+from xray_pneumonia.models.bundle import Card, read_bundle, save_bundle
+from xray_pneumonia.models.cnn import CNN
+from xray_pneumonia.models.pixels import Pixels
+from xray_pneumonia.models.torchvision import _one_channel
+
+
+def net_of(*overrides):
+    with initialize_config_module("xray_pneumonia.conf", version_base="1.3"):
+        return build(compose("train", list(overrides)).model)
+
+
+def count(net):
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("experiment", "parameters"),
+    [("seed_mlp", 131_089), ("seed_cnn", 12_938_753), ("seed_cnn_weighted", 12_938_753), ("seed_final", 12_938_753)],
+)
+def test_the_seeds_nets_have_the_seeds_size(experiment, parameters):
+    assert count(net_of(f"experiment={experiment}")) == parameters
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn", "resnet", "torchvision"])
+def test_raw_pixels_to_logits_from_the_config_group_alone(model):
+    net = net_of(f"model={model}", "data.image_size=64").eval()
+    image = torch.randint(0, 256, (3, 1, 64, 64), dtype=torch.uint8)
+    logits = net(image)
+    assert logits.shape == (3,)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(net(image[1:2]), logits[1:2], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(net(image.float()), logits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["densenet121", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny"])
+def test_backbones(backbone):
+    net = net_of("model=torchvision", f"model.backbone={backbone}").eval()
+    assert net(torch.zeros(2, 1, 64, 64, dtype=torch.uint8)).shape == (2,)
+
+
+def test_the_gray_stem_sees_what_the_colour_stem_saw():
+    stem = torch.nn.Conv2d(3, 5, 3, stride=2, padding=1)
+    gray = torch.rand(2, 1, 16, 16)
+    torch.testing.assert_close(_one_channel(stem)(gray), stem(gray.expand(-1, 3, -1, -1)))
+
+
+def test_missing_weights_are_said_with_their_place(monkeypatch):
+    from torchvision import models
+
+    def fail(*_, weights=None):
+        if weights:
+            raise OSError("no route")
+
+    monkeypatch.setattr(models, "get_model", fail)
+    with pytest.raises(InputError, match=r"no route.*checkpoints.*model.pretrained=false"):
+        net_of("model=torchvision", "model.pretrained=true")
+
+
+def test_pixels_are_scaled_and_normalised():
+    image = torch.tensor([[[[0, 51, 255]]]], dtype=torch.uint8)
+    torch.testing.assert_close(Pixels(mean=0, std=1)(image), torch.tensor([[[[0.0, 0.2, 1.0]]]]))
+    torch.testing.assert_close(Pixels(mean=0.2, std=0.5)(image), torch.tensor([[[[-0.4, 0.0, 1.6]]]]))
+    assert Pixels(mean=0, std=1).half()(image).dtype == torch.float16
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid"])
+def test_pooling_before_a_monotone_activation_is_the_same_function(activation):
+    torch.manual_seed(0)
+    net = CNN(
+        image_size=32, filters=[4, 6], activations=[activation] * 2, pool="max", dense=8, dropout=0, mean=0, std=1
+    )
+    image = torch.randint(0, 256, (3, 1, 32, 32), dtype=torch.uint8)
+    plain = net.pixels(image)
+    for block in net.blocks:
+        convolution, pool, activate = block
+        plain = pool(activate(convolution(plain)))
+    assert torch.equal(net(image), net.head(plain)[:, 0])
+
+
+def test_average_pooling_comes_after_the_activation():
+    net = CNN(image_size=32, filters=[4], activations=["tanh"], pool="average", dense=8, dropout=0, mean=0, std=1)
+    assert [type(layer).__name__ for layer in net.blocks[0]] == ["Conv2d", "Tanh", "AvgPool2d"]
+
+
+def test_weights_start_as_in_keras():
+    torch.manual_seed(0)
+    convolution = net_of("experiment=seed_final").blocks[1][0]
+    limit = np.sqrt(6 / (9 * 32 + 9 * 64))
+    assert convolution.weight.abs().max() <= limit
+    assert convolution.weight.abs().max() > 0.99 * limit
+    assert not convolution.bias.any()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.activations=[relu]"], "model.activations"),
+        (["data.image_size=16"], "leave nothing of data.image_size=16"),
+    ],
+)
+def test_impossible_nets_are_refused(overrides, message):
+    with pytest.raises(InputError, match=message):
+        net_of("model=cnn", "model.filters=[2,2,2,2]", "model.activations=[relu,relu,relu,relu]", *overrides)
+
+
+def card(**changes):
+    facts = {
+        "net": {"_target_": "a.b"},
+        "class_names": ["NORMAL", "PNEUMONIA"],
+        "image_size": 32,
+        "temperature": 1.0,
+        "operating_point": 0.5,
+        "operating_point_policy": "fixed",
+        "records_fingerprint": "f",
+        "run_id": "r",
+        "versions": {},
+    }
+    return Card(**(facts | changes))
+
+
+def test_a_bundle_comes_back_whole(tmp_path):
+    net = net_of("model=resnet", "model.width=4")
+    save_bundle(tmp_path, net, card())
+    read, weights = read_bundle(tmp_path)
+    assert read == card()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in net.state_dict().items())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "schema"])
+def test_a_damaged_bundle_is_refused(tmp_path, damage):
+    save_bundle(tmp_path, net_of("model=mlp", "data.image_size=16"), card(schema=99) if damage == "schema" else card())
+    if damage == "missing":
+        (tmp_path / "model.json").unlink()
+    if damage == "cut":
+        (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:100])
+    with pytest.raises(InputError, match="bundle|schema 99"):
+        read_bundle(tmp_path)

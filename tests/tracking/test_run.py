@@ -1,0 +1,66 @@
+"""A run: its status tells the truth, and what it holds can be read back."""
+
+import signal
+
+import pytest
+
+from xray_pneumonia.errors import Stopped
+from xray_pneumonia.tracking.run import start_run
+from xray_pneumonia.tracking.store import TrackingSettings, open_store
+
+
+@pytest.fixture
+def store(home):
+    settings = TrackingSettings(uri=None, experiment_name="runs", run_name=None, system_metrics=False)
+    return open_store(settings, home=home)
+
+
+def begin(store):
+    return start_run(store, name="n", tags={"verb": "test"}, system_metrics=False)
+
+
+def test_finished_and_complete(store):
+    with begin(store) as run:
+        run.log_config("seed: 0\n")
+        run.log_params({f"key{i}": "x" * 500 for i in range(130)})
+        run.log_metrics({"val/auroc": 0.9}, step=1)
+        run.log_metrics({"val/auroc": 0.95}, step=2)
+        run.log_dataset(name="xrays", digest="d" * 64, source="/data", stage="train")
+    found = store.client.get_run(run.run_id)
+    assert found.info.status == "FINISHED"
+    assert len(found.data.params) == 130
+    assert len(found.data.params["key0"]) == 500
+    assert run.metric_history(["val/auroc"]) == {"val/auroc": [(1, 0.9), (2, 0.95)]}
+    assert found.inputs.dataset_inputs[0].dataset.digest == "d" * 36
+    listed = [artifact.path for artifact in store.client.list_artifacts(run.run_id)]
+    assert listed == ["config.yaml"]
+    import hashlib
+
+    assert found.data.tags["config_sha256"] == hashlib.sha256(b"seed: 0\n").hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ValueError("boom"), "FAILED"),
+        (KeyboardInterrupt(), "KILLED"),
+        (Stopped(signal.SIGTERM), "KILLED"),
+        (SystemExit(0), "KILLED"),
+    ],
+)
+def test_the_status_tells_the_truth(store, error, status):
+    with pytest.raises(type(error)), begin(store) as run:
+        raise error
+    found = store.client.get_run(run.run_id)
+    assert found.info.status == status
+    assert type(error).__name__ in found.data.tags["reason"]
+    assert (run.folder / "traceback.txt").exists() is (status == "FAILED")
+
+
+def test_a_store_that_fails_for_a_while_loses_no_metric(store, monkeypatch):
+    with begin(store) as run:
+        with monkeypatch.context() as patch:
+            patch.setattr(type(store.client), "log_batch", lambda *_, **__: (_ for _ in ()).throw(OSError("away")))
+            run.log_metrics({"val/loss": 0.5}, step=1)
+        run.log_metrics({"val/loss": 0.4}, step=2)
+    assert run.metric_history(["val/loss"]) == {"val/loss": [(1, 0.5), (2, 0.4)]}

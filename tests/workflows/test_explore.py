@@ -1,0 +1,32 @@
+"""`xray explore`: figures, one page, findings."""
+
+from pathlib import Path
+
+from mlflow import MlflowClient
+
+
+def test_a_run_with_figures_and_one_page(xray, xrays, home):
+    outcome = xray("explore", f"data.root={xrays}", f"home={home}", "data.image_size=64")
+    assert outcome.code == 0, outcome.err
+    client = MlflowClient(f"sqlite:///{home}/mlflow.db")
+    run = client.get_run(outcome.run_id)
+    folder = Path(run.info.artifact_uri.removeprefix("file://"))
+    names = {path.stem for path in (folder / "figures").iterdir()}
+    assert names >= {"class_balance", "samples_normal", "samples_pneumonia", "augmented_pneumonia", "sizes"}
+    page = (folder / "explore.html").read_text()
+    assert page.count("data:image/png;base64,") == len(names)
+    assert "http" not in page
+    assert str(xrays) in page
+    train = len(list((xrays / "train").rglob("*.jpeg")))
+    assert run.data.metrics["data/train_NORMAL"] + run.data.metrics["data/train_PNEUMONIA"] == train
+
+
+def test_findings_are_printed_and_do_not_stop_it(xray, xrays, home, tmp_path):
+    import shutil
+
+    root = shutil.copytree(xrays, tmp_path / "xrays")
+    (root / "train/NORMAL/IM-9000-0001.jpeg").write_bytes(b"")
+    outcome = xray("explore", f"data.root={root}", f"home={home}", "data.image_size=64")
+    assert outcome.code == 0
+    assert "error broken_files (1)" in outcome.out
+    assert outcome.out.splitlines()[-1].endswith("errors=1")

@@ -1,0 +1,194 @@
+"""`xray train`, end to end, on generated X-rays."""
+
+import hashlib
+import json
+import signal
+import time
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from mlflow import MlflowClient
+
+from xray_pneumonia.evaluation.metrics import classification_metrics
+
+PER_EPOCH = [
+    *(f"{stage}/{name}" for stage in ("train", "val") for name in ("loss", "accuracy")),
+    *(f"val/{n}" for n in ("auroc", "average_precision", "sensitivity", "specificity", "balanced_accuracy")),
+    "time/epoch_seconds",
+    "time/images_per_second",
+    "optimizer/lr",
+]
+
+
+@pytest.fixture
+def client(home):
+    return MlflowClient(f"sqlite:///{home}/mlflow.db")
+
+
+@pytest.fixture
+def folder(client):
+    def find(run_id):
+        from pathlib import Path
+
+        return Path(client.get_run(run_id).info.artifact_uri.removeprefix("file://"))
+
+    return find
+
+
+def test_a_run_holds_all_it_should(xray, tiny, client, folder, xrays):
+    outcome = xray("train", *tiny)
+    assert outcome.code == 0, outcome.err
+    last = outcome.out.splitlines()[-1]
+    assert last.startswith(f"run_id={outcome.run_id} val/auroc=0.") or last.endswith("val/auroc=1.000000")
+    run = client.get_run(outcome.run_id)
+    assert run.info.status == "FINISHED"
+    home = folder(outcome.run_id)
+    config = (home / "config.yaml").read_bytes()
+    assert hashlib.sha256(config).hexdigest() == run.data.tags["config_sha256"]
+    assert yaml.safe_load(config)["data"]["root"] == str(xrays)
+    assert run.data.params["optimizer.lr"] == "0.001"
+    for name in PER_EPOCH:
+        assert [metric.step for metric in client.get_metric_history(outcome.run_id, name)] == [1, 2], name
+    assert run.data.metrics["model/parameters"] == int(run.data.params["model/parameters"])
+    for file in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "predictions/val.csv", "environment.json"):
+        assert (home / file).stat().st_size > 0
+    for name in ("learning_curves", "confusion_matrix", "roc_and_precision_recall", "worst_mistakes"):
+        assert (home / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert len(run.data.tags["records_fingerprint"]) == 64
+    assert run.inputs.dataset_inputs[0].dataset.digest == run.data.tags["records_fingerprint"][:36]
+    assert json.loads((home / "environment.json").read_text())["versions"]["torch"] == torch.__version__
+
+
+def test_the_printed_figure_is_that_of_the_stored_predictions_and_says_what_it_rests_on(xray, tiny, folder):
+    outcome = xray("train", *tiny, "seed=3")
+    table = pd.read_csv(folder(outcome.run_id) / "predictions/val.csv")
+    found = classification_metrics(table["logit"].to_numpy(), table["label"].to_numpy())
+    assert f"val/auroc={found['auroc']:.6f}" in outcome.out
+    assert f"{len(table)} images of {table['patient'].nunique()} patients" in outcome.out
+    assert max(map(len, outcome.out.splitlines()[:8])) <= 80
+
+
+def test_the_logged_model_answers_as_the_run_did(xray, tiny, client, folder, home, xrays):
+    from xray_pneumonia.data.images import decode, read_bytes
+
+    outcome = xray("train", *tiny, "seed=4")
+    run = client.get_run(outcome.run_id)
+    mlflow.set_tracking_uri(f"sqlite:///{home}/mlflow.db")
+    model = mlflow.pyfunc.load_model(f"models:/{run.data.tags['model_id']}")
+    table = pd.read_csv(folder(outcome.run_id) / "predictions/val.csv").head(5)
+    pixels = np.stack([decode(read_bytes(xrays / name), 32).pixels for name in table["id"]])[:, None]
+    np.testing.assert_allclose(model.predict(pixels)["probability"], table["probability"], atol=1e-5)
+    assert client.get_logged_model(run.data.tags["model_id"]).experiment_id == run.info.experiment_id
+    assert not [path for path in folder(outcome.run_id).rglob("*.pkl")]
+
+
+def weights(folder, run_id, which="last"):
+    return torch.load(folder(run_id) / f"checkpoints/{which}.ckpt", weights_only=True)["state_dict"]
+
+
+@pytest.mark.parametrize("augmentation", ["none", "light"])
+def test_same_config_and_seed_same_bits(xray, tiny, client, folder, augmentation):
+    asked = [*tiny, f"augmentation={augmentation}", "model.dropout=0.3", "seed=0"]
+    one, two = (xray("train", *asked).run_id for _ in range(2))
+    other = xray("train", *asked[:-1], "seed=1").run_id
+    a, b, c = (weights(folder, run_id) for run_id in (one, two, other))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not all(torch.equal(a[name], c[name]) for name in a)
+    for name in PER_EPOCH[:-3]:
+        assert [m.value for m in client.get_metric_history(one, name)] == [
+            m.value for m in client.get_metric_history(two, name)
+        ]
+
+
+def test_the_seeds_class_weights_and_experiments_reach_the_run(xray, tiny, client):
+    small = [o for o in tiny if not o.startswith("model")]
+    outcome = xray("train", "experiment=seed_final", *small, "model.filters=[2,2]", "model.activations=[relu,tanh]", "model.dense=4")
+    assert outcome.code == 0, outcome.err
+    params = client.get_run(outcome.run_id).data.params
+    assert params["loss.class_weights.NORMAL"] == "3"
+    assert params["optimizer._target_"].endswith("rmsprop")
+    assert params["augmentation.rotate"] == "0"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["loss=focal", "optimizer=sgd", "scheduler=onecycle"],
+        ["trainer.ema_decay=0.9", "scheduler=plateau", "loss.class_weights={NORMAL: 2, PNEUMONIA: 1}"],
+        ["optimizer=rmsprop", "scheduler=constant", "trainer.gradient_clip=1", "trainer.accumulate_batches=2"],
+        ["data.folds=3", "data.fold=1", "loss.label_smoothing=0.1", "trainer.patience=1"],
+    ],
+)
+def test_every_choice_trains(xray, tiny, overrides):
+    assert xray("train", *tiny, *overrides).code == 0
+
+
+def test_a_loss_that_is_no_number_fails_the_run(xray, tiny, client):
+    outcome = xray("train", *tiny, "optimizer=sgd", "optimizer.lr=1e6", "scheduler=constant", "tracking.experiment_name=diverge")
+    assert outcome.code == 1
+    assert "lower optimizer.lr" in outcome.err
+X
+    assert run.info.status == "FAILED"
+    assert "TrainingDiverged" in run.data.tags["reason"]
+
+
+def test_refused_data_leave_no_run(xray, tiny, xrays, tmp_path):
+    import shutil
+
+    root = shutil.copytree(xrays, tmp_path / "xrays")
+    (root / "train/NORMAL/IM-9000-0001.jpeg").write_bytes(b"")
+    outcome = xray("train", *[o for o in tiny if not o.startswith("data.root")], f"data.root={root}", f"home={tmp_path / 'h'}")
+    assert outcome.code == 2
+    assert "IM-9000-0001.jpeg: empty_file" in outcome.err
+    assert not (tmp_path / "h" / "mlflow.db").exists()
+
+
+def test_a_plain_grid(xray, tiny, client):
+    outcome = xray("train", "-m", *tiny, "trainer.max_epochs=1", "seed=11,12", "tracking.experiment_name=grid")
+    assert outcome.code == 0, outcome.err
+    experiment = client.get_experiment_by_name("grid")
+    seeds = [run.data.params.get("seed") for run in client.search_runs([experiment.experiment_id])]
+    assert {"11", "12"} <= set(seeds)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_close_the_run(start, tiny, client, number, code):
+    name = f"signal{code}"
+    process = start("train", *tiny, "trainer.max_epochs=10000", "trainer.patience=null", f"tracking.experiment_name={name}")
+    deadline = time.monotonic() + 120
+    run = None
+    while time.monotonic() < deadline and not (run and "val/auroc" in run.data.metrics):
+        time.sleep(0.5)
+        experiment = client.get_experiment_by_name(name)
+        found = client.search_runs([experiment.experiment_id]) if experiment else []
+        run = found[0] if found else None
+    assert run is not None
+    process.send_signal(number)
+    time.sleep(0.2)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    assert client.get_run(run.info.run_id).info.status == "KILLED"
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_net(start, tiny, client):
+    process = start("train", *tiny, "trainer=ddp", "trainer.max_epochs=2", "tracking.experiment_name=ddp")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    run = client.get_run(out.splitlines()[-1].split()[0].removeprefix("run_id="))
+    assert run.info.status == "FINISHED"
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "val/auroc")] == [1, 2]
+    assert len(client.search_runs([run.info.experiment_id])) == 1
+
+
+@pytest.mark.slow
+def test_it_learns(xray, home):
+    outcome = xray("train", "data=synthetic", f"home={home}", "data.image_size=64", "trainer.max_epochs=12", "seed=1")
+    assert float(outcome.out.splitlines()[-1].split("val/auroc=")[1]) > 0.9
