@@ -144,5 +144,5 @@ def test_a_damaged_bundle_is_refused(tmp_path, damage):
         (tmp_path / "model.json").unlink()
     if damage == "cut":
         (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:100])
-    with pytest.raises(InputError, match="bundle|schema 99"):
+    with pytest.raises(InputError, match=r"bundle|schema 99"):
         read_bundle(tmp_path)

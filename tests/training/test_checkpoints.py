@@ -42,6 +42,6 @@ def test_the_earlier_file_survives(tmp_path, monkeypatch, fault):
 
 def test_no_code_runs_on_loading(tmp_path, capsys):
     torch.save({"code": Broken()}, tmp_path / "evil.ckpt")
-    with pytest.raises(Exception, match="(?i)weights.only|unsupported"):
+    with pytest.raises(Exception, match=r"(?i)weights.only|unsupported"):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "evil.ckpt")
     assert "foreign code ran" not in capsys.readouterr().out

@@ -36,7 +36,9 @@ def test_narrow_nets_keep_the_layout_that_does_not_crash():
 def test_batches_of_changing_size_do_not_corrupt_memory():
     """Every width that gets channels_last survives; the smallest one that would not is kept from it."""
     code = (
-        "import torch; from xray_pneumonia.models.resnet import ResNet; from xray_pneumonia.training.speed import lay_out\n"
+        "import torch\n"
+        "from xray_pneumonia.models.resnet import ResNet\n"
+        "from xray_pneumonia.training.speed import lay_out\n"
         "for width in (4, 8, 16, 24):\n"
         "  for seed in range(15):\n"
         "    torch.manual_seed(seed)\n"

@@ -106,7 +106,14 @@ def test_same_config_and_seed_same_bits(xray, tiny, client, folder, augmentation
 
 def test_the_seeds_class_weights_and_experiments_reach_the_run(xray, tiny, client):
     small = [o for o in tiny if not o.startswith("model")]
-    outcome = xray("train", "experiment=seed_final", *small, "model.filters=[2,2]", "model.activations=[relu,tanh]", "model.dense=4")
+    outcome = xray(
+        "train",
+        "experiment=seed_final",
+        *small,
+        "model.filters=[2,2]",
+        "model.activations=[relu,tanh]",
+        "model.dense=4",
+    )
     assert outcome.code == 0, outcome.err
     params = client.get_run(outcome.run_id).data.params
     assert params["loss.class_weights.NORMAL"] == "3"
@@ -128,10 +135,11 @@ def test_every_choice_trains(xray, tiny, overrides):
 
 
 def test_a_loss_that_is_no_number_fails_the_run(xray, tiny, client):
-    outcome = xray("train", *tiny, "optimizer=sgd", "optimizer.lr=1e6", "scheduler=constant", "tracking.experiment_name=diverge")
+    wild = ["optimizer=sgd", "optimizer.lr=1e6", "scheduler=constant", "tracking.experiment_name=diverge"]
+    outcome = xray("train", *tiny, *wild)
     assert outcome.code == 1
     assert "lower optimizer.lr" in outcome.err
-X
+    run = client.search_runs([client.get_experiment_by_name("diverge").experiment_id])[0]
     assert run.info.status == "FAILED"
     assert "TrainingDiverged" in run.data.tags["reason"]
 
@@ -141,7 +149,8 @@ def test_refused_data_leave_no_run(xray, tiny, xrays, tmp_path):
 
     root = shutil.copytree(xrays, tmp_path / "xrays")
     (root / "train/NORMAL/IM-9000-0001.jpeg").write_bytes(b"")
-    outcome = xray("train", *[o for o in tiny if not o.startswith("data.root")], f"data.root={root}", f"home={tmp_path / 'h'}")
+    others = [override for override in tiny if not override.startswith(("data.root", "home"))]
+    outcome = xray("train", *others, f"data.root={root}", f"home={tmp_path / 'h'}")
     assert outcome.code == 2
     assert "IM-9000-0001.jpeg: empty_file" in outcome.err
     assert not (tmp_path / "h" / "mlflow.db").exists()
@@ -159,7 +168,8 @@ def test_a_plain_grid(xray, tiny, client):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_close_the_run(start, tiny, client, number, code):
     name = f"signal{code}"
-    process = start("train", *tiny, "trainer.max_epochs=10000", "trainer.patience=null", f"tracking.experiment_name={name}")
+    endless = ["trainer.max_epochs=10000", "trainer.patience=null", f"tracking.experiment_name={name}"]
+    process = start("train", *tiny, *endless)
     deadline = time.monotonic() + 120
     run = None
     while time.monotonic() < deadline and not (run and "val/auroc" in run.data.metrics):

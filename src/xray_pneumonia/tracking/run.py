@@ -185,12 +185,18 @@ def _monitor(run: Run) -> Any:
 
 @contextlib.contextmanager
 def _tracking_uri(uri: str) -> Iterator[None]:
-    """Lend MLflow's fluent functions our store; they know no client."""
+    """Lend MLflow's fluent functions our store; they know no client.
+
+    MLflow writes the URI into the environment too, where the next run of this process would find it.
+    """
     import mlflow
 
-    before = mlflow.get_tracking_uri()
+    before = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(before)
+        mlflow.set_tracking_uri("")
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
