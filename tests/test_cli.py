@@ -87,6 +87,27 @@ def test_wrong_input_ends_with_2_one_message_and_nothing_written(xray, tmp_path,
     assert not (tmp_path / "mlruns").exists()
 
 
+@pytest.mark.parametrize(
+    "text", ["seed: 1\nseed: 2\n", "seed:\t1\n\t- x\n", "seed: !!python/object/apply:os.getcwd []\n", "seed: [1\n"]
+)
+def test_config_files_that_are_no_plain_yaml(xray, tmp_path, text):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "odd.yaml").write_text("# @package _global_\n" + text)
+    outcome = xray("train", "--config-dir", str(tmp_path / "mine"), "experiment=odd")
+    assert outcome.code == 2, outcome.err
+    assert "Traceback" not in outcome.err
+    assert not (tmp_path / "mlruns").exists()
+
+
+def test_a_key_misspelt_in_a_file_is_found_too(xray, tmp_path):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "odd.yaml").write_text("# @package _global_\ndata: {bach_size: 3}\nmonitr: x\n")
+    outcome = xray("train", "--config-dir", str(tmp_path / "mine"), "experiment=odd")
+    assert outcome.code == 2
+    assert "data.bach_size=3: unknown key; did you mean data.batch_size" in outcome.err
+    assert "monitr='x': unknown key; did you mean monitor" in outcome.err
+
+
 def test_all_problems_come_at_once(xray):
     outcome = xray("train", "optimizer.lr=-1", "trainer.max_epochs=0", "model.dropout=7")
     assert outcome.code == 2

@@ -12,6 +12,7 @@ from importlib import import_module, resources
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -67,6 +68,10 @@ def launch(verb: str, arguments: list[str]) -> None:
         hydra.main(version_base="1.3", config_path=f"pkg://{PACKAGE}", config_name=verb)(task)()
     except HydraException as error:
         raise InputError(_explained(error, verb, arguments)) from error
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{' '.join(arguments)}: a config file cannot be read: {' '.join(str(error).split())}"
+        ) from error
     finally:
         sys.argv = before
     if failures:

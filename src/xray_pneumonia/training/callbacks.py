@@ -13,8 +13,9 @@ from pytorch_lightning.callbacks import (
     EarlyStopping,
     EMAWeightAveraging,
     ModelCheckpoint,
-    TQDMProgressBar,
 )
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from xray_pneumonia.training.trainer import TrainerSettings
 
@@ -86,27 +87,49 @@ class EpochLine(Callback):
         )
 
 
-class Bar(TQDMProgressBar):
-    """The loss, the validation AUROC and the images per second."""
+class Bar(Callback):
+    """A bar for each epoch, on standard error: the loss, the validation AUROC so far, the images per second."""
 
     def __init__(self, clock: EpochClock) -> None:
-        super().__init__(refresh_rate=5)
         self._clock = clock
-        self._loss = math.nan
+        self._progress: Progress | None = None
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw an empty bar."""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[facts]}"),
+        )
+        self._progress = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+        title = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        self._progress.add_task(title, total=float(trainer.num_training_batches), facts="")
+        self._progress.start()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Read the loss, as seldom as the bar moves: reading it waits for the device."""
-        if batch_idx % self.refresh_rate == 0:
-            self._loss = float(outputs["loss"])
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """Choose what stands behind the bar."""
-        shown = {"loss": f"{self._loss:.3f}", "img/s": f"{self._clock.images_per_second:.0f}"}
+        """Move it; the loss is read seldom, since reading it waits for the device."""
+        if self._progress is None or (batch_idx % 5 and not trainer.is_last_batch):
+            return
         auroc = trainer.callback_metrics.get("val/auroc")
-        return {**shown, **({"val_auroc": f"{float(auroc):.4f}"} if auroc is not None else {})}
+        facts = f"loss {float(outputs['loss']):.3f}" + (f" auroc {float(auroc):.4f}" if auroc is not None else "")
+        facts += f" {self._clock.images_per_second:.0f} img/s"
+        self._progress.update(self._progress.task_ids[0], completed=batch_idx + 1, facts=facts)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Clear it: one line stays."""
+        self._stop()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave a clean terminal."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
 
 
 def build_callbacks(settings: TrainerSettings, *, monitor: str, mode: str, folder: Path) -> list[Callback]:
