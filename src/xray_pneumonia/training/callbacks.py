@@ -98,7 +98,7 @@ class Bar(Callback):
         """Draw an empty bar."""
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(20),
+            BarColumn(12),
             MofNCompleteColumn(),
             TextColumn("{task.fields[facts]}"),
         )
