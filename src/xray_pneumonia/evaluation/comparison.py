@@ -53,7 +53,7 @@ def compare(
 
 
 def _with_delong(difference: Difference, first: pd.DataFrame, second: pd.DataFrame) -> Difference:
-    gap, p_value = delong_difference(first["label"], first["probability"], second["probability"], first["patient"])
+    gap, p_value = delong_difference(first["label"], first["logit"], second["logit"], first["patient"])
     return Difference("auroc", difference.first, difference.second, gap, p_value, "DeLong")
 
 

@@ -84,7 +84,7 @@ def judge(
         at_point=at_point,
         at_half=half,
         uncalibrated={name: before[name] for name in OF_PROBABILITIES},
-        delong=delong(calibrated["label"], calibrated["probability"], calibrated["patient"]),
+        delong=delong(calibrated["label"], calibrated["logit"], calibrated["patient"]),
         worth=worth,
         bins=reliability(calibrated),
         bins_before=reliability(raw),

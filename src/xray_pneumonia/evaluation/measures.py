@@ -29,6 +29,7 @@ class Measures:
         probability: (N,) of PNEUMONIA, in [0, 1].
         patient: (N,) whose image it is; resampling moves all images of a patient together.
         threshold: the probability from which an image is called PNEUMONIA.
+        score: (N,) what ranks the images; the logit where there is one, since certain probabilities tie.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Measures:
         patient: npt.ArrayLike,
         *,
         threshold: float,
+        score: npt.ArrayLike | None = None,
     ) -> None:
         truth, chance = np.asarray(label, np.float64), np.asarray(probability, np.float64)
         codes, patients = pd.factorize(np.asarray(patient))
@@ -45,10 +47,11 @@ class Measures:
         self.codes = codes.astype(np.int64)
         called = chance >= threshold
         self._sums = self._per_patient(_columns(truth, chance, called))  # (P, columns)
-        order = np.argsort(-chance, kind="stable")
+        ranks = chance if score is None else np.asarray(score, np.float64)
+        order = np.argsort(-ranks, kind="stable")
         self._ordered = self.codes[order]
         self._truth = truth[order]
-        changes = np.flatnonzero(np.diff(chance[order])) + 1
+        changes = np.flatnonzero(np.diff(ranks[order])) + 1
         self._ties = np.concatenate([[0], changes]) if len(changes) + 1 < len(truth) else None
         self.basis = _patients_behind(truth, called, self.codes)
 
@@ -86,7 +89,9 @@ class Measures:
 
 def measure(table: pd.DataFrame, *, threshold: float) -> Measures:
     """Prepare the metrics of a table of predictions."""
-    return Measures(table["label"], table["probability"], table["patient"], threshold=threshold)
+    return Measures(
+        table["label"], table["probability"], table["patient"], threshold=threshold, score=table["logit"]
+    )
 
 
 def predictive_values(

@@ -8,8 +8,11 @@ import pandas as pd
 
 from xray_pneumonia.errors import InputError
 
-POLICIES = "youden, sensitivity>=0.95, specificity>=0.95 or cost=5 (a missed pneumonia costs so many false alarms)"
-POLICY = re.compile(r"^(?:(youden)|(sensitivity|specificity)>=(0?\.\d+|0|1|1\.0)|(cost)=(\d+(?:\.\d+)?))$")
+POLICIES = (
+    "youden, sensitivity:0.95, specificity:0.95 (at least so much) or cost:5 (a missed pneumonia costs so many false "
+    "alarms)"
+)
+POLICY = re.compile(r"^(?:(youden)|(sensitivity|specificity)(?:>=|:)(0?\.\d+|0|1|1\.0)|(cost)[=:](\d+(?:\.\d+)?))$")
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class OperatingPoint:
 
 
 def parse(policy: str) -> tuple[str, float]:
-    """Read a policy's name and number.
+    """Read a policy's name and number; `:` stands for `>=` and `=`, which a shell or Hydra would take for itself.
 
     Raises:
         InputError: there is no such policy.

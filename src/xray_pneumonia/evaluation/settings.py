@@ -1,6 +1,7 @@
 """What an evaluation is asked to do: the config group `evaluation`."""
 
-from typing import Annotated
+import copy
+from typing import Annotated, Self
 
 from annotated_types import Ge
 
@@ -44,3 +45,14 @@ class EvaluationSettings:
         self.replicates: Count = replicates
         self.prevalences, self.subgroups = prevalences, subgroups
         self.maps, self.robustness_images, self.report, self.seed = maps, robustness_images, report, seed
+
+    def with_policy(self, operating_point: str) -> Self:
+        """Ask for another policy, all else alike.
+
+        Raises:
+            InputError: there is no such policy.
+        """
+        parse(operating_point)
+        other = copy.copy(self)
+        other.operating_point = operating_point
+        return other
