@@ -14,7 +14,10 @@ ANSWERS = ("normal", "look closer", "pneumonia")
 
 @dataclass(frozen=True)
 class Band:
-    """Probabilities below `low` are answered "normal", above `high` "pneumonia", between them "look closer"."""
+    """Below `low` the answer is "normal", above `high` "pneumonia", between them "look closer".
+
+    A closed band (`low` = `high`) answers everything, from that probability on with "pneumonia".
+    """
 
     low: float
     high: float
@@ -22,26 +25,32 @@ class Band:
     def answer(self, probability: npt.ArrayLike) -> npt.NDArray[np.str_]:
         """Answer (N,) images."""
         chance = np.asarray(probability, np.float64)
-        place = np.where(chance < self.low, 0, np.where(chance > self.high, 2, 1))
+        ill = chance >= self.high if self.low == self.high else chance > self.high
+        place = np.where(ill, 2, np.where(chance < self.low, 0, 1))
         return np.asarray(ANSWERS)[place]
 
 
-def fit_band(table: pd.DataFrame, *, error: float) -> Band:
+def fit_band(table: pd.DataFrame, *, error: float, threshold: float) -> Band:
     """Fit a band that answers wrongly at most so many of either class.
 
     Class-conditional split conformal prediction (Vovk, ACML 2012): a label stays possible for an image
     unless it is stranger than all but `error` of its own class on validation. Where exactly one label
-    stays possible, the image is answered; where none or both do, it is looked at closer. With
+    stays possible, the image is answered; where both do, it is looked at closer. Where the classes are so
+    well apart that none would, any threshold in between keeps the promise, and the band closes. With
     exchangeable images at most `error` of each class gets the other's answer.
 
     Args:
         table: predictions on validation, calibrated.
         error: the share of each class that may be answered wrongly.
+        threshold: the operating point, kept where the band closes if it keeps the promise.
     """
     ill = np.sort(table.loc[table["label"] == 1, "probability"].to_numpy(np.float64))
     well = np.sort(1 - table.loc[table["label"] == 0, "probability"].to_numpy(np.float64))
     possible_ill, possible_well = _least(ill, error), 1 - _least(well, error)
-    return Band(min(possible_ill, possible_well), max(possible_ill, possible_well))
+    if possible_ill > possible_well:
+        closed = float(np.clip(threshold, possible_well, possible_ill))
+        return Band(closed, closed)
+    return Band(possible_ill, possible_well)
 
 
 def outcomes(table: pd.DataFrame, band: Band) -> pd.DataFrame:
@@ -52,7 +61,7 @@ def outcomes(table: pd.DataFrame, band: Band) -> pd.DataFrame:
     )
 
 
-def trade_off(validation: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+def trade_off(validation: pd.DataFrame, table: pd.DataFrame, *, threshold: float) -> pd.DataFrame:
     """Follow coverage and accuracy of the answers as the promised error falls.
 
     Returns:
@@ -61,7 +70,7 @@ def trade_off(validation: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for error in (0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.005):
-        answers = fit_band(validation, error=error).answer(table["probability"])
+        answers = fit_band(validation, error=error, threshold=threshold).answer(table["probability"])
         answered = answers != "look closer"
         right = (answers == "pneumonia") == (table["label"] == 1)
         accuracy = float(right[answered].mean()) if answered.any() else np.nan

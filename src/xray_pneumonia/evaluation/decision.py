@@ -32,4 +32,5 @@ def decide_calibrated(validation: pd.DataFrame, fitted: Calibration, settings: E
     """Choose operating point and band where the calibration is known."""
     table = fitted.apply(validation)
     point = operating.choose(table, policy=settings.operating_point)
-    return Decision(fitted, point.threshold, point.policy, fit_band(table, error=settings.abstention_error))
+    band = fit_band(table, error=settings.abstention_error, threshold=point.threshold)
+    return Decision(fitted, point.threshold, point.policy, band)

@@ -57,7 +57,7 @@ def reliability_diagram(judgement: Judgement) -> Figure:
     spread = np.abs(np.stack([bins["true"] - bins["low"], bins["high"] - bins["true"]]))
     above.errorbar(bins["said"], bins["true"], yerr=spread, fmt="o-", color=INK, capsize=3, label="calibrated", ms=6)
     above.set(ylabel="truly PNEUMONIA", ylim=(-0.03, 1.03), title="What was said, and what was true")
-    above.legend(frameon=False, loc="upper left")
+    above.legend(frameon=False, loc="lower right")
     below.hist(judgement.table["probability"], bins=20, range=(0, 1), color=SOFT)
     below.set(xlabel="probability that was said", ylabel="images")
     return figure

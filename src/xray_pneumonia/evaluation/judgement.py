@@ -96,7 +96,9 @@ def judge(
             seed=settings.seed,
         ),
         answers=abstention.outcomes(calibrated, decision.band),
-        trade_off=abstention.trade_off(decision.calibration.apply(validation), calibrated),
+        trade_off=abstention.trade_off(
+            decision.calibration.apply(validation), calibrated, threshold=decision.threshold
+        ),
     )
 
 

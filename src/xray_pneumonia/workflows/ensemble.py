@@ -20,26 +20,30 @@ from xray_pneumonia.evaluation import calibration, predictions
 from xray_pneumonia.evaluation.abstention import Band, fit_band
 from xray_pneumonia.evaluation.calibration import Calibration
 from xray_pneumonia.evaluation.decision import FIXED, Decision, decide_calibrated
+from xray_pneumonia.evaluation.gate import Gate
 from xray_pneumonia.evaluation.measures import Vector
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.models.bundle import Card, read_bundle
 from xray_pneumonia.tracking.archive import StoredRun, read_run
 from xray_pneumonia.tracking.store import Store
+from xray_pneumonia.training import speed
 from xray_pneumonia.training.inference import predict_logits
 
 BATCH = 128
+GATE = "gate.npz"  # in the bundle, beside the weights
 STORED = "stored"  # the operating point that the model carries
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Member:
-    """One model: its run, its net, its card, and its raw predictions on its own validation split."""
+    """One model: its run, net, card and gate, and its raw predictions on its own validation split."""
 
     run: StoredRun
     net: nn.Module
     card: Card
     validation: pd.DataFrame
+    gate: Gate | None
 
 
 @dataclass(frozen=True)
@@ -100,20 +104,22 @@ def load(store: Store, run_ids: list[str], settings: EvaluationSettings, *, oper
 
 def _load_member(store: Store, run_id: str) -> Member:
     run = read_run(store, run_id)
-    card, weights = read_bundle(run.bundle())
+    folder = run.bundle()
+    card, weights = read_bundle(folder)
     if card.run_id != run_id or card.class_names != list(CLASSES):
         raise InputError(
             f"run_id={run_id}: its model is that of run {card.run_id} with the classes {card.class_names}; expected "
             f"{list(CLASSES)}; the run was altered, train it again"
         )
-    net: nn.Module = build(card.net).eval()
+    net: nn.Module = speed.lay_out(build(card.net), channels_last=True).eval()
     try:
         net.load_state_dict(weights)
     except RuntimeError as error:
         raise InputError(f"run_id={run_id}: its weights do not fit its net: {' '.join(str(error).split())}") from error
     validation = predictions.read(run.artifact("predictions/val.csv"))
     predictions.require_usable(validation, name=f"run_id={run_id}, predictions/val.csv")
-    return Member(run, net, card, validation)
+    gate = Gate.read(folder / GATE) if (folder / GATE).exists() else None
+    return Member(run, net, card, validation, gate)
 
 
 def _require_fitting(members: list[Member]) -> None:
@@ -152,8 +158,9 @@ def _decision(
     if operating_point != STORED:
         settings = settings.with_policy(operating_point)
     elif len(members) == 1 and card.operating_point_policy != FIXED:
-        band = Band(*card.band) if card.band else fit_band(fitted.apply(validation), error=settings.abstention_error)
-        return Decision(fitted, card.operating_point, card.operating_point_policy, band)
+        table, point = fitted.apply(validation), card.operating_point
+        band = Band(*card.band) if card.band else fit_band(table, error=settings.abstention_error, threshold=point)
+        return Decision(fitted, point, card.operating_point_policy, band)
     return decide_calibrated(validation, fitted, settings)
 
 

@@ -25,6 +25,7 @@ from xray_pneumonia.tracking.ledger import Opening, opened_before, record_openin
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.store import Store, masked, open_store
+from xray_pneumonia.training import speed
 from xray_pneumonia.workflows.dossier import Dossier, draw_maps, judge_gate, write_dossier
 from xray_pneumonia.workflows.ensemble import Ensemble, load
 from xray_pneumonia.workflows.held_out import HeldOut, Split, open_split, training_leaks
@@ -56,10 +57,16 @@ def main(cfg: DictConfig) -> None:
     settings: EvaluationSettings = build(cfg.evaluation)
     home, tracking = Path(cfg.home), build(cfg.tracking)
     store = open_store(tracking, home=home)
+    speed.prepare_process(keep_freed_memory=True, threads=None)
     model = load(store, _several(cfg.run_id), settings, operating_point=cfg.operating_point)
     rival = _rival(store, cfg, settings)
     held_out = open_split(
-        model.first.run, cfg.split, root=cfg.data.root, home=home, image_size=model.first.card.image_size
+        model.first.run,
+        cfg.split,
+        root=cfg.data.root,
+        home=home,
+        image_size=model.first.card.image_size,
+        validation_ids=set(model.validation["id"]),
     )
     _require_comparable(held_out, model, rival)
     run_ids = [member.run.run_id for member in model.members]
@@ -229,8 +236,11 @@ def _look_closer(
             table.iloc[rows], images[rows], model.decision, predict=model.logits, seed=settings.seed
         )
         dossier.robustness_images = len(rows)
-    if held_out.films is not None and len(held_out.films):
-        dossier.gate = judge_gate(fit_gate(held_out.films, images), images, seed=settings.seed)
+    gate = model.first.gate
+    if gate is None and held_out.films is not None and held_out.validation is not None:
+        gate = fit_gate(held_out.films, held_out.validation)
+    if gate is not None:
+        dossier.gate = judge_gate(gate, images, seed=settings.seed)
     draw_maps(dossier, model.first.net, judgement, images, settings)
 
 

@@ -26,13 +26,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The records of a split (index 0..N-1) and their images (N, H, W); `films` are training films, if at hand."""
+    """The records of a split (index 0..N-1) and their images (N, H, W).
+
+    `films` are training films and `validation` the model's validation films, where they are at hand.
+    """
 
     split: Split
     root: str
     records: pd.DataFrame
     images: Gray
     films: Gray | None
+    validation: Gray | None
 
     @property
     def fingerprint(self) -> str:
@@ -48,7 +52,9 @@ class StoredData:
     augmentation: Node
 
 
-def open_split(run: StoredRun, split: Split, *, root: str | None, home: Path, image_size: int) -> HeldOut:
+def open_split(
+    run: StoredRun, split: Split, *, root: str | None, home: Path, image_size: int, validation_ids: set[str]
+) -> HeldOut:
     """Open a split as the run's config describes its data, or another folder.
 
     Raises:
@@ -65,7 +71,8 @@ def open_split(run: StoredRun, split: Split, *, root: str | None, home: Path, im
     if split == "test":
         stored.data.max_images = None
     data: XRayDataModule = build(stored.data, build(stored.augmentation))
-    return _validation(run, data, stored) if split == "val" else _test(data, stored)
+    _prepare(run, data, stored) if split == "val" else _require_test(data, stored)
+    return _cut(data, split, stored.data.root, validation_ids)
 
 
 def _stored_data(run: StoredRun) -> DictConfig:
@@ -79,7 +86,7 @@ def _stored_data(run: StoredRun) -> DictConfig:
     return part
 
 
-def _validation(run: StoredRun, data: XRayDataModule, stored: DictConfig) -> HeldOut:
+def _prepare(run: StoredRun, data: XRayDataModule, stored: DictConfig) -> None:
     data.prepare()
     expected, found = run.tags.get("records_fingerprint"), fingerprint(data.records)
     if found != expected:
@@ -88,10 +95,9 @@ def _validation(run: StoredRun, data: XRayDataModule, stored: DictConfig) -> Hel
             f"{found[:12]}, expected {str(expected)[:12]}), so its validation images may be anywhere; restore the "
             "files, or use split=external"
         )
-    return _cut(data, "val", stored.data.root)
 
 
-def _test(data: XRayDataModule, stored: DictConfig) -> HeldOut:
+def _require_test(data: XRayDataModule, stored: DictConfig) -> None:
     data.open()
     quarantined = {"broken_files"} if stored.data.broken == "quarantine" else set()
     data.audit.require_clean(ignore=frozenset(quarantined))
@@ -103,16 +109,18 @@ def _test(data: XRayDataModule, stored: DictConfig) -> HeldOut:
     for finding in data.audit.warnings:
         if "across_splits" in finding.code:
             log.warning("%s", finding)
-    return _cut(data, "test", stored.data.root)
 
 
-def _cut(data: XRayDataModule, split: Split, root: str) -> HeldOut:
+def _cut(data: XRayDataModule, split: Split, root: str, validation_ids: set[str]) -> HeldOut:
     readable = data.records["error"] == ""
     rows = np.flatnonzero(data.records["split"].eq(split) & readable)
-    films = np.flatnonzero(data.records["split"].eq("train") & readable)
+    chosen_on = data.records["id"].isin(validation_ids)
+    films = np.flatnonzero(data.records["split"].eq("train") & readable & ~chosen_on)
+    validation = np.flatnonzero(chosen_on & readable)
     films = films[np.linspace(0, len(films) - 1, min(MOST, len(films))).astype(int)]
     records = data.records.iloc[rows].reset_index(drop=True)
-    return HeldOut(split, root, records, np.asarray(data.images[rows]), np.asarray(data.images[films]))
+    pictures = [np.asarray(data.images[part]) if len(part) else None for part in (films, validation)]
+    return HeldOut(split, root, records, np.asarray(data.images[rows]), *pictures)
 
 
 def _external(root: str, *, home: Path, image_size: int) -> HeldOut:
@@ -121,7 +129,7 @@ def _external(root: str, *, home: Path, image_size: int) -> HeldOut:
     findings.require_clean()
     for finding in findings.warnings:
         log.warning("%s", finding)
-    return HeldOut("external", root, cache.records, np.asarray(cache.images), None)
+    return HeldOut("external", root, cache.records, np.asarray(cache.images), None, None)
 
 
 def training_leaks(run: StoredRun, records: pd.DataFrame) -> int | None:
