@@ -60,6 +60,4 @@ class Item:
 
 def fill(facts: Mapping[str, str]) -> list[Item]:
     """Answer what the facts answer; the rest stays open for a human."""
-    return [
-        Item(number, topic, claim, facts.get(key, OPEN) if key else OPEN) for number, topic, claim, key in ITEMS
-    ]
+    return [Item(number, topic, claim, facts.get(key, OPEN) if key else OPEN) for number, topic, claim, key in ITEMS]

@@ -106,7 +106,9 @@ def robustness_curves(table: pd.DataFrame) -> Figure:
     kinds = [kind for kind in table["kind"].unique() if kind != CLEAN]
     figure = Figure(figsize=(11, 2.3 * -(-len(kinds) // 5)), layout="constrained")
     clean = table.loc[table["kind"] == CLEAN].iloc[0]
-    for axes, kind in zip(figure.subplots(-(-len(kinds) // 5), 5, sharey=True, squeeze=False).flat, kinds, strict=False):
+    for axes, kind in zip(
+        figure.subplots(-(-len(kinds) // 5), 5, sharey=True, squeeze=False).flat, kinds, strict=False
+    ):
         part = table[table["kind"] == kind]
         axes.axhline(clean["auroc"], color=LINE, lw=1)
         axes.fill_between(part["strength"], part["low"], part["high"], color=SOFT, alpha=0.5, lw=0)

@@ -89,9 +89,7 @@ class Measures:
 
 def measure(table: pd.DataFrame, *, threshold: float) -> Measures:
     """Prepare the metrics of a table of predictions."""
-    return Measures(
-        table["label"], table["probability"], table["patient"], threshold=threshold, score=table["logit"]
-    )
+    return Measures(table["label"], table["probability"], table["patient"], threshold=threshold, score=table["logit"])
 
 
 def predictive_values(

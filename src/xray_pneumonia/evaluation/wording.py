@@ -90,7 +90,7 @@ def _closer(judgement: Judgement, share: float) -> str:
     wrong = int(counts.loc[0, "pneumonia"] + counts.loc[1, "normal"])
     answered = int(counts[["normal", "pneumonia"]].to_numpy().sum())
     return (
-        f"Allowed to say \"look closer\", it does so for {percent(share)} of the films; of the {answered} it answers, "
+        f'Allowed to say "look closer", it does so for {percent(share)} of the films; of the {answered} it answers, '
         f"{wrong} {'is' if wrong == 1 else 'are'} wrong."
     )
 

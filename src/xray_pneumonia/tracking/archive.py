@@ -59,7 +59,9 @@ class StoredRun:
                 raise InputError(f"its files lie outside of its experiment's ({masked(str(place))})")
             folder = Path(download_artifacts(artifact_uri=place, tracking_uri=self.store.uri))
         except Exception as error:
-            raise InputError(f"run {self.run_id}: its model cannot be fetched: {' '.join(str(error).split())}") from error
+            raise InputError(
+                f"run {self.run_id}: its model cannot be fetched: {' '.join(str(error).split())}"
+            ) from error
         found = sorted(folder.glob("data/**/model.json"))
         if len(found) != 1:
             raise InputError(f"run {self.run_id}: its model holds {len(found)} cards, expected one; train it again")
@@ -92,7 +94,13 @@ def read_run(store: Store, run_id: str) -> StoredRun:
         )
     place = Store(store.uri, run.info.experiment_id, home.name, store.home)
     stored = StoredRun(
-        place, run_id, run.info.run_name or run_id, run.info.status, run.info.start_time, "", dict(run.data.tags),
+        place,
+        run_id,
+        run.info.run_name or run_id,
+        run.info.status,
+        run.info.start_time,
+        "",
+        dict(run.data.tags),
         dict(run.data.metrics),
     )
     return _with_config(stored)

@@ -7,23 +7,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from torch import nn
 
 from xray_pneumonia.data.images import Gray
 from xray_pneumonia.evaluation import explain, figures, figures_evaluation, predictions, report, wording
-from xray_pneumonia.evaluation.cases import KINDS, cases
+from xray_pneumonia.evaluation.cases import KINDS
 from xray_pneumonia.evaluation.checklist import fill
 from xray_pneumonia.evaluation.comparison import Difference
-from xray_pneumonia.evaluation.gate import Gate, strangers
 from xray_pneumonia.evaluation.intervals import Estimate
 from xray_pneumonia.evaluation.judgement import Judgement
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.tracking.ledger import Opening
 from xray_pneumonia.tracking.run import Run
 from xray_pneumonia.workflows.model_card import LIMITS
-
-SHOWN = 6  # films shown to the gate of each kind, times ten
-COLOURS = {"found": "#2f7d4f", "cleared": "#2f7d4f", "missed": "#c0392b", "alarmed": "#c0392b", "unsure": "#8a6d00"}
 
 
 @dataclass
@@ -93,48 +88,7 @@ def write_dossier(run: Run, dossier: Dossier, judgement: Judgement, images: Gray
     run.path(f"{folder}/report.html").write_text(page, encoding="utf-8")
 
 
-def judge_gate(gate: Gate, images: Gray, *, seed: int) -> list[tuple[str, int, float]]:
-    """Show the gate the films and what is none: kind, how many, and the share that it stops."""
-    rows = np.linspace(0, len(images) - 1, min(10 * SHOWN, len(images))).astype(int)
-    kinds = strangers(images[rows], seed=seed)
-    stopped = {name: 1 - float(gate.passes(strange).mean()) for name, strange in kinds.items()}
-    films = ("films of this split", len(images), 1 - float(gate.passes(images).mean()))
-    return [films, *((name, len(rows), share) for name, share in stopped.items())]
-
-
-def draw_maps(
-    dossier: Dossier, net: nn.Module, judgement: Judgement, images: Gray, settings: EvaluationSettings
-) -> None:
-    """Draw heat maps of fixed cases, and check them: attention on the border, likeness to random weights."""
-    if not settings.maps:
-        return
-    threshold = judgement.decision.threshold
-    chosen = cases(judgement.table.reset_index(drop=True), threshold=threshold, each=settings.maps)
-    shown = images[chosen.index.to_numpy(np.int64)]
-    maps = explain.grad_cam(net, shown)
-    if maps is None:
-        dossier.maps = {"none": "the net has no layer whose output is a map of the image, so there is nothing to show"}
-        return
-    every = explain.grad_cam(net, images[np.linspace(0, len(images) - 1, min(200, len(images))).astype(int)])
-    likeness = explain.likeness_to_random(net, shown, seed=settings.seed)
-    border = explain.border_attention(every if every is not None else maps)
-    dossier.maps = {"border": border, "likeness": likeness, "bound": explain.MOST_ALIKE}
-    if likeness > explain.MOST_ALIKE:
-        dossier.maps["none"] = (
-            f"the maps are withheld: nets with random weights draw much the same (rank correlation {likeness:.2f}, at "
-            f"most {explain.MOST_ALIKE:g} is allowed), so they do not show what this model has learned"
-        )
-        return
-    titles = [
-        f"{row.case}: {row.subtype}\np = {row.probability:.3f}\n{row.patient}" for row in chosen.itertuples()
-    ]
-    colours = [COLOURS[str(case)] for case in chosen["case"]]
-    dossier.pictures["heat_maps"] = figures_evaluation.heat_maps(shown, maps, titles, colours)
-
-
-def _pictures(
-    dossier: Dossier, judgement: Judgement, images: Gray, settings: EvaluationSettings
-) -> dict[str, Figure]:
+def _pictures(dossier: Dossier, judgement: Judgement, images: Gray, settings: EvaluationSettings) -> dict[str, Figure]:
     table, threshold = judgement.table.reset_index(drop=True), judgement.decision.threshold
     pictures = {
         "roc": figures_evaluation.roc_with_band(judgement, seed=settings.seed),

@@ -72,7 +72,7 @@ class Ensemble:
 
     def logits(self, images: Gray, *, what: str = "") -> Vector:
         """Run (N, H, W) images through the nets; returns (N,); a bar shows `what`."""
-        rows = [_run(member.net, images, self.device, what=what) for member in self.members]
+        rows = [predict(member.net, images, self.device, what=what) for member in self.members]
         return _mean(self.calibrations, rows)
 
 
@@ -170,7 +170,8 @@ def _mean(calibrations: list[Calibration], rows: list[Vector]) -> Vector:
     return np.mean([fitted.logits(row) for fitted, row in zip(calibrations, rows, strict=True)], axis=0)
 
 
-def _run(net: nn.Module, images: Gray, device: torch.device, *, what: str) -> Vector:
+def predict(net: nn.Module, images: Gray, device: torch.device, *, what: str = "") -> Vector:
+    """Run (N, H, W) images through a net; returns logits (N,); a bar shows `what`."""
     _, logits = predict_logits(net, _batches(images, what), device=device)
     return np.asarray(logits, np.float64)
 

@@ -15,23 +15,20 @@ from xray_pneumonia.config import Node, anchor, build, check, leaves, plain
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.comparison import Difference, compare
-from xray_pneumonia.evaluation.gate import fit_gate
 from xray_pneumonia.evaluation.judgement import Judgement, judge
-from xray_pneumonia.evaluation.robustness import robustness, sample
 from xray_pneumonia.evaluation.settings import EvaluationSettings
-from xray_pneumonia.evaluation.shortcuts import shortcuts
 from xray_pneumonia.evaluation.wording import SPLITS, TITLES
 from xray_pneumonia.tracking.ledger import Opening, opened_before, record_opening
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.store import Store, masked, open_store
 from xray_pneumonia.training import speed
-from xray_pneumonia.workflows.dossier import Dossier, draw_maps, judge_gate, write_dossier
+from xray_pneumonia.workflows.closer_look import learn_gate, look_closer
+from xray_pneumonia.workflows.dossier import Dossier, write_dossier
 from xray_pneumonia.workflows.ensemble import Ensemble, load
-from xray_pneumonia.workflows.held_out import HeldOut, Split, open_split, training_leaks
+from xray_pneumonia.workflows.held_out import RECORD_COLUMNS, HeldOut, Split, open_split, training_leaks
 from xray_pneumonia.workflows.model_card import checklist_answers, model_facts
 
-RECORD_COLUMNS = ("mode", "width", "height", "bytes")  # joined to the predictions, for subgroups and shortcuts
 DRIFT = 0.05  # logits of one model on one image differ less between machines
 log = logging.getLogger(__name__)
 
@@ -95,7 +92,8 @@ def evaluate(
     if rival is not None:
         dossier.rival, dossier.differences = rival.name, _compare(judgement, rival, held_out, settings)
     if settings.report:
-        _look_closer(dossier, model, held_out, judgement, settings)
+        gate = model.first.gate or learn_gate(held_out)
+        look_closer(dossier, judgement, held_out, settings, net=model.first.net, predict=model.logits, gate=gate)
         write_dossier(run, dossier, judgement, held_out.images, settings)
     run.log_metrics({f"{held_out.split}/{name}": value for name, value in judgement.metrics().items()})
     run.set_tags({"openings": len(openings), "chosen_after_opening": any(dossier.chosen_after.values())})
@@ -224,26 +222,6 @@ def _compare(
     )
 
 
-def _look_closer(
-    dossier: Dossier, model: Ensemble, held_out: HeldOut, judgement: Judgement, settings: EvaluationSettings
-) -> None:
-    """Add what needs the images: shortcuts, corruptions, the gate, heat maps."""
-    table, images = judgement.table, held_out.images
-    dossier.shortcuts = shortcuts(table, images)
-    if settings.robustness_images != 0:
-        rows = sample(table, images=settings.robustness_images, seed=settings.seed)
-        dossier.robustness = robustness(
-            table.iloc[rows], images[rows], model.decision, predict=model.logits, seed=settings.seed
-        )
-        dossier.robustness_images = len(rows)
-    gate = model.first.gate
-    if gate is None and held_out.films is not None and held_out.validation is not None:
-        gate = fit_gate(held_out.films, held_out.validation)
-    if gate is not None:
-        dossier.gate = judge_gate(gate, images, seed=settings.seed)
-    draw_maps(dossier, model.first.net, judgement, images, settings)
-
-
 def _print(judgement: Judgement, dossier: Dossier, console: Console) -> None:
     title = (
         f"{SPLITS[dossier.split].capitalize()}: {judgement.images} images of {judgement.patients} patients; operating "
@@ -261,4 +239,3 @@ def _print(judgement: Judgement, dossier: Dossier, console: Console) -> None:
         console.print(f"Ledger: these images were opened {len(dossier.openings)} times, this one included.")
     for run_id, count in dossier.chosen_after.items():
         console.print(f"Run {run_id} was trained after a test had been opened {count} times for its experiment.")
-

@@ -21,6 +21,7 @@ from xray_pneumonia.evaluation.gate import MOST
 from xray_pneumonia.tracking.archive import StoredRun
 
 Split = Literal["val", "test", "external"]
+RECORD_COLUMNS = ("mode", "width", "height", "bytes")  # joined to the predictions, for subgroups and shortcuts
 log = logging.getLogger(__name__)
 
 
@@ -72,7 +73,7 @@ def open_split(
         stored.data.max_images = None
     data: XRayDataModule = build(stored.data, build(stored.augmentation))
     _prepare(run, data, stored) if split == "val" else _require_test(data, stored)
-    return _cut(data, split, stored.data.root, validation_ids)
+    return cut(data, split, stored.data.root, validation_ids)
 
 
 def _stored_data(run: StoredRun) -> DictConfig:
@@ -111,7 +112,8 @@ def _require_test(data: XRayDataModule, stored: DictConfig) -> None:
             log.warning("%s", finding)
 
 
-def _cut(data: XRayDataModule, split: Split, root: str, validation_ids: set[str]) -> HeldOut:
+def cut(data: XRayDataModule, split: Split, root: str, validation_ids: set[str]) -> HeldOut:
+    """Cut a split out of opened data, and beside it a sample of training films and the validation films."""
     readable = data.records["error"] == ""
     rows = np.flatnonzero(data.records["split"].eq(split) & readable)
     chosen_on = data.records["id"].isin(validation_ids)

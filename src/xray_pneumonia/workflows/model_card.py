@@ -77,11 +77,14 @@ def checklist_answers(
         "measures": "discrimination, calibration, error rates and predictive values, each with an interval by patient",
         "updating": "calibration and operating point fitted on validation, never on the split judged here",
         "imbalance": f"class weights in the loss: {config['loss'].get('class_weights')}; probabilities calibrated after",
-        "fairness": "subgroups by " + (", ".join(sorted({one.column for one in judgement.subgroups})) or "nothing known")
+        "fairness": "subgroups by "
+        + (", ".join(sorted({one.column for one in judgement.subgroups})) or "nothing known")
         + "; age, sex and origin are not in the records (a human's to add)",
         "output": f"calibrated probability; called PNEUMONIA from {judgement.decision.threshold:.4f} "
         f"({judgement.decision.policy})",
-        "differences": "none: a cut of the same patients' pool" if split == "val" else "see subgroups; a human's to state",
+        "differences": "none: a cut of the same patients' pool"
+        if split == "val"
+        else "see subgroups; a human's to state",
         "code": "config, code commit, versions and fingerprints are in the run",
         "participants": f"{judgement.patients} patients, {len(records)} records in the split",
         "specification": "weights, config and pre-processing are in the run as one bundle",
