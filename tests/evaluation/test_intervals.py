@@ -66,7 +66,9 @@ def test_replicates_equal_a_loop_over_resampled_tables():
 
 
 def test_all_right_is_not_certainty():
-    table = cohort(0, patients=40).assign(probability=lambda t: t["label"] * 0.8 + 0.1)
+    table = cohort(0, patients=40).assign(
+        logit=lambda t: 4.0 * t["label"] - 2, probability=lambda t: t["label"] * 0.8 + 0.1
+    )
     found = bootstrap(table, threshold=0.5, replicates=200, seed=0)
     assert found["sensitivity"].value == 1
     assert found["sensitivity"].low < 0.95

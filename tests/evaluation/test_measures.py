@@ -28,7 +28,7 @@ def random_table(seed, *, images=200, patients=80, levels=None):
 def reference(table, threshold, weight=None):
     y, p, w = table["label"], table["probability"], weight
     called = (p >= threshold).astype(int)
-    tn, fp, fn, tp = sk.confusion_matrix(y, called, sample_weight=w).ravel()
+    tn, _, fn, _ = sk.confusion_matrix(y, called, sample_weight=w).ravel()
     bins = np.minimum((p * BINS).astype(int), BINS - 1)
     w = np.ones(len(y)) if w is None else w
     gaps = [abs(np.sum((w * (y - p))[bins == b])) for b in range(BINS)]
