@@ -1,6 +1,7 @@
 """`xray evaluate` on a run that was stored, but never trained: its weights are random."""
 
 import json
+import logging
 import shutil
 import sys
 from pathlib import Path
@@ -23,6 +24,9 @@ from xray_pneumonia.tracking.store import open_store
 from xray_pneumonia.workflows.ensemble import predict
 from xray_pneumonia.workflows.validation import judge_validation
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*Any type hint is inferred.*", "ignore:.*An input example was not provided.*"
+)
 QUICK = ["evaluation=quick", "evaluation.replicates=100"]
 MODEL = ["model=cnn", "model.filters=[4]", "model.activations=[relu]", "model.dense=4", "data.image_size=32"]
 
@@ -76,6 +80,8 @@ def xray(capsys, monkeypatch, home, *arguments):
     monkeypatch.setattr(sys, "argv", ["xray", "evaluate", f"home={home}", *QUICK, *arguments])
     code = cli.main()
     out, err = capsys.readouterr()
+    for logger in (logging.getLogger(), logging.getLogger("xray_pneumonia")):
+        logger.handlers = [one for one in logger.handlers if type(one) is not logging.StreamHandler]  # of this capture
     return code, out, err
 
 
@@ -167,7 +173,7 @@ def test_an_external_folder_is_judged(capsys, monkeypatch, home, run, tmp_path):
     ("arguments", "says"),
     [
         (["run_id=abc"], "32 hex digits"),
-        ([f"run_id={'0' * 32}"], "no such run"),
+        ([f"run_id={'a' * 32}"], "no such run"),
         (["run_id=RUN", "split=external"], "data.root=DIR"),
         (["run_id=RUN", "operating_point=best"], "no such policy"),
         (["run_id=[RUN,RUN]"], "name each run once"),

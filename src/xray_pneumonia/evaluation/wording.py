@@ -40,7 +40,7 @@ def summary(judgement: Judgement, *, split: str) -> list[str]:
     found, cleared = at["sensitivity"], at["specificity"]
     sentences = [
         f"Of 100 chest films with pneumonia it calls about {_rounded(found.value)} pneumonia and misses "
-        f"{_rounded(1 - found.value)}; with other patients of the same kind this could be {_range(found)} of 100 found.",
+        f"{_rounded(1 - found.value)}; with other such patients this could be {_range(found)} of 100 found.",
         f"Of 100 normal films it calls about {_rounded(cleared.value)} normal and alarms for "
         f"{_rounded(1 - cleared.value)}; this could be {_range(cleared)} of 100 cleared.",
         *_ordering(at["auroc"]),

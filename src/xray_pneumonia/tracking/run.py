@@ -185,12 +185,18 @@ def _monitor(run: Run) -> Any:
 
 @contextlib.contextmanager
 def _tracking_uri(uri: str) -> Iterator[None]:
-    """Lend MLflow's fluent functions our store; they know no client."""
+    """Lend MLflow's fluent functions our store; they know no client.
+
+    MLflow also writes the store into the environment, where the next run of this process would find it.
+    """
     import mlflow
 
-    before = mlflow.get_tracking_uri()
+    before, environment = mlflow.get_tracking_uri(), os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)
     try:
         yield
     finally:
         mlflow.set_tracking_uri(before)
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+        if environment is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = environment

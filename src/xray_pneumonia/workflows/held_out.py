@@ -92,7 +92,7 @@ def _prepare(run: StoredRun, data: XRayDataModule, stored: DictConfig) -> None:
     expected, found = run.tags.get("records_fingerprint"), fingerprint(data.records)
     if found != expected:
         raise InputError(
-            f"data.root={stored.data.root}: these are not the records that run {run.run_id} was trained on (fingerprint "
+            f"data.root={stored.data.root}: not the records that run {run.run_id} was trained on (fingerprint "
             f"{found[:12]}, expected {str(expected)[:12]}), so its validation images may be anywhere; restore the "
             "files, or use split=external"
         )

@@ -66,17 +66,17 @@ def checklist_answers(
         "use": USE,
         "objective": f"evaluation on the {SPLITS[split]} split" + (" during development" if split == "val" else ""),
         "data": f"{data['root']}; audited for broken files, duplicates, near-duplicates and shared patients",
-        "preparation": f"gray, {data['image_size']} x {data['image_size']} pixels, scaled inside the net; the same for all",
+        "preparation": f"gray, {data['image_size']} x {data['image_size']} pixels, scaled inside the net",
         "predictors": "pixels alone; names, sizes and modes of files never reach the net",
         "size": f"{judgement.images} images of {judgement.patients} patients ({ill} images with pneumonia); no "
         "calculation was made, the intervals show what it suffices for",
         "missing": "unreadable files stop the run or are left out by name; no values are imputed",
-        "partitions": f"split `{data['split']}` (validation {data['val_fraction']:.0%}); no patient, and no two copies of a "
-        "film, on both sides",
+        "partitions": f"split `{data['split']}` (validation {data['val_fraction']:.0%}); no patient and no "
+        "two copies of a film on both sides",
         "model": f"{_last(config['model'])}; best epoch by {config['monitor']} on validation",
         "measures": "discrimination, calibration, error rates and predictive values, each with an interval by patient",
         "updating": "calibration and operating point fitted on validation, never on the split judged here",
-        "imbalance": f"class weights in the loss: {config['loss'].get('class_weights')}; probabilities calibrated after",
+        "imbalance": f"class weights in the loss: {config['loss'].get('class_weights')}; calibrated after",
         "fairness": "subgroups by "
         + (", ".join(sorted({one.column for one in judgement.subgroups})) or "nothing known")
         + "; age, sex and origin are not in the records (a human's to add)",
