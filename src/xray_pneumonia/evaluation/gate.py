@@ -158,4 +158,4 @@ def _corner(film: Gray) -> Gray:
 
 def _stretched(picture: Vector) -> Gray:
     low, high = picture.min(), picture.max()
-    return ((picture - low) / (high - low + 1e-9) * 255).astype(np.uint8)
+    return np.asarray((picture - low) / (high - low + 1e-9) * 255, np.uint8)

@@ -56,7 +56,7 @@ class Judgement:
 
     def metrics(self) -> dict[str, float]:
         """Flatten to names and values, with `_low` and `_high` for the intervals; NaN is left out."""
-        flat = {}
+        flat: dict[str, float] = {}
         for name, estimate in self.at_point.items():
             flat |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
         return {name: value for name, value in flat.items() if not np.isnan(value)}

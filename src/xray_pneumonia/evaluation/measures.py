@@ -150,7 +150,7 @@ def _patients_behind(truth: Vector, called: npt.NDArray[np.bool_], codes: npt.ND
 
 def _share(part: npt.ArrayLike, whole: npt.ArrayLike) -> Vector:
     whole = np.asarray(whole, np.float64)
-    return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)
+    return np.asarray(np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0), np.float64)
 
 
 def _blocks(weights: Vector, images: int) -> list[Vector]:

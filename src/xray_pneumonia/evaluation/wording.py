@@ -86,9 +86,8 @@ def _worth(judgement: Judgement) -> list[str]:
 
 
 def _closer(judgement: Judgement, share: float) -> str:
-    counts = judgement.answers
-    wrong = int(counts.loc[0, "pneumonia"] + counts.loc[1, "normal"])
-    answered = int(counts[["normal", "pneumonia"]].to_numpy().sum())
+    (normal, _, alarmed), (cleared, _, found) = judgement.answers.to_numpy(int)
+    wrong, answered = alarmed + cleared, normal + alarmed + cleared + found
     return (
         f'Allowed to say "look closer", it does so for {percent(share)} of the films; of the {answered} it answers, '
         f"{wrong} {'is' if wrong == 1 else 'are'} wrong."

@@ -167,7 +167,8 @@ def _decision(
 def _mean(calibrations: list[Calibration], rows: list[Vector]) -> Vector:
     if len(rows) == 1:
         return rows[0]
-    return np.mean([fitted.logits(row) for fitted, row in zip(calibrations, rows, strict=True)], axis=0)
+    calibrated = [fitted.logits(row) for fitted, row in zip(calibrations, rows, strict=True)]
+    return np.asarray(np.mean(calibrated, axis=0), np.float64)
 
 
 def predict(net: nn.Module, images: Gray, device: torch.device, *, what: str = "") -> Vector:

@@ -185,7 +185,7 @@ def _dossier(
     *,
     openings: list[Opening],
 ) -> Dossier:
-    config: Any = plain(OmegaConf.create(model.first.run.config))
+    config: Any = OmegaConf.to_container(OmegaConf.create(model.first.run.config), resolve=True)
     runs = [member.run for member in model.members]
     counts = {
         run.run_id: opened_before(run.store, experiment=run.store.experiment_name, started=run.started) for run in runs
