@@ -15,6 +15,7 @@ from xray_pneumonia.errors import InputError, Stopped
 VERBS = {
     "explore": "look at the data: counts, pictures, audit, as figures and one HTML page",
     "train": "train one classifier; with -m, one for each combination of values",
+    "evaluate": "judge a trained model on validation, a test split or another hospital's films, in one report",
     "download": "fetch the public X-rays (Kermany et al., 2018) to data/chest_xray",
 }
 USAGE = """\

@@ -24,6 +24,7 @@ TARGETS = frozenset(
     {
         "xray_pneumonia.data.augment.Augmentation",
         "xray_pneumonia.data.datamodule.XRayDataModule",
+        "xray_pneumonia.evaluation.settings.EvaluationSettings",
         "xray_pneumonia.models.cnn.CNN",
         "xray_pneumonia.models.mlp.MLP",
         "xray_pneumonia.models.resnet.ResNet",
@@ -125,7 +126,7 @@ def _known_keys(verb: str, arguments: list[str]) -> list[str]:
 def anchor(cfg: DictConfig) -> None:
     """Make the paths of a composed config absolute, so that it means the same from any folder."""
     cfg.home = str(Path(cfg.home).expanduser().resolve())
-    if not OmegaConf.is_missing(cfg.data, "root"):
+    if not OmegaConf.is_missing(cfg.data, "root") and cfg.data.root is not None:
         cfg.data.root = str(Path(cfg.data.root).expanduser().resolve())
 
 

@@ -40,6 +40,10 @@ def scan(root: str | Path) -> pd.DataFrame:
     rows = list(_csv_rows(root) if root.is_file() else _folder_rows(_unnest(root)))
     if not rows:
         raise InputError(f"data.root={root}: no images; expected files in {_expected()}")
+    return _sorted(rows)
+
+
+def _sorted(rows: list[dict[str, object]]) -> pd.DataFrame:
     rows.sort(key=lambda row: str(row["id"]))
     paths = [row.pop("path") for row in rows]
     table = pd.DataFrame(rows)
@@ -165,3 +169,40 @@ def _files(folder: Path) -> Iterator[str]:
 
 def _hidden(name: str) -> bool:
     return name.startswith(".") or name in JUNK
+
+
+def scan_external(root: str | Path) -> pd.DataFrame:
+    """List all images of another hospital's folder as one split, `external`.
+
+    Args:
+        root: a folder with `NORMAL|PNEUMONIA`, one in the public layout, or a CSV (see `scan`); whatever its
+            splits are called, all of it is external.
+
+    Raises:
+        InputError: the folder, the classes or the columns are not what was expected.
+    """
+    root = Path(root)
+    inner = _unnest(root) if root.is_dir() else root
+    if root.exists() and (root.is_file() or any((inner / split).is_dir() for split in SPLITS)):
+        table = scan(root)
+    else:
+        table = _sorted(_class_rows(root))
+    return table.assign(split="external")
+
+
+def _class_rows(root: Path) -> list[dict[str, object]]:
+    found = sorted(folder.name for folder in _folders(root)) if root.is_dir() else []
+    if found != sorted(CLASSES):
+        raise InputError(
+            f"data.root={root}: expected the class folders {' and '.join(CLASSES)}, "
+            f"found {', '.join(map(repr, found)) or 'none'}; rename them, or describe the files in a CSV with the "
+            f"columns {', '.join(CSV_COLUMNS)}"
+        )
+    rows = [
+        _row(root, Path(entry), label=label, split="test")
+        for label, class_name in enumerate(CLASSES)
+        for entry in _files(root / class_name)
+    ]
+    if not rows:
+        raise InputError(f"data.root={root}: no images in {' and '.join(CLASSES)}")
+    return rows

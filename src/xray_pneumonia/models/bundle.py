@@ -1,7 +1,7 @@
 """The bundle: `model.safetensors` and `model.json`, from which predictions can be made alone; no pickle."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,10 @@ class Card:
         class_names: by label.
         image_size: height and width of what the net sees, in pixels.
         temperature: divides the logits; 1 until a calibration is fitted.
+        bias: is added after that.
         operating_point: the probability from which an image is called PNEUMONIA.
         operating_point_policy: how it was chosen.
+        band: calibrated probabilities between these two mean "look closer"; none in a model without one.
         records_fingerprint: of the records it was trained on.
         run_id: of the training.
         versions: of the packages that wrote it.
@@ -39,6 +41,8 @@ class Card:
     records_fingerprint: str
     run_id: str
     versions: dict[str, str]
+    bias: float = 0.0
+    band: list[float] = field(default_factory=list)
     schema: int = SCHEMA
 
 

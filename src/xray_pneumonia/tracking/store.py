@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a hospital's runs are nobody else's business
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 log = logging.getLogger(__name__)
 
 
@@ -85,7 +86,7 @@ def open_store(settings: TrackingSettings, *, home: Path) -> Store:
     home.mkdir(parents=True, exist_ok=True)
     _require_database(uri)
     with FileLock(home / ".store.lock"):
-        experiment_id = _experiment(uri, settings.experiment_name, home)
+        experiment_id = ensure_experiment(uri, settings.experiment_name, home)
     log.info("tracking to %s, experiment %s", masked(uri), settings.experiment_name)
     return Store(uri, experiment_id, settings.experiment_name, home.resolve())
 
@@ -117,7 +118,12 @@ def _is_sqlite(path: Path) -> bool:
         return file.read(16) == b"SQLite format 3\0"
 
 
-def _experiment(uri: str, name: str, home: Path) -> str:
+def ensure_experiment(uri: str, name: str, home: Path) -> str:
+    """Give the id of an experiment, making it where it is missing; the caller holds a lock.
+
+    Raises:
+        InputError: the store does not answer, or the experiment was deleted.
+    """
     from mlflow.exceptions import MlflowException
 
     try:

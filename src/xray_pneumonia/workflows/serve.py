@@ -24,7 +24,7 @@ class BundleModel:
         """Turn raw pixels (B, 1, H, W) into a table of `probability` and `label`."""
         pixels = model_input["image"] if isinstance(model_input, dict) else model_input
         with torch.inference_mode():
-            logits = self._net(torch.as_tensor(np.asarray(pixels))) / self._card.temperature
+            logits = self._net(torch.as_tensor(np.asarray(pixels))) / self._card.temperature + self._card.bias
         probability = torch.sigmoid(logits.double()).numpy()
         label = np.asarray(self._card.class_names)[(probability >= self._card.operating_point).astype(int)]
         return pd.DataFrame({"probability": probability, "label": label})

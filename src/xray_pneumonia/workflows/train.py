@@ -20,6 +20,7 @@ from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.records import CLASSES, fingerprint
 from xray_pneumonia.evaluation import figures, predictions
 from xray_pneumonia.evaluation.metrics import classification_metrics
+from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.models.bundle import Card, save_bundle
 from xray_pneumonia.ranges import Seed
 from xray_pneumonia.tracking.logger import RunLogger
@@ -31,10 +32,12 @@ from xray_pneumonia.training.callbacks import build_callbacks
 from xray_pneumonia.training.classifier import PneumoniaClassifier
 from xray_pneumonia.training.inference import predict_logits
 from xray_pneumonia.training.trainer import TrainerSettings, build_trainer
+from xray_pneumonia.workflows.ensemble import GATE
+from xray_pneumonia.workflows.validation import Chosen, judge_validation
 
 log = logging.getLogger(__name__)
 
-THRESHOLD = 0.5  # until an operating point is chosen on validation
+THRESHOLD = 0.5  # of the figures that compare runs; the operating point stands in the report and the bundle
 Monitor = Literal[
     "val/loss",
     "val/accuracy",
@@ -62,6 +65,7 @@ class TrainConfig:
     optimizer: Node
     scheduler: Node
     trainer: Node
+    evaluation: Node
     tracking: Node
 
 
@@ -91,6 +95,7 @@ def train(cfg: DictConfig) -> Trained:
     """Train one classifier on a checked config and record the run."""
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     settings: TrainerSettings = build(cfg.trainer)
+    judging: EvaluationSettings = build(cfg.evaluation)
     data: XRayDataModule = build(cfg.data, build(cfg.augmentation))
     net: nn.Module = speed.lay_out(build(cfg.model), channels_last=settings.channels_last)
     speed.prepare_process(keep_freed_memory=settings.keep_freed_memory, threads=settings.threads)
@@ -108,9 +113,12 @@ def train(cfg: DictConfig) -> Trained:
         trainer.fit(classifier, datamodule=data)
         best_epoch = _load_best(classifier, checkpoints / "best.ckpt")
         table = _predict(classifier.net, data, trainer.strategy.root_device)
-        trained = Trained(run.run_id, store.uri, best_epoch, trainer.current_epoch, table, _metrics(table))
+        chosen = judge_validation(run, cfg, classifier.net, data, table, settings=judging)
+        trained = Trained(
+            run.run_id, store.uri, best_epoch, trainer.current_epoch, chosen.predictions, _metrics(chosen.predictions)
+        )
         _record_result(run, trained, data)
-        _record_bundle(run, cfg, classifier.net, data, epoch=best_epoch)
+        _record_bundle(run, cfg, classifier.net, data, chosen, epoch=best_epoch)
     return trained
 
 
@@ -193,21 +201,28 @@ def _record_result(run: Run, trained: Trained, data: XRayDataModule) -> None:
         figures.save(picture, run.path(f"figures/{name}.png"))
 
 
-def _record_bundle(run: Run, cfg: DictConfig, net: nn.Module, data: XRayDataModule, *, epoch: int) -> None:
+def _record_bundle(
+    run: Run, cfg: DictConfig, net: nn.Module, data: XRayDataModule, chosen: Chosen, *, epoch: int
+) -> None:
     """Record the best weights, with all that a prediction needs, as an MLflow model."""
+    decision = chosen.decision
     card = Card(
         net=plain(cfg.model),
         class_names=list(CLASSES),
         image_size=data.image_size,
-        temperature=1.0,
-        operating_point=THRESHOLD,
-        operating_point_policy="fixed at 0.5",
+        temperature=decision.calibration.temperature,
+        bias=decision.calibration.bias,
+        operating_point=decision.threshold,
+        operating_point_policy=decision.policy,
+        band=[decision.band.low, decision.band.high],
         records_fingerprint=fingerprint(data.records),
         run_id=run.run_id,
         versions={name: version(name) for name in ("xray-pneumonia", "torch")},
     )
     with TemporaryDirectory() as folder:
         save_bundle(Path(folder), net.cpu(), card)
+        if chosen.gate is not None:
+            chosen.gate.write(Path(folder) / GATE)
         run.log_model(Path(folder), image_size=data.image_size, epoch=epoch)
 
 

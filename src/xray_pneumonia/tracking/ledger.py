@@ -1,0 +1,107 @@
+"""The ledger: every opening of a test split, written before the first prediction is made.
+
+It is an experiment of its own in the store, one run for each opening, so it works with any store and
+shows in the MLflow UI. Deleted entries still count.
+"""
+
+import getpass
+import os
+import platform
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from filelock import FileLock
+
+from xray_pneumonia.tracking.store import Store, ensure_experiment
+
+EXPERIMENT = "ledger"
+SEALED = frozenset({"test", "external"})  # validation may be looked at as often as one likes
+MOST = 5000  # entries read back
+
+
+@dataclass(frozen=True)
+class Opening:
+    """One opening: `started` in milliseconds since 1970."""
+
+    started: int
+    who: str
+    split: str
+    fingerprint: str
+    experiment: str
+    config_sha256: str
+    runs: str
+
+    @property
+    def when(self) -> str:
+        """The day and minute, in UTC."""
+        return datetime.fromtimestamp(self.started / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def record_opening(
+    store: Store, *, split: str, fingerprint: str, experiment: str, config_sha256: str, runs: list[str]
+) -> list[Opening]:
+    """Write that a split is about to be opened; returns all openings of the same images, this one last.
+
+    Args:
+        store: where runs are kept.
+        split: `test` or `external`; `val` is not sealed and not written.
+        fingerprint: of the images that are opened.
+        experiment: whose models are judged.
+        config_sha256: of the models' configs.
+        runs: the models.
+    """
+    if split in SEALED:
+        tags = {
+            "ledger.split": split,
+            "ledger.fingerprint": fingerprint,
+            "ledger.experiment": experiment,
+            "ledger.config_sha256": config_sha256,
+            "ledger.runs": ",".join(runs),
+            "ledger.who": _who(),
+        }
+        with FileLock(store.home / ".ledger.lock"):
+            made = store.client.create_run(ensure_experiment(store.uri, EXPERIMENT, store.home), tags=tags)
+            store.client.set_terminated(made.info.run_id, "FINISHED")
+    return [opening for opening in openings(store) if opening.fingerprint == fingerprint]
+
+
+def openings(store: Store, *, experiment: str | None = None, before: int | None = None) -> list[Opening]:
+    """List what was opened, oldest first, deleted entries too.
+
+    Args:
+        store: where runs are kept.
+        experiment: only while judging models of this experiment.
+        before: only earlier than this, in milliseconds since 1970.
+    """
+    from mlflow.entities import ViewType
+
+    home = store.client.get_experiment_by_name(EXPERIMENT)
+    if home is None:
+        return []
+    runs = store.client.search_runs(
+        [home.experiment_id], run_view_type=ViewType.ALL, max_results=MOST, order_by=["attributes.start_time ASC"]
+    )
+    found = [_opening(run.info.start_time, run.data.tags) for run in runs if "ledger.split" in run.data.tags]
+    return [
+        opening
+        for opening in found
+        if (experiment is None or opening.experiment == experiment) and (before is None or opening.started < before)
+    ]
+
+
+def opened_before(store: Store, *, experiment: str, started: int) -> int:
+    """Count the openings for an experiment that a run, started at this time, could have been chosen by."""
+    return len(openings(store, experiment=experiment, before=started))
+
+
+def _opening(started: int, tags: dict[str, str]) -> Opening:
+    names = ("who", "split", "fingerprint", "experiment", "config_sha256", "runs")
+    return Opening(started, *(tags.get(f"ledger.{name}", "") for name in names))
+
+
+def _who() -> str:
+    try:
+        name = getpass.getuser()
+    except (OSError, KeyError):  # a container without a name for its user
+        name = str(os.getuid())
+    return f"{name}@{platform.node()}"

@@ -1,0 +1,185 @@
+"""Trained models read back from their runs: one, or several that answer as one."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from xray_pneumonia.config import build
+from xray_pneumonia.data.images import Gray
+from xray_pneumonia.data.records import CLASSES
+from xray_pneumonia.errors import InputError
+from xray_pneumonia.evaluation import calibration, predictions
+from xray_pneumonia.evaluation.abstention import Band, fit_band
+from xray_pneumonia.evaluation.calibration import Calibration
+from xray_pneumonia.evaluation.decision import FIXED, Decision, decide_calibrated
+from xray_pneumonia.evaluation.gate import Gate
+from xray_pneumonia.evaluation.measures import Vector
+from xray_pneumonia.evaluation.settings import EvaluationSettings
+from xray_pneumonia.models.bundle import Card, read_bundle
+from xray_pneumonia.tracking.archive import StoredRun, read_run
+from xray_pneumonia.tracking.store import Store
+from xray_pneumonia.training import speed
+from xray_pneumonia.training.inference import predict_logits
+
+BATCH = 128
+GATE = "gate.npz"  # in the bundle, beside the weights
+STORED = "stored"  # the operating point that the model carries
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model: its run, net, card and gate, and its raw predictions on its own validation split."""
+
+    run: StoredRun
+    net: nn.Module
+    card: Card
+    validation: pd.DataFrame
+    gate: Gate | None
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """One model or several; several answer with the mean of their calibrated logits.
+
+    `logits` and `validation` hold the logits that `decision` is about: the net's own for one model,
+    which `decision` calibrates, and the mean of calibrated ones for several.
+    """
+
+    members: list[Member]
+    calibrations: list[Calibration]
+    validation: pd.DataFrame
+    decision: Decision
+    device: torch.device
+
+    @property
+    def first(self) -> Member:
+        """The first model."""
+        return self.members[0]
+
+    @property
+    def name(self) -> str:
+        """What the models are called."""
+        return " + ".join(member.run.name for member in self.members)
+
+    def logits(self, images: Gray, *, what: str = "") -> Vector:
+        """Run (N, H, W) images through the nets; returns (N,); a bar shows `what`."""
+        rows = [predict(member.net, images, self.device, what=what) for member in self.members]
+        return _mean(self.calibrations, rows)
+
+
+def load(store: Store, run_ids: list[str], settings: EvaluationSettings, *, operating_point: str) -> Ensemble:
+    """Load the models of runs, and what was chosen for them on validation.
+
+    Args:
+        store: where the runs are.
+        run_ids: of one training, or of several that validate on the same images.
+        settings: how to choose on validation, where nothing was chosen when the model was trained.
+        operating_point: `stored`, or a policy by which it is chosen on validation anew.
+
+    Raises:
+        InputError: a run is missing, unfinished or altered, or the runs do not fit each other.
+    """
+    if len(set(run_ids)) < len(run_ids) or not run_ids:
+        raise InputError(f"run_id={run_ids}: name each run once")
+    members = [_load_member(store, run_id) for run_id in run_ids]
+    _require_fitting(members)
+    calibrations = [_calibration(member, settings) for member in members]
+    validation = members[0].validation
+    if len(members) > 1:
+        rows = [member.validation["logit"].to_numpy(np.float64) for member in members]
+        validation = validation.assign(logit=_mean(calibrations, rows))
+    decision = _decision(members, calibrations, validation, settings, operating_point=operating_point)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Ensemble(members, calibrations, validation, decision, device)
+
+
+def _load_member(store: Store, run_id: str) -> Member:
+    run = read_run(store, run_id)
+    folder = run.bundle()
+    card, weights = read_bundle(folder)
+    if card.run_id != run_id or card.class_names != list(CLASSES):
+        raise InputError(
+            f"run_id={run_id}: its model is that of run {card.run_id} with the classes {card.class_names}; expected "
+            f"{list(CLASSES)}; the run was altered, train it again"
+        )
+    net: nn.Module = speed.lay_out(build(card.net), channels_last=True).eval()
+    try:
+        net.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(f"run_id={run_id}: its weights do not fit its net: {' '.join(str(error).split())}") from error
+    validation = predictions.read(run.artifact("predictions/val.csv"))
+    predictions.require_usable(validation, name=f"run_id={run_id}, predictions/val.csv")
+    gate = Gate.read(folder / GATE) if (folder / GATE).exists() else None
+    return Member(run, net, card, validation, gate)
+
+
+def _require_fitting(members: list[Member]) -> None:
+    first = members[0]
+    for other in members[1:]:
+        if list(other.validation["id"]) != list(first.validation["id"]):
+            raise InputError(
+                f"run_id: {first.run.run_id} and {other.run.run_id} validate on different images, so one may have "
+                "trained on what the other is judged by; use runs with the same data.split_seed, folds and data.root"
+            )
+        if other.card.image_size != first.card.image_size:
+            raise InputError(
+                f"run_id: {other.run.run_id} sees {other.card.image_size} pixels, {first.run.run_id} "
+                f"{first.card.image_size}; an ensemble needs one image size"
+            )
+
+
+def _calibration(member: Member, settings: EvaluationSettings) -> Calibration:
+    if member.card.operating_point_policy != FIXED:
+        return Calibration(member.card.temperature, member.card.bias)
+    log.info("run %s carries no calibration; it is fitted on the run's validation predictions", member.run.run_id)
+    return calibration.fit(member.validation["logit"], member.validation["label"], method=settings.calibration)
+
+
+def _decision(
+    members: list[Member],
+    calibrations: list[Calibration],
+    validation: pd.DataFrame,
+    settings: EvaluationSettings,
+    *,
+    operating_point: str,
+) -> Decision:
+    """Take what the model carries, or choose on validation what it does not."""
+    card = members[0].card
+    fitted = calibrations[0] if len(members) == 1 else Calibration()
+    if operating_point != STORED:
+        settings = settings.with_policy(operating_point)
+    elif len(members) == 1 and card.operating_point_policy != FIXED:
+        table, point = fitted.apply(validation), card.operating_point
+        band = Band(*card.band) if card.band else fit_band(table, error=settings.abstention_error, threshold=point)
+        return Decision(fitted, point, card.operating_point_policy, band)
+    return decide_calibrated(validation, fitted, settings)
+
+
+def _mean(calibrations: list[Calibration], rows: list[Vector]) -> Vector:
+    if len(rows) == 1:
+        return rows[0]
+    calibrated = [fitted.logits(row) for fitted, row in zip(calibrations, rows, strict=True)]
+    return np.asarray(np.mean(calibrated, axis=0), np.float64)
+
+
+def predict(net: nn.Module, images: Gray, device: torch.device, *, what: str = "") -> Vector:
+    """Run (N, H, W) images through a net; returns logits (N,); a bar shows `what`."""
+    _, logits = predict_logits(net, _batches(images, what), device=device)
+    return np.asarray(logits, np.float64)
+
+
+def _batches(images: Gray, what: str) -> Iterator[dict[str, Tensor]]:
+    starts = range(0, len(images), BATCH)
+    quiet = not (what and sys.stderr.isatty())
+    for start in track(starts, what, console=Console(stderr=True), disable=quiet, transient=True):
+        pixels = np.ascontiguousarray(images[start : start + BATCH])
+        yield {"image": torch.from_numpy(pixels)[:, None], "index": torch.arange(start, start + len(pixels))}

@@ -1,0 +1,241 @@
+"""`xray evaluate`: judge a trained model on a split, with intervals, in one report."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from xray_pneumonia.config import Node, anchor, build, check, leaves, plain
+from xray_pneumonia.errors import InputError
+from xray_pneumonia.evaluation import predictions
+from xray_pneumonia.evaluation.comparison import Difference, compare
+from xray_pneumonia.evaluation.judgement import Judgement, judge
+from xray_pneumonia.evaluation.settings import EvaluationSettings
+from xray_pneumonia.evaluation.wording import SPLITS, TITLES
+from xray_pneumonia.tracking.ledger import Opening, opened_before, record_opening
+from xray_pneumonia.tracking.provenance import collect
+from xray_pneumonia.tracking.run import Run, start_run
+from xray_pneumonia.tracking.store import Store, masked, open_store
+from xray_pneumonia.training import speed
+from xray_pneumonia.workflows.closer_look import learn_gate, look_closer
+from xray_pneumonia.workflows.dossier import Dossier, write_dossier
+from xray_pneumonia.workflows.ensemble import Ensemble, load
+from xray_pneumonia.workflows.held_out import RECORD_COLUMNS, HeldOut, Split, open_split, training_leaks
+from xray_pneumonia.workflows.model_card import checklist_answers, model_facts
+
+DRIFT = 0.05  # logits of one model on one image differ less between machines
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """The top-level keys of evaluate.yaml."""
+
+    home: str
+    run_id: str | list[str]
+    split: Split
+    compare_to: str | list[str] | None
+    operating_point: str
+    data: Mapping[str, str | None]
+    evaluation: Node
+    tracking: Node
+
+
+def main(cfg: DictConfig) -> None:
+    """Evaluate and print."""
+    anchor(cfg)
+    values = check(cfg, EvaluateConfig)
+    settings: EvaluationSettings = build(cfg.evaluation)
+    home, tracking = Path(cfg.home), build(cfg.tracking)
+    store = open_store(tracking, home=home)
+    speed.prepare_process(keep_freed_memory=True, threads=None)
+    model = load(store, _several(cfg.run_id), settings, operating_point=cfg.operating_point)
+    rival = _rival(store, cfg, settings)
+    held_out = open_split(
+        model.first.run,
+        cfg.split,
+        root=cfg.data.root,
+        home=home,
+        image_size=model.first.card.image_size,
+        validation_ids=set(model.validation["id"]),
+    )
+    _require_comparable(held_out, model, rival)
+    run_ids = [member.run.run_id for member in model.members]
+    tags = {"verb": "evaluate", "evaluates": ",".join(run_ids), "split": cfg.split}
+    if len(run_ids) == 1:
+        tags["mlflow.parentRunId"] = run_ids[0]
+    store = model.first.run.store
+    name = tracking.run_name or f"{cfg.split}: {model.name}"[:250]
+    with start_run(store, name=name, tags=tags, system_metrics=False) as run:
+        _record_origin(run, cfg, values, held_out)
+        judgement, dossier = evaluate(run, model, held_out, settings, rival=rival)
+    _print(judgement, dossier, Console(width=None if Console().is_terminal else 100))
+    print(f"Report: {run.folder / 'evaluation' / cfg.split / 'report.html'}")
+    print(f"See it: mlflow ui --backend-store-uri {masked(store.uri)}")
+    print(f"run_id={run.run_id} {cfg.split}/auroc={judgement.at_point['auroc'].value:.6f}", flush=True)
+
+
+def evaluate(
+    run: Run, model: Ensemble, held_out: HeldOut, settings: EvaluationSettings, *, rival: Ensemble | None
+) -> tuple[Judgement, Dossier]:
+    """Open the split, predict, judge and write the dossier into a run; the ledger comes first."""
+    openings = _open(model, held_out)
+    table = _predict(model, held_out)
+    judgement = judge(table, model.decision, settings, validation=model.validation)
+    dossier = _dossier(model, held_out, judgement, settings, openings=openings)
+    if rival is not None:
+        dossier.rival, dossier.differences = rival.name, _compare(judgement, rival, held_out, settings)
+    if settings.report:
+        gate = model.first.gate or learn_gate(held_out)
+        look_closer(dossier, judgement, held_out, settings, net=model.first.net, predict=model.logits, gate=gate)
+        write_dossier(run, dossier, judgement, held_out.images, settings)
+    run.log_metrics({f"{held_out.split}/{name}": value for name, value in judgement.metrics().items()})
+    run.set_tags({"openings": len(openings), "chosen_after_opening": any(dossier.chosen_after.values())})
+    return judgement, dossier
+
+
+def _several(run_id: Any) -> list[str]:
+    return [run_id] if isinstance(run_id, str) else list(run_id)
+
+
+def _rival(store: Store, cfg: DictConfig, settings: EvaluationSettings) -> Ensemble | None:
+    if cfg.compare_to is None:
+        return None
+    return load(store, _several(cfg.compare_to), settings, operating_point=cfg.operating_point)
+
+
+def _require_comparable(held_out: HeldOut, model: Ensemble, rival: Ensemble | None) -> None:
+    """Refuse a split that the models were trained on, or see in another size."""
+    if held_out.split == "val" and set(held_out.records["id"]) != set(model.validation["id"]):
+        raise InputError(
+            f"run_id: the validation predictions of {model.first.run.run_id} are about other images than its config "
+            "names; the run was altered"
+        )
+    if rival is None:
+        return
+    if rival.first.card.image_size != model.first.card.image_size:
+        raise InputError("compare_to: the two models see images of different size; compare runs of one data.image_size")
+    if held_out.split == "val" and set(rival.validation["id"]) != set(model.validation["id"]):
+        raise InputError(
+            "compare_to: the two models validate on different images, so one may have trained on what the other is "
+            "judged by; compare runs with the same data.split_seed and folds, or use split=test"
+        )
+
+
+def _record_origin(run: Run, cfg: DictConfig, values: dict[str, Any], held_out: HeldOut) -> None:
+    public = cfg.copy()
+    public.tracking.uri = masked(cfg.tracking.uri) if cfg.tracking.uri else None
+    run.log_config(OmegaConf.to_yaml(public, resolve=True))
+    run.log_params(dict(leaves(plain(public))))
+    run.log_provenance(collect())
+    run.set_tags({"records_fingerprint": held_out.fingerprint})
+    run.log_dataset(
+        name=Path(held_out.root).name, digest=held_out.fingerprint, source=held_out.root, stage=held_out.split
+    )
+
+
+def _open(model: Ensemble, held_out: HeldOut) -> list[Opening]:
+    """Write the opening to the ledger, before anything is predicted."""
+    run = model.first.run
+    found = record_opening(
+        run.store,
+        split=held_out.split,
+        fingerprint=held_out.fingerprint,
+        experiment=run.store.experiment_name,
+        config_sha256=",".join(member.run.tags.get("config_sha256", "") for member in model.members),
+        runs=[member.run.run_id for member in model.members],
+    )
+    if len(found) > 1:
+        log.warning("these images have been opened %d times before; see the ledger in the report", len(found) - 1)
+    return found
+
+
+def _predict(model: Ensemble, held_out: HeldOut) -> pd.DataFrame:
+    logits = model.logits(held_out.images, what="Predicting")
+    table = predictions.tabulate(held_out.records, held_out.records.index.to_numpy(), logits)
+    predictions.require_usable(table, name=f"split={held_out.split}")
+    if held_out.split == "val":
+        _require_unaltered(model, table)
+    known = [column for column in RECORD_COLUMNS if column in held_out.records]
+    return table.join(held_out.records[known])
+
+
+def _require_unaltered(model: Ensemble, table: pd.DataFrame) -> None:
+    """Refuse a model that does not give the predictions that its own run recorded."""
+    recorded = model.validation.set_index("id")["logit"].loc[table["id"]].to_numpy()
+    drift = float(abs(recorded - table["logit"].to_numpy()).max())
+    if drift > DRIFT * max(1.0, float(abs(recorded).max()) / 10):
+        raise InputError(
+            f"run_id={model.first.run.run_id}: its model does not give the predictions of its run (logits differ by up "
+            f"to {drift:.3g}); weights or images were altered; train it again"
+        )
+
+
+def _dossier(
+    model: Ensemble,
+    held_out: HeldOut,
+    judgement: Judgement,
+    settings: EvaluationSettings,
+    *,
+    openings: list[Opening],
+) -> Dossier:
+    config: Any = OmegaConf.to_container(OmegaConf.create(model.first.run.config), resolve=True)
+    runs = [member.run for member in model.members]
+    counts = {
+        run.run_id: opened_before(run.store, experiment=run.store.experiment_name, started=run.started) for run in runs
+    }
+    return Dossier(
+        model=model.name,
+        split=held_out.split,
+        run_ids=[run.run_id for run in runs],
+        facts=model_facts(config, runs[0].tags, judgement, settings) | _of_ensemble(model),
+        answers=checklist_answers(config, held_out.records, judgement, split=held_out.split, openings=len(openings)),
+        openings=openings,
+        chosen_after={run_id: count for run_id, count in counts.items() if count},
+        leaks=training_leaks(runs[0], held_out.records) if held_out.split != "val" else None,
+    )
+
+
+def _of_ensemble(model: Ensemble) -> dict[str, str]:
+    if len(model.members) == 1:
+        return {}
+    return {"Ensemble": f"the mean of the calibrated logits of {len(model.members)} models, judged as one"}
+
+
+def _compare(
+    judgement: Judgement, rival: Ensemble, held_out: HeldOut, settings: EvaluationSettings
+) -> list[Difference]:
+    other = judgement.table.assign(logit=rival.logits(held_out.images, what="Predicting with the other model"))
+    predictions.require_usable(other, name="compare_to")
+    return compare(
+        judgement.table,
+        rival.decision.calibration.apply(other),
+        thresholds=(judgement.decision.threshold, rival.decision.threshold),
+        replicates=settings.replicates,
+        seed=settings.seed,
+    )
+
+
+def _print(judgement: Judgement, dossier: Dossier, console: Console) -> None:
+    title = (
+        f"{SPLITS[dossier.split].capitalize()}: {judgement.images} images of {judgement.patients} patients; operating "
+        f"point {judgement.decision.threshold:.4f} ({judgement.decision.policy})"
+    )
+    rows = Table(title=title, title_justify="left", title_style="bold")
+    for column in ("metric", "value (95 % interval)", "at 0.5", *(["other", "p"] if dossier.differences else [])):
+        rows.add_column(column)
+    differences = {one.name: one for one in dossier.differences}
+    for name, words in TITLES.items():
+        more = [f"{differences[name].second:.3f}", f"{differences[name].p_value:.3f}"] if differences else []
+        rows.add_row(words, str(judgement.at_point[name]), f"{judgement.at_half[name].value:.3f}", *more)
+    console.print(rows)
+    if dossier.openings:
+        console.print(f"Ledger: these images were opened {len(dossier.openings)} times, this one included.")
+    for run_id, count in dossier.chosen_after.items():
+        console.print(f"Run {run_id} was trained after a test had been opened {count} times for its experiment.")

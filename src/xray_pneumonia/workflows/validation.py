@@ -1,0 +1,103 @@
+"""The end of every training: the model is judged on validation, and what is chosen there goes into its bundle."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from xray_pneumonia.config import plain
+from xray_pneumonia.data.datamodule import XRayDataModule
+from xray_pneumonia.data.images import Gray
+from xray_pneumonia.evaluation.decision import Decision, decide
+from xray_pneumonia.evaluation.gate import Gate
+from xray_pneumonia.evaluation.judgement import judge
+from xray_pneumonia.evaluation.measures import Vector
+from xray_pneumonia.evaluation.settings import EvaluationSettings
+from xray_pneumonia.tracking.ledger import opened_before
+from xray_pneumonia.tracking.run import Run
+from xray_pneumonia.workflows.closer_look import learn_gate, look_closer
+from xray_pneumonia.workflows.dossier import Dossier, write_dossier
+from xray_pneumonia.workflows.ensemble import predict
+from xray_pneumonia.workflows.held_out import RECORD_COLUMNS, HeldOut, cut
+from xray_pneumonia.workflows.model_card import checklist_answers, model_facts
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What was chosen on validation, and the predictions with calibrated probabilities."""
+
+    decision: Decision
+    gate: Gate | None
+    predictions: pd.DataFrame
+
+
+def judge_validation(
+    run: Run,
+    cfg: DictConfig,
+    net: nn.Module,
+    data: XRayDataModule,
+    table: pd.DataFrame,
+    *,
+    settings: EvaluationSettings,
+) -> Chosen:
+    """Choose calibration, operating point, band and gate on validation; judge, and write the dossier into the run.
+
+    Args:
+        run: of the training.
+        cfg: its config.
+        net: with the best weights.
+        data: prepared.
+        table: raw predictions on validation, in the order of the records.
+        settings: of the evaluation.
+    """
+    run.path("records.csv").write_text(_records(data).to_csv(index=False), encoding="utf-8")
+    decision = decide(table, settings)
+    calibrated = decision.calibration.apply(table)
+    held_out = cut(data, "val", str(cfg.data.root), set(table["id"]))
+    gate = learn_gate(held_out)
+    if settings.report:
+        _report(run, cfg, net, held_out, table, decision, settings, gate)
+    return Chosen(decision, gate, calibrated)
+
+
+def _report(
+    run: Run,
+    cfg: DictConfig,
+    net: nn.Module,
+    held_out: HeldOut,
+    table: pd.DataFrame,
+    decision: Decision,
+    settings: EvaluationSettings,
+    gate: Gate | None,
+) -> None:
+    info = run.store.client.get_run(run.run_id)
+    rows = held_out.records.set_index("id")[[name for name in RECORD_COLUMNS if name in held_out.records]]
+    table = table.set_index("id").loc[held_out.records["id"]].reset_index().join(rows, on="id")
+    judgement = judge(table, decision, settings, validation=table)
+    experiment = run.store.experiment_name
+    opened = opened_before(run.store, experiment=experiment, started=info.info.start_time)
+    config = plain(cfg)
+    dossier = Dossier(
+        model=info.info.run_name or run.run_id,
+        split="val",
+        run_ids=[run.run_id],
+        facts=model_facts(config, info.data.tags, judgement, settings),
+        answers=checklist_answers(config, held_out.records, judgement, split="val", openings=0),
+        chosen_after={run.run_id: opened} if opened else {},
+    )
+    device = next(net.parameters()).device
+
+    def answer(images: Gray) -> Vector:
+        return predict(net, images, torch.device(device))
+
+    look_closer(dossier, judgement, held_out, settings, net=net, predict=answer, gate=gate)
+    write_dossier(run, dossier, judgement, held_out.images, settings)
+    run.log_metrics({f"operating/{name}": value for name, value in judgement.metrics().items()})
+    run.set_tags({"chosen_after_opening": bool(opened)})
+
+
+def _records(data: XRayDataModule) -> pd.DataFrame:
+    return data.records[["id", "patient", "subtype", "label", "split", "sha256"]].replace({np.nan: ""})

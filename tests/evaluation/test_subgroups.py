@@ -1,0 +1,58 @@
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from xray_pneumonia.evaluation.subgroups import subgroups
+
+
+def table():
+    rng = np.random.default_rng(0)
+    label = np.repeat([0, 1], 60)
+    subtype = np.where(label == 0, "normal", np.where(np.arange(120) % 3 == 0, "virus", "bacteria"))
+    logit = rng.normal(np.where(subtype == "bacteria", 2, np.where(subtype == "virus", 0.5, -1)), 1)
+    return pd.DataFrame(
+        {
+            "patient": np.arange(120) // 2,
+            "label": label,
+            "subtype": subtype,
+            "logit": logit,
+            "probability": 1 / (1 + np.exp(-logit)),
+            "mode": np.where(np.arange(120) % 4 == 0, "RGB", "L"),
+            "width": np.arange(120) + 100,
+            "name": [f"n{i}" for i in range(120)],
+        }
+    )
+
+
+def judged(columns):
+    return subgroups(table(), columns=columns, threshold=0.5, replicates=100, seed=0)
+
+
+def test_kinds_of_pneumonia_stand_against_all_normal_images():
+    found = {one.value: one for one in judged(["subtype"])}
+    assert set(found) == {"bacteria against normal", "virus against normal"}
+    part = table().query("subtype in ['virus', 'normal']")
+    assert found["virus against normal"].images == len(part)
+    expected = roc_auc_score(part["label"], part["probability"])
+    assert found["virus against normal"].metrics["auroc"].value == pytest.approx(expected, abs=1e-9)
+    assert found["virus against normal"].metrics["sensitivity"].value == pytest.approx(
+        part.query("label == 1")["probability"].ge(0.5).mean()
+    )
+
+
+def test_a_column_cuts_the_table_and_numbers_are_cut_in_quarters():
+    found = judged(["mode", "width"])
+    assert [one.value for one in found if one.column == "mode"] == ["L", "RGB"]
+    assert sum(one.images for one in found if one.column == "width") == 120
+    assert len([one for one in found if one.column == "width"]) == 4
+
+
+def test_a_part_with_one_class_says_so():
+    lowest = next(one for one in judged(["width"]))
+    assert np.isnan(lowest.metrics["auroc"].value)
+    assert not np.isnan(lowest.metrics["specificity"].value)
+
+
+def test_names_make_no_subgroups():
+    assert judged(["name"]) == []

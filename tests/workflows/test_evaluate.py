@@ -1,0 +1,235 @@
+"""`xray evaluate` on a run that was stored, but never trained: its weights are random."""
+
+import json
+import logging
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from xray_pneumonia import cli
+from xray_pneumonia.config import build, plain
+from xray_pneumonia.data.records import CLASSES, fingerprint
+from xray_pneumonia.evaluation import predictions
+from xray_pneumonia.models.bundle import Card, save_bundle
+from xray_pneumonia.tracking.ledger import openings
+from xray_pneumonia.tracking.run import start_run
+from xray_pneumonia.tracking.store import open_store
+from xray_pneumonia.workflows.ensemble import predict
+from xray_pneumonia.workflows.validation import judge_validation
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*Any type hint is inferred.*", "ignore:.*An input example was not provided.*"
+)
+QUICK = ["evaluation=quick", "evaluation.replicates=100"]
+MODEL = ["model=cnn", "model.filters=[4]", "model.activations=[relu]", "model.dense=4", "data.image_size=32"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def store_run(home):
+    """Store a run as a training would; returns its id, and how to store more."""
+    with initialize_config_module("xray_pneumonia.conf", version_base="1.3"):
+        cfg = compose("train", [f"home={home}", "data=synthetic", "data.synthetic_patients=60", *MODEL, *QUICK])
+    data = build(cfg.data, build(cfg.augmentation))
+    data.prepare()
+    settings = build(cfg.evaluation)
+
+    def make(seed, *, fixed=False, changes=None):
+        torch.manual_seed(seed)
+        net = build(cfg.model).eval()
+        store = open_store(build(cfg.tracking), home=home)
+        with start_run(store, name=f"seed {seed}", tags={"verb": "train"}, system_metrics=False) as run:
+            run.log_config(OmegaConf.to_yaml(cfg, resolve=True))
+            run.set_tags({"records_fingerprint": fingerprint(data.records)})
+            rows = np.flatnonzero(data.records["split"] == "val")
+            table = predictions.tabulate(data.records, rows, predict(net, data.images[rows], torch.device("cpu")))
+            chosen = judge_validation(run, cfg, net, data, table, settings=settings)
+            predictions.write(chosen.predictions, run.path("predictions/val.csv"))
+            card = {
+                "net": plain(cfg.model), "class_names": list(CLASSES), "image_size": 32, "run_id": run.run_id,
+                "temperature": chosen.decision.calibration.temperature, "operating_point": chosen.decision.threshold,
+                "operating_point_policy": "fixed at 0.5" if fixed else chosen.decision.policy,
+                "records_fingerprint": "", "versions": {}, "band": [0.4, 0.6],
+            }  # fmt: skip
+            folder = run.path("staged/model.json").parent
+            save_bundle(folder, net, Card(**card | (changes or {})))
+            chosen.gate.write(folder / "gate.npz")
+            run.log_model(folder, image_size=32, epoch=1)
+        return run
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def run(store_run):
+    return store_run(0)
+
+
+def xray(capsys, monkeypatch, home, *arguments):
+    monkeypatch.setattr(sys, "argv", ["xray", "evaluate", f"home={home}", *QUICK, *arguments])
+    code = cli.main()
+    out, err = capsys.readouterr()
+    for logger in (logging.getLogger(), logging.getLogger("xray_pneumonia")):
+        logger.handlers = [one for one in logger.handlers if type(one) is not logging.StreamHandler]  # of this capture
+    return code, out, err
+
+
+def folder_of(out, split):
+    report = next(line for line in out.splitlines() if line.startswith("Report: "))
+    return Path(report.removeprefix("Report: ")).parent
+
+
+def test_validation_gives_the_report_and_the_numbers(capsys, monkeypatch, home, run):
+    code, out, err = xray(capsys, monkeypatch, home, f"run_id={run.run_id}", "evaluation.report=true")
+    assert code == 0, err
+    folder = folder_of(out, "val")
+    page = (folder / "report.html").read_text()
+    assert "slightly flattered" in page
+    assert "upside down" in page
+    known = json.loads((folder / "evaluation.json").read_text())
+    table = predictions.read(folder / "predictions.csv")
+    point = known["decision"]["threshold"]
+    called = table["probability"] >= point
+    assert known["at_operating_point"]["sensitivity"]["value"] == pytest.approx(called[table["label"] == 1].mean())
+    assert known["openings"] == 0
+    assert {path.stem for path in (folder / "figures").iterdir()} >= {"roc", "reliability", "coverage", "subgroups"}
+    stored = run.store.client.get_run(out.split("run_id=")[1][:32])
+    assert stored.data.tags["mlflow.parentRunId"] == run.run_id
+    assert stored.data.metrics["val/auroc"] == pytest.approx(known["at_operating_point"]["auroc"]["value"])
+
+
+def test_the_ledger_is_written_before_anything_is_predicted(capsys, monkeypatch, home, store_run):
+    run = store_run(7)
+    before = len(openings(run.store))
+
+    def broken(*_, **__):
+        assert len(openings(run.store)) == before + 1
+        raise RuntimeError("no prediction today")
+
+    monkeypatch.setattr("xray_pneumonia.workflows.ensemble.predict", broken)
+    code, _, err = xray(capsys, monkeypatch, home, f"run_id={run.run_id}", "split=test")
+    assert code == 1
+    assert "no prediction today" in err
+    assert len(openings(run.store)) == before + 1
+
+
+def test_openings_are_counted_and_later_runs_are_marked(capsys, monkeypatch, home, run, store_run):
+    xray(capsys, monkeypatch, home, f"run_id={run.run_id}", "split=test")
+    late = store_run(1)
+    code, out, err = xray(
+        capsys, monkeypatch, home, f"run_id=[{run.run_id},{late.run_id}]", f"compare_to={run.run_id}", "split=test",
+        "operating_point=sensitivity:0.8", "evaluation.report=true",
+    )  # fmt: skip
+    assert code == 0, err
+    assert f"Run {late.run_id} was trained after a test had been opened" in " ".join(out.split())
+    page = (folder_of(out, "test") / "report.html").read_text()
+    assert "sensitivity:0.8" in page
+    assert "Compared with seed 0" in page
+    assert "DeLong" in page
+    assert "time" in page.split("have been opened")[1][:60]
+
+
+def test_an_ensemble_is_the_mean_of_calibrated_logits(capsys, monkeypatch, home, run, store_run):
+    other = store_run(2)
+    tables = []
+    for chosen in (f"[{run.run_id},{other.run_id}]", run.run_id, other.run_id):
+        code, out, err = xray(capsys, monkeypatch, home, f"run_id={chosen}", "evaluation.report=true")
+        assert code == 0, err
+        tables.append(predictions.read(folder_of(out, "val") / "predictions.csv"))
+    both, first, second = (np.log(one["probability"] / (1 - one["probability"])) for one in tables)
+    assert both.to_numpy() == pytest.approx(((first + second) / 2).to_numpy(), abs=1e-4)
+
+
+def test_an_external_folder_is_judged(capsys, monkeypatch, home, run, tmp_path):
+    root = Path(OmegaConf.load(run.folder / "config.yaml").data.root)
+    for name in CLASSES:
+        shutil.copytree(root / "test" / name, tmp_path / "abroad" / name)
+    arguments = [f"run_id={run.run_id}", "split=external", f"data.root={tmp_path / 'abroad'}"]
+    code, out, err = xray(capsys, monkeypatch, home, *arguments)
+    assert code == 0, err
+    assert "external/auroc=" in out
+    (tmp_path / "abroad" / "NORMAL").rename(tmp_path / "abroad" / "healthy")
+    code, _, err = xray(capsys, monkeypatch, home, *arguments)
+    assert code == 2
+    assert "'PNEUMONIA', 'healthy'" in err
+    shutil.rmtree(tmp_path / "abroad" / "healthy")
+    (tmp_path / "abroad" / "NORMAL").mkdir()
+    code, _, err = xray(capsys, monkeypatch, home, *arguments)
+    assert code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["run_id=abc"], "32 hex digits"),
+        ([f"run_id={'a' * 32}"], "no such run"),
+        (["run_id=RUN", "split=external"], "data.root=DIR"),
+        (["run_id=RUN", "operating_point=best"], "no such policy"),
+        (["run_id=[RUN,RUN]"], "name each run once"),
+        (["run_id=RUN", "split=train"], "split='train'"),
+        (["run_id=RUN", "data.root=/nowhere", "split=test"], "/nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(capsys, monkeypatch, home, run, arguments, says):
+    code, _, err = xray(capsys, monkeypatch, home, *(a.replace("RUN", run.run_id) for a in arguments))
+    assert code == 2
+    assert says in err
+    assert "Traceback" not in err
+
+
+def test_other_records_than_those_of_the_run_are_refused(capsys, monkeypatch, home, run, tmp_path):
+    root = Path(OmegaConf.load(run.folder / "config.yaml").data.root)
+    shutil.copytree(root, tmp_path / "copy")
+    next((tmp_path / "copy" / "train" / "NORMAL").iterdir()).unlink()
+    code, _, err = xray(capsys, monkeypatch, home, f"run_id={run.run_id}", f"data.root={tmp_path / 'copy'}")
+    assert code == 2
+    assert "fingerprint" in err
+
+
+def test_altered_weights_are_found_out(capsys, monkeypatch, home, store_run):
+    from safetensors.torch import load_file, save_file
+
+    altered = store_run(3)
+    file = next(
+        (home / "artifacts").rglob(
+            f"**/{altered.store.client.get_run(altered.run_id).data.tags['model_id']}/**/model.safetensors"
+        )
+    )
+    weights = {name: tensor * 3 for name, tensor in load_file(file).items()}
+    save_file(weights, file)
+    code, _, err = xray(capsys, monkeypatch, home, f"run_id={altered.run_id}")
+    assert code == 2
+    assert "does not give the predictions of its run" in err
+    save_file({name: tensor * torch.nan for name, tensor in weights.items()}, file)
+    code, _, err = xray(capsys, monkeypatch, home, f"run_id={altered.run_id}")
+    assert code == 2
+    assert "no finite number" in err
+
+
+def test_a_model_of_another_run_is_refused(capsys, monkeypatch, home, store_run):
+    wrong = store_run(4, changes={"run_id": "f" * 32})
+    code, _, err = xray(capsys, monkeypatch, home, f"run_id={wrong.run_id}")
+    assert (code, "that of run ffff" in err) == (2, True)
+
+
+def test_a_model_without_calibration_gets_one_from_its_validation(capsys, monkeypatch, home, store_run):
+    old = store_run(5, fixed=True)
+    code, _, err = xray(capsys, monkeypatch, home, f"run_id={old.run_id}")
+    assert code == 0, err
+
+
+def test_training_leaves_its_records(run):
+    table = pd.read_csv(run.folder / "records.csv")
+    assert set(table["split"].dropna()) >= {"train", "val"}
+    assert table["sha256"].str.len().eq(64).all()
