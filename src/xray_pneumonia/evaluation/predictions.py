@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from xray_pneumonia.errors import InputError
+
 COLUMNS = ("id", "patient", "subtype", "label", "logit", "probability")
 
 
@@ -33,3 +35,39 @@ def write(table: pd.DataFrame, path: Path) -> None:
         risky = safe[column].str.startswith(("=", "+", "-", "@", "\t", "\r"))
         safe[column] = safe[column].where(~risky, "'" + safe[column])
     safe.to_csv(path, index=False, encoding="utf-8", float_format="%.9g")
+
+
+def read(path: Path) -> pd.DataFrame:
+    """Read what `write` wrote.
+
+    Raises:
+        InputError: the file is missing or holds something else.
+    """
+    try:
+        table = pd.read_csv(path, dtype={"id": str, "patient": str, "subtype": str}, keep_default_na=False)
+        table[["logit", "probability"]] = table[["logit", "probability"]].astype(float)
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(f"{path}: is no table of predictions ({', '.join(COLUMNS)}): {error}") from error
+    for column in ("id", "patient", "subtype"):
+        table[column] = table[column].str.replace(r"^'(?=[=+\-@\t\r])", "", regex=True)
+    return table
+
+
+def require_usable(table: pd.DataFrame, *, name: str) -> None:
+    """Refuse a table on which figures would be undefined or wrong.
+
+    Raises:
+        InputError: it is empty, a class is missing, or a logit is not a finite number.
+    """
+    if table["label"].nunique() < 2:
+        counts = table["label"].value_counts().to_dict()
+        raise InputError(
+            f"{name}: needs images of both classes, found {counts.get(0, 0)} NORMAL and {counts.get(1, 0)} PNEUMONIA; "
+            "add the missing class, or read single images with `xray predict`"
+        )
+    broken = table[~np.isfinite(table["logit"])]
+    if len(broken):
+        raise InputError(
+            f"{name}: the model gives no finite number for {len(broken)} images, the first is "
+            f"{broken['id'].iloc[0]}; its weights are damaged: train it again, or evaluate another run"
+        )

@@ -1,0 +1,76 @@
+"""Abstention: "normal", "pneumonia" or "look closer", by split conformal prediction fitted on validation."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from xray_pneumonia.evaluation.intervals import wilson
+from xray_pneumonia.evaluation.measures import Vector
+
+ANSWERS = ("normal", "look closer", "pneumonia")
+
+
+@dataclass(frozen=True)
+class Band:
+    """Probabilities below `low` are answered "normal", above `high` "pneumonia", between them "look closer"."""
+
+    low: float
+    high: float
+
+    def answer(self, probability: npt.ArrayLike) -> npt.NDArray[np.str_]:
+        """Answer (N,) images."""
+        chance = np.asarray(probability, np.float64)
+        place = np.where(chance < self.low, 0, np.where(chance > self.high, 2, 1))
+        return np.asarray(ANSWERS)[place]
+
+
+def fit_band(table: pd.DataFrame, *, error: float) -> Band:
+    """Fit a band that answers wrongly at most so many of either class.
+
+    Class-conditional split conformal prediction (Vovk, ACML 2012): a label stays possible for an image
+    unless it is stranger than all but `error` of its own class on validation. Where exactly one label
+    stays possible, the image is answered; where none or both do, it is looked at closer. With
+    exchangeable images at most `error` of each class gets the other's answer.
+
+    Args:
+        table: predictions on validation, calibrated.
+        error: the share of each class that may be answered wrongly.
+    """
+    ill = np.sort(table.loc[table["label"] == 1, "probability"].to_numpy(np.float64))
+    well = np.sort(1 - table.loc[table["label"] == 0, "probability"].to_numpy(np.float64))
+    possible_ill, possible_well = _least(ill, error), 1 - _least(well, error)
+    return Band(min(possible_ill, possible_well), max(possible_ill, possible_well))
+
+
+def outcomes(table: pd.DataFrame, band: Band) -> pd.DataFrame:
+    """Count what became of each class: one row for each class, one column for each answer."""
+    answers = pd.Categorical(band.answer(table["probability"]), categories=list(ANSWERS))
+    return pd.crosstab(table["label"].to_numpy(), answers, dropna=False).reindex(
+        index=[0, 1], columns=list(ANSWERS), fill_value=0
+    )
+
+
+def trade_off(validation: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """Follow coverage and accuracy of the answers as the promised error falls.
+
+    Returns:
+        For each `error`: `coverage`, `accuracy` of what was answered, and its interval `low`, `high` by
+        the number of patients answered.
+    """
+    rows = []
+    for error in (0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.005):
+        answers = fit_band(validation, error=error).answer(table["probability"])
+        answered = answers != "look closer"
+        right = (answers == "pneumonia") == (table["label"] == 1)
+        accuracy = float(right[answered].mean()) if answered.any() else np.nan
+        patients = int(table.loc[answered, "patient"].nunique())
+        rows.append((error, float(answered.mean()), accuracy, *wilson(accuracy * patients, patients)))
+    return pd.DataFrame(rows, columns=["error", "coverage", "accuracy", "low", "high"])
+
+
+def _least(conformity: Vector, error: float) -> float:
+    """Give the conformity that all but `error` of a class reach; 0 (all is possible) when it is too small to tell."""
+    rank = int(np.floor((len(conformity) + 1) * error))
+    return float(conformity[rank - 1]) if rank else 0.0

@@ -1,0 +1,95 @@
+"""Fixed corruptions of X-rays, five strengths each, seeded: how another machine or file would have shown them."""
+
+from collections.abc import Callable
+from io import BytesIO
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFilter
+from scipy.ndimage import shift as moved
+
+from xray_pneumonia.evaluation.measures import Vector
+
+Gray = npt.NDArray[np.uint8]
+STRENGTHS = (1, 2, 3, 4, 5)
+
+
+def corrupt(images: Gray, *, kind: str, strength: int, seed: int) -> Gray:
+    """Corrupt (N, H, W) images; the same arguments give the same bytes, whatever the other images are.
+
+    Args:
+        images: uint8.
+        kind: one of `KINDS`.
+        strength: 1 to 5.
+        seed: of noise, and of the side to which a film is turned, moved or exposed.
+    """
+    amount = KINDS[kind][0][strength - 1]
+    act = KINDS[kind][1]
+    made = [act(one, amount, np.random.default_rng([seed, place])) for place, one in enumerate(images)]
+    return np.stack(made) if made else images.copy()
+
+
+def _noise(image: Gray, amount: float, rng: np.random.Generator) -> Gray:
+    return _clipped(image + rng.normal(0, amount * 255, image.shape))
+
+
+def _blur(image: Gray, amount: float, _: np.random.Generator) -> Gray:
+    return _filtered(image, ImageFilter.GaussianBlur(amount * len(image) / 128))
+
+
+def _contrast(image: Gray, amount: float, _: np.random.Generator) -> Gray:
+    return _clipped((image - image.mean()) * (1 - amount) + image.mean())
+
+
+def _brightness(image: Gray, amount: float, rng: np.random.Generator) -> Gray:
+    return _clipped(image + amount * 255 * rng.choice([-1, 1]))
+
+
+def _gamma(image: Gray, amount: float, rng: np.random.Generator) -> Gray:
+    return _clipped(255 * (image / 255) ** (amount ** rng.choice([-1, 1])))
+
+
+def _jpeg(image: Gray, amount: float, _: np.random.Generator) -> Gray:
+    buffer = BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=int(amount))
+    return np.asarray(Image.open(buffer), np.uint8)
+
+
+def _shrink(image: Gray, amount: float, _: np.random.Generator) -> Gray:
+    side = max(8, round(len(image) * amount))
+    small = Image.fromarray(image).resize((side, side), Image.Resampling.BOX)
+    return np.asarray(small.resize(image.shape[::-1], Image.Resampling.BILINEAR), np.uint8)
+
+
+def _rotate(image: Gray, amount: float, rng: np.random.Generator) -> Gray:
+    turned = Image.fromarray(image).rotate(
+        amount * float(rng.choice([-1, 1])), Image.Resampling.BILINEAR, fillcolor=int(np.median(image[0]))
+    )
+    return np.asarray(turned, np.uint8)
+
+
+def _shift(image: Gray, amount: float, rng: np.random.Generator) -> Gray:
+    angle = rng.uniform(0, 2 * np.pi)
+    step = amount * len(image) * np.array([np.sin(angle), np.cos(angle)])
+    return _clipped(moved(image.astype(np.float64), step, order=1, mode="nearest"))
+
+
+def _filtered(image: Gray, act: ImageFilter.Filter) -> Gray:
+    return np.asarray(Image.fromarray(image).filter(act), np.uint8)
+
+
+def _clipped(values: npt.NDArray[np.floating] | Vector) -> Gray:
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+KINDS: dict[str, tuple[tuple[float, ...], Callable[[Gray, float, np.random.Generator], Gray]]] = {
+    "noise": ((0.02, 0.04, 0.08, 0.12, 0.18), _noise),  # standard deviation, of the full range
+    "blur": ((0.5, 1.0, 1.5, 2.0, 3.0), _blur),  # radius in pixels at 128 x 128
+    "contrast": ((0.15, 0.3, 0.45, 0.6, 0.75), _contrast),  # share that is lost
+    "brightness": ((0.04, 0.08, 0.13, 0.19, 0.26), _brightness),  # of the full range, up or down
+    "gamma": ((1.1, 1.25, 1.45, 1.7, 2.0), _gamma),  # exponent, or one over it
+    "jpeg": ((60, 35, 20, 12, 6), _jpeg),  # quality
+    "down-scaling": ((0.75, 0.5, 0.38, 0.28, 0.2), _shrink),  # of the side, and back
+    "rotation": ((3, 6, 10, 15, 25), _rotate),  # degrees, to either side
+    "shift": ((0.02, 0.05, 0.08, 0.12, 0.18), _shift),  # of the side, in any direction
+}
