@@ -149,7 +149,7 @@ def _experiment_files(arguments: list[str]) -> Iterator[list[str]]:
 def anchor(cfg: DictConfig) -> None:
     """Make the paths of a composed config absolute, so that it means the same from any folder."""
     cfg.home = str(Path(cfg.home).expanduser().resolve())
-    if not OmegaConf.is_missing(cfg.data, "root"):
+    if "data" in cfg and not OmegaConf.is_missing(cfg.data, "root"):
         cfg.data.root = str(Path(cfg.data.root).expanduser().resolve())
 
 
