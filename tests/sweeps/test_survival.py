@@ -34,11 +34,16 @@ def start(home, *arguments, **options):
     return subprocess.Popen(
         command(home, *arguments),
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
+        stderr=subprocess.DEVNULL,
         start_new_session=True,
         **options,
     )
+
+
+def finish(home, *arguments):
+    done = subprocess.run(command(home, *arguments), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def load(home, name):
@@ -80,9 +85,8 @@ def test_twenty_kills_of_twenty_trials(tmp_path):
         process = start(tmp_path, *arguments)
         time.sleep(dice.uniform(3, 14))
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    last = start(tmp_path, *arguments)
-    assert last.wait() == 0, last.communicate()
+        process.wait()
+    finish(tmp_path, *arguments)
     require_accounted(tmp_path, "kill", 20)
 
 
@@ -93,9 +97,8 @@ def test_a_killed_grid_is_completed_without_a_point_twice(tmp_path):
         process = start(tmp_path, *arguments)
         time.sleep(seconds)
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    last = start(tmp_path, *arguments)
-    assert last.wait() == 0, last.communicate()
+        process.wait()
+    finish(tmp_path, *arguments)
     require_accounted(tmp_path, "grid", 4)
     complete = [trial for trial in load(tmp_path, "grid").trials if trial.state.name == "COMPLETE"]
     assert sorted(trial.params["optimizer.lr"] for trial in complete) == ["0.0001", "0.0003", "0.001", "0.003"]

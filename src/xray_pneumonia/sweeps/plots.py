@@ -59,6 +59,7 @@ def _interactive(study: optuna.Study, kind: str, plan: Plan, *, first: bool) -> 
 def _picture(study: optuna.Study, kind: str, plan: Plan, parent: Run) -> str:
     import optuna.visualization.matplotlib as visualization
 
+    logging.getLogger("matplotlib.category").setLevel(logging.WARNING)  # choices may look like numbers
     drawn = getattr(visualization, f"plot_{kind}")(study, **_target(plan, kind))
     axes = drawn.flat[0] if hasattr(drawn, "flat") else drawn  # a slice has axes for each parameter
     figure = axes.figure

@@ -143,7 +143,7 @@ def _is_choice(distribution: BaseDistribution) -> bool:
 
 
 def _same(choice: Any, value: Any) -> bool:
-    if str(choice) == written(value):
+    if str(choice).lower() == written(value).lower():  # true and True are one
         return True
     try:
         return float(choice) == float(value)

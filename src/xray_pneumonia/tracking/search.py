@@ -56,8 +56,10 @@ def history(store: Store, run_id: str, metric: str) -> list[tuple[int, float]]:
 
 def artifact(store: Store, found: Found, name: str, *, folder: Path) -> Path | None:
     """Fetch an artifact to a folder, or name it where it lies; None where the run has none."""
+    from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
     from mlflow.exceptions import MlflowException
 
+    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)  # one bar for each small file
     try:
         return Path(store.client.download_artifacts(found.run_id, name, str(folder)))
     except (MlflowException, OSError):
