@@ -131,7 +131,7 @@ def groups() -> list[str]:
 def _experiment_files(arguments: list[str]) -> Iterator[list[str]]:
     """Let `experiment=FILE.yaml` name a file anywhere: Hydra takes configs from folders of its search path alone."""
     with TemporaryDirectory() as folder:
-        changed = []
+        changed, options = [], []
         for argument in arguments:
             key, _, value = argument.partition("=")
             path = Path(value).expanduser()
@@ -140,10 +140,11 @@ def _experiment_files(arguments: list[str]) -> Iterator[list[str]]:
                 name = f"file_{hashlib.sha256(text).hexdigest()[:8]}"  # no name of the package
                 (Path(folder) / "experiment").mkdir(exist_ok=True)
                 (Path(folder) / "experiment" / f"{name}.yaml").write_bytes(text)
-                changed += [f"experiment={name}", f"--config-dir={folder}"]
+                changed.append(f"experiment={name}")
+                options = [f"--config-dir={folder}"]
             else:
                 changed.append(argument)
-        yield changed
+        yield [*changed, *options]
 
 
 def anchor(cfg: DictConfig) -> None:

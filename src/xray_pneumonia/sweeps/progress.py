@@ -106,13 +106,13 @@ def tabulate(trials: list[FrozenTrial], plan: Plan) -> pd.DataFrame:
     for trial in trials:
         if trial.state == TrialState.WAITING:
             continue
-        values = trial.values or [trial.value] if len(plan.objectives) == 1 and trial.values is None else trial.values
+        values = trial.values or [math.nan] * len(plan.objectives)
         reported = trial.intermediate_values
         rows.append(
             {
                 "trial": trial.number,
                 "state": trial.state.name.lower(),
-                **dict(zip(plan.objectives, values or [math.nan] * len(plan.objectives), strict=False)),
+                **dict(zip(plan.objectives, values, strict=True)),
                 "sd": trial.user_attrs.get("sd", math.nan),
                 "epochs": max(reported, default=math.nan),
                 "seconds": trial.duration.total_seconds() if trial.duration else math.nan,

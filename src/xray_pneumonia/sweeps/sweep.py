@@ -50,7 +50,6 @@ class Sweep:
     config: DictConfig
     context: HydraContext
     task: TaskFunction
-    arguments: tuple[str, ...]
 
     def compose(self, lines: Sequence[str]) -> None:
         """Let Hydra compose the config of a trial, to see whether it can."""
@@ -84,7 +83,7 @@ def run(config: DictConfig, arguments: Sequence[str], *, context: HydraContext, 
         SweepFailed: more trials failed than `sweep.max_failures`.
     """
     choice = str(config.hydra.runtime.choices.get("sweep", "default"))
-    sweep = Sweep(plans.read(config, arguments, choice=choice), config, context, task, tuple(arguments))
+    sweep = Sweep(plans.read(config, arguments, choice=choice), config, context, task)
     home = Path(str(config.home)).expanduser().resolve()
     _require_composable(sweep)
     tracking = build(config.tracking)
@@ -114,7 +113,7 @@ def _lead(sweep: Sweep, study: SweepStudy, store: Store, home: Path) -> float:
         progress = Progress(plan, study, parent)
         log.info("sweep %s: %d of %d trials to go", plan.name, max(0, study.room()), plan.n_trials)
         if study.room() > 0 and int(sweep.config.workers) > 1:
-            with workers.started(int(sweep.config.workers), sweep.arguments, parent=parent.run_id, session=study.session) as team:
+            with workers.started(int(sweep.config.workers), parent=parent.run_id, session=study.session) as team:
                 _wait(study, progress, team=team)
         _work(sweep, study, parent=parent.run_id, progress=progress)
         _wait(study, progress)

@@ -28,7 +28,7 @@ def read(arguments: Sequence[str], configured: Mapping[str, Any]) -> Space:
     parameters: dict[str, Parameter] = {}
     for override in _parsed(list(arguments)):
         key = override.get_key_element()
-        if key in fixed or key in parameters:
+        if key in parameters or (key in fixed and override.is_sweep_override()):
             raise InputError(f"{override.input_line}: {key} is set twice; one of the two is meant")
         if override.is_sweep_override():
             parameters[key] = _parameter(override, {})

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -62,10 +62,10 @@ class Team:
 
 
 @contextmanager
-def started(count: int, arguments: Sequence[str], *, parent: str, session: str) -> Iterator[Team]:
-    """Start workers with the same command, and stop them when the block is left early."""
+def started(count: int, *, parent: str, session: str) -> Iterator[Team]:
+    """Start workers with this process' own command, and stop them when the block is left early."""
     told = json.dumps({"parent": parent, "session": session, "leader": os.getpid()})
-    command = [sys.executable, "-m", "xray_pneumonia.cli", "train", "-m", *arguments]
+    command = [sys.executable, "-m", "xray_pneumonia.cli", "train", *sys.argv[1:]]
     processes = []
     for number in range(count):
         environment = {**os.environ, **share(number, count, gpus=torch.cuda.device_count()), ROLE: told}
