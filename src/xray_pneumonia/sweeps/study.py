@@ -127,14 +127,14 @@ class SweepStudy:
 
     def _failed_here(self, trial: FrozenTrial) -> bool:
         attrs = trial.user_attrs
-        return trial.state == TrialState.FAIL and attrs.get("session") == self.session and "reason" in attrs
+        session = attrs.get("owner", {}).get("session")
+        return trial.state == TrialState.FAIL and session == self.session and "reason" in attrs
 
     def _ask(self) -> Claim:
         number = len(self.trials())
         self.study.sampler = build_sampler(self._plan.settings, kind=self._plan.kind, number=number)
         trial = self.study.ask()
-        trial.set_user_attr("session", self.session)
-        trial.set_user_attr("owner", identity())
+        trial.set_user_attr("owner", {**identity(), "session": self.session})
         return Claim(trial.number, trial._trial_id, self._plan.space.suggest(trial))
 
     def bury(self) -> None:
