@@ -46,7 +46,7 @@ class Server:
         self._run("pg_ctl", "-D", str(self.folder), "-w", "-l", str(self.folder / "log"), "-o", options, *action)
 
     def url(self, name):
-        return f"postgresql://postgres@127.0.0.1:{self.port}/{name}"
+        return f"postgresql+psycopg2://postgres@127.0.0.1:{self.port}/{name}"
 
     def _run(self, program, *arguments):
         command = [str(self._bin / program), *arguments]
@@ -66,7 +66,7 @@ def server(tmp_path_factory):
         shutil.chown(folder, "postgres", "postgres")
     made = Server(folder)
     yield made
-    made.control("stop", "-m", "immediate")
+    made.control("-m", "immediate", "stop")
     shutil.rmtree(folder)
 
 
@@ -77,7 +77,8 @@ def test_eight_workers_survive_a_restart_of_the_server(server, tmp_path):
         *("optimizer.lr=tag(log,interval(1e-4,1e-2))", "sweep.n_trials=16", "sweep.name=pg", "workers=8"),
         *(f"sweep.storage={server.url('sweeps')}", f"tracking.uri={server.url('mlflow')}", "sweep.max_failures=null"),
     ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=(tmp_path / "log").open("w"))
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
     storage = None
     end = time.monotonic() + 300
     while time.monotonic() < end and process.poll() is None:
@@ -89,7 +90,7 @@ def test_eight_workers_survive_a_restart_of_the_server(server, tmp_path):
             continue
         if sum(trial.state.name == "COMPLETE" for trial in trials) >= 3:
             break
-    server.control("restart", "-m", "immediate")
+    server.control("-m", "immediate", "restart")
     assert process.wait(timeout=600) == 0, (tmp_path / "log").read_text()
 
     trials = optuna.load_study(study_name="pg", storage=storage).trials
@@ -102,8 +103,8 @@ def test_eight_workers_survive_a_restart_of_the_server(server, tmp_path):
     ids = [experiment.experiment_id for experiment in client.search_experiments()]
     runs = client.search_runs(ids, max_results=1000)
     done = {str(trial.number) for trial in trials if trial.state.name == "COMPLETE"}
-    finished = [run.data.tags["sweep.trial"] for run in runs if run.data.tags["verb"] == "train"
-                and run.info.status == "FINISHED"]
+    trained = [run for run in runs if run.data.tags["verb"] == "train"]
+    finished = [run.data.tags["sweep.trial"] for run in trained if run.info.status == "FINISHED"]
     assert set(finished) >= done
     assert not [run for run in runs if run.info.status == "RUNNING"]
     storage.engine.dispose()

@@ -19,7 +19,10 @@ BEAT = 10.0  # seconds between two signs of life
 
 def identity() -> dict[str, Any]:
     """Name this process so that no other, now or later, has the same name."""
-    return {**_self(), **({"slurm": os.environ["SLURM_JOB_ID"]} if "SLURM_JOB_ID" in os.environ else {})}
+    job = os.environ.get("SLURM_JOB_ID")
+    if "SLURM_ARRAY_TASK_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return {**_self(), **({"slurm": job} if job else {})}
 
 
 @lru_cache(maxsize=1)
@@ -62,6 +65,17 @@ def _queued(job: str) -> bool | None:
         return None
     states = set(done.stdout.split())
     return bool(states & {"PENDING", "RUNNING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "COMPLETING"})
+
+
+def queue_is_empty() -> bool:
+    """Tell whether Slurm holds no job of this user; False where there is no Slurm to ask."""
+    if shutil.which("squeue") is None:
+        return False
+    try:
+        done = subprocess.run(["squeue", "--noheader", "--me"], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return done.returncode == 0 and not done.stdout.strip()
 
 
 def silence(storage: RDBStorage, trial_id: int, *, since: float) -> float:

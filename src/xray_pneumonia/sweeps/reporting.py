@@ -45,6 +45,14 @@ class EpochReport(Callback):
             log.info("trial %d: pruned after epoch %d", trial.number, epoch)
             self.pruned = trainer.should_stop = True
 
+    def state_dict(self) -> dict[str, list[Values]]:
+        """Keep the history in the checkpoint, for a trial that is requeued."""
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, list[Values]]) -> None:
+        """Go on with it."""
+        self.history = list(state_dict["history"])
+
     def values(self, names: list[str], *, best_epoch: int) -> list[float]:
         """Read the objectives: metrics of the best epoch, the size of the net, the median second count.
 
@@ -69,10 +77,14 @@ class Watch:
         tags: of the run.
         report: reports each epoch.
         names: of the objectives.
+        run_id: of the run that a requeued trial goes on with; None for a new one.
     """
 
-    def __init__(self, *, name: str, tags: dict[str, str], report: EpochReport, names: list[str]) -> None:
-        self.name, self.tags, self._report, self._names = name, tags, report, names
+    def __init__(
+        self, *, name: str, tags: dict[str, str], report: EpochReport, names: list[str], run_id: str | None
+    ) -> None:
+        self.name, self.tags, self.run_id = name, tags, run_id
+        self._report, self._names = report, names
         self.values: list[float] = []
 
     @property

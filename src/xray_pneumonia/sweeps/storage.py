@@ -39,6 +39,8 @@ def resolve(url: str | None, home: Path) -> str:
         raise InputError(f"sweep.storage={masked(chosen)}: write postgresql:// instead of postgres://")
     if scheme.partition("+")[0] not in {"sqlite", "postgresql"}:
         raise InputError(f"sweep.storage={masked(chosen)}: write sqlite:////FILE or postgresql://USER@HOST/DATABASE")
+    if scheme == "postgresql":  # which driver that means depends on SQLAlchemy's version
+        return chosen.replace("postgresql://", "postgresql+psycopg2://", 1)
     return chosen
 
 

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from xray_pneumonia.config import build
 from xray_pneumonia.errors import InputError, Stopped
 from xray_pneumonia.sweeps import plan as plans
-from xray_pneumonia.sweeps import workers
+from xray_pneumonia.sweeps import launches, workers
 from xray_pneumonia.sweeps.plan import Plan
 from xray_pneumonia.sweeps.progress import Progress
 from xray_pneumonia.sweeps.spaces import overrides
@@ -134,15 +134,12 @@ def _work(sweep: Sweep, study: SweepStudy, *, parent: str, progress: Progress | 
             raise Stopped(15)
         for claim in claims:
             log.info("trial %d: %s", claim.number, " ".join(overrides(claim.point)))
+        lines = [sweep.lines(claim, parent=parent) for claim in claims]
         try:
-            returns = launcher.launch([sweep.lines(claim, parent=parent) for claim in claims], claims[0].number)
+            launches.launch(launcher, lines, claims, study)
         except HydraException as error:
             for claim in claims:
                 study.fail(claim, f"{type(error).__name__}: {' '.join(str(error).split())}")
-        else:
-            for claim, done in zip(claims, returns, strict=True):
-                if claim in study.unfinished([claim]):
-                    study.fail(claim, f"the launcher lost it: {done.status} {done._return_value!r}")
         if progress:
             progress.update()
 

@@ -4,8 +4,8 @@ import contextlib
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ class Trial:
     settings: SweepSettings
     ticket: Ticket
     cfg: DictConfig
-    _values: list[list[float]] = field(default_factory=list)
+    _requeued: bool = False
 
     @cached_property
     def _storage(self) -> RDBStorage:
@@ -100,6 +100,7 @@ class Trial:
         if patiently(lambda: self._storage.get_trial(self.ticket.id)).state != TrialState.RUNNING:
             log.warning("trial %d was closed and replaced in the meantime; nothing to do", self.ticket.number)
             return math.nan
+        self._requeued = "worker" in patiently(lambda: self._trial.user_attrs)
         patiently(lambda: self._trial.set_user_attr("worker", identity()))
         with heartbeat(self._storage, self.ticket.id):
             try:
@@ -123,18 +124,10 @@ class Trial:
             watch = self._watch(self._tags(self.ticket.parent), reports=len(self._names) == 1)
             train(self.cfg, watch)
             return watch.values, watch.pruned
-        tracking = build(self.cfg.tracking)
-        store = open_store(tracking, home=Path(self.cfg.home))
-        with self._group(store) as group:
-            return self._replicate(train, planned, group)
-
-    @contextlib.contextmanager
-    def _group(self, store: Store) -> Iterator[Run]:
         tags = {"verb": "trial", **self._tags(self.ticket.parent)}
-        known = find(store, {"sweep.trial_id": str(self.ticket.id), "verb": "trial"}, status="RUNNING")
-        run_id = known[0].run_id if known else None
-        with start_run(store, name=self._name, tags=tags, system_metrics=False, run_id=run_id) as run:
-            yield run
+        run_id = self._begun({"verb": "trial", "sweep.trial_id": str(self.ticket.id)})
+        with start_run(self._store, name=self._name, tags=tags, system_metrics=False, run_id=run_id) as group:
+            return self._replicate(train, planned, group)
 
     def _replicate(
         self, train: Train, planned: list[replicates.Replicate], group: Run
@@ -187,7 +180,20 @@ class Trial:
 
     def _watch(self, tags: dict[str, str], *, reports: bool, suffix: str = "") -> Watch:
         report = EpochReport(self._trial if reports else None, objective=self._names[0])
-        return Watch(name=self._name + suffix, tags=tags, report=report, names=self._names)
+        own = {key: value for key, value in tags.items() if key in {"sweep.trial_id", "sweep.replicate", PARENT}}
+        run_id = self._begun({"verb": "train", **own})
+        return Watch(name=self._name + suffix, tags=tags, report=report, names=self._names, run_id=run_id)
+
+    def _begun(self, tags: dict[str, str]) -> str | None:
+        """Find the run that this trial began before it was requeued."""
+        if not self._requeued:
+            return None
+        runs = [run for run in find(self._store, tags) if run.status in {"RUNNING", "KILLED"}]
+        return runs[-1].run_id if runs else None
+
+    @cached_property
+    def _store(self) -> Store:
+        return open_store(build(self.cfg.tracking), home=Path(self.cfg.home))
 
     @property
     def _name(self) -> str:
@@ -213,13 +219,12 @@ class Trial:
         self._tell(TrialState.FAIL)
 
     def _leave_run(self, reason: str) -> None:
-        store = open_store(build(self.cfg.tracking), home=Path(self.cfg.home))
-        if find(store, {"sweep.trial_id": str(self.ticket.id)}):
+        if find(self._store, {"sweep.trial_id": str(self.ticket.id)}):
             return
         tags = {"verb": "train", **self._tags(self.ticket.parent)}
         with (
             contextlib.suppress(_Reason),
-            start_run(store, name=self._name, tags=tags, system_metrics=False),
+            start_run(self._store, name=self._name, tags=tags, system_metrics=False),
         ):
             raise _Reason(reason)
 

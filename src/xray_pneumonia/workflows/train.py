@@ -107,16 +107,16 @@ def train(cfg: DictConfig, *, watch: Watch | None = None) -> Trained:
     classifier = _classifier(cfg, net, data)
     tracking = build(cfg.tracking)
     store = open_store(tracking, home=Path(cfg.home))
-    name, tags = (watch.name, watch.tags) if watch else (tracking.run_name, {})
-    with start_run(
-        store, name=name, tags={"verb": "train", **tags}, system_metrics=tracking.system_metrics
-    ) as run:
+    name, tags, known = (watch.name, watch.tags, watch.run_id) if watch else (tracking.run_name, {}, None)
+    tags = {"verb": "train", **tags}
+    with start_run(store, name=name, tags=tags, system_metrics=tracking.system_metrics, run_id=known) as run:
         _record_origin(run, cfg, data, net)
         checkpoints = run.folder / "checkpoints"
         callbacks = build_callbacks(settings, monitor=cfg.monitor, mode=cfg.mode, folder=checkpoints)
         callbacks += watch.callbacks if watch else []
         trainer = build_trainer(settings, callbacks=callbacks, logger=RunLogger(run), folder=run.folder)
-        trainer.fit(classifier, datamodule=data)
+        last = checkpoints / "last.ckpt"  # there already where a requeued trial goes on with its run
+        trainer.fit(classifier, datamodule=data, ckpt_path=last if last.exists() else None)
         best_epoch = _load_best(classifier, checkpoints / "best.ckpt")
         table = _predict(classifier.net, data, trainer.strategy.root_device)
         trained = Trained(run.run_id, store.uri, best_epoch, trainer.current_epoch, table, _metrics(table))
