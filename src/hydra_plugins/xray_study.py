@@ -14,6 +14,8 @@ from omegaconf import DictConfig
 class StudySweeper(Sweeper):
     """Hands a multirun to `xray_pneumonia.sweeps`."""
 
+    config: DictConfig
+
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what Hydra hands in."""
         self._context, self._task, self.config = hydra_context, task_function, config

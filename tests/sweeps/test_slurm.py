@@ -69,8 +69,8 @@ def test_a_cancelled_trial_is_replaced_and_a_requeued_one_goes_on(slurm, tmp_pat
             return []
 
     def underway(number):
-        busy = [t for t in trials() if t.number == number and len(t.intermediate_values) >= 2 and "worker" in t.user_attrs]
-        return busy[0] if busy else None
+        begun = [t for t in trials() if t.number == number and len(t.intermediate_values) >= 2]
+        return next((t for t in begun if "worker" in t.user_attrs), None)
 
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, cwd=tmp_path)

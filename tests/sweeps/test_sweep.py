@@ -201,7 +201,7 @@ def test_pruning_replicates_and_the_best_config(xray, tmp_path):
     for kind in ("optimization_history", "param_importances", "parallel_coordinate", "slice"):
         assert (folder / "plots" / f"{kind}.png").stat().st_size > 5_000, kind
     assert "plotly" in (folder / "plots.html").read_text()
-    code, out, err = xray(f"experiment={folder / 'best.yaml'}", "tracking.system_metrics=false")
+    code, _, err = xray(f"experiment={folder / 'best.yaml'}", "tracking.system_metrics=false")
     assert code == 0, err
     trained = runs(tmp_path, "train")[-1]
     winner = max(complete, key=lambda trial: trial.value)

@@ -60,9 +60,7 @@ def group(entries: Sequence[Entry], *, best_by: str, maximize: bool) -> list[Gro
 
 def _identity(entry: Entry) -> dict[str, str]:
     return {
-        key: value
-        for key, value in entry.params.items()
-        if key not in REPEATED and not key.startswith(CIRCUMSTANCES)
+        key: value for key, value in entry.params.items() if key not in REPEATED and not key.startswith(CIRCUMSTANCES)
     }
 
 
@@ -113,7 +111,5 @@ def pool(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """
     joined = pd.concat(tables, ignore_index=True)
     facts = {name: (name, "first") for name in ("patient", "subtype", "label")}
-    pooled = joined.groupby("id", sort=True).agg(
-        **facts, logit=("logit", "mean"), probability=("probability", "mean")
-    )
+    pooled = joined.groupby("id", sort=True).agg(**facts, logit=("logit", "mean"), probability=("probability", "mean"))
     return pooled.reset_index()

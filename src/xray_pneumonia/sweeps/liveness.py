@@ -118,4 +118,3 @@ def heartbeat(storage: RDBStorage, trial_id: int) -> Iterator[None]:
     finally:
         done.set()
         thread.join(timeout=1)
-

@@ -82,7 +82,7 @@ def read(cfg: DictConfig, arguments: Sequence[str], *, choice: str) -> Plan:
     _require_single(carried)
     if not space.parameters and not (settings.seeds or settings.folds):
         raise InputError(
-            "nothing to sweep over: give values (model=cnn,resnet), a range (optimizer.lr=tag(log,interval(1e-4,1e-2))), "
+            "nothing to sweep over: give values (model=cnn,resnet), a range (optimizer.lr=interval(1e-4,1e-2)), "
             "a config (sweep=optimizer) or replicates (sweep.seeds=[1,2,3])"
         )
     _require_free(space, settings)
@@ -100,7 +100,7 @@ def read(cfg: DictConfig, arguments: Sequence[str], *, choice: str) -> Plan:
         kind=kind,
         points=tuple(first + [point for point in points if point not in first]),
         n_trials=min(budget, len(points)) if kind == "grid" else budget,
-        objectives=dict(settings.objectives) if settings.objectives else {cfg.monitor: cfg.mode},
+        objectives={str(k): str(v) for k, v in (settings.objectives or {cfg.monitor: cfg.mode}).items()},
         max_epochs=int(cfg.trainer.max_epochs),
     )
     return plan if settings.name else _named(plan, choice)

@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import optuna
@@ -24,10 +25,10 @@ def write(study: optuna.Study, plan: Plan, parent: Run) -> None:
     kinds = [kind for kind in KINDS if plan.space.parameters or kind == "optimization_history"]
     if len(complete) < 2:
         return
-    pages = []
+    pages: list[str] = []
     for kind in kinds:
-        pages += _drawn(kind, lambda k=kind: _interactive(study, k, plan, first=not pages))
-        _drawn(kind, lambda k=kind: _picture(study, k, plan, parent))
+        pages += _drawn(kind, partial(_interactive, study, kind, plan, first=not pages))
+        _drawn(kind, partial(_picture, study, kind, plan, parent))
     parent.path("plots.html").write_text(_page(plan.name, pages), encoding="utf-8")
 
 

@@ -92,12 +92,17 @@ class Progress:
         console.print(table)
         for trial in trials:
             if trial.state == TrialState.FAIL and "reason" in trial.user_attrs:
-                console.print(f"trial {trial.number} failed: {trial.user_attrs['reason']}", highlight=False, markup=False)
+                console.print(
+                    f"trial {trial.number} failed: {trial.user_attrs['reason']}", highlight=False, markup=False
+                )
         folder = self._parent.folder
         print(f"Train the best again: xray train experiment={folder / 'best.yaml'}")
         print(f"See it: mlflow ui --backend-store-uri {masked(store.uri)}")
         name = next(iter(self._plan.objectives))
-        print(f"sweep_id={self._parent.run_id} trials={sum(t.state in DONE for t in trials)} {name}={self.best():.6f}", flush=True)
+        print(
+            f"sweep_id={self._parent.run_id} trials={sum(t.state in DONE for t in trials)} {name}={self.best():.6f}",
+            flush=True,
+        )
 
 
 def tabulate(trials: list[FrozenTrial], plan: Plan) -> pd.DataFrame:

@@ -38,9 +38,7 @@ def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
     return fmean(values), stdev(values) if len(values) > 1 else math.nan
 
 
-def hopeless(
-    values: Sequence[float], *, total: int, others: Sequence[tuple[float, float]], maximize: bool
-) -> bool:
+def hopeless(values: Sequence[float], *, total: int, others: Sequence[tuple[float, float]], maximize: bool) -> bool:
     """Tell whether the remaining replicates would hardly make a trial the best one.
 
     It is given up when its mean so far lies more than `MARGIN` standard errors behind the best mean. The

@@ -122,7 +122,9 @@ class Space:
     def describe(self) -> dict[str, Any]:
         """Say in plain values what is searched; two spaces are the same when this is."""
         texts = {
-            p.key: {"space": p.text, "when": {key: list(values) for key, values in p.when.items()}} if p.when else p.text
+            p.key: {"space": p.text, "when": {key: list(values) for key, values in p.when.items()}}
+            if p.when
+            else p.text
             for p in self.parameters
         }
         return {"space": texts, "fixed": dict(sorted(self.fixed.items()))}

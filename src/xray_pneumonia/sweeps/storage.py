@@ -133,7 +133,9 @@ def _require_own_tables(url: str, shown: str) -> None:
     finally:
         engine.dispose()
     if any(not version.startswith("v") for version in versions):
-        raise InputError(f"{shown}: holds another program's tables (MLflow's, perhaps); studies need their own database")
+        raise InputError(
+            f"{shown}: holds another program's tables (MLflow's, perhaps); studies need their own database"
+        )
 
 
 @contextlib.contextmanager

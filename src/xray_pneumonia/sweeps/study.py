@@ -18,6 +18,7 @@ from xray_pneumonia.sweeps.plan import Plan
 from xray_pneumonia.sweeps.samplers import build_pruner, build_sampler
 from xray_pneumonia.sweeps.storage import locked, patiently
 
+MAXIMIZE, MINIMIZE = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class SweepStudy:
 
     def __init__(self, plan: Plan, storage: RDBStorage, *, session: str, inquest: Inquest) -> None:
         self._plan, self._storage, self.session, self._inquest = plan, storage, session, inquest
-        directions = ["maximize" if mode == "max" else "minimize" for mode in plan.objectives.values()]
+        directions = [MAXIMIZE if mode == "max" else MINIMIZE for mode in plan.objectives.values()]
         with locked(storage):
             self.study = optuna.create_study(
                 study_name=plan.name,
@@ -73,8 +74,8 @@ class SweepStudy:
                 if before.get(key) != now.get(key)
             ]
             raise InputError(
-                f"sweep.name={self._plan.name}: this study is another one; choose another name, or ask for the same:\n  "
-                + "\n  ".join(changed)
+                f"sweep.name={self._plan.name}: this study is another one; choose another name, or ask for "
+                "the same:\n  " + "\n  ".join(changed)
             )
         if self.study.user_attrs.get("n_trials") != self._plan.n_trials:
             self.study.set_user_attr("n_trials", self._plan.n_trials)

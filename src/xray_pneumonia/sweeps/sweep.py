@@ -20,8 +20,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from xray_pneumonia.config import build
 from xray_pneumonia.errors import InputError, Stopped
-from xray_pneumonia.sweeps import plan as plans
 from xray_pneumonia.sweeps import launches, workers
+from xray_pneumonia.sweeps import plan as plans
 from xray_pneumonia.sweeps.plan import Plan
 from xray_pneumonia.sweeps.progress import Progress
 from xray_pneumonia.sweeps.spaces import overrides
@@ -204,7 +204,10 @@ def _record_plan(parent: Run, plan: Plan, *, resumed: bool) -> None:
 
 
 def _note(plan: Plan, described: dict[str, Any]) -> str:
-    rows = [f"| `{key}` | `{json.dumps(text) if isinstance(text, dict) else text}` |" for key, text in described["space"].items()]
+    rows = [
+        f"| `{key}` | `{json.dumps(text) if isinstance(text, dict) else text}` |"
+        for key, text in described["space"].items()
+    ]
     goal = ", ".join(f"{mode} {name}" for name, mode in plan.objectives.items())
     head = f"Sweep `{plan.name}`: {plan.n_trials} trials, sampler {plan.kind}, pruner {plan.settings.pruner}, {goal}."
     return "\n".join([head, "", "| key | range |", "| --- | --- |", *rows, "", "Its trials: `trials.csv`, live."])

@@ -129,9 +129,7 @@ class Trial:
         with start_run(self._store, name=self._name, tags=tags, system_metrics=False, run_id=run_id) as group:
             return self._replicate(train, planned, group)
 
-    def _replicate(
-        self, train: Train, planned: list[replicates.Replicate], group: Run
-    ) -> tuple[list[float], bool]:
+    def _replicate(self, train: Train, planned: list[replicates.Replicate], group: Run) -> tuple[list[float], bool]:
         """Train the replicates one after the other; what a requeued job has trained already is kept."""
         done: dict[str, list[float]] = dict(self._trial.user_attrs.get("replicates", {}))
         pruned = False
@@ -229,9 +227,7 @@ class Trial:
             raise _Reason(reason)
 
     def _tell(self, state: TrialState, values: list[float] | None = None) -> None:
-        patiently(
-            lambda: self._trial.study.tell(self.ticket.number, values, state, skip_if_finished=True)
-        )
+        patiently(lambda: self._trial.study.tell(self.ticket.number, values, state, skip_if_finished=True))
 
 
 class _Reason(Exception):

@@ -202,4 +202,4 @@ def _say_where(store: Store, found: Sequence[Found], folder: Path, *, quiet: boo
     ids = json.dumps([run.run_id for run in found], separators=(",", ":"))
     print(f"Learning curves and table: {folder}")
     print(f"See it: mlflow ui --backend-store-uri {masked(store.uri)}")
-    print(f"  http://127.0.0.1:5000/#/compare-runs?runs={ids}&experiments=[\"{store.experiment_id}\"]")
+    print(f'  http://127.0.0.1:5000/#/compare-runs?runs={ids}&experiments=["{store.experiment_id}"]')
