@@ -181,7 +181,7 @@ def test_an_unusable_url_is_refused_without_its_password(xray, url):
 @pytest.mark.slow
 def test_pruning_replicates_and_the_best_config(xray, tmp_path):
     arguments = ["-m", *TINY, "trainer.max_epochs=3", "trainer.patience=null", "optimizer.lr=1e-6,1e-2,2e-6,3e-6"]
-    code, out, err = xray(*arguments, "sweep.seeds=[1,2]", "sweep.name=seeds")
+    code, _, err = xray(*arguments, "sweep.seeds=[1,2]", "sweep.name=seeds")
     assert code == 0, err
     groups = runs(tmp_path, "trial")
     assert len(groups) == 4

@@ -66,7 +66,7 @@ class Progress:
         maximize = next(iter(self._plan.objectives.values())) == "max"
         return sorted(complete, key=lambda t: t.values[0], reverse=maximize)
 
-    def conclude(self, store: Store, *, arguments: list[str]) -> None:
+    def conclude(self, *, arguments: list[str]) -> None:
         """Write the last table, the plots and the best config."""
         self.update(now=True)
         ranked = self._ranked()

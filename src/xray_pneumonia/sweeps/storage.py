@@ -21,6 +21,7 @@ from xray_pneumonia.errors import InputError
 from xray_pneumonia.tracking.store import masked
 
 PATIENCE = 120.0  # seconds for a database that restarts or is locked
+PROBE = 30.0  # seconds to wait for a SQLite file that another program holds
 LOCK_KEY = 0x78726179  # of PostgreSQL's advisory lock; "xray"
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 log = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ def _require_sqlite(path: Path, shown: str) -> None:
     if head and head != b"SQLite format 3\0":
         raise InputError(f"{shown}: {path} is no SQLite database; move it away or name another")
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=30)) as probe:
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=PROBE)) as probe:
             probe.execute("BEGIN IMMEDIATE")
             probe.rollback()
     except sqlite3.Error as error:

@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -138,12 +139,18 @@ class SweepStudy:
         trial.set_user_attr("owner", {**identity(), "session": self.session})
         return Claim(trial.number, trial._trial_id, self._plan.space.suggest(trial))
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep every other command that works on this database out for a moment."""
+        with locked(self._storage):
+            yield
+
     def bury(self) -> None:
         """Fail and replace the trials whose processes are gone."""
         patiently(self._bury_alone)
 
     def _bury_alone(self) -> None:
-        with locked(self._storage):
+        with self.alone():
             self._bury()
 
     def _bury(self) -> None:

@@ -7,11 +7,11 @@ import platform
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import HydraContext, TaskFunction
@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from optuna.trial import FrozenTrial, TrialState
 
 from xray_pneumonia.config import build
-from xray_pneumonia.errors import InputError, Stopped
+from xray_pneumonia.errors import InputError
 from xray_pneumonia.sweeps import launches, workers
 from xray_pneumonia.sweeps import plan as plans
 from xray_pneumonia.sweeps.plan import Plan
@@ -96,28 +96,28 @@ def run(config: DictConfig, arguments: Sequence[str], *, context: HydraContext, 
     if role:
         _work(sweep, study, parent=role.parent, progress=None)
         return None
-    return _lead(sweep, study, store, home)
+    return _lead(sweep, study, store)
 
 
-def _lead(sweep: Sweep, study: SweepStudy, store: Store, home: Path) -> float:
+def _lead(sweep: Sweep, study: SweepStudy, store: Store) -> float:
     """Keep the parent run, run the trials or have them run, and record the end."""
-    plan = sweep.plan
-    with FileLock(home / f".sweep-{plan.name.replace('/', '_')}.lock"):  # two at once would make two parents
-        known = search.find(store, {"sweep.name": plan.name, "verb": "sweep"})
-    tags = {"verb": "sweep", "sweep.name": plan.name}
-    with start_run(
-        store, name=plan.name, tags=tags, system_metrics=False, run_id=known[0].run_id if known else None
-    ) as parent:
+    plan, count = sweep.plan, int(sweep.config.workers)
+    with ExitStack() as stack:
+        with study.alone():  # two commands at once would make two parents
+            known = search.find(store, {"sweep.name": plan.name, "verb": "sweep"})
+            tags, run_id = {"verb": "sweep", "sweep.name": plan.name}, known[0].run_id if known else None
+            opened = start_run(store, name=plan.name, tags=tags, system_metrics=False, run_id=run_id)
+            parent = stack.enter_context(opened)
         _record_plan(parent, plan, resumed=bool(known))
         study.bury()
         progress = Progress(plan, study, parent)
         log.info("sweep %s: %d of %d trials to go", plan.name, max(0, study.room()), plan.n_trials)
-        if study.room() > 0 and int(sweep.config.workers) > 1:
-            with workers.started(int(sweep.config.workers), parent=parent.run_id, session=study.session) as team:
+        if study.room() > 0 and count > 1:
+            with workers.started(count, parent=parent.run_id, session=study.session) as team:
                 _wait(study, progress, team=team)
         _work(sweep, study, parent=parent.run_id, progress=progress)
         _wait(study, progress)
-        progress.conclude(store, arguments=sweep.shared())
+        progress.conclude(arguments=sweep.shared())
         _require_success(plan, study)
     progress.print(store)
     return progress.best()
@@ -129,9 +129,7 @@ def _work(sweep: Sweep, study: SweepStudy, *, parent: str, progress: Progress | 
         hydra_context=sweep.context, task_function=sweep.task, config=sweep.config
     )
     batch = sweep.plan.settings.parallel or workers.capacity(sweep.config.hydra.launcher)
-    while not _too_many(sweep.plan, study) and (claims := study.claim(batch)):
-        if workers.orphaned():
-            raise Stopped(15)
+    while not workers.orphaned() and not _too_many(sweep.plan, study) and (claims := study.claim(batch)):
         for claim in claims:
             log.info("trial %d: %s", claim.number, " ".join(overrides(claim.point)))
         lines = [sweep.lines(claim, parent=parent) for claim in claims]
@@ -229,11 +227,7 @@ def _inquest(store: Store, trial: FrozenTrial) -> tuple[TrialState, list[float]]
 def _flow(value: Any) -> str:
     """Write plain values in Hydra's grammar; texts are quoted."""
     if isinstance(value, dict):
-        return "{" + ",".join(f"{_key(key)}:{_flow(inner)}" for key, inner in value.items()) + "}"
+        return "{" + ",".join(f"{key}:{_flow(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, str):
         return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return repr(value)
-
-
-def _key(key: str) -> str:
-    return key
