@@ -3,6 +3,7 @@
 import statistics
 import sys
 import time
+from itertools import pairwise
 
 import pytest
 
@@ -28,7 +29,7 @@ def test_a_trial_costs_little_and_the_last_no_more_than_the_first(tmp_path, monk
         sys, "argv", ["xray", "train", "-m", "data=synthetic", "trainer=cpu", *space, f"sweep.n_trials={TRIALS}"]
     )
     assert cli.main() == 0
-    wall, cpu = ([late[kind] - early[kind] for early, late in zip(ended, ended[1:], strict=False)] for kind in (0, 1))
+    wall, cpu = ([late[kind] - early[kind] for early, late in pairwise(ended)] for kind in (0, 1))
     with capfd.disabled():
         for name, part in (("first 50", slice(0, 50)), ("last 50", slice(-50, None))):
             print(
