@@ -70,6 +70,22 @@ def server(tmp_path_factory):
     shutil.rmtree(folder)
 
 
+def watch_until(url, process, *, complete):
+    """Wait for the first completed trials; returns the storage."""
+    storage = None
+    end = time.monotonic() + 600
+    while time.monotonic() < end and process.poll() is None:
+        time.sleep(2)
+        try:
+            storage = storage or optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+            trials = optuna.load_study(study_name="pg", storage=storage).trials
+        except (KeyError, optuna.exceptions.StorageInternalError):
+            continue
+        if sum(trial.state.name == "COMPLETE" for trial in trials) >= complete:
+            return storage
+    raise AssertionError("no trial was completed")
+
+
 @pytest.mark.slow
 def test_eight_workers_survive_a_restart_of_the_server(server, tmp_path):
     command = [
@@ -79,19 +95,14 @@ def test_eight_workers_survive_a_restart_of_the_server(server, tmp_path):
     ]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
-    storage = None
-    end = time.monotonic() + 300
-    while time.monotonic() < end and process.poll() is None:
-        time.sleep(2)
-        try:
-            storage = storage or optuna.storages.RDBStorage(server.url("sweeps"), engine_kwargs={"pool_pre_ping": True})
-            trials = optuna.load_study(study_name="pg", storage=storage).trials
-        except (KeyError, optuna.exceptions.StorageInternalError):
-            continue
-        if sum(trial.state.name == "COMPLETE" for trial in trials) >= 3:
-            break
-    server.control("-m", "immediate", "restart")
-    assert process.wait(timeout=600) == 0, (tmp_path / "log").read_text()
+    try:
+        storage = watch_until(server.url("sweeps"), process, complete=2)
+        server.control("-m", "immediate", "restart")
+        code = process.wait(timeout=1500)
+    finally:
+        process.kill()
+        process.wait()
+    assert code == 0, (tmp_path / "log").read_text()
 
     trials = optuna.load_study(study_name="pg", storage=storage).trials
     states = Counter(trial.state.name for trial in trials)

@@ -156,6 +156,16 @@ def locked(storage: RDBStorage) -> Iterator[None]:
             connection.close()
 
 
+def lost_connection(error: BaseException | None) -> bool:
+    """Tell whether an error comes from a database that went away; MLflow keeps no more of it than its text."""
+    while error is not None:
+        known = isinstance(error, OperationalError | InterfaceError | optuna.exceptions.StorageInternalError)
+        if known or (type(error).__name__ == "MlflowException" and "OperationalError" in str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def patiently(action: Callable[[], T], *, patience: float = PATIENCE) -> T:
     """Do it again while the database restarts or is locked, for at most `patience` seconds."""
     end = time.monotonic() + patience

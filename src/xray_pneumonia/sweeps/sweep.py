@@ -117,6 +117,7 @@ def _lead(sweep: Sweep, study: SweepStudy, store: Store) -> float:
                 _wait(study, progress, team=team)
         _work(sweep, study, parent=parent.run_id, progress=progress)
         _wait(study, progress)
+        _close_forgotten(store, study, parent)
         progress.conclude(arguments=sweep.shared())
         _require_success(plan, study)
     progress.print(store)
@@ -148,6 +149,14 @@ def _wait(study: SweepStudy, progress: Progress, *, team: "workers.Team | None" 
         time.sleep(POLL)
         study.bury()
         progress.update()
+
+
+def _close_forgotten(store: Store, study: SweepStudy, parent: Run) -> None:
+    """End the runs that could not be ended when their trials were, for the store was away."""
+    open_ = {str(trial.number) for trial in study.trials() if not trial.state.is_finished()}
+    for run in search.find(store, {search.PARENT: parent.run_id}, status="RUNNING"):
+        if run.tags.get("sweep.trial") not in open_:
+            search.close(store, run.run_id, status="FAILED", reason="the store was away when its trial ended")
 
 
 def _too_many(plan: Plan, study: SweepStudy) -> bool:

@@ -23,7 +23,7 @@ from xray_pneumonia.sweeps.plan import read_settings
 from xray_pneumonia.sweeps.reporting import EpochReport, Watch, ending
 from xray_pneumonia.sweeps.samplers import build_pruner
 from xray_pneumonia.sweeps.settings import SweepSettings
-from xray_pneumonia.sweeps.storage import open_storage, patiently, resolve
+from xray_pneumonia.sweeps.storage import lost_connection, open_storage, patiently, resolve
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.search import PARENT, find
 from xray_pneumonia.tracking.store import Store, open_store
@@ -106,7 +106,7 @@ class Trial:
             try:
                 values, pruned = self._train(train)
             except (Stopped, KeyboardInterrupt):
-                self._tell(TrialState.FAIL)
+                self._give_back()
                 raise
             except Exception as error:
                 self._fail(error)
@@ -212,9 +212,18 @@ class Trial:
         log.error("trial %d failed: %s", self.ticket.number, reason)
         with contextlib.suppress(Exception):
             self._leave_run(reason)
+        if lost_connection(error):  # no fault of the trial's: another one takes its place
+            self._give_back()
+            return
         patiently(lambda: self._trial.set_user_attr("reason", reason[:2000]))
         self._trial.set_user_attr("input", isinstance(error, InputError))
         self._tell(TrialState.FAIL)
+
+    def _give_back(self) -> None:
+        """Fail the trial and queue its point again."""
+        self._tell(TrialState.FAIL)
+        replaced = {"replaces": self.ticket.number}
+        patiently(lambda: self._trial.study.enqueue_trial(self.ticket.point, user_attrs=replaced))
 
     def _leave_run(self, reason: str) -> None:
         if find(self._store, {"sweep.trial_id": str(self.ticket.id)}):
