@@ -14,8 +14,10 @@ from xray_pneumonia.errors import InputError, Stopped
 
 VERBS = {
     "explore": "look at the data: counts, pictures, audit, as figures and one HTML page",
-    "train": "train one classifier; with -m, one for each combination of values",
-    "evaluate": "judge a trained model on validation, a test split or another hospital's films, in one report",
+    "train": "train one classifier; with -m, sweep: a grid or a search that can be interrupted",
+    "sweeps": "list the sweeps there are and how far they are",
+    "compare": "runs side by side, seeds grouped, paired tests",
+    "evaluate": "judge a run on validation, a test split or other films, in one report",
     "download": "fetch the public X-rays (Kermany et al., 2018) to data/chest_xray",
 }
 USAGE = """\

@@ -4,12 +4,15 @@ The signatures of the constructors are the schema: their keyword-only parameters
 config may set, with their types and ranges; positional parameters are handed in by the workflows.
 """
 
+import hashlib
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module, resources
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -29,6 +32,7 @@ TARGETS = frozenset(
         "xray_pneumonia.models.mlp.MLP",
         "xray_pneumonia.models.resnet.ResNet",
         "xray_pneumonia.models.torchvision.TorchvisionNet",
+        "xray_pneumonia.sweeps.settings.SweepSettings",
         "xray_pneumonia.tracking.store.TrackingSettings",
         "xray_pneumonia.training.losses.BinaryCrossEntropy",
         "xray_pneumonia.training.losses.FocalLoss",
@@ -63,10 +67,12 @@ def launch(verb: str, arguments: list[str]) -> None:
     def task(cfg: DictConfig) -> Any:
         return _run(verb, cfg, failures)
 
-    before, sys.argv = sys.argv, ["xray " + verb, *arguments]
+    before = sys.argv
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise to us instead of printing and leaving
     try:
-        hydra.main(version_base="1.3", config_path=f"pkg://{PACKAGE}", config_name=verb)(task)()
+        with _experiment_files(arguments) as arguments:
+            sys.argv = ["xray " + verb, *arguments]
+            hydra.main(version_base="1.3", config_path=f"pkg://{PACKAGE}", config_name=verb)(task)()
     except HydraException as error:
         raise InputError(_explained(error, verb, arguments)) from error
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
@@ -116,17 +122,41 @@ def _known_keys(verb: str, arguments: list[str]) -> list[str]:
     from hydra import compose, initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
 
-    groups = [entry.name for entry in resources.files(PACKAGE).iterdir() if entry.is_dir()]
     GlobalHydra.instance().clear()
     with initialize_config_module(PACKAGE, version_base="1.3"):
-        cfg = compose(verb, [argument for argument in arguments if argument.partition("=")[0] in groups])
-    return [*groups, *(key for key, _ in leaves(plain(cfg, resolve=False)))]
+        cfg = compose(verb, [argument for argument in arguments if argument.partition("=")[0] in groups()])
+    return [*groups(), *(key for key, _ in leaves(plain(cfg, resolve=False)))]
+
+
+def groups() -> list[str]:
+    """List the config groups."""
+    return [entry.name for entry in resources.files(PACKAGE).iterdir() if entry.is_dir()]
+
+
+@contextmanager
+def _experiment_files(arguments: list[str]) -> Iterator[list[str]]:
+    """Let `experiment=FILE.yaml` name a file anywhere: Hydra takes configs from folders of its search path alone."""
+    with TemporaryDirectory() as folder:
+        changed, options = [], []
+        for argument in arguments:
+            key, _, value = argument.partition("=")
+            path = Path(value).expanduser()
+            if key == "experiment" and path.suffix == ".yaml" and path.is_file():
+                text = path.read_bytes()
+                name = f"file_{hashlib.sha256(text).hexdigest()[:8]}"  # no name of the package
+                (Path(folder) / "experiment").mkdir(exist_ok=True)
+                (Path(folder) / "experiment" / f"{name}.yaml").write_bytes(text)
+                changed.append(f"experiment={name}")
+                options = [f"--config-dir={folder}"]
+            else:
+                changed.append(argument)
+        yield [*changed, *options]
 
 
 def anchor(cfg: DictConfig) -> None:
     """Make the paths of a composed config absolute, so that it means the same from any folder."""
     cfg.home = str(Path(cfg.home).expanduser().resolve())
-    if not OmegaConf.is_missing(cfg.data, "root") and cfg.data.root is not None:
+    if "data" in cfg and not OmegaConf.is_missing(cfg.data, "root") and cfg.data.root is not None:
         cfg.data.root = str(Path(cfg.data.root).expanduser().resolve())
 
 

@@ -129,13 +129,19 @@ class Run:
 
 
 @contextlib.contextmanager
-def start_run(store: Store, *, name: str | None, tags: Mapping[str, str], system_metrics: bool) -> Iterator[Run]:
-    """Open a run and close it with a status that is true.
+def start_run(
+    store: Store, *, name: str | None, tags: Mapping[str, str], system_metrics: bool, run_id: str | None = None
+) -> Iterator[Run]:
+    """Open a run, or go on with the one that `run_id` names, and close it with a status that is true.
 
     FINISHED after the block; KILLED when a signal or Ctrl-C ended it; FAILED with the tag `reason` otherwise.
     """
     who = {"host": platform.node(), "pid": str(os.getpid())}
-    made = store.client.create_run(store.experiment_id, run_name=name, tags={**tags, **who})
+    if run_id is None:
+        made = store.client.create_run(store.experiment_id, run_name=name, tags={**tags, **who})
+    else:
+        made = store.client.get_run(run_id)
+        store.client.update_run(run_id, status="RUNNING")
     run = Run(store, made.info.run_id, *_artifact_folder(store, made.info.run_id, made.info.artifact_uri))
     monitor = _monitor(run) if system_metrics else None
     status, reason = "FINISHED", ""

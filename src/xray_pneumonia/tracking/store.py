@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 
 from xray_pneumonia.errors import InputError
+from xray_pneumonia.schema import nearest
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -89,6 +90,25 @@ def open_store(settings: TrackingSettings, *, home: Path) -> Store:
         experiment_id = ensure_experiment(uri, settings.experiment_name, home)
     log.info("tracking to %s, experiment %s", masked(uri), settings.experiment_name)
     return Store(uri, experiment_id, settings.experiment_name, home.resolve())
+
+
+def open_existing(settings: TrackingSettings, *, home: Path) -> Store:
+    """Connect to look at what is there; makes neither a database nor an experiment.
+
+    Raises:
+        InputError: there is no such database or experiment.
+    """
+    uri = resolve_uri(settings.uri, home)
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise InputError(f"tracking.uri={uri}: there is no such database; home= or tracking.uri= names another")
+    _require_database(uri)
+    client = mlflow_client(uri)
+    found = client.get_experiment_by_name(settings.experiment_name)
+    if found is None:
+        names = [experiment.name for experiment in client.search_experiments()]
+        hint = nearest(settings.experiment_name, names) or f"; there are {', '.join(names)}"
+        raise InputError(f"experiment_name={settings.experiment_name}: no such experiment in {masked(uri)}{hint}")
+    return Store(uri, str(found.experiment_id), settings.experiment_name, home.resolve())
 
 
 @lru_cache(maxsize=4)

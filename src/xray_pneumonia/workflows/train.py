@@ -23,6 +23,8 @@ from xray_pneumonia.evaluation.metrics import classification_metrics
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.models.bundle import Card, save_bundle
 from xray_pneumonia.ranges import Seed
+from xray_pneumonia.sweeps.reporting import Watch
+from xray_pneumonia.sweeps.trial import take_trial
 from xray_pneumonia.tracking.logger import RunLogger
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run, start_run
@@ -84,15 +86,22 @@ class Trained:
 def main(cfg: DictConfig) -> float:
     """Train and print; returns the best epoch's validation AUROC."""
     anchor(cfg)
-    check(cfg, TrainConfig)
-    trained = train(cfg)
+    trial = take_trial(cfg)
+    if trial:
+        return trial.run(lambda each, watch: train(_checked(each), watch=watch))
+    trained = train(_checked(cfg))
     _print(trained, Console(width=None if Console().is_terminal else 80))
     print(f"run_id={trained.run_id} val/auroc={trained.metrics['auroc']:.6f}", flush=True)
     return trained.metrics["auroc"]
 
 
-def train(cfg: DictConfig) -> Trained:
-    """Train one classifier on a checked config and record the run."""
+def _checked(cfg: DictConfig) -> DictConfig:
+    check(cfg, TrainConfig)
+    return cfg
+
+
+def train(cfg: DictConfig, *, watch: Watch | None = None) -> Trained:
+    """Train one classifier on a checked config and record the run; a sweep watches its trials."""
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     settings: TrainerSettings = build(cfg.trainer)
     judging: EvaluationSettings = build(cfg.evaluation)
@@ -103,14 +112,16 @@ def train(cfg: DictConfig) -> Trained:
     classifier = _classifier(cfg, net, data)
     tracking = build(cfg.tracking)
     store = open_store(tracking, home=Path(cfg.home))
-    with start_run(
-        store, name=tracking.run_name, tags={"verb": "train"}, system_metrics=tracking.system_metrics
-    ) as run:
+    name, tags, known = (watch.name, watch.tags, watch.run_id) if watch else (tracking.run_name, {}, None)
+    tags = {"verb": "train", **tags}
+    with start_run(store, name=name, tags=tags, system_metrics=tracking.system_metrics, run_id=known) as run:
         _record_origin(run, cfg, data, net)
         checkpoints = run.folder / "checkpoints"
         callbacks = build_callbacks(settings, monitor=cfg.monitor, mode=cfg.mode, folder=checkpoints)
+        callbacks += watch.callbacks if watch else []
         trainer = build_trainer(settings, callbacks=callbacks, logger=RunLogger(run), folder=run.folder)
-        trainer.fit(classifier, datamodule=data)
+        last = checkpoints / "last.ckpt"  # there already where a requeued trial goes on with its run
+        trainer.fit(classifier, datamodule=data, ckpt_path=last if last.exists() else None)
         best_epoch = _load_best(classifier, checkpoints / "best.ckpt")
         table = _predict(classifier.net, data, trainer.strategy.root_device)
         chosen = judge_validation(run, cfg, classifier.net, data, table, settings=judging)
@@ -119,6 +130,8 @@ def train(cfg: DictConfig) -> Trained:
         )
         _record_result(run, trained, data)
         _record_bundle(run, cfg, classifier.net, data, chosen, epoch=best_epoch)
+        if watch:
+            watch.close(run, best_epoch=best_epoch)
     return trained
 
 

@@ -1,0 +1,1 @@
+"""The study on Optuna: spaces, samplers, pruning, resuming."""

@@ -1,0 +1,181 @@
+"""The database of the studies: opened once for each process, refused in one line when it cannot serve."""
+
+import contextlib
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import optuna
+import sqlalchemy as sa
+from filelock import FileLock
+from optuna.storages import RDBStorage
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+
+from xray_pneumonia.errors import InputError
+from xray_pneumonia.tracking.store import masked
+
+PATIENCE = 120.0  # seconds for a database that restarts or is locked
+PROBE = 30.0  # seconds to wait for a SQLite file that another program holds
+LOCK_KEY = 0x78726179  # of PostgreSQL's advisory lock; "xray"
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+def resolve(url: str | None, home: Path) -> str:
+    """Choose the database: the config's, else XRAY_SWEEP_STORAGE, else SQLite in `home`.
+
+    Raises:
+        InputError: the URL is of no kind that can hold studies.
+    """
+    chosen = url or os.environ.get("XRAY_SWEEP_STORAGE") or f"sqlite:///{home.resolve() / 'sweeps.db'}"
+    scheme = urlsplit(chosen).scheme
+    if scheme == "postgres":
+        raise InputError(f"sweep.storage={masked(chosen)}: write postgresql:// instead of postgres://")
+    if scheme.partition("+")[0] not in {"sqlite", "postgresql"}:
+        raise InputError(f"sweep.storage={masked(chosen)}: write sqlite:////FILE or postgresql://USER@HOST/DATABASE")
+    if scheme == "postgresql":  # which driver that means depends on SQLAlchemy's version
+        return chosen.replace("postgresql://", "postgresql+psycopg2://", 1)
+    return chosen
+
+
+@lru_cache(maxsize=4)
+def open_storage(url: str) -> RDBStorage:
+    """Connect, making the tables where they are missing.
+
+    Raises:
+        InputError: the database is locked, read-only, of another version, another program's, or none at all.
+    """
+    shown = f"sweep.storage={masked(url)}"
+    if url.startswith("sqlite:///"):
+        _require_sqlite(Path(url.removeprefix("sqlite:///")), shown)
+    connect = {"timeout": 60} if url.startswith("sqlite") else {"connect_timeout": 10}
+    engine = {"pool_pre_ping": True, "connect_args": connect}
+    try:
+        _require_own_tables(url, shown)
+        with _alone(url):
+            storage = RDBStorage(url, engine_kwargs=engine)
+            if storage.engine.name == "sqlite":
+                _quicken(storage)
+            return storage
+    except RuntimeError as error:  # Optuna's word for tables of another version
+        raise InputError(
+            f"{shown}: made by another version of Optuna; back it up, then `optuna storage upgrade --storage URL` "
+            f"({' '.join(str(error).split())})"
+        ) from error
+    except ModuleNotFoundError as error:
+        raise InputError(f"{shown}: {error}; install xray-pneumonia[postgresql]") from error
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        raise InputError(f"{shown}: the database does not answer: {masked(_first_line(error))}") from error
+
+
+def _quicken(storage: RDBStorage) -> None:
+    """Write to SQLite's log first: a trial takes a dozen commits, which then need not wait for the disk.
+
+    A killed process loses nothing by it, and a power cut the last moments at most, never the file. A folder on
+    a network may refuse; then all stays as it was.
+    """
+
+    def relax(connection: sqlite3.Connection, _: object) -> None:
+        if connection.execute("pragma journal_mode=wal").fetchone() == ("wal",):
+            connection.execute("pragma synchronous=normal")
+
+    sa.event.listen(storage.engine, "connect", relax)
+    storage.engine.dispose()  # connections that were there before
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextlib.contextmanager
+def _alone(url: str) -> Iterator[None]:
+    """Make tables in one process at a time."""
+    if not url.startswith("sqlite:///"):
+        yield  # PostgreSQL's transactions see to it
+        return
+    with FileLock(f"{url.removeprefix('sqlite:///')}.lock"):
+        yield
+
+
+def _require_sqlite(path: Path, shown: str) -> None:
+    """Refuse a file that cannot be written as a database, before anything touches it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise InputError(f"{shown}: {path} is a folder")
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        head = file.read(16)
+    if head and head != b"SQLite format 3\0":
+        raise InputError(f"{shown}: {path} is no SQLite database; move it away or name another")
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=PROBE)) as probe:
+            probe.execute("BEGIN IMMEDIATE")
+            probe.rollback()
+    except sqlite3.Error as error:
+        raise InputError(f"{shown}: {path} cannot be written: {error}") from error
+
+
+def _require_own_tables(url: str, shown: str) -> None:
+    """Refuse a database whose version table is another program's: MLflow's, say."""
+    engine = sa.create_engine(url)
+    try:
+        if not sa.inspect(engine).has_table("alembic_version"):
+            return
+        with engine.connect() as connection:
+            versions = [str(row[0]) for row in connection.execute(sa.text("select version_num from alembic_version"))]
+    finally:
+        engine.dispose()
+    if any(not version.startswith("v") for version in versions):
+        raise InputError(
+            f"{shown}: holds another program's tables (MLflow's, perhaps); studies need their own database"
+        )
+
+
+@contextlib.contextmanager
+def locked(storage: RDBStorage) -> Iterator[None]:
+    """Let one process at a time count trials and ask for more, on one machine or, with PostgreSQL, on many."""
+    if storage.engine.name != "postgresql":
+        with FileLock(f"{storage.engine.url.database}.lock"):
+            yield
+        return
+    connection = storage.engine.connect()
+    try:
+        connection.execute(sa.text("select pg_advisory_lock(:key)"), {"key": LOCK_KEY})
+        yield
+    finally:
+        with contextlib.suppress(SQLAlchemyError):  # a lost connection has lost its lock already
+            connection.execute(sa.text("select pg_advisory_unlock(:key)"), {"key": LOCK_KEY})
+            connection.close()
+
+
+def lost_connection(error: BaseException | None) -> bool:
+    """Tell whether an error comes from a database that went away; MLflow keeps no more of it than its text."""
+    while error is not None:
+        known = isinstance(error, OperationalError | InterfaceError | optuna.exceptions.StorageInternalError)
+        if known or (type(error).__name__ == "MlflowException" and "OperationalError" in str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def patiently(action: Callable[[], T], *, patience: float = PATIENCE) -> T:
+    """Do it again while the database restarts or is locked, for at most `patience` seconds."""
+    end = time.monotonic() + patience
+    pause = 0.2
+    while True:
+        try:
+            return action()
+        except (OperationalError, InterfaceError, optuna.exceptions.StorageInternalError) as error:
+            if time.monotonic() > end:
+                raise
+            log.warning("the sweep's database does not answer, trying again: %s", masked(_first_line(error)))
+            time.sleep(pause)
+            pause = min(2 * pause, 5)

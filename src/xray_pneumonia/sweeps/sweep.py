@@ -1,0 +1,242 @@
+"""The story of `-m`: plan, open the study, run its trials, record what came out."""
+
+import json
+import logging
+import os
+import platform
+import time
+import uuid
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+from optuna.trial import FrozenTrial, TrialState
+
+from xray_pneumonia.config import build
+from xray_pneumonia.errors import InputError
+from xray_pneumonia.sweeps import launches, workers
+from xray_pneumonia.sweeps import plan as plans
+from xray_pneumonia.sweeps.plan import Plan
+from xray_pneumonia.sweeps.progress import Progress
+from xray_pneumonia.sweeps.spaces import overrides
+from xray_pneumonia.sweeps.storage import open_storage, resolve
+from xray_pneumonia.sweeps.study import Claim, SweepStudy
+from xray_pneumonia.sweeps.trial import decode
+from xray_pneumonia.tracking import search
+from xray_pneumonia.tracking.run import Run, start_run
+from xray_pneumonia.tracking.store import Store, open_store
+
+POLL = 1.0  # seconds between two looks at what others do
+log = logging.getLogger(__name__)
+for launcher in ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins.hydra_joblib_launcher"):
+    logging.getLogger(launcher).setLevel(logging.WARNING)  # our own line for each trial is shorter
+
+
+class SweepFailed(Exception):
+    """More trials failed than the sweep bears (exit code 1)."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A multirun: what is planned, and what Hydra lent for it."""
+
+    plan: Plan
+    config: DictConfig
+    context: HydraContext
+    task: TaskFunction
+
+    def compose(self, lines: Sequence[str]) -> None:
+        """Let Hydra compose the config of a trial, to see whether it can."""
+        self.context.config_loader.load_sweep_config(self.config, list(lines))
+
+    def lines(self, claim: Claim, *, parent: str) -> list[str]:
+        """Word a trial as overrides."""
+        ticket = {
+            "id": claim.trial_id,
+            "number": claim.number,
+            "study": self.plan.name,
+            "parent": parent,
+            "objectives": self.plan.objectives,
+            "point": claim.point,
+        }
+        return [*self.shared(), *overrides(claim.point), f"++sweep.trial={_flow(ticket)}"]
+
+    def shared(self) -> list[str]:
+        """List the overrides that all trials share."""
+        return [*self.plan.carried, *(f"{key}={value}" for key, value in self.plan.space.fixed.items())]
+
+
+def run(config: DictConfig, arguments: Sequence[str], *, context: HydraContext, task: TaskFunction) -> float | None:
+    """Run a sweep, or go on with one.
+
+    Returns:
+        The best value of the first objective; None in a worker.
+
+    Raises:
+        InputError: the space, the database or every trial's input is wrong.
+        SweepFailed: more trials failed than `sweep.max_failures`.
+    """
+    choice = str(config.hydra.runtime.choices.get("sweep", "default"))
+    sweep = Sweep(plans.read(config, arguments, choice=choice), config, context, task)
+    home = Path(str(config.home)).expanduser().resolve()
+    _require_composable(sweep)
+    tracking = build(config.tracking)
+    storage = open_storage(resolve(sweep.plan.settings.storage, home))
+    store = open_store(tracking, home=home)
+    role = workers.role()
+    study = SweepStudy(
+        sweep.plan, storage, session=role.session if role else uuid.uuid4().hex, inquest=lambda t: _inquest(store, t)
+    )
+    if role:
+        _work(sweep, study, parent=role.parent, progress=None)
+        return None
+    return _lead(sweep, study, store)
+
+
+def _lead(sweep: Sweep, study: SweepStudy, store: Store) -> float:
+    """Keep the parent run, run the trials or have them run, and record the end."""
+    plan, count = sweep.plan, int(sweep.config.workers)
+    with ExitStack() as stack:
+        with study.alone():  # two commands at once would make two parents
+            known = search.find(store, {"sweep.name": plan.name, "verb": "sweep"})
+            tags, run_id = {"verb": "sweep", "sweep.name": plan.name}, known[0].run_id if known else None
+            opened = start_run(store, name=plan.name, tags=tags, system_metrics=False, run_id=run_id)
+            parent = stack.enter_context(opened)
+        _record_plan(parent, plan, resumed=bool(known))
+        study.bury()
+        progress = Progress(plan, study, parent)
+        log.info("sweep %s: %d of %d trials to go", plan.name, max(0, study.room()), plan.n_trials)
+        if study.room() > 0 and count > 1:
+            with workers.started(count, parent=parent.run_id, session=study.session) as team:
+                _wait(study, progress, team=team)
+        _work(sweep, study, parent=parent.run_id, progress=progress)
+        _wait(study, progress)
+        _close_forgotten(store, study, parent)
+        progress.conclude(arguments=sweep.shared())
+        _require_success(plan, study)
+    progress.print(store)
+    return progress.best()
+
+
+def _work(sweep: Sweep, study: SweepStudy, *, parent: str, progress: Progress | None) -> None:
+    """Take trials and run them, until none is left to take."""
+    launcher = Plugins.instance().instantiate_launcher(
+        hydra_context=sweep.context, task_function=sweep.task, config=sweep.config
+    )
+    batch = sweep.plan.settings.parallel or workers.capacity(sweep.config.hydra.launcher)
+    while not workers.orphaned() and not _too_many(sweep.plan, study) and (claims := study.claim(batch)):
+        for claim in claims:
+            log.info("trial %d: %s", claim.number, " ".join(overrides(claim.point)))
+        lines = [sweep.lines(claim, parent=parent) for claim in claims]
+        try:
+            launches.launch(launcher, lines, claims, study)
+        except HydraException as error:
+            for claim in claims:
+                study.fail(claim, f"{type(error).__name__}: {' '.join(str(error).split())}")
+        if progress:
+            progress.update()
+
+
+def _wait(study: SweepStudy, progress: Progress, *, team: "workers.Team | None" = None) -> None:
+    """Wait for trials that run elsewhere; those whose process dies are replaced."""
+    while team.working() if team else study.running():
+        time.sleep(POLL)
+        study.bury()
+        progress.update()
+
+
+def _close_forgotten(store: Store, study: SweepStudy, parent: Run) -> None:
+    """End the runs that could not be ended when their trials were, for the store was away."""
+    open_ = {str(trial.number) for trial in study.trials() if not trial.state.is_finished()}
+    for run in search.find(store, {search.PARENT: parent.run_id}, status="RUNNING"):
+        if run.tags.get("sweep.trial") not in open_:
+            search.close(store, run.run_id, status="FAILED", reason="the store was away when its trial ended")
+
+
+def _too_many(plan: Plan, study: SweepStudy) -> bool:
+    most = plan.settings.max_failures
+    return most is not None and len(study.failures()) > most
+
+
+def _require_success(plan: Plan, study: SweepStudy) -> None:
+    """Refuse to call a sweep done that bore more failures than it should, or nothing else."""
+    failed = study.failures()
+    if not failed:
+        return
+    reason = f"trial {failed[0].number}: {failed[0].user_attrs['reason']}"
+    if not any(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in study.trials()):
+        if all(trial.user_attrs.get("input") for trial in failed):
+            raise InputError(f"no trial could run; {reason}")
+        raise SweepFailed(f"every trial failed; {reason}")
+    if _too_many(plan, study):
+        raise SweepFailed(f"{len(failed)} trials failed, sweep.max_failures={plan.settings.max_failures}; {reason}")
+
+
+def _require_composable(sweep: Sweep) -> None:
+    """Let a wrong key or choice fail before anything is made: compose every value that can be listed once."""
+    lines = sweep.shared()
+    seen: set[str] = set()
+    for parameter in sweep.plan.space.parameters:
+        if parameter.finite and not parameter.when:
+            values = parameter.values()
+            for value in values if isinstance(values[0], str) else values[:1]:
+                [line] = overrides({parameter.key: value})
+                if line not in seen and len(seen) < 32:
+                    sweep.compose([*lines, line])
+                    seen.add(line)
+
+
+def _record_plan(parent: Run, plan: Plan, *, resumed: bool) -> None:
+    described = plan.describe()
+    parent.path("space.json").write_text(json.dumps(described, indent=2), encoding="utf-8")
+    parent.set_tags(
+        {
+            "host": platform.node(),
+            "pid": str(os.getpid()),
+            "sweep.sampler": plan.kind,
+            "sweep.pruner": plan.settings.pruner,
+            "sweep.n_trials": plan.n_trials,
+            "mlflow.note.content": _note(plan, described),
+        }
+    )
+    if not resumed:
+        parent.log_params({f"space/{key}": text for key, text in described["space"].items()})
+        parent.log_params({f"fixed/{key}": text for key, text in described["fixed"].items()})
+
+
+def _note(plan: Plan, described: dict[str, Any]) -> str:
+    rows = [
+        f"| `{key}` | `{json.dumps(text) if isinstance(text, dict) else text}` |"
+        for key, text in described["space"].items()
+    ]
+    goal = ", ".join(f"{mode} {name}" for name, mode in plan.objectives.items())
+    head = f"Sweep `{plan.name}`: {plan.n_trials} trials, sampler {plan.kind}, pruner {plan.settings.pruner}, {goal}."
+    return "\n".join([head, "", "| key | range |", "| --- | --- |", *rows, "", "Its trials: `trials.csv`, live."])
+
+
+def _inquest(store: Store, trial: FrozenTrial) -> tuple[TrialState, list[float]] | None:
+    """Look at the runs of a trial whose process is gone; see `study.Inquest`."""
+    runs = search.find(store, {"sweep.trial_id": str(trial._trial_id)})
+    runs = [run for run in runs if run.tags.get("sweep.trial") == str(trial.number)]
+    for run in runs:
+        if run.status == "RUNNING":
+            search.close(store, run.run_id, status="KILLED", reason="its process is gone")
+    for run in runs:
+        if run.status == "FINISHED" and "sweep.values" in run.tags and "sweep.replicate" not in run.tags:
+            return TrialState[run.tags["sweep.state"]], decode(run.tags["sweep.values"])
+    return None
+
+
+def _flow(value: Any) -> str:
+    """Write plain values in Hydra's grammar; texts are quoted."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_flow(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, str):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return repr(value)

@@ -1,0 +1,103 @@
+"""Several processes on one study: each takes the next trial when it is free, so none waits for the slowest."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+ROLE = "XRAY_SWEEP_WORKER"
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a worker is told by the process that started it."""
+
+    parent: str
+    session: str
+    leader: int
+
+
+def role() -> Role | None:
+    """Read whether this process is a worker."""
+    text = os.environ.get(ROLE)
+    return Role(**json.loads(text)) if text else None
+
+
+def orphaned() -> bool:
+    """Tell whether the process that started this worker is gone."""
+    mine = role()
+    return mine is not None and os.getppid() != mine.leader
+
+
+class Team:
+    """The workers of a sweep."""
+
+    def __init__(self, processes: list[subprocess.Popen[bytes]]) -> None:
+        self._processes = processes
+
+    def working(self) -> bool:
+        """Tell whether one of them still runs."""
+        return any(process.poll() is None for process in self._processes)
+
+    def stop(self) -> None:
+        """Ask all to close their runs and leave, and wait for it."""
+        for process in self._processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        for process in self._processes:
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+@contextmanager
+def started(count: int, *, parent: str, session: str) -> Iterator[Team]:
+    """Start workers with this process' own command, and stop them when the block is left early."""
+    told = json.dumps({"parent": parent, "session": session, "leader": os.getpid()})
+    command = [sys.executable, "-m", "xray_pneumonia.cli", "train", *sys.argv[1:]]
+    processes = []
+    for number in range(count):
+        environment = {**os.environ, **share(number, count, gpus=torch.cuda.device_count()), ROLE: told}
+        processes.append(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL))
+    team = Team(processes)
+    try:
+        yield team
+    finally:
+        team.stop()
+
+
+def share(number: int, count: int, *, gpus: int) -> dict[str, str]:
+    """Divide the machine: threads for each worker, and one GPU each, in turn where there are fewer.
+
+    Args:
+        number: of the worker, from 0.
+        count: of workers.
+        gpus: that this process may use.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    divided = {name: str(max(1, cores // count)) for name in THREADS}
+    if gpus:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
+        divided["CUDA_VISIBLE_DEVICES"] = visible.split(",")[number % gpus]
+    return divided
+
+
+def capacity(launcher: Any) -> int:
+    """Ask a launcher's config how many trials it runs at once."""
+    if launcher.get("n_jobs") is not None:
+        jobs = int(launcher.n_jobs)
+        return jobs if jobs > 0 else os.cpu_count() or 1
+    if launcher.get("array_parallelism") is not None:
+        return min(int(launcher.array_parallelism), 64)
+    return 1

@@ -1,0 +1,205 @@
+"""`xray compare`: the runs of an experiment or a sweep side by side, repeats grouped, two of them tested."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Literal
+
+import pandas as pd
+from annotated_types import Len
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from xray_pneumonia.config import Node, anchor, build, check
+from xray_pneumonia.errors import InputError
+from xray_pneumonia.evaluation import figures, predictions
+from xray_pneumonia.evaluation.comparison import Difference, compare
+from xray_pneumonia.evaluation.figures_runs import TITLES, overlaid_curves
+from xray_pneumonia.evaluation.runs import Entry, Group, group, pool, tabulate
+from xray_pneumonia.ranges import Count, Seed
+from xray_pneumonia.schema import nearest
+from xray_pneumonia.tracking import search
+from xray_pneumonia.tracking.search import Found
+from xray_pneumonia.tracking.store import Store, masked, open_existing
+
+TESTED = ("auroc", "accuracy", "sensitivity", "specificity")
+THRESHOLD = 0.5  # until an operating point is chosen on validation
+DRAWN = 8  # groups in the figure; more cannot be told apart
+Figure = Literal["auroc", "accuracy", "average_precision", "sensitivity", "specificity", "balanced_accuracy"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """The top-level keys of compare.yaml."""
+
+    home: str
+    experiment_name: str | None
+    sweep_name: str | None
+    run_ids: list[str] | None
+    metrics: Annotated[list[Figure], Len(1)]
+    format: Literal["rich", "csv", "markdown"]
+    pair: Annotated[list[Count], Len(2, 2)] | None
+    replicates: Count
+    seed: Seed
+    output: str | None
+    tracking: Node
+
+
+def main(cfg: DictConfig) -> None:
+    """Find, group, print, test, draw."""
+    anchor(cfg)
+    check(cfg, CompareConfig)
+    settings = build(cfg.tracking)
+    if cfg.experiment_name:
+        settings = replace(settings, experiment_name=cfg.experiment_name)
+    store = open_existing(settings, home=Path(cfg.home))
+    found = _find(store, cfg)
+    groups = group([_entry(run) for run in found], best_by=f"best/{cfg.metrics[0]}", maximize=True)
+    table = tabulate(groups, {name: f"best/{name}" for name in cfg.metrics})
+    folder = Path(cfg.output or Path(cfg.home) / "comparison" / store.experiment_name).expanduser().resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    _show(table, cfg, folder)
+    pair = _pair(cfg.pair, groups)
+    if pair:
+        by_id = {run.run_id: run for run in found}
+        _show_test(_test(store, [groups[i - 1] for i in pair], by_id, cfg), pair, cfg.format)
+    _draw(store, groups, folder / "learning_curves.png")
+    _say_where(store, found, folder, quiet=cfg.format != "rich")
+
+
+def _find(store: Store, cfg: DictConfig) -> list[Found]:
+    """Find the finished trainings that were asked for.
+
+    Raises:
+        InputError: there are none, and what there is instead.
+    """
+    runs = search.find(store, {"verb": "train"}, status="FINISHED")
+    if cfg.sweep_name:
+        names = {run.tags["sweep.name"] for run in runs if "sweep.name" in run.tags}
+        parents = {run.tags.get(search.PARENT) for run in runs}
+        if cfg.sweep_name not in names | parents:
+            hint = nearest(cfg.sweep_name, names) or f"; there are {', '.join(sorted(names)) or 'none'}"
+            raise InputError(f"sweep_name={cfg.sweep_name}: no such sweep in experiment {store.experiment_name}{hint}")
+        runs = [run for run in runs if cfg.sweep_name in {run.tags.get("sweep.name"), run.tags.get(search.PARENT)}]
+    if cfg.run_ids:
+        known = {run.run_id: run for run in runs}
+        unknown = [run_id for run_id in cfg.run_ids if run_id not in known]
+        if unknown:
+            raise InputError(
+                f"run_ids={unknown}: no finished training in experiment {store.experiment_name} has this id"
+            )
+        runs = [known[run_id] for run_id in cfg.run_ids]
+    if not runs:
+        raise InputError(f"experiment_name={store.experiment_name}: holds no finished training; train with xray train")
+    return runs
+
+
+def _entry(run: Found) -> Entry:
+    return Entry(run.run_id, run.name, run.params, run.metrics)
+
+
+def _pair(asked: Sequence[int] | None, groups: Sequence[Group]) -> tuple[int, int] | None:
+    """Choose the two groups to test, counted from 1: those asked for, else all there are if these are two."""
+    if asked is None:
+        return (1, 2) if len(groups) == 2 else None
+    if len(set(asked)) < 2 or max(asked) > len(groups):
+        raise InputError(f"pair={list(asked)}: two different groups from 1 to {len(groups)} make a pair")
+    return asked[0], asked[1]
+
+
+def _test(store: Store, pair: Sequence[Group], found: dict[str, Found], cfg: DictConfig) -> list[Difference]:
+    """Test two groups on the predictions that their runs stored."""
+    first, second = (_predictions(store, one, found) for one in pair)
+    shared = set(first["id"]) & set(second["id"])
+    if not shared:
+        raise InputError("pair: the two groups were validated on different images, so nothing can be paired")
+    tables = [table[table["id"].isin(shared)].reset_index(drop=True) for table in (first, second)]
+    done = compare(*tables, thresholds=(THRESHOLD, THRESHOLD), replicates=cfg.replicates, seed=cfg.seed)
+    return [difference for difference in done if difference.name in TESTED]
+
+
+def _predictions(store: Store, one: Group, found: dict[str, Found]) -> pd.DataFrame:
+    tables = []
+    with TemporaryDirectory() as folder:
+        for entry in one.entries:
+            target = Path(folder) / entry.run_id
+            target.mkdir()
+            path = search.artifact(store, found[entry.run_id], "predictions/val.csv", folder=target)
+            if path is None:
+                raise InputError(f"run {entry.run_id}: has no predictions/val.csv; leave it out with run_ids=[...]")
+            tables.append(predictions.read(path))
+    return pool(tables)
+
+
+def _show(table: pd.DataFrame, cfg: DictConfig, folder: Path) -> None:
+    table.to_csv(folder / "runs.csv")
+    if cfg.format == "csv":
+        print(table.to_csv(), end="")
+        return
+    shown = _rounded(table, list(cfg.metrics)).reset_index()
+    if cfg.format == "markdown":
+        print(_markdown(shown))
+        return
+    console = Console(width=None if Console().is_terminal else 160)
+    rows = Table(title=f"{int(table['runs'].sum())} runs, {len(table)} configs", title_justify="left")
+    for name in shown.columns:
+        rows.add_column(str(name), overflow="fold")
+    for row in shown.itertuples(index=False):
+        rows.add_row(*map(str, row))
+    console.print(rows)
+
+
+def _rounded(table: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
+    """Write each figure as `mean ± sd`."""
+    shown = table.drop(columns=[f"{name} sd" for name in metrics]).astype(object)
+    for name in metrics:
+        pairs = zip(table[name], table[f"{name} sd"], strict=True)
+        shown[name] = [f"{mean:.4f}" + ("" if math.isnan(sd) else f" ± {sd:.4f}") for mean, sd in pairs]
+    return shown
+
+
+def _markdown(shown: pd.DataFrame) -> str:
+    lines = [list(map(str, shown.columns)), ["---"] * len(shown.columns)]
+    lines += [[str(cell).replace("|", "\\|") for cell in row] for row in shown.itertuples(index=False)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _show_test(differences: list[Difference], pair: tuple[int, int], kind: str) -> None:
+    heads = ["", f"group {pair[0]}", f"group {pair[1]}", "difference (95 %)", "p", "test"]
+    rows = [
+        [one.name, f"{one.first:.4f}", f"{one.second:.4f}", str(one.gap), f"{one.p_value:.3g}", one.test]
+        for one in differences
+    ]
+    if kind != "rich":
+        frame = pd.DataFrame(rows, columns=heads)
+        print("\n" + (_markdown(frame) if kind == "markdown" else frame.to_csv(index=False).rstrip()))
+        return
+    table = Table(title="Paired by image, resampled by patient", title_justify="left")
+    for head in heads:
+        table.add_column(head)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if Console().is_terminal else 120).print(table)
+
+
+def _draw(store: Store, groups: Sequence[Group], path: Path) -> None:
+    histories = {
+        f"group {place}": [
+            {metric: search.history(store, entry.run_id, metric) for metric in TITLES} for entry in one.entries
+        ]
+        for place, one in enumerate(groups[:DRAWN], start=1)
+    }
+    figures.save(overlaid_curves(histories), path)
+
+
+def _say_where(store: Store, found: Sequence[Found], folder: Path, *, quiet: bool) -> None:
+    if quiet:
+        return
+    ids = json.dumps([run.run_id for run in found], separators=(",", ":"))
+    print(f"Learning curves and table: {folder}")
+    print(f"See it: mlflow ui --backend-store-uri {masked(store.uri)}")
+    print(f'  http://127.0.0.1:5000/#/compare-runs?runs={ids}&experiments=["{store.experiment_id}"]')

@@ -1,0 +1,41 @@
+"""What a trial costs beyond its training, and that the cost does not grow with the number of trials."""
+
+import statistics
+import sys
+import time
+from itertools import pairwise
+
+import pytest
+
+from xray_pneumonia import cli
+from xray_pneumonia.workflows import train as workflow
+
+TRIALS = 500
+
+
+@pytest.mark.slow
+def test_a_trial_costs_little_and_the_last_no_more_than_the_first(tmp_path, monkeypatch, capfd):
+    """Run real trials whose training takes no time: what is left is the sweeper, Hydra and the two databases."""
+    ended = []
+
+    def train(cfg, *, watch):
+        watch.values = [len(ended) % 7 / 10 + cfg.optimizer.lr]
+        ended.append((time.perf_counter(), time.process_time()))
+
+    monkeypatch.setattr(workflow, "train", train)
+    monkeypatch.chdir(tmp_path)
+    space = ["optimizer.lr=tag(log,interval(1e-5,1e-1))", "optimizer=adamw,sgd"]
+    monkeypatch.setattr(
+        sys, "argv", ["xray", "train", "-m", "data=synthetic", "trainer=cpu", *space, f"sweep.n_trials={TRIALS}"]
+    )
+    assert cli.main() == 0
+    wall, cpu = ([late[kind] - early[kind] for early, late in pairwise(ended)] for kind in (0, 1))
+    with capfd.disabled():
+        for name, part in (("first 50", slice(0, 50)), ("last 50", slice(-50, None))):
+            print(
+                f"\n{name} trials: {1e3 * statistics.median(wall[part]):.0f} ms each, "
+                f"{1e3 * statistics.median(cpu[part]):.0f} ms of them computing"
+            )
+    assert len(ended) == TRIALS
+    assert statistics.median(wall[:50]) < 0.5  # 5 % of a trial of ten seconds
+    assert statistics.median(cpu[-50:]) < 1.5 * statistics.median(cpu[10:60])
