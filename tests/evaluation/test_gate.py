@@ -9,19 +9,19 @@ from xray_pneumonia.evaluation.gate import SIDE, Gate, fit_gate, strangers, thum
 
 @pytest.fixture(scope="module")
 def films():
-    drawn = [synthetic.draw(patient, 0) for patient in synthetic.draw_patients(200, 0)]
+    drawn = [synthetic.draw(patient, 0) for patient in synthetic.draw_patients(320, 0)]
     pixels = [Image.fromarray((one * 255).astype(np.uint8)).resize((64, 64)) for one in drawn]
     return np.stack([np.asarray(one) for one in pixels])
 
 
 @pytest.fixture(scope="module")
 def gate(films):
-    return fit_gate(films[:120], films[120:160])
+    return fit_gate(films[:180], films[180:256])
 
 
 def test_films_pass_and_strangers_do_not(films, gate):
-    assert gate.passes(films[160:]).mean() > 0.9
-    stopped = {name: 1 - gate.passes(strange).mean() for name, strange in strangers(films[160:], seed=0).items()}
+    assert gate.passes(films[256:]).mean() > 0.9
+    stopped = {name: 1 - gate.passes(strange).mean() for name, strange in strangers(films[256:], seed=0).items()}
     assert set(stopped) == {
         "on its side",
         "upside down",

@@ -86,7 +86,7 @@ def coverage_and_accuracy(judgement: Judgement) -> Figure:
     line = judgement.trade_off.dropna()
     curve.fill_between(line["coverage"], line["low"], line["high"], color=SOFT, alpha=0.5, lw=0)
     curve.plot(line["coverage"], line["accuracy"], "o-", color=INK)
-    for row in line.itertuples():
+    for row in line.drop_duplicates("coverage").itertuples():
         curve.annotate(f"{row.error:.1%}", (row.coverage, row.accuracy), (4, 5), textcoords="offset points", fontsize=8)  # type: ignore[arg-type, str-format]
     curve.set(xlabel="share of images answered", ylabel="accuracy of the answers", title="Promised error of each class")
     counts = judgement.answers.to_numpy(float)
