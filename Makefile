@@ -1,13 +1,16 @@
 # make demo [DATA=DIR] [EPOCHS=N]   set up, explore and train the seed's final CNN
-# make test                         set up, lint, types, all tests
-# make quick                        the tests that take no longer than about a minute
+# make test                         set up, lint, types, tests
+# make quick                        the tests without the slow ones
+# make long                         the tests that take minutes, or a server: faults, Slurm, PostgreSQL, simulations
 PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= $(patsubst %/train,%,$(wildcard data/chest_xray/train))
 SOURCE := $(if $(DATA),data.root=$(DATA),data=synthetic)
 EPOCHS ?= 10
 
-.PHONY: setup demo test quick lock
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
+
+.PHONY: setup demo test quick long lock
 
 setup: .venv/.ready
 
@@ -28,10 +31,13 @@ test: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not long"
 
 quick: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow and not long"
+
+long: setup
+	$(BIN)/python -m pytest -m long
 
 lock:  # needs uv; names no index
 	uv pip compile --universal --generate-hashes --no-emit-index-url --python-version 3.11 --all-extras \

@@ -120,7 +120,7 @@ def test_2000_replicates_of_624_images_in_two_seconds():
     assert time.process_time() - start < 4  # processor time of both cores
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_100000_images_in_flat_memory():
     table = cohort(0, patients=40_000)
     assert len(table) > 95_000
@@ -133,7 +133,7 @@ def test_100000_images_in_flat_memory():
     assert peak < 400 * 2**20
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_intervals_cover_the_truth():
     """95 % intervals cover in 93 to 97 % of 500 tables of clustered patients."""
     truth = {"auroc": stats.norm.cdf(GAP / np.sqrt(2)), "sensitivity": stats.norm.cdf(GAP / 2)}
@@ -148,7 +148,7 @@ def test_intervals_cover_the_truth():
     assert all(0.93 <= count / 500 <= 0.97 for count in hits.values()), hits
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_paired_test_keeps_its_error_rate():
     """Two equally good, correlated models differ "significantly" in 4 to 6 % of 4,000 tables."""
     rejected = 0

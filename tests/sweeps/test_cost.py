@@ -13,7 +13,7 @@ from xray_pneumonia.workflows import train as workflow
 TRIALS = 500
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_trial_costs_little_and_the_last_no_more_than_the_first(tmp_path, monkeypatch, capfd):
     """Run real trials whose training takes no time: what is left is the sweeper, Hydra and the two databases."""
     ended = []

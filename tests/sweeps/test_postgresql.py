@@ -86,7 +86,7 @@ def watch_until(url, process, *, complete):
     raise AssertionError("no trial was completed")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_eight_workers_survive_a_restart_of_the_server(server, tmp_path):
     command = [
         *(sys.executable, "-m", "xray_pneumonia.cli", "train", "-m", *TINY, f"home={tmp_path}"),

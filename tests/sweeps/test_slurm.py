@@ -52,7 +52,7 @@ def wait_for(condition, *, seconds):
     raise AssertionError(f"waited {seconds} s in vain")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_cancelled_trial_is_replaced_and_a_requeued_one_goes_on(slurm, tmp_path):
     home = tmp_path / "mlruns"
     command = [

@@ -77,7 +77,7 @@ def require_accounted(home, name, n_trials):
     return states
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_twenty_kills_of_twenty_trials(tmp_path):
     arguments = ("optimizer.lr=tag(log,interval(1e-4,1e-2))", "sweep.n_trials=20", "sweep.name=kill")
     dice = random.Random(0)
@@ -90,7 +90,7 @@ def test_twenty_kills_of_twenty_trials(tmp_path):
     require_accounted(tmp_path, "kill", 20)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_grid_is_completed_without_a_point_twice(tmp_path):
     arguments = ("optimizer.lr=1e-4,3e-4,1e-3,3e-3", "sweep.name=grid")
     for seconds in (9, 8):
