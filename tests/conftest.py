@@ -1,6 +1,7 @@
 """What the tests share: generated X-rays, one store, the real command, the real X-rays where there are any."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -56,6 +57,7 @@ def tiny(xrays: Path, home: Path) -> list[str]:
         "trainer.keep_freed_memory=false",
         "tracking.system_metrics=false",
         "augmentation=none",
+        "evaluation=quick",
     ]
 
 
@@ -68,7 +70,12 @@ def xray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     def run(*arguments: str) -> Outcome:
         capsys.readouterr()
         monkeypatch.setattr(sys, "argv", ["xray", *arguments])
-        code = cli.main()
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            code = cli.main()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         return Outcome(code, *capsys.readouterr())
 
     return run

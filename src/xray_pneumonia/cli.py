@@ -82,8 +82,8 @@ def _stopped_once() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, handler in before.items():  # once stopped, nothing may change the exit code that says so
+            signal.signal(number, signal.SIG_IGN if seen else handler)
 
 
 def _debugging() -> bool:

@@ -133,6 +133,13 @@ def test_processes_share_the_batches_out(make):
         assert len(shares[-1]) == len(sampler)
     assert len(shares[0]) == len(shares[1])
     assert {tuple(rows) for share in shares for rows in share} == {tuple(rows) for rows in whole}
+    seen = []
+    for rank in range(2):
+        sampler = data.val_dataloader().sampler
+        sampler.share(rank=rank, world=2)
+        assert len(list(sampler)) == len(sampler) > 0
+        seen += [row for _, rows in sampler for row in rows.tolist()]
+    assert sorted(seen) == np.flatnonzero(data.records["split"] == "val").tolist()
 
 
 def test_a_sample_by_patient(make):

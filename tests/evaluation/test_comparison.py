@@ -53,7 +53,7 @@ def test_other_images_cannot_be_compared():
         compared(first, second.iloc[1:])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_bootstrap_keeps_its_error_rate():
     """Equally good models differ in accuracy "significantly" in about 5 % of 1,000 tables."""
     rejected = [compared(*tables(seed, 400), seed=seed)["brier"].p_value < 0.05 for seed in range(1000)]

@@ -91,7 +91,7 @@ def test_a_sweep_of_which_nothing_can_run_blames_the_input(xray, tmp_path):
     assert parent.info.status == "FAILED"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_failed_is_tried_again_and_what_is_done_stays(xray, tmp_path):
     arguments = ["-m", *TINY, "data.batch_size=64,0,32", "sweep.name=grid"]
     assert xray(*arguments)[0] == 0
@@ -178,7 +178,7 @@ def test_an_unusable_url_is_refused_without_its_password(xray, url):
     assert "secret" not in err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_pruning_replicates_and_the_best_config(xray, tmp_path):
     arguments = ["-m", *TINY, "trainer.max_epochs=3", "trainer.patience=null", "optimizer.lr=1e-6,1e-2,2e-6,3e-6"]
     code, _, err = xray(*arguments, "sweep.seeds=[1,2]", "sweep.name=seeds")
@@ -233,7 +233,7 @@ def test_pruning_replicates_and_the_best_config(xray, tmp_path):
         assert max(trial.intermediate_values) < 4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_workers_share_one_study(tmp_path):
     command = [sys.executable, "-m", "xray_pneumonia.cli", "train", "-m", *TINY]
     arguments = ["optimizer.lr=interval(1e-4,1e-2)", "sweep.n_trials=6", "sweep.name=team", "workers=3"]

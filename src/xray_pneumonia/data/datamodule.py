@@ -50,8 +50,8 @@ class Batches(Dataset[Batch]):
 class EpochSampler(Sampler[tuple[int, Any]]):
     """Deal the rows into batches: their order is a pure function of (seed, epoch), or stays as it is.
 
-    With several processes each takes every n-th batch; where `shuffle` is on, the last ones are dealt again
-    from the start so that all processes make the same number of steps.
+    With several processes and `shuffle`, each takes every n-th batch, and the first ones are dealt again so that all
+    make the same number of steps; without it, each takes every n-th row, and every row comes once.
     """
 
     def __init__(self, rows: np.ndarray[Any, np.dtype[np.int64]], *, batch_size: int, shuffle: bool, seed: int) -> None:
@@ -69,19 +69,21 @@ class EpochSampler(Sampler[tuple[int, Any]]):
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         """Yield (epoch, row numbers)."""
-        rows = self._rows
-        if self._shuffle:
-            rows = rows[np.random.default_rng([self._seed, self.epoch]).permutation(len(rows))]
-        batches = [rows[i : i + self._batch_size] for i in range(0, len(rows), self._batch_size)]
-        if self._shuffle:
-            batches += batches[: -len(batches) % self._world]
+        if not self._shuffle:
+            return iter([(self.epoch, batch) for batch in self._batches(self._rows[self._rank :: self._world])])
+        order = np.random.default_rng([self._seed, self.epoch]).permutation(len(self._rows))
+        batches = self._batches(self._rows[order])
+        batches += batches[: -len(batches) % self._world]
         return iter([(self.epoch, batch) for batch in batches[self._rank :: self._world]])
+
+    def _batches(self, rows: np.ndarray[Any, np.dtype[np.int64]]) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+        return [rows[start : start + self._batch_size] for start in range(0, len(rows), self._batch_size)]
 
     def __len__(self) -> int:
         """Count the batches of this process."""
-        batches = -(-len(self._rows) // self._batch_size)
-        spare = self._world - 1 if self._shuffle else self._world - 1 - self._rank
-        return (batches + spare) // self._world
+        if self._shuffle:
+            return -(-len(self._rows) // (self._batch_size * self._world))
+        return -(-len(self._rows[self._rank :: self._world]) // self._batch_size)
 
 
 class XRayDataModule(pl.LightningDataModule):
