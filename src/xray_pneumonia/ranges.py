@@ -15,3 +15,13 @@ Whole = Annotated[int, Ge(0)]
 Seed = Annotated[int, Interval(ge=0, lt=2**32)]
 Side = Annotated[int, Interval(ge=16, le=2048)]
 Stage = Literal["train", "val", "test"]
+# What can choose the best epoch: all that is logged of every validation.
+Monitor = Literal[
+    "val/loss",
+    "val/accuracy",
+    "val/auroc",
+    "val/average_precision",
+    "val/sensitivity",
+    "val/specificity",
+    "val/balanced_accuracy",
+]

@@ -6,20 +6,10 @@ from typing import Annotated, Any, Literal
 from annotated_types import Len
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.ranges import Count, Seed, Whole
+from xray_pneumonia.ranges import Count, Monitor, Seed, Whole
 
 # What a trial can be judged by: the best epoch's figures, the size of the net, the seconds of an epoch.
-Objective = Literal[
-    "val/loss",
-    "val/accuracy",
-    "val/auroc",
-    "val/average_precision",
-    "val/sensitivity",
-    "val/specificity",
-    "val/balanced_accuracy",
-    "model/parameters",
-    "time/epoch_seconds",
-]
+Objective = Literal[Monitor, "model/parameters", "time/epoch_seconds"]
 Direction = Literal["max", "min"]
 
 

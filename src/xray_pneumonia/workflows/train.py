@@ -22,7 +22,7 @@ from xray_pneumonia.evaluation import figures, predictions
 from xray_pneumonia.evaluation.metrics import classification_metrics
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.models.bundle import Card, save_bundle
-from xray_pneumonia.ranges import Seed
+from xray_pneumonia.ranges import Monitor, Seed
 from xray_pneumonia.sweeps.reporting import Watch
 from xray_pneumonia.sweeps.trial import take_trial
 from xray_pneumonia.tracking.logger import RunLogger
@@ -40,15 +40,6 @@ from xray_pneumonia.workflows.validation import Chosen, judge_validation
 log = logging.getLogger(__name__)
 
 THRESHOLD = 0.5  # of the figures that compare runs; the operating point stands in the report and the bundle
-Monitor = Literal[
-    "val/loss",
-    "val/accuracy",
-    "val/auroc",
-    "val/average_precision",
-    "val/sensitivity",
-    "val/specificity",
-    "val/balanced_accuracy",
-]
 CURVES = [f"{stage}/{name}" for stage in ("train", "val") for name in ("loss", "accuracy", "auroc")]
 
 
