@@ -139,7 +139,7 @@ def _row(root: Path, path: Path, *, label: int, split: str) -> dict[str, object]
     relative = os.path.relpath(path, root)
     inside = os.path.realpath(path).startswith(os.path.realpath(root) + os.sep)
     return {
-        "id": os.fsencode(relative).decode("utf-8", "backslashreplace"),
+        "id": _printable(relative),
         "path": str(path) if inside else "",  # never followed: it leads out of the data
         "label": label,
         "patient": (name.group(1) or name.group(3)) if name else _printable(path.stem),
