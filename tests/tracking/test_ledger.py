@@ -12,7 +12,7 @@ from xray_pneumonia.tracking.store import TrackingSettings, open_store
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     home = tmp_path_factory.mktemp("store")
-    settings = TrackingSettings(uri=None, experiment_name="xray", run_name=None, system_metrics=False)
+    settings = TrackingSettings(uri=None, experiment_name="xray", run_name=None, system_metrics=False, required=False)
     return open_store(settings, home=home)
 
 

@@ -11,7 +11,7 @@ from xray_pneumonia.tracking.store import TrackingSettings, open_store
 
 @pytest.fixture
 def store(home):
-    settings = TrackingSettings(uri=None, experiment_name="runs", run_name=None, system_metrics=False)
+    settings = TrackingSettings(uri=None, experiment_name="runs", run_name=None, system_metrics=False, required=False)
     return open_store(settings, home=home)
 
 

@@ -14,10 +14,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.sweeps import spaces
-from xray_pneumonia.sweeps.liveness import alive, identity, silence
+from xray_pneumonia.sweeps.liveness import silence
 from xray_pneumonia.sweeps.plan import Plan
 from xray_pneumonia.sweeps.samplers import build_pruner, build_sampler
 from xray_pneumonia.sweeps.storage import locked, patiently
+from xray_pneumonia.tracking.liveness import alive, identity
 
 MAXIMIZE, MINIMIZE = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)

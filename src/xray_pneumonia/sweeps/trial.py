@@ -18,12 +18,13 @@ from optuna.trial import TrialState
 from xray_pneumonia.config import build
 from xray_pneumonia.errors import InputError, Stopped
 from xray_pneumonia.sweeps import replicates
-from xray_pneumonia.sweeps.liveness import heartbeat, identity
+from xray_pneumonia.sweeps.liveness import heartbeat
 from xray_pneumonia.sweeps.plan import read_settings
 from xray_pneumonia.sweeps.reporting import EpochReport, Watch, ending
 from xray_pneumonia.sweeps.samplers import build_pruner
 from xray_pneumonia.sweeps.settings import SweepSettings
 from xray_pneumonia.sweeps.storage import lost_connection, open_storage, patiently, resolve
+from xray_pneumonia.tracking.liveness import identity
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.search import PARENT, find
 from xray_pneumonia.tracking.store import Store, open_store

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import logging
 import os
-import platform
+import shutil
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -12,12 +12,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.progress import track
+
 from xray_pneumonia.errors import Stopped
+from xray_pneumonia.tracking.beginning import Begun, begin, go_on
+from xray_pneumonia.tracking.delivery import Delivery, digest
+from xray_pneumonia.tracking.journal import Journal
+from xray_pneumonia.tracking.outbox import Outbox
 from xray_pneumonia.tracking.provenance import Provenance
 from xray_pneumonia.tracking.store import Store
+from xray_pneumonia.tracking.system import SystemMetrics
 
-MAX_PARAMS = 100  # of one request, MLflow's limit
 MAX_VALUE = 6000  # characters of a parameter, MLflow's limit
+SETTLE = 2.0  # seconds that whoever writes tags waits for a healthy store
+CURE = "xray doctor sync"
 log = logging.getLogger(__name__)
 
 
@@ -26,20 +35,41 @@ class Run:
     """A run. Everything written below `folder` is an artifact of it.
 
     In a local store `folder` is the artifact folder itself, so nothing is ever copied; for a server it is
-    a staging folder that `upload` sends.
+    a staging folder whose files are sent when the run ends. All that is logged goes to the journal first and
+    from there to the store, so that no store, whatever it does, can stop or slow a training.
+
+    `run_id` is MLflow's, or this machine's own where the run began while the store was away; MLflow's run
+    then carries it as the tag `journal`.
     """
 
     store: Store
     run_id: str
+    name: str
+    started: int  # milliseconds since 1970
     folder: Path
     staged: bool
-    _unsent: list[tuple[str, float, int, int]] = field(default_factory=list)
+    journal: Journal
+    resumed: bool
+    tags: dict[str, str] = field(default_factory=dict)
+    outbox: Outbox | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the outbox behind: other processes write to the journal, this one sends."""
+        return {**self.__dict__, "outbox": None}
 
     def path(self, name: str) -> Path:
         """Name an artifact, making its folder."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+    def _say(self, what: str, value: Any, *, settle: float) -> None:
+        try:
+            self.journal.append(what, value)
+        except OSError as error:
+            log.warning("run %s: the journal takes nothing: %s; tried again with the next entry", self.run_id, error)
+        if self.outbox is not None:
+            self.outbox.settle(settle) if settle else self.outbox.nudge()
 
     def log_config(self, text: str) -> None:
         """Keep the resolved config, byte for byte, and its hash as a tag."""
@@ -48,37 +78,22 @@ class Run:
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Log every leaf of the config."""
-        from mlflow.entities import Param
-
-        entries = [Param(key, str(value)[:MAX_VALUE]) for key, value in params.items()]
-        for start in range(0, len(entries), MAX_PARAMS):
-            self.store.client.log_batch(self.run_id, params=entries[start : start + MAX_PARAMS])
+        self._say("params", {key: str(value)[:MAX_VALUE] for key, value in params.items()}, settle=SETTLE)
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Set tags in one request."""
-        from mlflow.entities import RunTag
-
-        self.store.client.log_batch(self.run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+        texts = {key: str(value) for key, value in tags.items()}
+        self.tags |= texts
+        self._say("tags", texts, settle=SETTLE)
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
-        """Send metrics in one batch; what cannot be sent is kept and tried again with the next batch."""
-        from mlflow.entities import Metric
-
+        """Log metrics; they are on the disk when this returns, and sent beside the training."""
         now = int(time.time() * 1000)
-        self._unsent += [(key, float(value), now, step) for key, value in metrics.items()]
-        try:
-            self.store.client.log_batch(self.run_id, metrics=[Metric(*entry) for entry in self._unsent])
-        except Exception as error:  # whatever a store does, it must not end a training
-            log.warning("%d metrics could not be sent yet: %s", len(self._unsent), error)
-        else:
-            self._unsent.clear()
+        self._say("metrics", [[key, float(value), now, step] for key, value in metrics.items()], settle=0)
 
     def log_dataset(self, *, name: str, digest: str, source: str, stage: str) -> None:
         """Name the data of the run as an MLflow dataset input."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        dataset = Dataset(name, digest[:36], "local", source)
-        self.store.client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", stage)])])
+        self._say("dataset", {"name": name, "digest": digest[:36], "source": source, "stage": stage}, settle=SETTLE)
 
     def log_provenance(self, provenance: Provenance) -> None:
         """Log commit, uncommitted changes, versions and machine."""
@@ -88,9 +103,15 @@ class Run:
         self.set_tags(provenance.tags)
 
     def log_model(self, folder: Path, *, image_size: int, epoch: int) -> None:
+        """Keep a bundle in the journal and have it logged as an MLflow model; see `send_model`."""
+        shutil.copytree(folder, self.journal.folder / "model", dirs_exist_ok=True)
+        self._say("model", {"image_size": image_size, "epoch": epoch}, settle=0)
+
+    def send_model(self, mlflow_id: str, folder: Path, *, image_size: int, epoch: int) -> None:
         """Log a bundle as an MLflow model with a signature; nothing in it is pickled.
 
         Args:
+            mlflow_id: of the run in MLflow.
             folder: that holds the bundle.
             image_size: of the pixels it takes.
             epoch: whose weights it holds; MLflow copies that epoch's metrics to the model.
@@ -102,12 +123,13 @@ class Run:
 
         pixels = TensorSpec(np.dtype(np.uint8), (-1, 1, image_size, image_size), "image")
         answer = Schema([ColSpec(DataType.double, "probability"), ColSpec(DataType.string, "label")])
-        made = self.store.client.create_logged_model(self.store.experiment_id, name="model", source_run_id=self.run_id)
+        experiment_id = self.store.client.get_run(mlflow_id).info.experiment_id
+        made = self.store.client.create_logged_model(experiment_id, name="model", source_run_id=mlflow_id)
         with _tracking_uri(self.store.uri):
             Model.log(
                 artifact_path=None,
                 flavor=mlflow.pyfunc,
-                run_id=self.run_id,
+                run_id=mlflow_id,
                 model_id=made.model_id,
                 step=epoch,
                 loader_module="xray_pneumonia.workflows.serve",
@@ -115,17 +137,56 @@ class Run:
                 signature=ModelSignature(inputs=Schema([pixels]), outputs=answer),
                 pip_requirements=["xray-pneumonia"],
             )
-        self.set_tags({"model_id": made.model_id})
+        self.store.client.set_tag(mlflow_id, "model_id", made.model_id)
 
     def metric_history(self, names: list[str]) -> dict[str, list[tuple[int, float]]]:
-        """Read (epoch, value) pairs back from the store."""
-        history = {name: self.store.client.get_metric_history(self.run_id, name) for name in names}
-        return {name: sorted((metric.step, metric.value) for metric in metrics) for name, metrics in history.items()}
+        """Read (epoch, value) pairs back: from the journal, and from the store what an earlier process said."""
+        wanted: dict[str, dict[int, float]] = {name: {} for name in names}
+        for name in names if self.resumed or not self.journal.begun else ():
+            with contextlib.suppress(Exception):
+                history = self.store.client.get_metric_history(self.journal.identity or self.run_id, name)
+                wanted[name] |= {metric.step: metric.value for metric in history}
+        for entry in self.journal.entries():
+            for key, value, _, step in entry.value if entry.what == "metrics" else ():
+                if key in wanted:
+                    wanted[key][step] = value
+        return {name: sorted(known.items()) for name, known in wanted.items()}
 
-    def upload(self) -> None:
-        """Send the staged artifacts to a store that is not this machine's."""
+    def close(self, status: str, reason: str) -> bool:
+        """Say how the run ended, and have everything sent; what the store does not take is kept.
+
+        Returns:
+            Whether the store has everything, verified.
+        """
+        if reason:
+            self._say("tags", {"reason": reason[:MAX_VALUE]}, settle=0)
         if self.staged:
-            self.store.client.log_artifacts(self.run_id, str(self.folder))
+            self._say("artifacts", self._inventory(), settle=0)
+        self._say("end", {"status": status, "time": int(time.time() * 1000)}, settle=0)
+        return self.conclude()
+
+    def _inventory(self) -> dict[str, tuple[int, str]]:
+        """Size and hash of each staged file."""
+        files = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        quiet = not Console(stderr=True).is_terminal
+        listed = track(files, "Hashing", console=Console(stderr=True), disable=quiet, transient=True)
+        return {str(path.relative_to(self.folder)): (path.stat().st_size, digest(path)) for path in listed}
+
+    def conclude(self) -> bool:
+        """Wait for the outbox and put the journal away if nothing is left in it."""
+        done = self.outbox is None or self.outbox.finish()
+        mlflow_id, problem = self.journal.identity, self.outbox.problem if self.outbox else ""
+        if mlflow_id and mlflow_id != self.run_id:
+            log.warning("run %s: in MLflow it is %s", self.run_id, mlflow_id)
+        if done and not self.journal.refused:
+            self.journal.remove()
+            return True
+        self.journal.release()
+        log.warning(
+            "run %s: unsynced (%s): %d entries are kept in %s; send them with `%s`",
+            *(self.run_id, problem, self.journal.unsent() + self.journal.refused, self.journal.folder, CURE),
+        )
+        return False
 
 
 @contextlib.contextmanager
@@ -136,14 +197,11 @@ def start_run(
 
     FINISHED after the block; KILLED when a signal or Ctrl-C ended it; FAILED with the tag `reason` otherwise.
     """
-    who = {"host": platform.node(), "pid": str(os.getpid())}
-    if run_id is None:
-        made = store.client.create_run(store.experiment_id, run_name=name, tags={**tags, **who})
-    else:
-        made = store.client.get_run(run_id)
-        store.client.update_run(run_id, status="RUNNING")
-    run = Run(store, made.info.run_id, *_artifact_folder(store, made.info.run_id, made.info.artifact_uri))
-    monitor = _monitor(run) if system_metrics else None
+    begun = begin(store, name, tags) if run_id is None else go_on(store, run_id)
+    run = assume(store, begun, resumed=run_id is not None)
+    if run.outbox is not None:
+        run.outbox.settle(SETTLE)
+    monitor = SystemMetrics(run.log_metrics, since=run.started) if system_metrics else None
     status, reason = "FINISHED", ""
     try:
         yield run
@@ -152,41 +210,43 @@ def start_run(
         raise
     except BaseException as error:
         status, reason = "FAILED", f"{type(error).__name__}: {error}"
-        run.path("traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        with contextlib.suppress(OSError):  # a full disk is reason enough
+            run.path("traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
         raise
     finally:
         if monitor is not None:
             monitor.finish()
-        _close(run, status, reason)
+        run.close(status, reason)
 
 
-def _close(run: Run, status: str, reason: str) -> None:
-    try:
-        run.upload()
-        if reason:
-            run.set_tags({"reason": reason[:MAX_VALUE]})
-        run.store.client.set_terminated(run.run_id, status)
-    except Exception as error:
-        if status == "FINISHED":
-            raise
-        log.error("run %s could not be marked %s: %s", run.run_id, status, error)
+def assume(store: Store, begun: Begun, *, resumed: bool) -> Run:
+    """Take a run whose journal's lock is held, and start sending what the journal holds."""
+    run = Run(
+        store,
+        begun.run_id,
+        name=begun.name,
+        started=begun.started,
+        folder=begun.folder,
+        staged=begun.staged,
+        journal=begun.journal,
+        resumed=resumed,
+        tags=dict(begun.tags),
+    )
+    box: list[Outbox] = []
+    delivery = Delivery(
+        store,
+        run.journal,
+        staged=run.folder,
+        send_model=lambda mlflow_id, folder, facts: run.send_model(mlflow_id, folder, **facts),
+        moved=lambda: box[0].moved() if box else None,
+    )
 
+    def beat(mlflow_id: str) -> None:
+        store.client.set_tag(mlflow_id, "heartbeat", str(int(time.time())))
 
-def _artifact_folder(store: Store, run_id: str, uri: str) -> tuple[Path, bool]:
-    from mlflow.utils.file_utils import local_file_uri_to_path
-
-    local = uri.startswith(("file:", "/"))
-    folder = Path(local_file_uri_to_path(uri)) if local else store.home / "staged" / run_id
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder, not local
-
-
-def _monitor(run: Run) -> Any:
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-    monitor = SystemMetricsMonitor(run.run_id, sampling_interval=2, tracking_uri=run.store.uri)
-    monitor.start()
-    return monitor
+    box.append(Outbox(run.journal, delivery, beat=beat, unsure=resumed))
+    run.outbox = box[0]
+    return run
 
 
 @contextlib.contextmanager

@@ -13,12 +13,19 @@ from filelock import FileLock
 
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.schema import nearest
+from xray_pneumonia.tracking.reach import START, StoreAway, verdict, within
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Experiment
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a hospital's runs are nobody else's business
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+# A server that is gone must say so in seconds: MLflow's own limits are seven retries of two minutes each.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+os.environ.setdefault("MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", "false")  # it may ask for an hour
 log = logging.getLogger(__name__)
 
 
@@ -31,17 +38,19 @@ class TrackingSettings:
         experiment_name: the experiment that holds the run; made when missing.
         run_name: shown in the MLflow UI; null lets MLflow invent one.
         system_metrics: sample processor, memory and GPU while training.
+        required: do not train when the store is away; else the run is kept here and sent by `xray doctor sync`.
     """
 
     uri: str | None
     experiment_name: str
     run_name: str | None
     system_metrics: bool
+    required: bool
 
 
 @dataclass(frozen=True)
 class Store:
-    """An MLflow store that is known to work, and one experiment in it."""
+    """An MLflow store, and one experiment in it; its id is empty where the store could not be asked for it."""
 
     uri: str
     experiment_id: str
@@ -81,6 +90,7 @@ def open_store(settings: TrackingSettings, *, home: Path) -> Store:
     """Connect, creating database and experiment where they are missing, one process at a time.
 
     Raises:
+        StoreAway: the store does not answer.
         InputError: the store is damaged, of another version, or the experiment was deleted.
     """
     uri = resolve_uri(settings.uri, home)
@@ -90,6 +100,22 @@ def open_store(settings: TrackingSettings, *, home: Path) -> Store:
         experiment_id = ensure_experiment(uri, settings.experiment_name, home)
     log.info("tracking to %s, experiment %s", masked(uri), settings.experiment_name)
     return Store(uri, experiment_id, settings.experiment_name, home.resolve())
+
+
+def open_or_journal(settings: TrackingSettings, *, home: Path) -> Store:
+    """Connect as `open_store` does; a store that is away is no reason not to train, unless it is required.
+
+    Raises:
+        StoreAway: the store does not answer, and `tracking.required` is set.
+        InputError: the store is wrong in a way that waiting does not mend.
+    """
+    try:
+        return open_store(settings, home=home)
+    except StoreAway as error:
+        if settings.required:
+            raise StoreAway(f"{error}; start it, or set tracking.required=false to train without") from error
+        log.warning("%s; the run is kept in %s until `xray doctor sync`", error, home)
+        return Store(resolve_uri(settings.uri, home), "", settings.experiment_name, home.resolve())
 
 
 def open_existing(settings: TrackingSettings, *, home: Path) -> Store:
@@ -116,6 +142,7 @@ def mlflow_client(uri: str) -> "MlflowClient":
     """Make MLflow's client once for each store."""
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks, passwords and all
     from mlflow import MlflowClient  # over a second to import; a wrong config is found without it
 
     return MlflowClient(uri)
@@ -142,23 +169,42 @@ def ensure_experiment(uri: str, name: str, home: Path) -> str:
     """Give the id of an experiment, making it where it is missing; the caller holds a lock.
 
     Raises:
-        InputError: the store does not answer, or the experiment was deleted.
+        StoreAway: the store does not answer.
+        InputError: the store cannot be used, or the experiment was deleted.
     """
-    from mlflow.exceptions import MlflowException
 
-    try:
+    def ask() -> "tuple[str, Experiment | None]":
         client = mlflow_client(uri)
         found = client.get_experiment_by_name(name)
         if found is None:
-            return client.create_experiment(name, artifact_location=_artifact_location(uri, name, home))
-    except (MlflowException, OSError) as error:
-        raise InputError(f"tracking.uri={masked(uri)}: the store does not answer: {masked(str(error))}") from error
-    if found.lifecycle_stage != "active":
+            try:
+                return str(client.create_experiment(name, artifact_location=_artifact_location(uri, name, home))), None
+            except Exception:
+                found = client.get_experiment_by_name(name)  # another machine may have been faster
+                if found is None:
+                    raise
+        return str(found.experiment_id), found
+
+    shown = f"tracking.uri={masked(uri)}"
+    try:
+        # SQLite keeps its own time, and a first start makes tables for longer than a server may be silent.
+        experiment_id, found = ask() if uri.startswith("sqlite:") else within(START, ask, shown=shown)
+    except InputError:
+        raise
+    except Exception as error:  # each kind of store has its own
+        raise verdict(error, shown=shown, said=first_line(error)) from error
+    if found is not None and found.lifecycle_stage != "active":
         raise InputError(
             f"tracking.experiment_name={name}: this experiment was deleted; bring it back with "
-            f"`mlflow experiments restore -x {found.experiment_id}` or choose another name"
+            f"`mlflow experiments restore -x {experiment_id}` or choose another name"
         )
-    return str(found.experiment_id)
+    return experiment_id
+
+
+def first_line(error: BaseException) -> str:
+    """Say in one line what a store said in many, without its password."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return masked((lines or [type(error).__name__])[0])[:500]
 
 
 def _artifact_location(uri: str, name: str, home: Path) -> str | None:

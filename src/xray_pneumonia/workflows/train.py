@@ -28,7 +28,7 @@ from xray_pneumonia.sweeps.trial import take_trial
 from xray_pneumonia.tracking.logger import RunLogger
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run, start_run
-from xray_pneumonia.tracking.store import masked, open_store
+from xray_pneumonia.tracking.store import masked, open_or_journal
 from xray_pneumonia.training import speed
 from xray_pneumonia.training.callbacks import build_callbacks
 from xray_pneumonia.training.classifier import PneumoniaClassifier
@@ -102,7 +102,7 @@ def train(cfg: DictConfig, *, watch: Watch | None = None) -> Trained:
     data.prepare()
     classifier = _classifier(cfg, net, data)
     tracking = build(cfg.tracking)
-    store = open_store(tracking, home=Path(cfg.home))
+    store = open_or_journal(tracking, home=Path(cfg.home))
     name, tags, known = (watch.name, watch.tags, watch.run_id) if watch else (tracking.run_name, {}, None)
     tags = {"verb": "train", **tags}
     with start_run(store, name=name, tags=tags, system_metrics=tracking.system_metrics, run_id=known) as run:

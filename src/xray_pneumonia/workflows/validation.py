@@ -1,6 +1,8 @@
 """The end of every training: the model is judged on validation, and what is chosen there goes into its bundle."""
 
+import logging
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -17,12 +19,15 @@ from xray_pneumonia.evaluation.judgement import judge
 from xray_pneumonia.evaluation.measures import Vector
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.tracking.ledger import opened_before
+from xray_pneumonia.tracking.reach import START, within
 from xray_pneumonia.tracking.run import Run
 from xray_pneumonia.workflows.closer_look import learn_gate, look_closer
 from xray_pneumonia.workflows.dossier import Dossier, write_dossier
 from xray_pneumonia.workflows.ensemble import predict
 from xray_pneumonia.workflows.held_out import RECORD_COLUMNS, HeldOut, cut
 from xray_pneumonia.workflows.model_card import checklist_answers, model_facts
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,18 +78,17 @@ def _report(
     settings: EvaluationSettings,
     gate: Gate | None,
 ) -> None:
-    info = run.store.client.get_run(run.run_id)
     rows = held_out.records.set_index("id")[[name for name in RECORD_COLUMNS if name in held_out.records]]
     table = table.set_index("id").loc[held_out.records["id"]].reset_index().join(rows, on="id")
     judgement = judge(table, decision, settings, validation=table)
     experiment = run.store.experiment_name
-    opened = opened_before(run.store, experiment=experiment, started=info.info.start_time)
+    opened = _opened_before(run, experiment)
     config = plain(cfg)
     dossier = Dossier(
-        model=info.info.run_name or run.run_id,
+        model=run.name,
         split="val",
         run_ids=[run.run_id],
-        facts=model_facts(config, info.data.tags, judgement, settings),
+        facts=model_facts(config, run.tags, judgement, settings),
         answers=checklist_answers(config, held_out.records, judgement, split="val", openings=0),
         chosen_after={run.run_id: opened} if opened else {},
     )
@@ -96,7 +100,17 @@ def _report(
     look_closer(dossier, judgement, held_out, settings, net=net, predict=answer, gate=gate)
     write_dossier(run, dossier, judgement, held_out.images, settings)
     run.log_metrics({f"operating/{name}": value for name, value in judgement.metrics().items()})
-    run.set_tags({"chosen_after_opening": bool(opened)})
+    run.set_tags({"chosen_after_opening": "unknown" if opened is None else bool(opened)})
+
+
+def _opened_before(run: Run, experiment: str) -> int | None:
+    """Ask the ledger; None where the store that holds it is away."""
+    try:
+        ask = partial(opened_before, run.store, experiment=experiment, started=run.started)
+        return within(START, ask, shown="the ledger")
+    except Exception as error:  # each kind of store has its own
+        log.warning("the ledger cannot be read, so it is unknown whether a test was opened before: %s", error)
+        return None
 
 
 def _records(data: XRayDataModule) -> pd.DataFrame:

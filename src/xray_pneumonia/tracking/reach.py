@@ -1,0 +1,72 @@
+"""Is a store away for a while, or wrong for good? And how long to wait for the answer."""
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from xray_pneumonia.errors import InputError
+
+START = 25.0  # seconds in which a store over the network must have answered once
+WRONG_CODES = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED", "ENDPOINT_NOT_FOUND", "NOT_FOUND", "BAD_REQUEST"})
+WRONG_WORDS = {  # in what a database says -> the cure
+    "password authentication failed": "check user and password",
+    "no pg_hba.conf entry": "have the server let this machine in",
+    "does not exist": "make the database or role first: createdb NAME",
+    "out-of-date database schema": "back it up; `mlflow db upgrade URI` if an older MLflow made it, else install the newer one",
+    "Can't locate revision": "it was made by a newer MLflow; install that one, or name another store",
+    "malformed": "restore it from a backup, or move it away",
+    "file is not a database": "restore it from a backup, or move it away",
+    "readonly database": "make it and its folder writable, or name another store",
+    "unable to open database file": "make its folder and let it be writable",
+}
+POOL = "too many clients"
+T = TypeVar("T")
+
+
+class StoreAway(InputError):
+    """The store does not answer; it may come back."""
+
+
+def verdict(error: BaseException, *, shown: str, said: str) -> InputError:
+    """Tell a store that is away (StoreAway) from one that is wrong.
+
+    Args:
+        error: what was raised.
+        shown: the store's key and URI, fit to be printed.
+        said: its message, fit to be printed.
+    """
+    for word, cure in WRONG_WORDS.items():
+        if word in said:
+            return InputError(f"{shown}: the store cannot be used: {said}; {cure}")
+    if isinstance(error, ModuleNotFoundError):
+        return InputError(f"{shown}: {said}; install xray-pneumonia[postgresql]")
+    if getattr(error, "error_code", "") in WRONG_CODES:
+        return InputError(f"{shown}: the server answers, but not as MLflow would: {said}; check address and login")
+    if POOL in said:
+        said += "; raise max_connections, or lower MLFLOW_SQLALCHEMYSTORE_POOL_SIZE"
+    return StoreAway(f"{shown}: the store does not answer: {said}")
+
+
+def within(seconds: float, call: Callable[[], T], *, shown: str) -> T:
+    """Give the call's result, or up: some drivers wait for ever.
+
+    Raises:
+        StoreAway: the time is over.
+    """
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            results.append(call())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work, name="reach", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise StoreAway(f"{shown}: the store does not answer: nothing came within {seconds:g} s")
+    return results[0]
