@@ -18,8 +18,10 @@ VERBS = {
     "sweeps": "list the sweeps there are and how far they are",
     "compare": "runs side by side, seeds grouped, paired tests",
     "evaluate": "judge a run on validation, a test split or other films, in one report",
+    "doctor": "machine, packages, store; runs whose process is gone; `xray doctor sync` sends what is unsent",
     "download": "fetch the public X-rays (Kermany et al., 2018) to data/chest_xray",
 }
+WORDS = {("doctor", "sync"): "sync=true"}  # said as in English, meant as in Hydra
 USAGE = """\
 usage: xray VERB [key=value ...]      e.g. xray train experiment=seed_final seed=1
 
@@ -44,7 +46,7 @@ def main() -> int:
         close = difflib.get_close_matches(verb, VERBS, n=1)
         print(usage, file=sys.stderr)
         return _complain(f"unknown verb {verb!r}" + (f"; did you mean {close[0]}?" if close else "")) if verb else 2
-    return _guarded(verb, rest)
+    return _guarded(verb, [WORDS.get((verb, argument), argument) for argument in rest])
 
 
 def _guarded(verb: str, arguments: list[str]) -> int:
@@ -54,7 +56,10 @@ def _guarded(verb: str, arguments: list[str]) -> int:
     with _stopped_once():
         try:
             from xray_pneumonia.config import launch
+            from xray_pneumonia.packages import require_sound
 
+            if verb != "doctor":  # which reports them
+                require_sound()
             launch(verb, arguments)
         except InputError as error:
             return _complain(str(error), error)

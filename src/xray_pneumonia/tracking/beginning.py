@@ -68,7 +68,7 @@ def go_on(store: Store, run_id: str) -> Begun:
         if fresh:
             journal.remove()
             raise StoreAway(f"run_id={run_id}: {masked(store.uri)} cannot be asked: {first_line(error)}") from error
-        begun = _from_journal(store, journal)
+        begun = go_back(store, journal)
     else:
         info, tags = made.info, {**made.data.tags, **_who()}
         folder = _artifact_folder(store, run_id, None if _began_here(journal) else info.artifact_uri)
@@ -78,6 +78,14 @@ def go_on(store: Store, run_id: str) -> Begun:
     journal.append("resume", None)
     journal.append("tags", _who())
     return begun
+
+
+def go_back(store: Store, journal: Journal) -> Begun:
+    """Take up a run as its journal describes it, without asking the store."""
+    head = next(iter(journal.entries())).value
+    uri = None if head["staged"] else Path(head["folder"]).as_uri()
+    folder = _artifact_folder(store, journal.run_id, uri)
+    return Begun(journal.run_id, head["name"], head["start"], *folder, journal, {**head["tags"], **_who()})
 
 
 def find_run(store: Store, run_id: str) -> Any:
@@ -94,13 +102,6 @@ def find_run(store: Store, run_id: str) -> Any:
         if not found:
             raise
         return found[0]
-
-
-def _from_journal(store: Store, journal: Journal) -> Begun:
-    head = next(iter(journal.entries())).value
-    uri = None if head["staged"] else Path(head["folder"]).as_uri()
-    folder = _artifact_folder(store, journal.run_id, uri)
-    return Begun(journal.run_id, head["name"], head["start"], *folder, journal, {**head["tags"], **_who()})
 
 
 def _began_here(journal: Journal) -> bool:

@@ -2,9 +2,7 @@
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from xray_pneumonia.tracking.environment import patience
 from xray_pneumonia.tracking.journal import Entry, Journal
 from xray_pneumonia.tracking.store import Store, ensure_experiment
 
@@ -170,7 +169,7 @@ class Delivery:
         folder = self._journal.folder / "model"
         if unsure and self._has_model(run_id, folder):
             return
-        with _patience(UPLOAD_TIMEOUT):
+        with patience(UPLOAD_TIMEOUT):
             self._send_model(run_id, folder, values[-1])
             self._verify_model(run_id, folder)
 
@@ -204,7 +203,7 @@ class Delivery:
         """Upload each file and read it back; the run is not FINISHED before all are there, byte for byte."""
         if self._superseded(values[-1]):
             return
-        with _patience(UPLOAD_TIMEOUT):
+        with patience(UPLOAD_TIMEOUT):
             for name, (_, sha256) in values[-1].items():
                 if not (unsure and self._fetched_digest(run_id, name) == sha256):
                     folder = str(Path(name).parent)
@@ -234,16 +233,3 @@ def digest(path: Path) -> str:
     """Hash a file: 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def _patience(seconds: int) -> Iterator[None]:
-    """Give the store longer for an answer."""
-    before = os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT")
-    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(seconds, int(before or 0)))
-    try:
-        yield
-    finally:
-        os.environ.pop("MLFLOW_HTTP_REQUEST_TIMEOUT")
-        if before is not None:
-            os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = before

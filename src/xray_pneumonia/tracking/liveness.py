@@ -64,7 +64,7 @@ def alive(who: Mapping[str, Any], *, silent: Callable[[], float], stale_after: f
 
 def _elsewhere(who: Mapping[str, Any]) -> bool:
     """Tell whether a process of this very boot lives in another container."""
-    return who.get("boot", _boot()) == _boot() and who.get("space", _space()) != _space()
+    return bool(who.get("boot", _boot()) == _boot() and who.get("space", _space()) != _space())
 
 
 def _queued(job: str) -> bool | None:

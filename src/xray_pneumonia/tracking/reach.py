@@ -12,7 +12,7 @@ WRONG_WORDS = {  # in what a database says -> the cure
     "password authentication failed": "check user and password",
     "no pg_hba.conf entry": "have the server let this machine in",
     "does not exist": "make the database or role first: createdb NAME",
-    "out-of-date database schema": "back it up; `mlflow db upgrade URI` if an older MLflow made it, else install the newer one",
+    "out-of-date database schema": "back it up, then `mlflow db upgrade URI`, or install the newer MLflow that made it",
     "Can't locate revision": "it was made by a newer MLflow; install that one, or name another store",
     "malformed": "restore it from a backup, or move it away",
     "file is not a database": "restore it from a backup, or move it away",

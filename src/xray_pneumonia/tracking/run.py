@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import logging
-import os
 import shutil
 import time
 import traceback
@@ -18,6 +17,7 @@ from rich.progress import track
 from xray_pneumonia.errors import Stopped
 from xray_pneumonia.tracking.beginning import Begun, begin, go_on
 from xray_pneumonia.tracking.delivery import Delivery, digest
+from xray_pneumonia.tracking.environment import tracking_uri
 from xray_pneumonia.tracking.journal import Journal
 from xray_pneumonia.tracking.outbox import Outbox
 from xray_pneumonia.tracking.provenance import Provenance
@@ -51,6 +51,7 @@ class Run:
     journal: Journal
     resumed: bool
     tags: dict[str, str] = field(default_factory=dict)
+    mlflow_id: str | None = None  # known when the run is over
     outbox: Outbox | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -125,7 +126,7 @@ class Run:
         answer = Schema([ColSpec(DataType.double, "probability"), ColSpec(DataType.string, "label")])
         experiment_id = self.store.client.get_run(mlflow_id).info.experiment_id
         made = self.store.client.create_logged_model(experiment_id, name="model", source_run_id=mlflow_id)
-        with _tracking_uri(self.store.uri):
+        with tracking_uri(self.store.uri):
             Model.log(
                 artifact_path=None,
                 flavor=mlflow.pyfunc,
@@ -175,9 +176,9 @@ class Run:
     def conclude(self) -> bool:
         """Wait for the outbox and put the journal away if nothing is left in it."""
         done = self.outbox is None or self.outbox.finish()
-        mlflow_id, problem = self.journal.identity, self.outbox.problem if self.outbox else ""
-        if mlflow_id and mlflow_id != self.run_id:
-            log.warning("run %s: in MLflow it is %s", self.run_id, mlflow_id)
+        self.mlflow_id, problem = self.journal.identity, self.outbox.problem if self.outbox else ""
+        if self.mlflow_id and self.mlflow_id != self.run_id:
+            log.warning("run %s: in MLflow it is %s", self.run_id, self.mlflow_id)
         if done and not self.journal.refused:
             self.journal.remove()
             return True
@@ -247,22 +248,3 @@ def assume(store: Store, begun: Begun, *, resumed: bool) -> Run:
     box.append(Outbox(run.journal, delivery, beat=beat, unsure=resumed))
     run.outbox = box[0]
     return run
-
-
-@contextlib.contextmanager
-def _tracking_uri(uri: str) -> Iterator[None]:
-    """Lend MLflow's fluent functions our store; they know no client.
-
-    MLflow writes the URI into the environment too, where the next run of this process would find it.
-    """
-    import mlflow
-
-    before = os.environ.get("MLFLOW_TRACKING_URI")
-    mlflow.set_tracking_uri(uri)
-    try:
-        yield
-    finally:
-        mlflow.set_tracking_uri("")
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
-        if before is not None:
-            os.environ["MLFLOW_TRACKING_URI"] = before

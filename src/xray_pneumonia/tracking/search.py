@@ -32,11 +32,20 @@ def find(store: Store, tags: Mapping[str, str], *, status: str | None = None) ->
 
 def search(store: Store, conditions: Sequence[str]) -> list[Found]:
     """Find the runs of the store's experiment that meet all conditions, oldest first."""
+    return _search(store, [store.experiment_id], conditions)
+
+
+def everywhere(store: Store, conditions: Sequence[str]) -> list[Found]:
+    """Find the runs of every experiment of the store that meet all conditions, oldest first."""
+    return _search(store, [one.experiment_id for one in store.client.search_experiments()], conditions)
+
+
+def _search(store: Store, experiments: list[str], conditions: Sequence[str]) -> list[Found]:
     found: list[Found] = []
     token = None
     while True:
         page = store.client.search_runs(
-            [store.experiment_id], " and ".join(conditions), order_by=["attributes.start_time ASC"], page_token=token
+            experiments, " and ".join(conditions), order_by=["attributes.start_time ASC"], page_token=token
         )
         found += [_described(run) for run in page]
         token = page.token

@@ -3,10 +3,11 @@
 import logging
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from filelock import FileLock
@@ -27,6 +28,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
 os.environ.setdefault("MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", "false")  # it may ask for an hour
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +139,33 @@ def open_existing(settings: TrackingSettings, *, home: Path) -> Store:
     return Store(uri, str(found.experiment_id), settings.experiment_name, home.resolve())
 
 
+def open_existing_any(settings: TrackingSettings, *, home: Path) -> tuple[Store, int]:
+    """Connect to look at every experiment there is, and count them; makes nothing.
+
+    Raises:
+        StoreAway: the store does not answer.
+        InputError: there is no such database, or it cannot be used.
+    """
+    uri = resolve_uri(settings.uri, home)
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise InputError(f"tracking.uri={uri}: there is no such database; home= or tracking.uri= names another")
+    _require_database(uri)
+    count = len(_asked(uri, lambda: mlflow_client(uri).search_experiments()))
+    return Store(uri, "", settings.experiment_name, home.resolve()), count
+
+
+def _asked(uri: str, ask: Callable[[], T]) -> T:
+    """Ask the store something at the start of a command, when it may be away or wrong."""
+    shown = f"tracking.uri={masked(uri)}"
+    try:
+        # SQLite keeps its own time, and a first start makes tables for longer than a server may be silent.
+        return ask() if uri.startswith("sqlite:") else within(START, ask, shown=shown)
+    except InputError:
+        raise
+    except Exception as error:  # each kind of store has its own
+        raise verdict(error, shown=shown, said=first_line(error)) from error
+
+
 @lru_cache(maxsize=4)
 def mlflow_client(uri: str) -> "MlflowClient":
     """Make MLflow's client once for each store."""
@@ -185,14 +214,7 @@ def ensure_experiment(uri: str, name: str, home: Path) -> str:
                     raise
         return str(found.experiment_id), found
 
-    shown = f"tracking.uri={masked(uri)}"
-    try:
-        # SQLite keeps its own time, and a first start makes tables for longer than a server may be silent.
-        experiment_id, found = ask() if uri.startswith("sqlite:") else within(START, ask, shown=shown)
-    except InputError:
-        raise
-    except Exception as error:  # each kind of store has its own
-        raise verdict(error, shown=shown, said=first_line(error)) from error
+    experiment_id, found = _asked(uri, ask)
     if found is not None and found.lifecycle_stage != "active":
         raise InputError(
             f"tracking.experiment_name={name}: this experiment was deleted; bring it back with "

@@ -1,0 +1,174 @@
+"""`xray doctor`: the machine, the packages, the store, what is unsent, and runs that nobody runs."""
+
+import os
+import platform
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from xray_pneumonia import packages
+from xray_pneumonia.config import Node, anchor, build, check
+from xray_pneumonia.errors import InputError, Unwell
+from xray_pneumonia.tracking import sync
+from xray_pneumonia.tracking.provenance import PACKAGES
+from xray_pneumonia.tracking.store import Store, TrackingSettings, masked, open_existing_any, resolve_uri
+
+LOW = 5 * 2**30  # bytes; a sweep's checkpoints need that soon
+SHARED = Path("/dev/shm")
+LOW_SHARED = 2**28  # bytes; workers hand batches over through it
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig:
+    """The top-level keys of doctor.yaml."""
+
+    home: str
+    sync: bool
+    mark: bool
+    tracking: Node
+
+
+@dataclass
+class Report:
+    """Rows (what, how it is, a remark), and what a person must see to."""
+
+    rows: list[tuple[str, str, str]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def say(self, what: str, how: str, problem: str = "") -> None:
+        """Add a row; `problem` names what is wrong with it and the cure."""
+        self.rows.append((what, how, problem))
+        self.problems += [problem] if problem else []
+
+
+def main(cfg: DictConfig) -> None:
+    """Look, send, mark and print.
+
+    Raises:
+        Unwell: something is left that a person must see to.
+    """
+    anchor(cfg)
+    check(cfg, DoctorConfig)
+    home, tracking = Path(cfg.home), build(cfg.tracking)
+    report = Report()
+    _machine(report)
+    _packages(report)
+    _space(report, home)
+    store = _store(report, tracking, home)
+    if cfg.sync:
+        _sync(report, tracking, home)
+    waiting = _unsent(report, home, syncing=cfg.sync)
+    stale = _stale(report, store, home, mark=cfg.mark) if store else 0
+    _leftovers(report, home)
+    _print(report)
+    print(f"problems={len(report.problems)} unsent={waiting} stale={stale}", flush=True)
+    if report.problems:
+        raise Unwell(f"{len(report.problems)} problems: " + "; ".join(report.problems))
+
+
+def _machine(report: Report) -> None:
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    report.say("system", f"{platform.system()} {platform.release()}, Python {platform.python_version()}")
+    memory = psutil.virtual_memory()
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    kind, load = torch.backends.cpu.get_cpu_capability(), os.getloadavg()[0]
+    report.say("processor", f"{usable} cores ({kind}), load {load:.1f}")
+    report.say("memory", f"{_size(memory.available)} of {_size(memory.total)} free")
+    report.say("GPU", ", ".join(gpus) or "none that torch can use")
+
+
+def _packages(report: Report) -> None:
+    bad = packages.problems()
+    for name in PACKAGES:
+        there = packages.installed(name)
+        problem = next((problem for problem in bad if problem.startswith(f"{name} ")), "")
+        report.say(name, there or "not installed", problem)
+    named = {f"{name} " for name in PACKAGES}
+    for problem in bad:
+        if not any(problem.startswith(name) for name in named):
+            report.say(problem.split(": ")[0], "", problem)
+
+
+def _space(report: Report, home: Path) -> None:
+    places = {f"disk of {home}": (home, LOW), "disk for temporary files": (Path(tempfile.gettempdir()), LOW)}
+    places |= {"shared memory": (SHARED, LOW_SHARED)} if SHARED.is_dir() else {}
+    for what, (place, least) in places.items():
+        free = sync.free(place)
+        problem = f"{place}: {_size(free)} free are few; make room" if free < least else ""
+        report.say(what, f"{_size(free)} free", problem)
+
+
+def _store(report: Report, tracking: TrackingSettings, home: Path) -> Store | None:
+    """Ask the store for its experiments; makes nothing."""
+    uri = resolve_uri(tracking.uri, home)
+    try:
+        store, count = open_existing_any(tracking, home=home)
+    except InputError as error:
+        if "there is no such database" in str(error):
+            report.say("store", f"{masked(uri)}: none yet; the first run makes it")
+        else:
+            report.say("store", masked(uri), str(error))
+        return None
+    report.say("store", f"{masked(uri)}: answers, {count} experiments")
+    return store
+
+
+def _sync(report: Report, tracking: TrackingSettings, home: Path) -> None:
+    waiting = len(sync.unsent(home))
+    quiet = not Console(stderr=True).is_terminal
+    sent = sync.sync(resolve_uri(tracking.uri, home), home)
+    for one in track(sent, "Sending", total=waiting, console=Console(stderr=True), disable=quiet, transient=True):
+        other = f", in MLflow {one.mlflow_id}" if one.mlflow_id not in {None, one.run_id} else ""
+        done = "not sent" if one.problem else f"sent, {one.status}"
+        report.say(f"run {one.run_id}", done + other, f"run {one.run_id}: {one.problem}" if one.problem else "")
+
+
+def _unsent(report: Report, home: Path, *, syncing: bool) -> int:
+    waiting = sync.unsent(home)
+    for one in waiting if not syncing else ():
+        state = one.ended or "killed"
+        refused = f", {one.refused} refused by the store for ever" if one.refused else ""
+        report.say(f"run {one.run_id}", f"unsynced, {state}: {one.entries} entries{refused}; `xray doctor sync`")
+    if not waiting:
+        report.say("unsent", "nothing")
+    return len(waiting)
+
+
+def _stale(report: Report, store: Store, home: Path, *, mark: bool) -> int:
+    """Find runs whose process is gone."""
+    found = sync.stale(store, home)
+    if mark:
+        sync.mark(store, found)
+    for run in found:
+        done = "marked KILLED" if mark else "mark=true marks it KILLED"
+        report.say(f"run {run.run_id}", f"RUNNING, but pid {run.tags['pid']} on {run.tags['host']} is gone: {done}")
+    if not found:
+        report.say("runs nobody runs", "none")
+    return len(found)
+
+
+def _leftovers(report: Report, home: Path) -> None:
+    kept = sync.leftovers(home)
+    if kept:
+        total = _size(sum(kept.values()))
+        report.say("local copies", f"{len(kept)} runs, {total}, all in the store; rm -r {home / 'staged'} frees it")
+
+
+def _print(report: Report) -> None:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for what, how, problem in report.rows:
+        table.add_row(what, f"{how}{': ' if how and problem else ''}[bold red]{problem}[/]" if problem else how)
+    Console(width=None if Console().is_terminal else 120, highlight=False).print(table)
+
+
+def _size(number: float) -> str:
+    return f"{number / 2**30:.1f} GB" if number >= 2**30 else f"{number / 2**20:.0f} MB"
