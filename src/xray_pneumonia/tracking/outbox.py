@@ -34,7 +34,7 @@ class Outbox:
         self._changed = threading.Condition()
         self._attempts = self._failures = 0
         self._sent = journal.sent
-        self._hurry = self._stopped = False
+        self._hurry = self._stopped = self._slow = False
         self._moved = self._beaten = time.monotonic()
         self.problem = ""
         self._thread = threading.Thread(target=self._work, name="outbox", daemon=True)
@@ -51,12 +51,14 @@ class Outbox:
             self._changed.notify_all()
 
     def settle(self, seconds: float) -> None:
-        """Wait until the store has everything, but not longer, and not at all while it fails."""
+        """Wait until the store has everything, but not longer, and not at all while it fails or lags."""
         self.nudge()
         end = time.monotonic() + seconds
         with self._changed:
-            while not self._failures and self._behind() and (left := end - time.monotonic()) > 0:
-                self._changed.wait(left)
+            while not (self._failures or self._slow) and self._behind():
+                left = end - time.monotonic()
+                self._slow = left <= 0
+                self._changed.wait(max(left, 0))
 
     def finish(self) -> bool:
         """Try a last time and stop; tells whether the store has everything."""
@@ -102,7 +104,7 @@ class Outbox:
             self._unsure = False
             if self._failures:
                 log.info("run %s: the store answers again", self._journal.run_id)
-            self._failures = 0
+            self._failures, self._slow = 0, False
             with self._changed:
                 self._changed.notify_all()
 

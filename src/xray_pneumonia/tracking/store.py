@@ -98,6 +98,7 @@ def open_store(settings: TrackingSettings, *, home: Path) -> Store:
     uri = resolve_uri(settings.uri, home)
     home.mkdir(parents=True, exist_ok=True)
     _require_database(uri)
+    _require_writable(uri)
     with FileLock(home / ".store.lock"):
         experiment_id = ensure_experiment(uri, settings.experiment_name, home)
     log.info("tracking to %s, experiment %s", masked(uri), settings.experiment_name)
@@ -185,6 +186,15 @@ def _require_database(uri: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not _is_sqlite(path):
         raise InputError(f"tracking.uri={uri}: {path} is no SQLite database; move it away or name another store")
+
+
+def _require_writable(uri: str) -> None:
+    """Say at once what MLflow would try ten times."""
+    path = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and path.exists():
+        for place in (path, path.parent):
+            if not os.access(place, os.W_OK):
+                raise InputError(f"tracking.uri={uri}: {place} is not writable; make it so, or name another store")
 
 
 def _is_sqlite(path: Path) -> bool:
