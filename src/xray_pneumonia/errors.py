@@ -18,6 +18,10 @@ class TrainingDiverged(Exception):
     """The loss is no longer a finite number, so nothing that follows can be trusted (exit code 1)."""
 
 
+class LoaderFailed(Exception):
+    """A process that prepares batches died, hangs or has no room (exit code 1)."""
+
+
 class Unwell(Exception):
     """`xray doctor` found what a person must see to (exit code 1)."""
 

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -26,9 +26,9 @@ def free_port() -> int:
 
 def answers(port: int) -> bool:
     try:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
+        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=2)) as connection:
+            connection.request("GET", "/health")
+            return connection.getresponse().status == 200
     except (OSError, http.client.HTTPException):
         return False
 
@@ -122,11 +122,11 @@ class Moody(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def forward(self, body: bytes, *, lose: bool = False) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.behind, timeout=30)
         headers = {key: value for key, value in self.headers.items() if key.lower() not in {"host", "connection"}}
-        connection.request(self.command, self.path, body, headers)
-        answer = connection.getresponse()
-        content = answer.read()
+        with closing(http.client.HTTPConnection("127.0.0.1", self.server.behind, timeout=30)) as connection:
+            connection.request(self.command, self.path, body, headers)
+            answer = connection.getresponse()
+            content = answer.read()
         if not lose:
             self.reply(answer.status, content, kind=answer.getheader("Content-Type", "application/json"))
 

@@ -21,6 +21,11 @@ from xray_pneumonia.tracking.reach import StoreAway
 from xray_pneumonia.tracking.run import start_run
 from xray_pneumonia.tracking.store import open_or_journal, open_store
 
+# MLflow's client keeps its connections until the interpreter takes them away.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:.*<socket.socket.*:pytest.PytestUnraisableExceptionWarning"),
+]
 EPOCHS = 4
 
 

@@ -16,6 +16,7 @@ from xray_pneumonia.data.audit import Audit, audit
 from xray_pneumonia.data.augment import Augmentation
 from xray_pneumonia.data.cache import ImageCache, open_cache
 from xray_pneumonia.data.images import Gray
+from xray_pneumonia.data.loader import SILENCE, Loader
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.ranges import Count, OpenFraction, Seed, Side, Stage, Whole
 
@@ -219,10 +220,11 @@ class XRayDataModule(pl.LightningDataModule):
         sampler = EpochSampler(rows, batch_size=self.batch_size, shuffle=training, seed=self._seed)
         if torch.distributed.is_initialized():
             sampler.share(rank=torch.distributed.get_rank(), world=torch.distributed.get_world_size())
-        return DataLoader(
+        return Loader(
             Batches(self._cache, augmentation=augmentation, seed=self._seed),
             sampler=sampler,
             batch_size=None,
             num_workers=self._num_workers if training else 0,
             persistent_workers=training and self._num_workers > 0,
+            timeout=SILENCE if training and self._num_workers > 0 else 0,
         )

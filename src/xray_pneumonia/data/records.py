@@ -131,11 +131,7 @@ def _row(root: Path, path: Path, *, label: int, split: str) -> dict[str, object]
     """Describe one file by its name and by what the file system says, without opening it."""
     name = PATIENT.match(path.name)
     kind = (name.group(2) if name else None) or "unknown"
-    try:
-        facts = os.stat(path)
-        stamp = f"{facts.st_ino}-{facts.st_size}-{facts.st_mtime_ns}-{facts.st_ctime_ns}"
-    except OSError:
-        facts, stamp = None, "missing"
+    facts, stamp = stamp_of(path)
     relative = os.path.relpath(path, root)
     inside = os.path.realpath(path).startswith(os.path.realpath(root) + os.sep)
     return {
@@ -148,6 +144,15 @@ def _row(root: Path, path: Path, *, label: int, split: str) -> dict[str, object]
         "bytes": facts.st_size if facts else 0,
         "stamp": stamp,
     }
+
+
+def stamp_of(path: str | Path) -> tuple[os.stat_result | None, str]:
+    """Ask the file system what it knows of a file, and put it in a word that changes when the file does."""
+    try:
+        facts = os.stat(path)
+    except OSError:
+        return None, "missing"
+    return facts, f"{facts.st_ino}-{facts.st_size}-{facts.st_mtime_ns}-{facts.st_ctime_ns}"
 
 
 def _printable(name: str) -> str:

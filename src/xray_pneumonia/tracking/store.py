@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a hospital's runs are nobody else's business
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the last line there is the result
 # A server that is gone must say so in seconds: MLflow's own limits are seven retries of two minutes each.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
@@ -173,6 +174,7 @@ def mlflow_client(uri: str) -> "MlflowClient":
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks, passwords and all
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # every single retry
     from mlflow import MlflowClient  # over a second to import; a wrong config is found without it
 
     return MlflowClient(uri)
@@ -236,7 +238,9 @@ def ensure_experiment(uri: str, name: str, home: Path) -> str:
 def first_line(error: BaseException) -> str:
     """Say in one line what a store said in many, without its password."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return masked((lines or [type(error).__name__])[0])[:500]
+    line = masked((lines or [type(error).__name__])[0])
+    core = re.search(r"\(Caused by (.*)\)$", line)  # urllib3 wraps what happened in three layers of what it tried
+    return (core.group(1) if core else line)[:300]
 
 
 def _artifact_location(uri: str, name: str, home: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +19,7 @@ from torch import nn
 from xray_pneumonia.config import Node, anchor, build, check, leaves, plain
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.records import CLASSES, fingerprint
+from xray_pneumonia.data.unchanged import require_unchanged
 from xray_pneumonia.evaluation import figures, predictions
 from xray_pneumonia.evaluation.metrics import classification_metrics
 from xray_pneumonia.evaluation.settings import EvaluationSettings
@@ -34,6 +36,7 @@ from xray_pneumonia.training.callbacks import build_callbacks
 from xray_pneumonia.training.classifier import PneumoniaClassifier
 from xray_pneumonia.training.inference import predict_logits
 from xray_pneumonia.training.trainer import TrainerSettings, build_trainer
+from xray_pneumonia.training.watching import Recheck
 from xray_pneumonia.workflows.ensemble import GATE
 from xray_pneumonia.workflows.validation import Chosen, judge_validation
 
@@ -109,7 +112,7 @@ def train(cfg: DictConfig, *, watch: Watch | None = None) -> Trained:
         _record_origin(run, cfg, data, net)
         checkpoints = run.folder / "checkpoints"
         callbacks = build_callbacks(settings, monitor=cfg.monitor, mode=cfg.mode, folder=checkpoints)
-        callbacks += watch.callbacks if watch else []
+        callbacks += [Recheck(partial(require_unchanged, data.records)), *(watch.callbacks if watch else [])]
         trainer = build_trainer(settings, callbacks=callbacks, logger=RunLogger(run), folder=run.folder)
         last = checkpoints / "last.ckpt"  # there already where a requeued trial goes on with its run
         trainer.fit(classifier, datamodule=data, ckpt_path=last if last.exists() else None)

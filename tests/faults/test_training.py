@@ -1,0 +1,213 @@
+"""What happens to a training's numbers, workers, memory and files ends it with one line that says so (F13-F17, F29)."""
+
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from xray_pneumonia.data import loader
+from xray_pneumonia.data.unchanged import changed
+from xray_pneumonia.training.classifier import PneumoniaClassifier
+
+ENDLESS = ["trainer.max_epochs=10000", "trainer.patience=null"]
+
+
+def last_run(home, experiment):
+    client = MlflowClient(f"sqlite:///{home}/mlflow.db")
+    found = client.get_experiment_by_name(experiment)
+    runs = client.search_runs([found.experiment_id]) if found else []
+    return runs[0] if runs else None
+
+
+def checkpoint(run, name):
+    folder = Path(run.info.artifact_uri.removeprefix("file://"))
+    return torch.load(folder / "checkpoints" / name, weights_only=True)
+
+
+@pytest.mark.parametrize("where", ["loss", "weights"])
+def test_f13_what_is_no_number_ends_the_run_and_is_never_best(xray, tiny, home, monkeypatch, where):
+    step = PneumoniaClassifier.training_step
+
+    def poisoned(self, batch, number):
+        late = self.current_epoch >= 2
+        if late and where == "weights":
+            with torch.no_grad():
+                next(self.parameters()).fill_(math.inf)
+        return step(self, batch, number) * (math.nan if late and where == "loss" else 1)
+
+    monkeypatch.setattr(PneumoniaClassifier, "training_step", poisoned)
+    name = f"f13 {where}"
+    outcome = xray("train", *tiny, "trainer.max_epochs=6", "trainer.patience=null", f"tracking.experiment_name={name}")
+    assert outcome.code == 1
+    assert "TrainingDiverged" in outcome.err
+    assert "epoch 3" in outcome.err
+    run = last_run(home, name)
+    assert run.info.status == "FAILED"
+    best = checkpoint(run, "best.ckpt")
+    assert best["epoch"] < 2
+    assert all(torch.isfinite(value).all() for value in best["state_dict"].values())
+    client = MlflowClient(f"sqlite:///{home}/mlflow.db")
+    for metric in run.data.metrics:
+        assert all(math.isfinite(one.value) for one in client.get_metric_history(run.info.run_id, metric)), metric
+
+
+def workers_of(process):
+    """The processes that prepare its batches."""
+    with_spawn = psutil.Process(process.pid).children()
+    return [one for one in with_spawn if one.status() != psutil.STATUS_ZOMBIE]
+
+
+def wait_for(question, seconds=180):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if answer := question():
+            return answer
+        time.sleep(0.3)
+    raise AssertionError("it did not happen in time")
+
+
+@pytest.mark.slow
+def test_f14_a_killed_worker_is_named_and_the_checkpoint_is_whole(start, tiny, home, within):
+    process = start("train", *tiny, *ENDLESS, "data.num_workers=2", "tracking.experiment_name=f14")
+    run = wait_for(lambda: (run := last_run(home, "f14")) and "val/auroc" in run.data.metrics and run)
+    victim = workers_of(process)[0]
+    victim.send_signal(signal.SIGKILL)
+    with within(60):
+        _, err = process.communicate()
+    assert process.returncode == 1, err
+    assert f"pid(s) {victim.pid}" in err or f"pid {victim.pid}" in err
+    assert "data.num_workers=0" in err
+    assert "Traceback" not in err
+    run = MlflowClient(f"sqlite:///{home}/mlflow.db").get_run(run.info.run_id)
+    assert run.info.status == "FAILED"
+    assert checkpoint(run, "last.ckpt")["epoch"] >= 0
+
+
+HANGING = """
+import sys
+from xray_pneumonia import cli
+from xray_pneumonia.data import datamodule, loader
+loader.SILENCE = datamodule.SILENCE = 5.0
+sys.argv = ["xray", *sys.argv[1:]]
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.slow
+def test_f15_a_worker_that_hangs_is_not_waited_for(tiny, home, tmp_path, within):
+    arguments = ["train", *tiny, *ENDLESS, "data.num_workers=2", "tracking.experiment_name=f15"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANGING, *arguments], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(lambda: (run := last_run(home, "f15")) and "val/auroc" in run.data.metrics)
+    victim = workers_of(process)[0]
+    victim.send_signal(signal.SIGSTOP)
+    with within(60):
+        _, err = process.communicate()
+    assert process.returncode == 1, err
+    assert "one of them hangs" in err
+    assert str(victim.pid) in err
+    assert not psutil.pid_exists(victim.pid)
+    assert last_run(home, "f15").info.status == "FAILED"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root and unshare for a small /dev/shm"
+)
+def test_f16_a_tiny_shared_memory_is_said_with_its_cure(tiny, tmp_path):
+    command = [sys.executable, "-m", "xray_pneumonia.cli", "train", *tiny, "data.num_workers=2", "data.image_size=128"]
+    small = 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", small, "sh", *command], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert "/dev/shm" in done.stderr
+    assert "data.num_workers=0" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("prlimit"), reason="needs prlimit")
+def test_f17_without_memory_the_run_fails_and_leaves_no_process(tiny, home, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "xray_pneumonia.cli", "train", *tiny, *ENDLESS, "tracking.experiment_name=f17"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(lambda: (run := last_run(home, "f17")) and "val/auroc" in run.data.metrics)
+    used = psutil.Process(process.pid).memory_info().vms
+    subprocess.run(["prlimit", f"--as={used}", "--pid", str(process.pid)], check=True)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1, err
+    assert "memory" in err.lower()
+    assert last_run(home, "f17").info.status == "FAILED"
+    assert not [one for one in psutil.process_iter(["ppid"]) if one.info["ppid"] == process.pid]
+
+
+@pytest.mark.parametrize("fault", ["removed", "replaced", "truncated"])
+def test_f29_a_file_that_changes_mid_run_stops_it(xray, tiny, xrays, home, tmp_path, monkeypatch, fault):
+    root = shutil.copytree(xrays, tmp_path / "xrays")
+    victim = sorted((root / "train" / "NORMAL").iterdir())[0]
+    other = sorted((root / "train" / "PNEUMONIA").iterdir())[0]
+    end = PneumoniaClassifier.on_validation_epoch_end
+
+    def break_it(self):
+        end(self)
+        if self.current_epoch == 1:
+            {
+                "removed": victim.unlink,
+                "replaced": lambda: shutil.copyfile(other, victim),
+                "truncated": lambda: os.truncate(victim, 100),
+            }[fault]()
+
+    monkeypatch.setattr(PneumoniaClassifier, "on_validation_epoch_end", break_it)
+    others = [override for override in tiny if not override.startswith("data.root")]
+    where = [f"data.root={root}", "trainer.max_epochs=5", f"tracking.experiment_name=f29 {fault}"]
+    outcome = xray("train", *others, *where)
+    assert outcome.code == 2, outcome.err
+    assert victim.name in outcome.err
+    assert ("is gone" if fault == "removed" else "was changed") in outcome.err
+    run = last_run(home, f"f29 {fault}")
+    assert run.info.status == "FAILED"
+    assert victim.name in run.data.tags["reason"]
+    history = MlflowClient(f"sqlite:///{home}/mlflow.db").get_metric_history(run.info.run_id, "val/auroc")
+    assert len(history) == 2
+
+
+def test_f29_a_touched_file_is_no_other(xrays, tmp_path):
+    from xray_pneumonia.data.cache import open_cache
+    from xray_pneumonia.data.records import scan
+
+    root = shutil.copytree(xrays, tmp_path / "xrays")
+    records = open_cache(scan(root), folder=tmp_path / "cache", image_size=16).records
+    paths = [Path(path) for path in records["path"]]
+    paths[0].touch()
+    paths[1].chmod(0o600)
+    os.link(paths[2], tmp_path / "backup")
+    assert changed(records) == []
+    paths[3].write_bytes(b"")
+    assert changed(records) == [f"{records['id'][3]}: was changed"]
+
+
+def test_a_worker_leaves_no_process_behind(monkeypatch):
+    class Broken(torch.utils.data.Dataset):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, _):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(loader.LoaderFailed, match=r"data\.num_workers=0"):
+        list(loader.Loader(Broken(), num_workers=2, timeout=60))
+    assert not multiprocessing.active_children()
