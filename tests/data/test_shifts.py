@@ -95,3 +95,12 @@ def test_the_shift_is_judged_at_the_operating_point_of_plain_validation(tiny, xr
     refused = xray("evaluate", f"run_id={plain.run_id}", "split=shift", *tiny[1:2], "evaluation=quick")
     assert refused.code == 2
     assert "data.split=dark" in refused.err
+
+
+def test_the_stored_search_holds_every_shift():
+    from hydra import compose, initialize_config_module
+
+    with initialize_config_module("xray_pneumonia.conf", version_base="1.3"):
+        space = compose("train", ["sweep=shifts"]).sweep.space["data.split"]
+    named = space.removeprefix("choice(").removesuffix(")").replace(" ", "").split(",")
+    assert named == ["patient", *KINDS]
