@@ -104,10 +104,8 @@ class Keeper(Callback):
             "random": _gathered(trainer),
             "fitting": pl_module.outputs["fitting"].kept(),  # type: ignore[index, union-attr, operator]
         }
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        for count in () if self._trained else (progress["current"], progress["total"]):
-            count["ready"] = count["completed"]
-        progress["is_last_batch"] = False
+        if not self._trained:
+            _rewind(checkpoint["loops"]["fit_loop"], first=self._batch == 0)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -120,6 +118,18 @@ class Keeper(Callback):
         self._loaded = state
         trainer.datamodule.go_on(epoch=state["epoch"], batch=state["batch"])  # type: ignore[attr-defined]
         pl_module.outputs["fitting"].take(state["fitting"])  # type: ignore[index, union-attr, operator]
+
+
+def _rewind(loops: dict[str, Any], *, first: bool) -> None:
+    """Word Lightning's progress as it was before the step.
+
+    Before the first step of an epoch, a Lightning that restarts goes once around its loop without a batch, and counts it.
+    """
+    progress = loops["epoch_loop.batch_progress"]
+    for count in (progress["current"], progress["total"]):
+        count["ready"] = count["completed"]
+    progress["is_last_batch"] = False
+    loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= int(first)
 
 
 def _gathered(trainer: pl.Trainer) -> list[dict[str, Any]]:
