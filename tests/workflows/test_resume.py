@@ -98,7 +98,7 @@ def metrics(client, run_id):
 def differences(one, two, path=""):
     """Every leaf in which two checkpoints differ, at tolerance 0."""
     if isinstance(one, torch.Tensor):
-        return [] if torch.equal(one, two) else [path]
+        return [] if isinstance(two, torch.Tensor) and torch.equal(one, two) else [path]
     if isinstance(one, dict):
         assert set(one) == set(two), path
         return [each for key in one for each in differences(one[key], two[key], f"{path}.{key}")]
@@ -108,7 +108,8 @@ def differences(one, two, path=""):
     return [] if one == two else [path]
 
 
-ALLOWED = (".EpochClock.", ".identity.config")  # clocks, and the name of the experiment
+# Clocks, the name of the experiment, and the score of the last save, which Lightning neither restores nor reads.
+ALLOWED = (".EpochClock.", ".identity.config", ".current_score")
 
 
 def require_equal(client, one, two):
@@ -134,7 +135,7 @@ def compare(interrupted, client, whole):
     def run(*overrides, stops, name):
         if overrides not in whole:
             whole[overrides] = interrupted(*overrides, stops=[], name=f"{name}_whole")
-            assert state(client, whole[overrides])["global_step"] == 3 * STEPS
+            assert state(client, whole[overrides])["xray"]["trained"]
         resumed = interrupted(*overrides, stops=stops, name=name)
         require_equal(client, whole[overrides], resumed)
         return resumed
@@ -234,7 +235,7 @@ def test_the_same_command_offers_to_go_on_and_does_nothing_by_itself(xray, clien
 
 
 def test_a_run_that_went_on_tells_the_truth_about_itself(xray, tiny, client, stopped):
-    run_id, asked = stopped("truth")
+    run_id, _ = stopped("truth")
     assert client.get_run(run_id).info.status == "FAILED"
     outcome = xray("train", f"resume={run_id}", tiny[1])
     assert outcome.run_id == run_id
@@ -260,7 +261,7 @@ def test_a_changed_config_is_refused_with_the_difference(xray, tiny, client, sto
         ("trainer.max_epochs=5", "trainer.max_epochs: 3 in the run, 5 asked for"),
         ("data.batch_size=16", "data.batch_size: 8 in the run, 16 asked for"),
         ("optimizer=sgd", "optimizer.momentum: None in the run, 0.9 asked for"),
-        ("experiment=seed_mlp", "model.hidden: None in the run, 8 asked for"),
+        ("experiment=seed_mlp", "data.batch_size: 8 in the run, 80 asked for"),
     ]:
         outcome = xray("train", f"resume={run_id}", tiny[1], override)
         assert outcome.code == 2

@@ -123,7 +123,8 @@ class Keeper(Callback):
 def _rewind(loops: dict[str, Any], *, first: bool) -> None:
     """Word Lightning's progress as it was before the step.
 
-    Before the first step of an epoch, a Lightning that restarts goes once around its loop without a batch, and counts it.
+    Before the first step of an epoch, a Lightning that restarts goes once around its loop without a batch and counts
+    that.
     """
     progress = loops["epoch_loop.batch_progress"]
     for count in (progress["current"], progress["total"]):

@@ -70,8 +70,8 @@ def open_resumption(cfg: DictConfig, run_id: str) -> Resumption:
         raise InputError(f"resume={run_id}: is no training but `xray {run.tags.get('verb')}`; start that again")
     if run.status == "FINISHED":
         raise InputError(
-            f"resume={run_id}: is finished, nothing is left to train; judge it (xray evaluate run_id={run_id}) or train "
-            "longer in a new run"
+            f"resume={run_id}: is finished, nothing is left to train; judge it (xray evaluate run_id={run_id}) or "
+            "train longer in a new run"
         )
     _require_dead(run.run_id, run.status, run.tags)
     stored = _stored_config(run)
@@ -79,8 +79,8 @@ def open_resumption(cfg: DictConfig, run_id: str) -> Resumption:
     saved = newest_valid(run_folder(run.store, run_id) / "checkpoints")
     if saved is None:
         raise InputError(
-            f"resume={run_id}: was stopped before its first checkpoint, so there is nothing to go on from; start it again "
-            "with its command and resume=new"
+            f"resume={run_id}: was stopped before its first checkpoint, so there is nothing to go on from; start it "
+            "again with its command and resume=new"
         )
     return Resumption(run.store, run_id, stored)
 
