@@ -153,6 +153,14 @@ def _experiment_files(arguments: list[str]) -> Iterator[list[str]]:
         yield [*changed, *options]
 
 
+def asked() -> list[str]:
+    """List the keys and groups that the running command sets."""
+    from hydra.core.hydra_config import HydraConfig
+
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]
+
+
 def anchor(cfg: DictConfig) -> None:
     """Make the paths of a composed config absolute, so that it means the same from any folder."""
     cfg.home = str(Path(cfg.home).expanduser().resolve())

@@ -1,7 +1,9 @@
 """Augmentation of training images: the only door to albumentations.
 
 What happens to an image is a pure function of (seed, epoch, record), so it is the same for any number
-of workers, any batch size and after a resume.
+of workers, any batch size and after a resume. OpenCV, which albumentations calls too, makes the same
+changes from numbers drawn for the whole batch, several times faster; albumentations itself stays as
+the reference that this is tested against.
 """
 
 import os
@@ -10,10 +12,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from xray_pneumonia.data.changing import BORDERS, Changer
+from xray_pneumonia.data.draws import BLUR, BOX, BOXES, CLIP_LIMIT, QUALITY, SHARPNESS, SHRUNK, Limits, draw
 from xray_pneumonia.data.images import Gray
 from xray_pneumonia.ranges import BelowOne, Degrees, Fraction, NonNegative
-
-BORDERS = {"replicate": 1, "constant": 0, "reflect": 4}  # OpenCV's codes, named as OpenCV names them
 
 
 class Augmentation:
@@ -23,18 +25,22 @@ class Augmentation:
         rotate: largest rotation, in degrees to either side.
         shift_x: largest horizontal shift, as a fraction of the width.
         shift_y: largest vertical shift, as a fraction of the height.
-        zoom: largest zoom in or out, as a fraction.
+        zoom: largest zoom in or out, as a fraction, of each side by itself: it hides the shape of the original film.
         shear: largest shear, in degrees.
         border: what fills the space beyond the picture.
         flip_horizontal: probability; it moves the heart to the other side.
         flip_vertical: probability.
         brightness: largest change, as a fraction of the full range.
         contrast: largest change, as a fraction.
-        gamma: largest change of the exponent, as a fraction.
-        blur: probability of a Gaussian blur of 3 to 5 pixels.
+        gamma: largest change of the exponent, as a fraction: up to 1 + gamma, down to its inverse.
+        equalise: probability of a local equalisation of the gray levels (CLAHE).
+        sharpen: probability of a sharpening.
+        shrink: probability that the image is shrunk, to 0.4 of its side at most, and enlarged again.
+        blur: probability of a Gaussian blur with a standard deviation of up to 2 pixels.
         noise: largest standard deviation of Gaussian noise, as a fraction of the full range.
         compress: probability of a JPEG compression of quality 40 to 95.
         erase: probability that one to three boxes are blanked out.
+        engine: `opencv`, or the slower `albumentations`: the same distributions, but other draws.
     """
 
     def __init__(
@@ -50,15 +56,21 @@ class Augmentation:
         flip_vertical: Fraction,
         brightness: Fraction,
         contrast: Fraction,
-        gamma: BelowOne,
+        gamma: NonNegative,
+        equalise: Fraction,
+        sharpen: Fraction,
+        shrink: Fraction,
         blur: Fraction,
         noise: Fraction,
         compress: Fraction,
         erase: Fraction,
+        engine: Literal["opencv", "albumentations"],
     ) -> None:
-        values = {name: value for name, value in locals().items() if name != "self"}
-        self.active = any(value for name, value in values.items() if name != "border")
-        self._pipeline = _compose(**values) if self.active else None
+        values = {name: value for name, value in locals().items() if name not in {"self", "border", "engine"}}
+        self.active = any(values.values())
+        self._limits = Limits(**values)
+        self._change = Changer(border=border)
+        self._pipeline = _compose(**values, border=border) if self.active and engine == "albumentations" else None
 
     def __call__(self, images: Gray, *, seed: int, epoch: int, records: Iterable[int]) -> Gray:
         """Augment a batch.
@@ -72,12 +84,18 @@ class Augmentation:
         Returns:
             (B, H, W) uint8, a new array.
         """
-        if self._pipeline is None:
+        if not self.active:
             return images
+        if self._pipeline is None:
+            changes = draw(self._limits, side=images.shape[1], seed=seed, epoch=epoch, records=records)
+            return self._change(images, changes)
         changed = np.empty_like(images)
         for row, record in enumerate(records):
-            state = np.random.SeedSequence([seed, epoch, int(record)]).generate_state(1)
-            self._pipeline.set_random_seed(int(state[0]))
+            # One seed for the whole pipeline would start every transform at the same numbers: the brightest images
+            # would always be those turned furthest to the right.
+            states = np.random.SeedSequence([seed, epoch, int(record)]).generate_state(len(self._pipeline.transforms))
+            for transform, state in zip(self._pipeline.transforms, states, strict=True):
+                transform.set_random_seed(int(state))
             changed[row] = self._pipeline(image=images[row])["image"]
         return changed
 
@@ -103,6 +121,9 @@ def _transforms(
     brightness: Fraction,
     contrast: Fraction,
     gamma: NonNegative,
+    equalise: Fraction,
+    sharpen: Fraction,
+    shrink: Fraction,
     blur: Fraction,
     noise: Fraction,
     compress: Fraction,
@@ -125,13 +146,18 @@ def _transforms(
     if brightness or contrast:
         yield alb.RandomBrightnessContrast(brightness_limit=brightness, contrast_limit=contrast, p=1)
     if gamma:
-        yield alb.RandomGamma(gamma_limit=(100 * (1 - gamma), 100 * (1 + gamma)), p=1)
+        yield alb.RandomGamma(gamma_limit=(100 / (1 + gamma), 100 * (1 + gamma)), p=1)
+    if equalise:
+        yield alb.CLAHE(clip_limit=CLIP_LIMIT, p=equalise)
+    if sharpen:
+        yield alb.Sharpen(alpha=SHARPNESS, lightness=(1, 1), p=sharpen)
+    if shrink:
+        yield alb.Downscale(scale_range=SHRUNK, p=shrink)
     if blur:
-        yield alb.GaussianBlur(blur_limit=(3, 5), p=blur)
+        yield alb.GaussianBlur(blur_limit=0, sigma_limit=BLUR, p=blur)
     if noise:
         yield alb.GaussNoise(std_range=(0, noise), p=1)
     if compress:
-        yield alb.ImageCompression(quality_range=(40, 95), p=compress)
+        yield alb.ImageCompression(quality_range=QUALITY, p=compress)
     if erase:
-        sides = (0.05, 0.2)
-        yield alb.CoarseDropout(num_holes_range=(1, 3), hole_height_range=sides, hole_width_range=sides, p=erase)
+        yield alb.CoarseDropout(num_holes_range=(1, BOXES), hole_height_range=BOX, hole_width_range=BOX, p=erase)

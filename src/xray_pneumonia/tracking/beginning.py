@@ -12,10 +12,11 @@ from typing import Any
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.tracking.delivery import TOKEN
 from xray_pneumonia.tracking.journal import FOLDER, Journal
-from xray_pneumonia.tracking.liveness import identity
+from xray_pneumonia.tracking.liveness import who
 from xray_pneumonia.tracking.reach import StoreAway
 from xray_pneumonia.tracking.store import Store, first_line, masked
 
+STAGED = "staged"  # below the home: the files of runs whose store is not on this machine
 log = logging.getLogger(__name__)
 
 
@@ -35,7 +36,7 @@ class Begun:
 def begin(store: Store, name: str | None, tags: Mapping[str, str]) -> Begun:
     """Make the run in MLflow, or here where MLflow is away."""
     token, started = uuid.uuid4().hex, int(time.time() * 1000)
-    known = {**tags, **_who(), TOKEN: token}
+    known = {**tags, **who(), TOKEN: token}
     mlflow_id, uri = None, None
     if store.experiment_id:
         try:
@@ -70,14 +71,33 @@ def go_on(store: Store, run_id: str) -> Begun:
             raise StoreAway(f"run_id={run_id}: {masked(store.uri)} cannot be asked: {first_line(error)}") from error
         begun = go_back(store, journal)
     else:
-        info, tags = made.info, {**made.data.tags, **_who()}
+        info, tags = made.info, {**made.data.tags, **who()}
         folder = _artifact_folder(store, run_id, None if _began_here(journal) else info.artifact_uri)
         begun = Begun(run_id, info.run_name or run_id[:8], info.start_time, *folder, journal, tags)
         if fresh:
             _head(store, begun, info.run_id)
+    (begun.folder / "traceback.txt").unlink(missing_ok=True)
     journal.append("resume", None)
-    journal.append("tags", _who())
+    journal.append("tags", {**who(), "resumed": str(int(begun.tags.get("resumed", 0)) + 1)})
     return begun
+
+
+def said_before(store: Store, journal: Journal) -> frozenset[tuple[str, int]]:
+    """List what earlier processes of a run said, in the store and in the journal."""
+    entries = (entry for entry in journal.entries() if entry.what == "metrics")
+    known = {(key, step) for entry in entries for key, _, _, step in entry.value}
+    with contextlib.suppress(Exception):  # away: then the journal has all that is new
+        run_id = journal.identity or journal.run_id
+        for key in store.client.get_run(run_id).data.metrics:
+            if not key.startswith("system/"):
+                known |= {(key, entry.step) for entry in store.client.get_metric_history(run_id, key)}
+    return frozenset(known)
+
+
+def run_folder(store: Store, run_id: str) -> Path:
+    """Name the folder in which a run keeps its files on this machine."""
+    uri = None if (store.home / STAGED / run_id).is_dir() else find_run(store, run_id).info.artifact_uri
+    return _artifact_folder(store, run_id, uri)[0]
 
 
 def go_back(store: Store, journal: Journal) -> Begun:
@@ -85,7 +105,7 @@ def go_back(store: Store, journal: Journal) -> Begun:
     head = next(iter(journal.entries())).value
     uri = None if head["staged"] else Path(head["folder"]).as_uri()
     folder = _artifact_folder(store, journal.run_id, uri)
-    return Begun(journal.run_id, head["name"], head["start"], *folder, journal, {**head["tags"], **_who()})
+    return Begun(journal.run_id, head["name"], head["start"], *folder, journal, {**head["tags"], **who()})
 
 
 def find_run(store: Store, run_id: str) -> Any:
@@ -125,10 +145,6 @@ def _head(store: Store, begun: Begun, mlflow_id: str | None) -> None:
         begun.journal.identify(mlflow_id)
 
 
-def _who() -> dict[str, str]:
-    return {key: str(value) for key, value in identity().items()}
-
-
 def _artifact_folder(store: Store, run_id: str, uri: str | None) -> tuple[Path, bool]:
     """Name the folder of a run's files, and tell whether they have to be sent from there."""
     from mlflow.utils.file_utils import local_file_uri_to_path
@@ -141,7 +157,7 @@ def _artifact_folder(store: Store, run_id: str, uri: str | None) -> tuple[Path, 
             probe.write_bytes(b"x")
             probe.unlink()
             return folder, False
-        log.warning("%s cannot be written; the run's files are kept in %s until it can", folder, store.home / "staged")
-    folder = store.home / "staged" / run_id
+        log.warning("%s cannot be written; the run's files are kept in %s until it can", folder, store.home / STAGED)
+    folder = store.home / STAGED / run_id
     folder.mkdir(parents=True, exist_ok=True)
     return folder, True

@@ -119,7 +119,7 @@ class Delivery:
             "dataset": self._dataset,
             "model": self._model,
             "artifacts": self._artifacts,
-            "resume": lambda run_id, *_: self._client.update_run(run_id, status="RUNNING"),
+            "resume": self._resume,
             "end": self._end,
         }
 
@@ -224,6 +224,11 @@ class Delivery:
             except Exception as error:  # each kind of store has its own for what is not there
                 log.debug("%s: %s", name, error)
                 return ""
+
+    def _resume(self, run_id: str, _: list[Any], __: bool) -> None:
+        self._client.update_run(run_id, status="RUNNING")
+        if "reason" in self._client.get_run(run_id).data.tags:
+            self._client.delete_tag(run_id, "reason")
 
     def _end(self, run_id: str, values: list[dict[str, Any]], _: bool) -> None:
         self._client.set_terminated(run_id, values[-1]["status"], end_time=values[-1]["time"])

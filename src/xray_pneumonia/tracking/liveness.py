@@ -21,6 +21,11 @@ def identity() -> dict[str, Any]:
     return {**_self_of(os.getpid()), **({"slurm": job} if job else {})}  # asked anew after a fork
 
 
+def who() -> dict[str, str]:
+    """Name this process, as tags."""
+    return {key: str(value) for key, value in identity().items()}
+
+
 @lru_cache(maxsize=1)
 def _self_of(pid: int) -> dict[str, Any]:
     born = round(psutil.Process(pid).create_time(), 2)

@@ -1,6 +1,8 @@
 """Is a store away for a while, or wrong for good? And how long to wait for the answer."""
 
+import re
 import threading
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -19,12 +21,56 @@ WRONG_WORDS = {  # in what a database says -> the cure
     "readonly database": "make it and its folder writable, or name another store",
     "unable to open database file": "make its folder and let it be writable",
 }
+AGAIN = 30.0  # seconds for which a store that was away is not waited for a second time
 POOL = "too many clients"
 T = TypeVar("T")
+_away: dict[str, tuple[float, str]] = {}
 
 
 class StoreAway(InputError):
     """The store does not answer; it may come back."""
+
+
+def masked(uri: str) -> str:
+    """Hide the password of a URI."""
+    return re.sub(r"(://[^:/@]+):[^@/]+@", r"\1:***@", uri)
+
+
+def first_line(error: BaseException) -> str:
+    """Say in one line what a store said in many, without its password."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    line = masked((lines or [type(error).__name__])[0])
+    core = re.search(r"\(Caused by (.*)\)$", line)  # urllib3 wraps what happened in three layers of what it tried
+    return (core.group(1) if core else line)[:300]
+
+
+def asked(uri: str, ask: Callable[[], T]) -> T:
+    """Ask the store something at the start of a command, when it may be away or wrong.
+
+    Raises:
+        StoreAway: it does not answer.
+        InputError: it cannot be used.
+    """
+    shown = f"tracking.uri={masked(uri)}"
+    try:
+        # SQLite keeps its own time, and a first start makes tables for longer than a server may be silent.
+        return ask() if uri.startswith("sqlite:") else within(START, ask, shown=shown)
+    except Exception as error:  # each kind of store has its own
+        refusal = error if isinstance(error, InputError) else verdict(error, shown=shown, said=first_line(error))
+        if isinstance(refusal, StoreAway):
+            _away[uri] = time.monotonic(), str(refusal)
+        raise refusal from error
+
+
+def require_not_just_away(uri: str) -> None:
+    """Spare a command that asks twice the second wait.
+
+    Raises:
+        StoreAway: it did not answer a moment ago.
+    """
+    when, message = _away.pop(uri, (0.0, ""))
+    if message and time.monotonic() - when < AGAIN:
+        raise StoreAway(message)
 
 
 def verdict(error: BaseException, *, shown: str, said: str) -> InputError:

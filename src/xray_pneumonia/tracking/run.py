@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from xray_pneumonia.errors import Stopped
-from xray_pneumonia.tracking.beginning import Begun, begin, go_on
+from xray_pneumonia.tracking.beginning import Begun, begin, go_on, said_before
 from xray_pneumonia.tracking.delivery import Delivery, digest
 from xray_pneumonia.tracking.environment import tracking_uri
 from xray_pneumonia.tracking.journal import Journal
@@ -51,6 +51,7 @@ class Run:
     journal: Journal
     resumed: bool
     tags: dict[str, str] = field(default_factory=dict)
+    known: frozenset[tuple[str, int]] = frozenset()  # metrics and steps that an earlier process said
     mlflow_id: str | None = None  # known when the run is over
     outbox: Outbox | None = None
 
@@ -88,9 +89,14 @@ class Run:
         self._say("tags", texts, settle=SETTLE)
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
-        """Log metrics; they are on the disk when this returns, and sent beside the training."""
+        """Log metrics; they are on the disk when this returns, and sent beside the training.
+
+        What an earlier process of this run said for a step stays as it was.
+        """
         now = int(time.time() * 1000)
-        self._say("metrics", [[key, float(value), now, step] for key, value in metrics.items()], settle=0)
+        new = [[key, float(value), now, step] for key, value in metrics.items() if (key, step) not in self.known]
+        if new:
+            self._say("metrics", new, settle=0)
 
     def log_dataset(self, *, name: str, digest: str, source: str, stage: str) -> None:
         """Name the data of the run as an MLflow dataset input."""
@@ -200,6 +206,7 @@ def start_run(
     """
     begun = begin(store, name, tags) if run_id is None else go_on(store, run_id)
     run = assume(store, begun, resumed=run_id is not None)
+    run.known = said_before(store, begun.journal) if run_id else frozenset()
     if run.outbox is not None:
         run.outbox.settle(SETTLE)
     monitor = SystemMetrics(run.log_metrics, since=run.started) if system_metrics else None

@@ -3,18 +3,19 @@
 import logging
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from filelock import FileLock
 
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.schema import nearest
-from xray_pneumonia.tracking.reach import START, StoreAway, verdict, within
+from xray_pneumonia.tracking.reach import StoreAway, asked, require_not_just_away
+from xray_pneumonia.tracking.reach import first_line as first_line
+from xray_pneumonia.tracking.reach import masked as masked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,7 +30,6 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
 os.environ.setdefault("MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", "false")  # it may ask for an hour
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +84,6 @@ def resolve_uri(uri: str | None, home: Path) -> str:
     return chosen
 
 
-def masked(uri: str) -> str:
-    """Hide the password of a URI."""
-    return re.sub(r"(://[^:/@]+):[^@/]+@", r"\1:***@", uri)
-
-
 def open_store(settings: TrackingSettings, *, home: Path) -> Store:
     """Connect, creating database and experiment where they are missing, one process at a time.
 
@@ -100,6 +95,7 @@ def open_store(settings: TrackingSettings, *, home: Path) -> Store:
     home.mkdir(parents=True, exist_ok=True)
     _require_database(uri)
     _require_writable(uri)
+    require_not_just_away(uri)
     with FileLock(home / ".store.lock"):
         experiment_id = ensure_experiment(uri, settings.experiment_name, home)
     log.info("tracking to %s, experiment %s", masked(uri), settings.experiment_name)
@@ -133,7 +129,7 @@ def open_existing(settings: TrackingSettings, *, home: Path) -> Store:
         raise InputError(f"tracking.uri={uri}: there is no such database; home= or tracking.uri= names another")
     _require_database(uri)
     client = mlflow_client(uri)
-    found = client.get_experiment_by_name(settings.experiment_name)
+    found = asked(uri, lambda: client.get_experiment_by_name(settings.experiment_name))
     if found is None:
         names = [experiment.name for experiment in client.search_experiments()]
         hint = nearest(settings.experiment_name, names) or f"; there are {', '.join(names)}"
@@ -152,20 +148,8 @@ def open_existing_any(settings: TrackingSettings, *, home: Path) -> tuple[Store,
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise InputError(f"tracking.uri={uri}: there is no such database; home= or tracking.uri= names another")
     _require_database(uri)
-    count = len(_asked(uri, lambda: mlflow_client(uri).search_experiments()))
+    count = len(asked(uri, lambda: mlflow_client(uri).search_experiments()))
     return Store(uri, "", settings.experiment_name, home.resolve()), count
-
-
-def _asked(uri: str, ask: Callable[[], T]) -> T:
-    """Ask the store something at the start of a command, when it may be away or wrong."""
-    shown = f"tracking.uri={masked(uri)}"
-    try:
-        # SQLite keeps its own time, and a first start makes tables for longer than a server may be silent.
-        return ask() if uri.startswith("sqlite:") else within(START, ask, shown=shown)
-    except InputError:
-        raise
-    except Exception as error:  # each kind of store has its own
-        raise verdict(error, shown=shown, said=first_line(error)) from error
 
 
 @lru_cache(maxsize=4)
@@ -226,21 +210,13 @@ def ensure_experiment(uri: str, name: str, home: Path) -> str:
                     raise
         return str(found.experiment_id), found
 
-    experiment_id, found = _asked(uri, ask)
+    experiment_id, found = asked(uri, ask)
     if found is not None and found.lifecycle_stage != "active":
         raise InputError(
             f"tracking.experiment_name={name}: this experiment was deleted; bring it back with "
             f"`mlflow experiments restore -x {experiment_id}` or choose another name"
         )
     return experiment_id
-
-
-def first_line(error: BaseException) -> str:
-    """Say in one line what a store said in many, without its password."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    line = masked((lines or [type(error).__name__])[0])
-    core = re.search(r"\(Caused by (.*)\)$", line)  # urllib3 wraps what happened in three layers of what it tried
-    return (core.group(1) if core else line)[:300]
 
 
 def _artifact_location(uri: str, name: str, home: Path) -> str | None:
