@@ -151,6 +151,7 @@ def run(kills: int, folder: Path, seed: int) -> Counter:
         elif code != 0:
             seen["failed"] += 1
             print(f"exit code {code} of {extra}: see {folder / 'log.txt'}", flush=True)
+            break
         fresh = run_id != reference_id and status != "FINISHED"
         if fresh:
             problems = unreadable(trainings.checkpoints(run_id))
