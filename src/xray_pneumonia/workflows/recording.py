@@ -9,10 +9,11 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from xray_pneumonia.config import leaves, plain
+from xray_pneumonia.config_stored import stored_text
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.records import CLASSES, fingerprint
 from xray_pneumonia.evaluation import figures, predictions
@@ -51,7 +52,7 @@ def public_config(cfg: DictConfig) -> DictConfig:
 
 def config_text(cfg: DictConfig) -> str:
     """Word a config as every run keeps it: resolved, without secrets."""
-    return OmegaConf.to_yaml(public_config(cfg), resolve=True)
+    return stored_text(public_config(cfg))
 
 
 def config_sha256(cfg: DictConfig) -> str:
