@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from pathlib import Path
 
 import pytest
 import yaml
@@ -176,21 +177,21 @@ def test_a_newer_schema_is_refused_by_both_names(cfg):
         refused(stored_text(cfg).replace(f"schema: {SCHEMA}\n", f"schema: {odd}\n"), "schema")
 
 
-def test_an_older_schema_gets_what_came_since(cfg, monkeypatch):
-    monkeypatch.setattr(config_stored, "SCHEMA", SCHEMA + 1)
-    new = {"trainer.new": None, "rate": 3, "seed": 77, "nowhere.key": 1}
-    monkeypatch.setattr(config_stored, "ADDED", {**config_stored.ADDED, SCHEMA + 1: new})
-    for text in (
-        stored_text(cfg).replace(f"schema: {SCHEMA + 1}", f"schema: {SCHEMA}"),
-        OmegaConf.to_yaml(cfg, resolve=True),
-    ):
+def test_a_config_from_before_a_key_existed_gets_what_it_meant(cfg, monkeypatch):
+    target = cfg.trainer._target_
+    new = {"": {"rate": 3, "seed": 77}, target: {"new": None}, "xray_pneumonia.models.mlp.MLP": {"other": 1}}
+    monkeypatch.setattr(config_stored, "MEANT_BEFORE", new)
+    for text in (stored_text(cfg), OmegaConf.to_yaml(cfg, resolve=True)):
         read = plain(load_stored(text, origin="x"))
         assert (read["trainer"]["new"], read["rate"], read["seed"]) == (None, 3, 0)
-        assert "nowhere" not in read
+        assert "other" not in read["model"]
 
 
-def test_every_schema_says_what_it_added():
-    assert sorted(config_stored.ADDED) == list(range(1, SCHEMA + 1))
+@pytest.mark.parametrize("name", ["first", "first_resnet"])
+def test_the_first_configs_that_were_ever_stored_still_train(name):
+    """Whoever adds a key says in MEANT_BEFORE what its absence meant, else this fails."""
+    read = load_stored((Path(__file__).parent / "stored" / f"{name}.yaml").read_bytes(), origin=name)
+    check(read, TrainConfig)
 
 
 def test_a_net_of_a_card(cfg, canary):

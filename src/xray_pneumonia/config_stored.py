@@ -19,13 +19,18 @@ from xray_pneumonia.config import TARGETS, Node, check
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.schema import nearest
 
-SCHEMA = 1  # raise it when a key is added or changes its meaning, and say in ADDED what older configs meant
+SCHEMA = 1  # raise it when a key changes its meaning or goes away, and refuse or mend older ones in `_migrated`
 MAX_BYTES = 2**20
 MAX_DEPTH = 20
 MAX_NODES = 10_000
 NETS = "xray_pneumonia.models."
-# schema -> dotted keys that came with it, with the value that means what was done before.
-ADDED: dict[int, dict[str, Any]] = {1: {}}
+# Keys that came after the first configs were stored, by the target that takes them, with the value that means
+# what was done before; "" is the whole config.
+MEANT_BEFORE: dict[str, dict[str, Any]] = {
+    "": {},
+    "xray_pneumonia.data.augment.Augmentation": {"equalise": 0, "sharpen": 0, "shrink": 0},
+    "xray_pneumonia.models.resnet.ResNet": {"per_image": False},
+}
 HEADER = ("schema", "version")
 FORBIDDEN = re.compile(r"[\x00-\x09\x0b-\x1f\x7f\ufeff\u0085\u2028\u2029]")
 log = logging.getLogger(__name__)
@@ -186,18 +191,8 @@ def _migrated(values: dict[str, Any], *, origin: str) -> dict[str, Any]:
             f"{origin}: its config has schema {schema} (xray-pneumonia {wrote}); xray-pneumonia "
             f"{version('xray-pneumonia')} reads schemas up to {SCHEMA}; install the version that wrote it"
         )
-    for step in range(schema + 1, SCHEMA + 1):
-        for key, meaning in ADDED[step].items():
-            _add(values, key.split("."), meaning)
+    for _, node in [*_walk(values, origin=origin)]:
+        if isinstance(node, dict):
+            name = "" if node is values else str(node.get("_target_", "none"))
+            node.update({key: meaning for key, meaning in MEANT_BEFORE.get(name, {}).items() if key not in node})
     return values
-
-
-def _add(values: dict[str, Any], keys: list[str], meaning: Any) -> None:
-    """Set a dotted key where its parent is there and it is not."""
-    *parents, last = keys
-    node: Any = values
-    for key in parents:
-        node = node.get(key)
-        if not isinstance(node, dict):
-            return
-    node.setdefault(last, meaning)
