@@ -30,6 +30,7 @@ MEANT_BEFORE: dict[str, dict[str, Any]] = {
     "": {},
     "xray_pneumonia.data.augment.Augmentation": {"equalise": 0, "sharpen": 0, "shrink": 0},
     "xray_pneumonia.models.resnet.ResNet": {"per_image": False},
+    "xray_pneumonia.training.trainer.TrainerSettings": {"checkpoint_minutes": 10, "checkpoint_steps": None},
 }
 HEADER = ("schema", "version")
 FORBIDDEN = re.compile(r"[\x00-\x09\x0b-\x1f\x7f\ufeff\u0085\u2028\u2029]")

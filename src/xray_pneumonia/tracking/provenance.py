@@ -28,6 +28,8 @@ PACKAGES = (
     "scipy",
     "safetensors",
 )
+# What a training computes with; the rest of the package names, stores and draws.
+COMPUTING = ("data/*.py", "models/*.py", "training/*.py", "evaluation/metrics.py", "workflows/train.py")
 MAX_DIFF = 2**20  # characters
 
 
@@ -66,15 +68,15 @@ def _cpu() -> dict[str, str]:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return {"cpu": platform.processor() or platform.machine(), "cpu_flags": "unknown"}
-    known = dict(re.findall(r"^(model name|flags|Features)\s*:\s*(.*)$", text, re.MULTILINE))
+    known: dict[str, str] = dict(re.findall(r"^(model name|flags|Features)\s*:\s*(.*)$", text, re.MULTILINE))
     flags = sorted(known.get("flags", known.get("Features", "")).split())
     return {"cpu": known.get("model name", platform.machine()), "cpu_flags": _digest(" ".join(flags).encode())}
 
 
 def _source() -> str:
-    """Hash what this package computes with, so that code is compared even where there is no repository."""
+    """Hash what weights and metrics are computed with, so that code is compared where there is no repository."""
     root = Path(__file__).parents[1]
-    files = sorted(root.rglob("*.py"))
+    files = sorted(path for room in COMPUTING for path in root.glob(room))
     return _digest(b"".join(f"{path.relative_to(root)}".encode() + path.read_bytes() for path in files))
 
 

@@ -22,6 +22,7 @@ from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run
 from xray_pneumonia.tracking.store import masked
 from xray_pneumonia.workflows.ensemble import GATE
+from xray_pneumonia.workflows.evidence import leave_evidence
 from xray_pneumonia.workflows.validation import Chosen
 
 log = logging.getLogger(__name__)
@@ -125,6 +126,7 @@ def record_bundle(
     )
     with TemporaryDirectory() as folder:
         save_bundle(Path(folder), net.cpu(), card)
+        leave_evidence(run, Path(folder))
         if chosen.gate is not None:
             chosen.gate.write(Path(folder) / GATE)
         run.log_model(Path(folder), image_size=data.image_size, epoch=epoch)
