@@ -101,7 +101,7 @@ def main(cfg: DictConfig) -> None:
     _require_same_data(evidence, asked)
     _use_threads(evidence)
     differs = what_differs(evidence.circumstances, circumstances_now(collect().environment))
-    proof = _promise(evidence, differs, store, dict(cfg.band))
+    proof = _promise(evidence, differs, store, {f"val/{name}": width for name, width in cfg.band.items()})
     trained = train(asked, watch=proof)
     verdict = proof.verdict
     if verdict is None:
