@@ -18,6 +18,7 @@ VERBS = {
     "sweeps": "list the sweeps there are and how far they are",
     "compare": "runs side by side, seeds grouped, paired tests",
     "evaluate": "judge a run on validation, a test split or other films, in one report",
+    "reproduce": "train a stored model again from its own config, and prove that it comes out the same",
     "download": "fetch the public X-rays (Kermany et al., 2018) to data/chest_xray",
 }
 USAGE = """\
