@@ -20,7 +20,7 @@ from xray_pneumonia.workflows.train import TrainConfig
 def cfg():
     with initialize_config_module("xray_pneumonia.conf", version_base="1.3"):
         composed = compose("train", ["data=synthetic", "model=cnn", "loss.class_weights={NORMAL: 3, PNEUMONIA: 1}"])
-    for key in ("sweep", "workers"):
+    for key in ("sweep", "workers", "resume"):
         OmegaConf.set_struct(composed, False)
         composed.pop(key)
     return composed
