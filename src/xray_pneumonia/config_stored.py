@@ -28,7 +28,12 @@ NETS = "xray_pneumonia.models."
 # what was done before; "" is the whole config.
 MEANT_BEFORE: dict[str, dict[str, Any]] = {
     "": {},
-    "xray_pneumonia.data.augment.Augmentation": {"equalise": 0, "sharpen": 0, "shrink": 0},
+    "xray_pneumonia.data.augment.Augmentation": {
+        "engine": "albumentations",
+        "equalise": 0,
+        "sharpen": 0,
+        "shrink": 0,
+    },
     "xray_pneumonia.models.resnet.ResNet": {"per_image": False},
     "xray_pneumonia.training.trainer.TrainerSettings": {"checkpoint_minutes": 10, "checkpoint_steps": None},
 }
