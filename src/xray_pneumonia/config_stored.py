@@ -29,10 +29,10 @@ NETS = "xray_pneumonia.models."
 MEANT_BEFORE: dict[str, dict[str, Any]] = {
     "": {},
     "xray_pneumonia.data.augment.Augmentation": {
+        "engine": "albumentations",
         "equalise": 0,
         "sharpen": 0,
         "shrink": 0,
-        "engine": "albumentations",
     },
     "xray_pneumonia.models.resnet.ResNet": {"per_image": False},
     "xray_pneumonia.training.trainer.TrainerSettings": {"checkpoint_minutes": 10, "checkpoint_steps": None},

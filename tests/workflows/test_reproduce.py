@@ -26,11 +26,22 @@ def folder(client):
     return lambda run_id: Path(client.get_run(run_id).info.artifact_uri.removeprefix("file://"))
 
 
+TRAINED: dict[Path, str] = {}  # by store; no test may alter it
+
+
 @pytest.fixture
-def trained(xray, tiny):
-    outcome = xray("train", *tiny, "augmentation=light", "model.dropout=0.3", "tracking.experiment_name=reproduced")
-    assert outcome.code == 0, outcome.err
-    return outcome.run_id
+def train(xray, tiny):
+    def once():
+        outcome = xray("train", *tiny, "augmentation=light", "model.dropout=0.3", "tracking.experiment_name=reproduced")
+        assert outcome.code == 0, outcome.err
+        return outcome.run_id
+
+    return once
+
+
+@pytest.fixture
+def trained(train, home):
+    return TRAINED.get(home) or TRAINED.setdefault(home, train())
 
 
 @pytest.fixture
@@ -206,8 +217,9 @@ def test_the_same_images_elsewhere_and_others(again, trained, xrays, tmp_path):
 
 
 def test_an_altered_config_is_not_run_and_neither_is_one_whose_tag_was_altered_too(
-    again, trained, folder, client, tmp_path
+    again, train, folder, client, tmp_path
 ):
+    trained = train()
     config = folder(trained) / "config.yaml"
     canary = tmp_path / "canary"
     config.write_text(config.read_text().replace("xray_pneumonia.models.resnet.ResNet", "os.system"))

@@ -69,6 +69,8 @@ def open_split(
     stored.data.cache_dir = str(home / "cache")
     if root is not None:
         stored.data.root, stored.data.synthetic_patients = root, None
+    elif stored.data.synthetic_patients is not None:  # a stored config does not choose where films are drawn
+        stored.data.root = str(home / "synthetic" / str(stored.data.synthetic_patients))
     if split == "test":
         stored.data.max_images = None
     data: XRayDataModule = build(stored.data, build(stored.augmentation))
