@@ -19,6 +19,7 @@ VERBS = {
     "compare": "runs side by side, seeds grouped, paired tests",
     "evaluate": "judge a run on validation, a test split or other films, in one report",
     "doctor": "machine, packages, store; runs whose process is gone; `xray doctor sync` sends what is unsent",
+    "reproduce": "train a stored model again from its own config, and prove that it comes out the same",
     "download": "fetch the public X-rays (Kermany et al., 2018) to data/chest_xray",
 }
 WORDS = {("doctor", "sync"): "sync=true"}  # said as in English, meant as in Hydra

@@ -13,6 +13,7 @@ from filelock import FileLock
 
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.schema import nearest
+from xray_pneumonia.tracking.moved import follow
 from xray_pneumonia.tracking.reach import StoreAway, asked, require_not_just_away
 from xray_pneumonia.tracking.reach import first_line as first_line
 from xray_pneumonia.tracking.reach import masked as masked
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Experiment
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a hospital's runs are nobody else's business
+os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"  # no model of ours needs it
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the last line there is the result
 # A server that is gone must say so in seconds: MLflow's own limits are seven retries of two minutes each.
@@ -97,6 +99,8 @@ def open_store(settings: TrackingSettings, *, home: Path) -> Store:
     _require_writable(uri)
     require_not_just_away(uri)
     with FileLock(home / ".store.lock"):
+        if uri.startswith("sqlite:///"):
+            follow(Path(uri.removeprefix("sqlite:///")))
         experiment_id = ensure_experiment(uri, settings.experiment_name, home)
     log.info("tracking to %s, experiment %s", masked(uri), settings.experiment_name)
     return Store(uri, experiment_id, settings.experiment_name, home.resolve())

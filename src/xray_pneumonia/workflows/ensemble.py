@@ -13,6 +13,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from xray_pneumonia.config import build
+from xray_pneumonia.config_stored import check_net
 from xray_pneumonia.data.images import Gray
 from xray_pneumonia.data.records import CLASSES
 from xray_pneumonia.errors import InputError
@@ -111,7 +112,8 @@ def _load_member(store: Store, run_id: str) -> Member:
             f"run_id={run_id}: its model is that of run {card.run_id} with the classes {card.class_names}; expected "
             f"{list(CLASSES)}; the run was altered, train it again"
         )
-    net: nn.Module = speed.lay_out(build(card.net), channels_last=True).eval()
+    node = check_net(card.net, origin=f"run_id={run_id}, model.json")
+    net: nn.Module = speed.lay_out(build(node), channels_last=True).eval()
     try:
         net.load_state_dict(weights)
     except RuntimeError as error:

@@ -348,7 +348,7 @@ else:
         print(run.run_id, flush=True)
         if how == "running":
             die()
-        delivery.Delivery._artifacts = die
+        delivery.Delivery._superseded = die  # asked just before the first file is sent
 """
 
 
