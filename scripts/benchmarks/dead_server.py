@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("overrides", nargs="*")
-    asked = parser.parse_args()
+    asked = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory() as folder, socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen(64)  # takes connections, and says nothing

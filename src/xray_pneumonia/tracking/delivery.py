@@ -10,6 +10,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
+from rich.console import Console
+from rich.progress import track
 
 from xray_pneumonia.tracking.environment import patience
 from xray_pneumonia.tracking.journal import Entry, Journal
@@ -232,6 +234,14 @@ class Delivery:
 
     def _end(self, run_id: str, values: list[dict[str, Any]], _: bool) -> None:
         self._client.set_terminated(run_id, values[-1]["status"], end_time=values[-1]["time"])
+
+
+def inventory(folder: Path) -> dict[str, tuple[int, str]]:
+    """Size and hash of each file of a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    quiet = not Console(stderr=True).is_terminal
+    listed = track(files, "Hashing", console=Console(stderr=True), disable=quiet, transient=True)
+    return {str(path.relative_to(folder)): (path.stat().st_size, digest(path)) for path in listed}
 
 
 def digest(path: Path) -> str:

@@ -69,14 +69,17 @@ class Journal:
         return (self.folder / "entries.jsonl").exists()
 
     def append(self, what: str, value: Any) -> None:
-        """Write an entry to the disk; what a full disk does not take is written with the next entry.
+        """Write an entry to the disk; see `extend`."""
+        self.extend([(what, value)])
+
+    def extend(self, entries: list[tuple[str, Any]]) -> None:
+        """Write entries to the disk, all or none; what a full disk does not take is written with the next entry.
 
         Raises:
-            OSError: the disk takes nothing; the entry is kept in memory.
+            OSError: the disk takes nothing; the entries are kept in memory.
         """
-        line = json.dumps({"what": what, "value": value}).encode() + b"\n"
         with self._guard:
-            self._unwritten.append(line)
+            self._unwritten += [json.dumps({"what": what, "value": value}).encode() + b"\n" for what, value in entries]
             with (self.folder / "entries.jsonl").open("a+b", buffering=0) as file:
                 fcntl.flock(file, fcntl.LOCK_EX)  # processes of one run may share it
                 _write(file.fileno(), b"".join(self._unwritten))

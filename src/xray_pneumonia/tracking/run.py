@@ -11,12 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
-
 from xray_pneumonia.errors import Stopped
 from xray_pneumonia.tracking.beginning import Begun, begin, go_on, said_before
-from xray_pneumonia.tracking.delivery import Delivery, digest
+from xray_pneumonia.tracking.delivery import Delivery, inventory
 from xray_pneumonia.tracking.environment import tracking_uri
 from xray_pneumonia.tracking.journal import Journal
 from xray_pneumonia.tracking.outbox import Outbox
@@ -66,8 +63,11 @@ class Run:
         return path
 
     def _say(self, what: str, value: Any, *, settle: float) -> None:
+        self._say_all([(what, value)], settle=settle)
+
+    def _say_all(self, entries: list[tuple[str, Any]], *, settle: float) -> None:
         try:
-            self.journal.append(what, value)
+            self.journal.extend(entries)
         except OSError as error:
             log.warning("run %s: the journal takes nothing: %s; tried again with the next entry", self.run_id, error)
         if self.outbox is not None:
@@ -165,19 +165,11 @@ class Run:
         Returns:
             Whether the store has everything, verified.
         """
-        if reason:
-            self._say("tags", {"reason": reason[:MAX_VALUE]}, settle=0)
-        if self.staged:
-            self._say("artifacts", self._inventory(), settle=0)
-        self._say("end", {"status": status, "time": int(time.time() * 1000)}, settle=0)
+        entries: list[tuple[str, Any]] = [("tags", {"reason": reason[:MAX_VALUE]})] if reason else []
+        entries += [("artifacts", inventory(self.folder))] if self.staged else []
+        end = ("end", {"status": status, "time": int(time.time() * 1000)})
+        self._say_all([*entries, end], settle=0)  # at once: killed while files are sent, it was over all the same
         return self.conclude()
-
-    def _inventory(self) -> dict[str, tuple[int, str]]:
-        """Size and hash of each staged file."""
-        files = sorted(path for path in self.folder.rglob("*") if path.is_file())
-        quiet = not Console(stderr=True).is_terminal
-        listed = track(files, "Hashing", console=Console(stderr=True), disable=quiet, transient=True)
-        return {str(path.relative_to(self.folder)): (path.stat().st_size, digest(path)) for path in listed}
 
     def conclude(self) -> bool:
         """Wait for the outbox and put the journal away if nothing is left in it."""
