@@ -26,6 +26,7 @@ DOORS = {
         "workflows/explore.py",
         "workflows/dossier.py",
     },
+    "pydicom": {"data/dicom.py"},
     "kagglehub": {"data/download.py"},
     "optuna": {"sweeps"},
     "captum": {"evaluation/explain.py"},
