@@ -183,7 +183,7 @@ def check(cfg: DictConfig, root: type) -> dict[str, Any]:
     for key, node in _targets(values):
         name = node["_target_"]
         if name in TARGETS:
-            problems += schema.problems(_settings(node), _locate(name), prefix=key)
+            problems += schema.problems(_settings(node), locate(name), prefix=key)
         else:
             hint = schema.nearest(str(name), TARGETS)
             problems.append(f"{key}_target_={name!r}: not on the list of what a config may build{hint}")
@@ -237,6 +237,7 @@ def _settings(node: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in node.items() if key != "_target_"}
 
 
-def _locate(name: str) -> Callable[..., Any]:
+def locate(name: str) -> Callable[..., Any]:
+    """Import what a target on the list names."""
     module, _, attribute = name.rpartition(".")
     return getattr(import_module(module), attribute)  # type: ignore[no-any-return]

@@ -12,9 +12,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from xray_pneumonia.config import build
 from xray_pneumonia.data.images import Gray
-from xray_pneumonia.data.records import CLASSES
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import calibration, predictions
 from xray_pneumonia.evaluation.abstention import Band, fit_band
@@ -23,14 +21,13 @@ from xray_pneumonia.evaluation.decision import FIXED, Decision, decide_calibrate
 from xray_pneumonia.evaluation.gate import Gate
 from xray_pneumonia.evaluation.measures import Vector
 from xray_pneumonia.evaluation.settings import EvaluationSettings
-from xray_pneumonia.models.bundle import Card, read_bundle
+from xray_pneumonia.models.bundle import Card
+from xray_pneumonia.reading.bundles import open_bundle
 from xray_pneumonia.tracking.archive import StoredRun, read_run
 from xray_pneumonia.tracking.store import Store
-from xray_pneumonia.training import speed
 from xray_pneumonia.training.inference import predict_logits
 
 BATCH = 128
-GATE = "gate.npz"  # in the bundle, beside the weights
 STORED = "stored"  # the operating point that the model carries
 log = logging.getLogger(__name__)
 
@@ -104,22 +101,14 @@ def load(store: Store, run_ids: list[str], settings: EvaluationSettings, *, oper
 
 def _load_member(store: Store, run_id: str) -> Member:
     run = read_run(store, run_id)
-    folder = run.bundle()
-    card, weights = read_bundle(folder)
-    if card.run_id != run_id or card.class_names != list(CLASSES):
+    bundle = open_bundle(run.bundle(), name=f"run_id={run_id}")
+    if bundle.card.run_id != run_id:
         raise InputError(
-            f"run_id={run_id}: its model is that of run {card.run_id} with the classes {card.class_names}; expected "
-            f"{list(CLASSES)}; the run was altered, train it again"
+            f"run_id={run_id}: its model is that of run {bundle.card.run_id}; the run was altered, train it again"
         )
-    net: nn.Module = speed.lay_out(build(card.net), channels_last=True).eval()
-    try:
-        net.load_state_dict(weights)
-    except RuntimeError as error:
-        raise InputError(f"run_id={run_id}: its weights do not fit its net: {' '.join(str(error).split())}") from error
     validation = predictions.read(run.artifact("predictions/val.csv"))
     predictions.require_usable(validation, name=f"run_id={run_id}, predictions/val.csv")
-    gate = Gate.read(folder / GATE) if (folder / GATE).exists() else None
-    return Member(run, net, card, validation, gate)
+    return Member(run, bundle.net, bundle.card, validation, bundle.gate)
 
 
 def _require_fitting(members: list[Member]) -> None:

@@ -1,6 +1,7 @@
 """`xray train`: one run, from a composed config to metrics, figures, checkpoints and a bundle in MLflow."""
 
 import logging
+import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +24,7 @@ from xray_pneumonia.evaluation.metrics import classification_metrics
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.models.bundle import Card, save_bundle
 from xray_pneumonia.ranges import Monitor, Seed
+from xray_pneumonia.reading.bundles import CONFIG, GATE
 from xray_pneumonia.sweeps.reporting import Watch
 from xray_pneumonia.sweeps.trial import take_trial
 from xray_pneumonia.tracking.logger import RunLogger
@@ -34,7 +36,6 @@ from xray_pneumonia.training.callbacks import build_callbacks
 from xray_pneumonia.training.classifier import PneumoniaClassifier
 from xray_pneumonia.training.inference import predict_logits
 from xray_pneumonia.training.trainer import TrainerSettings, build_trainer
-from xray_pneumonia.workflows.ensemble import GATE
 from xray_pneumonia.workflows.validation import Chosen, judge_validation
 
 log = logging.getLogger(__name__)
@@ -225,6 +226,7 @@ def _record_bundle(
     )
     with TemporaryDirectory() as folder:
         save_bundle(Path(folder), net.cpu(), card)
+        shutil.copyfile(run.path(CONFIG), Path(folder) / CONFIG)
         if chosen.gate is not None:
             chosen.gate.write(Path(folder) / GATE)
         run.log_model(Path(folder), image_size=data.image_size, epoch=epoch)
