@@ -24,7 +24,9 @@ RAMP = np.tile(np.linspace(0, 4095, 64).astype(np.uint16), (64, 1))
 JPEG_LOSSLESS, JPEG_2000 = gdcm.TransferSyntax.JPEGLosslessProcess14_1, gdcm.TransferSyntax.JPEG2000Lossless
 
 
-def film(values=RAMP, *, syntax=uid.ExplicitVRLittleEndian, stored_as=uid.DigitalXRayImageStorageForPresentation, **tags):
+def film(
+    values=RAMP, *, syntax=uid.ExplicitVRLittleEndian, stored_as=uid.DigitalXRayImageStorageForPresentation, **tags
+):
     """A radiograph with a patient's name in its header, as a data set."""
     meta = FileMetaDataset()
     meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = syntax, stored_as

@@ -19,7 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset, config, dcmread, uid
 from pydicom.filereader import read_dataset
-from pydicom.pixels import apply_modality_lut, apply_voi, get_decoder, pixel_array
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.processing import apply_modality_lut, apply_voi
+from pydicom.pixels.utils import pixel_array
 
 from xray_pneumonia.data.limits import MAGIC, PREAMBLE, ImageError, require_sane_sides
 
@@ -73,7 +75,7 @@ def read_film(data: bytes, *, modalities: Collection[str]) -> Film:
         _require_pixels(film)
         table, stored = _shades(film), _stored(film)
         return Film(_rendered(film, table, stored), str(film.PhotometricInterpretation))
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except Exception as error:  # pydicom raises many kinds, and quotes the file in them
         raise ImageError("damaged_dicom", f"its DICOM tags or pixels are damaged ({type(error).__name__})") from None
@@ -160,7 +162,7 @@ def _stored(film: Dataset) -> npt.NDArray[np.int64]:
     if values.shape != (film.Rows, film.Columns):
         raise ImageError("bad_pixel_data", f"decoded to {values.shape}, the header says {film.Rows} x {film.Columns}")
     places = values.astype(np.int64) & (2**film.BitsStored - 1)
-    return places ^ (2 ** (film.BitsStored - 1)) if film.PixelRepresentation else places
+    return np.asarray(places ^ (2 ** (film.BitsStored - 1)) if film.PixelRepresentation else places)
 
 
 def _rendered(film: Dataset, shades: Values, stored: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:

@@ -94,6 +94,8 @@ def _decode_picture(data: bytes, size: int) -> Decoded:
         image = Image.open(BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise ImageError("not_an_image", "its content is neither PNG nor JPEG nor DICOM") from error
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow raises many kinds on damaged headers; each means the same here
         raise _broken(error) from error
     with image:
@@ -103,6 +105,8 @@ def _decode_picture(data: bytes, size: int) -> Decoded:
             image.draft("RGB" if mode == "RGB" else None, (2 * size, 2 * size))
         try:
             image.load()
+        except MemoryError:
+            raise
         except Exception as error:
             raise _broken(error) from error
         return _squashed(_gray(_upright(image)), size, mode=mode, sides=sides)
