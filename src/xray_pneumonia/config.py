@@ -27,6 +27,7 @@ TARGETS = frozenset(
     {
         "xray_pneumonia.data.augment.Augmentation",
         "xray_pneumonia.data.datamodule.XRayDataModule",
+        "xray_pneumonia.data.decoding.Limits",
         "xray_pneumonia.evaluation.settings.EvaluationSettings",
         "xray_pneumonia.models.cnn.CNN",
         "xray_pneumonia.models.mlp.MLP",

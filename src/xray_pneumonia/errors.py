@@ -14,6 +14,10 @@ class DataRefused(InputError):
     """The audit found errors in the data that would make every figure a lie (exit code 2)."""
 
 
+class SomeFailed(Exception):
+    """The work is done, but some of the files could not be read (exit code 3)."""
+
+
 class TrainingDiverged(Exception):
     """The loss is no longer a finite number, so nothing that follows can be trusted (exit code 1)."""
 

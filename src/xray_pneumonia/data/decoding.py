@@ -7,30 +7,30 @@ another child goes on. Children answer in plain bytes, never in pickles, and are
 
 import json
 import os
-import resource
-import sys
 import time
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from queue import Full, Queue
+from threading import Event, Thread
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 
-from xray_pneumonia.data import images
 from xray_pneumonia.data.files import Found
 from xray_pneumonia.data.images import Gray
-from xray_pneumonia.data.limits import ImageError
+from xray_pneumonia.ranges import Count, Positive
 
 AHEAD = 256  # files that may be decoded before the first of them is taken
 HANDED = 8  # files in a child's hands at once, so that it need not wait for the parent
 START = 120.0  # seconds a child may take to start, on a machine that is busy
-READY = b"ready"
+PULSE = 0.5  # seconds after which a wait looks whether anybody still wants the answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,8 @@ class Limits:
         memory_mb: beyond what an idle child has, in mebibytes.
     """
 
-    seconds: float
-    memory_mb: int
+    seconds: Positive
+    memory_mb: Count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,12 +86,17 @@ class Decoders:
         self._settings = (size, tuple(modalities), limits.memory_mb)
         self._size, self._limits = size, limits
         self._known: dict[int, Found] = {}  # files by their place, until they are yielded
+        self._stop = Event()
+        self._thread: Thread | None = None
         self._children = [self._start() for _ in range(count)]
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
         for child in self._children:
             child.line.close()
             child.process.kill()
@@ -102,7 +107,7 @@ class Decoders:
         """Decode files; yields in their order, a bounded number ahead. To be taken to its end, one call at a time."""
         source, done, first = enumerate(files), dict[int, Attempt](), 0
         more = True
-        while more or self._known:
+        while (more or self._known) and not self._stop.is_set():
             more = more and self._fill(source, done)
             if first not in done:
                 done |= dict(self._answers())
@@ -110,6 +115,31 @@ class Decoders:
                 yield done.pop(first)
                 del self._known[first]
                 first += 1
+
+    def batches(self, files: Iterable[Found], size: int) -> Iterator[list[Attempt]]:
+        """Decode files while the caller works on the batch before; yields them in their order, `size` at a time."""
+        ready: Queue[list[Attempt] | Exception | None] = Queue(2)
+        self._thread = Thread(target=self._collect, args=(files, size, ready), name="decoding")
+        self._thread.start()
+        while (batch := ready.get()) is not None:
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+
+    def _collect(self, files: Iterable[Found], size: int, ready: "Queue[list[Attempt] | Exception | None]") -> None:
+        attempts = self.decode(files)
+        try:
+            while batch := list(islice(attempts, size)):
+                self._put(ready, batch)
+            self._put(ready, None)
+        except Exception as error:  # for the caller to see
+            self._put(ready, error)
+
+    def _put(self, ready: "Queue[list[Attempt] | Exception | None]", what: list[Attempt] | Exception | None) -> None:
+        while not self._stop.is_set():
+            with suppress(Full):
+                ready.put(what, timeout=PULSE)
+                return
 
     def _fill(self, source: Iterator[tuple[int, Found]], done: dict[int, Attempt]) -> bool:
         """Hand out files until every child holds enough; tells whether there may be more of them."""
@@ -136,7 +166,7 @@ class Decoders:
         """Wait for something to happen; yields what came of it."""
         busy = [child for child in self._children if child.held]
         left = min((self._allowed(child) - child.spent() for child in busy), default=0.0)
-        spoke = wait([child.line for child in busy], timeout=max(0.0, left))
+        spoke = wait([child.line for child in busy], timeout=min(PULSE, max(0.0, left)))
         for child in busy:
             if child.line in spoke:
                 yield from self._listen(child)
@@ -198,44 +228,7 @@ def _parsed(heard: bytes, found: Found, size: int) -> Attempt:
 
 
 def _serve(line: Connection, size: int, modalities: tuple[str, ...], memory_mb: int) -> None:
-    """Be a child: decode what is asked for until the parent is gone."""
-    import signal
+    """Be a child; its imports are not the parent's."""
+    from xray_pneumonia.data.confined import serve
 
-    import xray_pneumonia.data.dicom  # noqa: F401  # now, not on the clock of the first file
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    sys.dont_write_bytecode = True
-    _confine(memory_mb)
-    with suppress(EOFError, OSError):
-        line.send_bytes(READY)
-        while True:
-            line.send_bytes(_answer(line.recv_bytes(), size, modalities))
-
-
-def _confine(memory_mb: int) -> None:
-    """Limit memory, forbid writing, leave no core file with a patient's film, and be silent."""
-    limits = {resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0}
-    if sys.platform.startswith("linux"):  # elsewhere the address space has no limit that holds
-        with open("/proc/self/statm", encoding="ascii") as facts:
-            limits[resource.RLIMIT_AS] = int(facts.read().split()[0]) * resource.getpagesize() + memory_mb * 2**20
-    for kind, most in limits.items():
-        hard = resource.getrlimit(kind)[1]
-        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(kind, (most, most))
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # C libraries write what they think of a file
-
-
-def _answer(path: bytes, size: int, modalities: tuple[str, ...]) -> bytes:
-    facts = {"sha256": "", "width": 0, "height": 0, "mode": "", "code": "", "message": ""}
-    pixels = b""
-    try:
-        data = images.read_bytes(os.fsdecode(path))
-        facts["sha256"] = images.sha256(data)
-        picture = images.decode(data, size, modalities=modalities)
-        pixels = picture.pixels.tobytes()
-        facts |= {"width": picture.width, "height": picture.height, "mode": picture.mode}
-    except ImageError as error:
-        facts |= {"code": error.code, "message": str(error)}
-    except MemoryError:
-        facts |= {"code": "too_much_memory", "message": "needs more memory than limits.memory_mb allows"}
-    return json.dumps(facts).encode() + b"\n" + pixels
+    serve(line, size, modalities, memory_mb)

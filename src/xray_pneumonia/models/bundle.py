@@ -35,6 +35,7 @@ class Card:
         records_fingerprint: of the records it was trained on.
         run_id: of the training; of several, joined by commas.
         versions: of the packages that wrote it.
+        evidence: what its numbers rest on, such as `val/images`, `val/patients` and `val/auroc`.
         weights_sha256: of the file of weights; empty in models from before it was kept.
     """
 
@@ -50,6 +51,7 @@ class Card:
     bias: float = 0.0
     band: list[Fraction] = field(default_factory=list)
     schema: int = SCHEMA
+    evidence: dict[str, float] = field(default_factory=dict)
     weights_sha256: str = ""
 
 
@@ -94,7 +96,7 @@ def parse_card(text: str, *, name: str) -> Card:
     if values.get("schema", SCHEMA) != SCHEMA:
         raise InputError(f"{name}: schema {values.get('schema')}; this version reads {SCHEMA}")
     defaults = {one.name: one.default for one in fields(Card) if one.default is not MISSING}
-    values = {"band": [], **defaults, **values}
+    values = {"band": [], "evidence": {}, **defaults, **values}
     problems = schema.problems(values, Card, prefix="")
     if len(values.get("band", [])) not in {0, 2} or values.get("band") != sorted(values.get("band", [])):
         problems.append(f"band={values['band']!r}: should be empty or a lower and an upper probability")

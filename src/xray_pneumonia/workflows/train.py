@@ -36,7 +36,7 @@ from xray_pneumonia.training.callbacks import build_callbacks
 from xray_pneumonia.training.classifier import PneumoniaClassifier
 from xray_pneumonia.training.inference import predict_logits
 from xray_pneumonia.training.trainer import TrainerSettings, build_trainer
-from xray_pneumonia.workflows.validation import Chosen, judge_validation
+from xray_pneumonia.workflows.validation import Chosen, evidence, judge_validation
 
 log = logging.getLogger(__name__)
 
@@ -223,6 +223,7 @@ def _record_bundle(
         records_fingerprint=fingerprint(data.records),
         run_id=run.run_id,
         versions={name: version(name) for name in ("xray-pneumonia", "torch")},
+        evidence=evidence(chosen, data),
     )
     with TemporaryDirectory() as folder:
         save_bundle(Path(folder), net.cpu(), card)

@@ -14,7 +14,7 @@ from xray_pneumonia.data.images import Gray
 from xray_pneumonia.evaluation.decision import Decision, decide
 from xray_pneumonia.evaluation.gate import Gate
 from xray_pneumonia.evaluation.judgement import judge
-from xray_pneumonia.evaluation.measures import Vector
+from xray_pneumonia.evaluation.measures import Vector, measure
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.tracking.ledger import opened_before
 from xray_pneumonia.tracking.run import Run
@@ -23,6 +23,8 @@ from xray_pneumonia.workflows.dossier import Dossier, write_dossier
 from xray_pneumonia.workflows.ensemble import predict
 from xray_pneumonia.workflows.held_out import RECORD_COLUMNS, HeldOut, cut
 from xray_pneumonia.workflows.model_card import checklist_answers, model_facts
+
+EVIDENCE = ("auroc", "sensitivity", "specificity")
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,17 @@ def judge_validation(
     if settings.report:
         _report(run, cfg, net, held_out, table, decision, settings, gate)
     return Chosen(decision, gate, calibrated)
+
+
+def evidence(chosen: Chosen, data: XRayDataModule) -> dict[str, float]:
+    """Count what a model learned from and was judged by, for its card; on validation, at the operating point."""
+    table = chosen.predictions
+    films = data.records[data.records["split"].eq("train") & data.records["error"].eq("")]
+    at_point = measure(table, threshold=chosen.decision.threshold).once()
+    counted = {"train": films, "val": table}
+    sizes = {f"{name}/images": float(len(part)) for name, part in counted.items()}
+    people = {f"{name}/patients": float(part["patient"].nunique()) for name, part in counted.items()}
+    return sizes | people | {f"val/{name}": at_point[name] for name in EVIDENCE}
 
 
 def _report(
