@@ -16,6 +16,7 @@ from xray_pneumonia.data.audit import Audit, audit
 from xray_pneumonia.data.augment import Augmentation
 from xray_pneumonia.data.cache import ImageCache, open_cache
 from xray_pneumonia.data.images import Gray
+from xray_pneumonia.data.shifts import Shift, hold_out
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.ranges import Count, OpenFraction, Seed, Side, Stage, Whole
 
@@ -95,7 +96,8 @@ class XRayDataModule(pl.LightningDataModule):
         synthetic_patients: generate X-rays of so many fake patients at `root` first; null for real files.
         image_size: height and width, in pixels, of what the net sees.
         batch_size: images a step, of each process.
-        split: `patient` cuts validation from train and val by patient; `official` takes the folder's own.
+        split: `patient` cuts validation from train and val by patient; `official` takes the folder's own; the name
+            of a shift (see `shifts`) holds out the part of them that differs as `shift`, and cuts the rest by patient.
         val_fraction: the share of the images that validates.
         split_seed: of the cut; it stays when `seed` changes, so that runs can be compared on the same patients.
         folds: cut into so many folds instead; null for one cut.
@@ -116,7 +118,7 @@ class XRayDataModule(pl.LightningDataModule):
         synthetic_patients: Count | None,
         image_size: Side,
         batch_size: Count,
-        split: Literal["patient", "official"],
+        split: Literal["patient", "official"] | Shift,
         val_fraction: OpenFraction,
         split_seed: Seed,
         folds: Count | None,
@@ -168,7 +170,7 @@ class XRayDataModule(pl.LightningDataModule):
             log.warning("%s", warning)
         groups = splits.leakage_groups(self.records, self.audit.twins)
         self.records = self.records.assign(split=self._roles(groups))
-        trained = self.records[self.records["split"].isin(["train", "val"])]
+        trained = self.records[self.records["split"].isin(["train", "val", "shift"])]
         splits.require_disjoint(groups[trained.index], trained["split"].reset_index(drop=True))
         self._require_usable()
 
@@ -180,7 +182,13 @@ class XRayDataModule(pl.LightningDataModule):
             left_out |= in_test & official.ne("test")
         pool = official.ne("test") & ~left_out
         roles = official.mask(left_out, "")
-        if self._split == "patient":
+        if self._split != "patient" and self._split != "official":
+            rows = np.flatnonzero(pool)
+            there = self.records.iloc[rows].reset_index(drop=True)
+            shifted, beside = hold_out(self._split, there, self.images[rows], groups[rows], seed=self._split_seed)
+            roles.iloc[rows[shifted]], roles.iloc[rows[beside]] = "shift", ""
+            pool.iloc[rows[shifted | beside]] = False
+        if self._split != "official":
             parts = self._folds or 2
             shares = [1 / parts] * parts if self._folds else [1 - self._val_fraction, self._val_fraction]
             rows = np.flatnonzero(pool)
@@ -212,6 +220,10 @@ class XRayDataModule(pl.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Batch]:
         """Serve every validation image once, in order."""
         return self._loader("val", training=False)
+
+    def shift_dataloader(self) -> DataLoader[Batch] | None:
+        """Serve every image of the shifted split once, in order; None where there is no such split."""
+        return self._loader("shift", training=False) if self.records["split"].eq("shift").any() else None
 
     def _loader(self, split: Stage, *, training: bool) -> DataLoader[Batch]:
         augmentation = self._augmentation if training and self._augmentation.active else None

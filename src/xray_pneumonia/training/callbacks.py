@@ -150,6 +150,8 @@ def build_callbacks(settings: TrainerSettings, *, monitor: str, mode: str, folde
     if settings.patience is not None:
         callbacks.append(EarlyStopping(monitor, mode=mode, patience=settings.patience))
     common: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False, "auto_insert_metric_name": False}
-    best = ModelCheckpoint(filename="best", monitor=monitor, mode=mode, save_weights_only=True, **common)
+    # Lightning puts averaged weights, which are the ones that were validated, into whole checkpoints alone.
+    bare = settings.ema_decay is None
+    best = ModelCheckpoint(filename="best", monitor=monitor, mode=mode, save_weights_only=bare, **common)
     last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common)
     return [*callbacks, best, last]

@@ -36,7 +36,7 @@ from xray_pneumonia.training.callbacks import build_callbacks
 from xray_pneumonia.training.classifier import PneumoniaClassifier
 from xray_pneumonia.training.inference import predict_logits
 from xray_pneumonia.training.trainer import TrainerSettings, build_trainer
-from xray_pneumonia.workflows.validation import Chosen, evidence, judge_validation
+from xray_pneumonia.workflows.validation import Chosen, evidence, judge_shift, judge_validation
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +117,7 @@ def train(cfg: DictConfig, *, watch: Watch | None = None) -> Trained:
         best_epoch = _load_best(classifier, checkpoints / "best.ckpt")
         table = _predict(classifier.net, data, trainer.strategy.root_device)
         chosen = judge_validation(run, cfg, classifier.net, data, table, settings=judging)
+        judge_shift(run, classifier.net, data, chosen.decision, device=trainer.strategy.root_device)
         trained = Trained(
             run.run_id, store.uri, best_epoch, trainer.current_epoch, chosen.predictions, _metrics(chosen.predictions)
         )

@@ -11,6 +11,7 @@ from torch import nn
 from xray_pneumonia.config import plain
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.images import Gray
+from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.decision import Decision, decide
 from xray_pneumonia.evaluation.gate import Gate
 from xray_pneumonia.evaluation.judgement import judge
@@ -18,6 +19,7 @@ from xray_pneumonia.evaluation.measures import Vector, measure
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.tracking.ledger import opened_before
 from xray_pneumonia.tracking.run import Run
+from xray_pneumonia.training.inference import predict_logits
 from xray_pneumonia.workflows.closer_look import learn_gate, look_closer
 from xray_pneumonia.workflows.dossier import Dossier, write_dossier
 from xray_pneumonia.workflows.ensemble import predict
@@ -74,6 +76,18 @@ def evidence(chosen: Chosen, data: XRayDataModule) -> dict[str, float]:
     sizes = {f"{name}/images": float(len(part)) for name, part in counted.items()}
     people = {f"{name}/patients": float(part["patient"].nunique()) for name, part in counted.items()}
     return sizes | people | {f"val/{name}": at_point[name] for name in EVIDENCE}
+
+
+def judge_shift(run: Run, net: nn.Module, data: XRayDataModule, decision: Decision, *, device: torch.device) -> None:
+    """Log `shift/...` at the operating point of the plain validation, where `data.split` holds out a shift."""
+    batches = data.shift_dataloader()
+    if batches is None:
+        return
+    index, logits = predict_logits(net, batches, device=device)
+    table = decision.calibration.apply(predictions.tabulate(data.records, index, logits))
+    predictions.write(table, run.path("predictions/shift.csv"))
+    found = measure(table, threshold=decision.threshold).once()
+    run.log_metrics({f"shift/{name}": value for name, value in found.items() if not np.isnan(value)})
 
 
 def _report(
