@@ -63,7 +63,7 @@ def open_ensemble(folder: Path, *, name: str) -> Bundle:
         if file_sha256(folder.parent / member / WEIGHTS) != expected:
             raise InputError(f"{path}: the weights of {member} are not those it was made with; fetch the model again")
     first, mean = bundles[0], Mean([one.answer for one in bundles])
-    return Bundle(name, card, first.gate, first.net, calibrated(mean, card))
+    return Bundle(name, folder, card, first.gate, first.net, calibrated(mean, card), tuple(bundles))
 
 
 def _member(folder: Path, name: Any) -> Path:
