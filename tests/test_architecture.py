@@ -29,6 +29,9 @@ DOORS = {
     "pydicom": {"data/dicom.py"},
     "kagglehub": {"data/download.py"},
     "optuna": {"sweeps"},
+    "onnx": {"reading/graph.py"},
+    "onnxscript": {"reading/graph.py"},
+    "onnxruntime": {"reading/graph.py"},
     "captum": {"evaluation/explain.py"},
 }
 LEAVES = {"errors", "ranges"}

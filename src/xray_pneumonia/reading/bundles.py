@@ -26,14 +26,16 @@ class Bundle:
     """A trained model, or several that answer as one.
 
     `answer` maps raw pixels (B, 1, S, S) to calibrated logits (B,). `net`, whose heat maps are drawn, gives
-    its own; of several models it is the first.
+    its own; of several models, the `members`, it is the first's.
     """
 
     name: str
+    folder: Path
     card: Card
     gate: Gate | None
     net: nn.Module
     answer: Calibrated
+    members: tuple["Bundle", ...] = ()
 
 
 def open_bundle(folder: Path, *, name: str) -> Bundle:
@@ -50,7 +52,7 @@ def open_bundle(folder: Path, *, name: str) -> Bundle:
     require_classes(card, name=str(folder / CARD))
     gate = Gate.read(folder / GATE) if (folder / GATE).exists() else None
     net = _net(card.net, weights, name=str(folder))
-    return Bundle(name, card, gate, net, calibrated(net, card))
+    return Bundle(name, folder, card, gate, net, calibrated(net, card))
 
 
 def calibrated(net: nn.Module, card: Card) -> Calibrated:

@@ -52,17 +52,18 @@ def open_ensemble(folder: Path, *, name: str) -> Bundle:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         card = parse_card(json.dumps(values["card"]), name=str(path))
-        members = {str(one["name"]): str(one["weights_sha256"]) for one in values["members"]}
+        names = [str(one["name"]) for one in values["members"]]
+        hashes = [str(one["weights_sha256"]) for one in values["members"]]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path}: describes no ensemble: {error!r}") from error
     require_classes(card, name=str(path))
-    bundles = [open_bundle(_member(folder, member), name=member) for member in members]
-    _require_fitting(folder, card, bundles, list(members))
-    for member, expected in members.items():
+    bundles = [open_bundle(_member(folder, member), name=member) for member in names]
+    _require_fitting(folder, card, bundles, names)
+    for member, expected in zip(names, hashes, strict=True):
         if file_sha256(folder.parent / member / WEIGHTS) != expected:
             raise InputError(f"{path}: the weights of {member} are not those it was made with; fetch the model again")
     first, mean = bundles[0], Mean([one.answer for one in bundles])
-    return Bundle(name, card, first.gate, first.net, calibrated(mean, card))
+    return Bundle(name, folder, card, first.gate, first.net, calibrated(mean, card), tuple(bundles))
 
 
 def _member(folder: Path, name: Any) -> Path:

@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from xray_pneumonia.reading.opening import open_reader
 from xray_pneumonia.reading.reader import Reader
-from xray_pneumonia.workflows.trained import read_folder
 
 
 class BundleModel:
@@ -24,4 +24,4 @@ class BundleModel:
 
 
 def _load_pyfunc(path: str) -> BundleModel:
-    return BundleModel(read_folder(Path(path)))
+    return BundleModel(open_reader(Path(path), name=path, engine="auto"))

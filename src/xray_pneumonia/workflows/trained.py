@@ -4,19 +4,16 @@ import logging
 import re
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
 
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.models.bundle import CARD
-from xray_pneumonia.reading.bundles import Bundle, open_bundle
-from xray_pneumonia.reading.engines import torch_engine
-from xray_pneumonia.reading.ensemble import ENSEMBLE, open_ensemble
+from xray_pneumonia.reading.ensemble import ENSEMBLE
+from xray_pneumonia.reading.opening import EngineName, open_reader
 from xray_pneumonia.reading.reader import Reader
 from xray_pneumonia.tracking.archive import RUN_ID, read_run
 from xray_pneumonia.tracking.registry import NAMED, find_registered
 from xray_pneumonia.tracking.store import TrackingSettings, open_database
 
-EngineName = Literal["auto", "torch", "onnx"]
 SHIPPED = re.compile(r"^\w+$")
 log = logging.getLogger(__name__)
 
@@ -34,32 +31,13 @@ def load_reader(model: str, *, tracking: TrackingSettings, home: Path, engine: E
     Raises:
         InputError: there is no such model, or it is damaged or altered.
     """
-    folder = find_folder(model, tracking=tracking, home=home)
-    log.info("model %s: %s", model, folder)
-    return read_folder(folder, name=model, engine=engine)
+    place = find_model(model, tracking=tracking, home=home)
+    log.info("model %s: %s", model, place)
+    return open_reader(place, name=model, engine=engine)
 
 
-def read_folder(folder: Path, *, name: str = "", engine: EngineName = "auto") -> Reader:
-    """Load a trained model from its folder; `name` is what to call it.
-
-    Raises:
-        InputError: a file is missing, damaged or altered.
-    """
-    bundle = open_folder(folder, name=name or str(folder))
-    return Reader(bundle.name, bundle.card, bundle.gate, bundle.net, torch_engine(bundle.answer))
-
-
-def open_folder(folder: Path, *, name: str) -> Bundle:
-    """Open a bundle or an ensemble, whichever the folder holds.
-
-    Raises:
-        InputError: a file is missing, damaged or altered.
-    """
-    return (open_ensemble if (folder / ENSEMBLE).exists() else open_bundle)(folder, name=name)
-
-
-def find_folder(model: str, *, tracking: TrackingSettings, home: Path) -> Path:
-    """Find the folder with a trained model's files.
+def find_model(model: str, *, tracking: TrackingSettings, home: Path) -> Path:
+    """Find a trained model's folder or exported file; the arguments are those of `load_reader`.
 
     Raises:
         InputError: there is no such model.
@@ -72,7 +50,8 @@ def find_folder(model: str, *, tracking: TrackingSettings, home: Path) -> Path:
     if model in shipped:
         return shipped[model]
     folder = Path(model).expanduser()
-    if (folder / CARD).is_file() or (folder / ENSEMBLE).is_file():
+    exported = folder.suffix == ".onnx" and folder.is_file()
+    if exported or (folder / CARD).is_file() or (folder / ENSEMBLE).is_file():
         return folder.resolve()
     raise InputError(f"model={model}: {_explain(model, folder, sorted(shipped))}")
 
