@@ -7,8 +7,8 @@ import signal
 import sys
 from contextlib import suppress
 from multiprocessing.connection import Connection
+from typing import Any
 
-import xray_pneumonia.data.dicom  # noqa: F401  # now, not on the clock of the first file
 from xray_pneumonia.data import images
 from xray_pneumonia.data.limits import ImageError
 
@@ -23,7 +23,7 @@ def serve(line: Connection, size: int, modalities: tuple[str, ...], memory_mb: i
     with suppress(EOFError, OSError):
         line.send_bytes(READY)
         while True:
-            line.send_bytes(_answer(line.recv_bytes(), size, modalities))
+            line.send_bytes(answer(line.recv_bytes(), size, modalities))
 
 
 def _confine(memory_mb: int) -> None:
@@ -39,8 +39,9 @@ def _confine(memory_mb: int) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # C libraries write what they think of a file
 
 
-def _answer(path: bytes, size: int, modalities: tuple[str, ...]) -> bytes:
-    facts = {"sha256": "", "width": 0, "height": 0, "mode": "", "code": "", "message": ""}
+def answer(path: bytes, size: int, modalities: tuple[str, ...]) -> bytes:
+    """Decode one file; the answer is JSON, a line feed, and the pixels if there are any."""
+    facts: dict[str, Any] = {}
     pixels = b""
     try:
         data = images.read_bytes(os.fsdecode(path))
@@ -52,4 +53,10 @@ def _answer(path: bytes, size: int, modalities: tuple[str, ...]) -> bytes:
         facts |= {"code": error.code, "message": str(error)}
     except MemoryError:
         facts |= {"code": "too_much_memory", "message": "needs more memory than limits.memory_mb allows"}
-    return json.dumps(facts).encode() + b"\n" + pixels
+    return report(facts, pixels)
+
+
+def report(facts: dict[str, Any], pixels: bytes) -> bytes:
+    """Write an answer."""
+    known = {"sha256": "", "width": 0, "height": 0, "mode": "", "code": "", "message": ""}
+    return json.dumps(known | facts).encode() + b"\n" + pixels

@@ -22,10 +22,11 @@ from xray_pneumonia.evaluation import explain
 from xray_pneumonia.evaluation.overlay import overlay
 from xray_pneumonia.evaluation.quality import flag
 from xray_pneumonia.ranges import Count, Whole
+from xray_pneumonia.reading.opening import EngineName
 from xray_pneumonia.reading.reader import Reader
 from xray_pneumonia.workflows.answers import Answers, Row
 from xray_pneumonia.workflows.second_opinion import Outcome, print_outcome, summarise, write_sheet
-from xray_pneumonia.workflows.trained import EngineName, load_reader
+from xray_pneumonia.workflows.trained import load_reader
 
 HEAT_MAPS = "heat_maps"
 CHOSEN = ("run_id", "weights_sha256", "operating_point", "band", "temperature", "bias", "image_size", "net")
