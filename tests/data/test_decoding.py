@@ -15,7 +15,7 @@ from xray_pneumonia.data.files import find_files
 from xray_pneumonia.data.limits import MODALITIES
 
 LIMITS = Limits(seconds=20.0, memory_mb=512)
-HANG, CRASH, EAT, WRITE = b"hang", b"crash", b"eat", b"write"
+HANG, CRASH, EAT, WRITE, LIE, BABBLE = b"hang", b"crash", b"eat", b"write", b"lie", b"babble"
 
 
 def film(seed=0):
@@ -42,6 +42,10 @@ def misbehave(path, size, modalities):
             Path(os.fsdecode(path) + ".canary").write_bytes(b"x" * 10)
         except OSError:
             return confined.report({"code": "kept_from_writing"}, b"")
+    if data == LIE:
+        return confined.report({"sha256": "../../x", "width": 1, "height": 1}, bytes(size * size))
+    if data == BABBLE:
+        return b"{}"
     return real(path, size, modalities)
 
 
@@ -78,7 +82,14 @@ def test_refused_files_alone_and_no_files_at_all(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "code"),
-    [(HANG, "timeout"), (CRASH, "decoder_died"), (EAT, "too_much_memory"), (WRITE, "kept_from_writing")],
+    [
+        (HANG, "timeout"),
+        (CRASH, "decoder_died"),
+        (EAT, "too_much_memory"),
+        (WRITE, "kept_from_writing"),
+        (LIE, "decoder_died"),
+        (BABBLE, "decoder_died"),
+    ],
 )
 def test_what_a_bad_file_does_to_its_decoder_stays_there(tmp_path, monkeypatch, content, code):
     monkeypatch.setattr(decoding, "_serve", serve_badly)

@@ -7,6 +7,7 @@ another child goes on. Children answer in plain bytes, never in pickles, and are
 
 import json
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
@@ -30,6 +31,7 @@ from xray_pneumonia.ranges import Count, Positive
 AHEAD = 256  # files that may be decoded before the first of them is taken
 HANDED = 8  # files in a child's hands at once, so that it need not wait for the parent
 START = 120.0  # seconds a child may take to start, on a machine that is busy
+SHA256 = re.compile("([0-9a-f]{64})?")
 PULSE = 0.5  # seconds after which a wait looks whether anybody still wants the answers
 
 
@@ -216,15 +218,17 @@ class Decoders:
 def _parsed(heard: bytes, found: Found, size: int) -> Attempt:
     """Take a child's answer, which a stranger's file may have written."""
     head, _, rest = heard.partition(b"\n")
-    values = json.loads(head)
-    pixels = np.frombuffer(rest, np.uint8).reshape(size, size) if rest else None
-    return Attempt(
-        found=found,
-        pixels=pixels,
-        width=int(values["width"]),
-        height=int(values["height"]),
-        **{name: str(values[name]) for name in ("sha256", "mode", "code", "message")},
-    )
+    try:
+        values = json.loads(head)
+        texts = {name: str(values[name]) for name in ("sha256", "mode", "code", "message")}
+        width, height = int(values["width"]), int(values["height"])
+        pixels = np.frombuffer(rest, np.uint8).reshape(size, size) if rest else None
+        sane = SHA256.fullmatch(texts["sha256"]) and (pixels is None) == bool(texts["code"])
+    except (ValueError, KeyError, TypeError):
+        sane = None
+    if not sane:
+        return Attempt(found=found, code="decoder_died", message="made its decoder say what no decoder says")
+    return Attempt(found=found, pixels=pixels, width=width, height=height, **texts)
 
 
 def _serve(line: Connection, size: int, modalities: tuple[str, ...], memory_mb: int) -> None:
