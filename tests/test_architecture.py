@@ -87,7 +87,8 @@ def test_the_wheel_lists_every_package():
 def test_every_target_of_the_configs_may_be_built_and_every_allowed_target_exists():
     used = set()
     for file in (ROOT / "conf").rglob("*.yaml"):
-        used |= {line.split(": ")[1].strip() for line in file.read_text().splitlines() if line.startswith("_target_: ")}
+        lines = map(str.strip, file.read_text().splitlines())
+        used |= {line.split(": ")[1] for line in lines if line.startswith("_target_: ")}
     assert used == TARGETS
 
 

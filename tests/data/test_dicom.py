@@ -263,5 +263,7 @@ def test_patients_are_never_mentioned(caplog, capfd, recwarn):
     assert code(save(broken)) == "wrong_view"
     decode(save(film()), 64)
     code(save(film())[:-700])
+    windowed = save(film(WindowCenter=12345678, WindowWidth=100))
+    assert code(windowed.replace(b"12345678", SECRET.encode())) == "damaged_dicom"  # pydicom's error quotes it
     assert SECRET not in caplog.text + "".join(capfd.readouterr())
     assert not [warning for warning in recwarn if SECRET in str(warning.message)]
