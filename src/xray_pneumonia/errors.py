@@ -18,6 +18,10 @@ class TrainingDiverged(Exception):
     """The loss is no longer a finite number, so nothing that follows can be trusted (exit code 1)."""
 
 
+class AnswersDiffer(Exception):
+    """An exported model does not answer as the one it was made of (exit code 1)."""
+
+
 class Stopped(BaseException):
     """SIGTERM or Ctrl-C; like KeyboardInterrupt it passes every `except Exception`.
 

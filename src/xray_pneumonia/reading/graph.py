@@ -115,6 +115,15 @@ def require_writer() -> None:
     log.debug("onnx %s, onnxscript %s", onnx.__version__, onnxscript.__version__)
 
 
+def require_reader() -> None:
+    """Check, before any work, that the package which reads graphs is there.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    _runtime()
+
+
 def can_read_graphs() -> bool:
     """Tell whether onnxruntime is installed."""
     try:
