@@ -49,6 +49,8 @@ TARGETS = frozenset(
 
 Node = Mapping[str, Any]
 PACKAGE = "xray_pneumonia.conf"
+# Keys that hold a path or a name, as they are: Hydra would take `film (1).png` for a call, and `model` for the group.
+LITERAL = {"export": ("model", "run_id", "input", "output"), "register": ("run_id", "name", "alias")}
 
 
 def launch(verb: str, arguments: list[str]) -> None:
@@ -64,7 +66,10 @@ def launch(verb: str, arguments: list[str]) -> None:
         raise InputError("--experimental-rerun unpickles a file, which could run anything; use `xray reproduce`")
     failures: list[BaseException] = []
 
+    arguments, literal = _literally(verb, arguments)
+
     def task(cfg: DictConfig) -> Any:
+        cfg.update(literal)
         return _run(verb, cfg, failures)
 
     before = sys.argv
@@ -83,6 +88,13 @@ def launch(verb: str, arguments: list[str]) -> None:
         sys.argv = before
     if failures:
         raise failures[0]
+
+
+def _literally(verb: str, arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Take aside what Hydra's grammar must not read."""
+    parts = [(argument, *argument.partition("=")) for argument in arguments]
+    literal = {key: value for _, key, equals, value in parts if equals and key in LITERAL.get(verb, ())}
+    return [argument for argument, key, _, _ in parts if key not in literal], literal
 
 
 def _run(verb: str, cfg: DictConfig, failures: list[BaseException]) -> Any:
@@ -151,6 +163,14 @@ def _experiment_files(arguments: list[str]) -> Iterator[list[str]]:
             else:
                 changed.append(argument)
         yield [*changed, *options]
+
+
+def asked() -> list[str]:
+    """List the keys and groups that the running command sets."""
+    from hydra.core.hydra_config import HydraConfig
+
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]
 
 
 def anchor(cfg: DictConfig) -> None:

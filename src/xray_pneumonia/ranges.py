@@ -14,7 +14,7 @@ Count = Annotated[int, Ge(1)]
 Whole = Annotated[int, Ge(0)]
 Seed = Annotated[int, Interval(ge=0, lt=2**32)]
 Side = Annotated[int, Interval(ge=16, le=2048)]
-Stage = Literal["train", "val", "test"]
+Stage = Literal["train", "val", "test", "shift"]
 # What can choose the best epoch: all that is logged of every validation.
 Monitor = Literal[
     "val/loss",

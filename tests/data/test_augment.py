@@ -27,7 +27,7 @@ def test_none_leaves_the_images_alone(images):
     assert augmentation(images, seed=0, epoch=0, records=range(4)) is images
 
 
-@pytest.mark.parametrize("group", ["light", "strong", "seed"])
+@pytest.mark.parametrize("group", ["light", "strong", "machine", "seed"])
 def test_the_same_for_any_batch_and_order(images, group):
     augmentation = build(compose(group))
     together = augmentation(images, seed=3, epoch=2, records=[10, 11, 12, 13])

@@ -31,7 +31,7 @@ def cnn():
 
 def resnet():
     torch.manual_seed(0)
-    return ResNet(width=8, depth=1, stages=2, dropout=0, mean=0.5, std=0.2).eval()
+    return ResNet(width=8, depth=1, stages=2, dropout=0, mean=0.5, std=0.2, per_image=False).eval()
 
 
 class BrightSpot(nn.Module):

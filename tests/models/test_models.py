@@ -171,3 +171,12 @@ def test_a_damaged_bundle_is_refused(tmp_path, damage):
 def test_a_card_is_checked_like_any_input(changes, says):
     with pytest.raises(InputError, match=re.escape(says)):
         parse_card(json.dumps(asdict(card()) | changes), name="model.json")
+
+
+def test_per_image_the_exposure_and_contrast_of_a_film_cannot_matter():
+    pixels = net_of("model=resnet", "model.per_image=true").pixels
+    image = torch.randint(20, 120, (3, 1, 64, 64)).float()
+    torch.testing.assert_close(pixels(image * 1.7 + 15), pixels(image), atol=5e-3, rtol=0)
+    fixed = net_of("model=resnet").pixels
+    assert (fixed(image * 1.7 + 15) - fixed(image)).abs().max() > 0.5
+    assert torch.isfinite(pixels(torch.full((1, 1, 64, 64), 7.0))).all()

@@ -134,6 +134,15 @@ def test_every_choice_trains(xray, tiny, overrides):
     assert xray("train", *tiny, *overrides).code == 0
 
 
+def test_averaged_weights_are_the_ones_that_are_kept(xray, tiny, client):
+    outcome = xray("train", *tiny, "trainer.ema_decay=0.9", "monitor=val/loss", "mode=min", "optimizer.lr=0.01")
+    assert outcome.code == 0, outcome.err
+    table = pd.read_csv(client.download_artifacts(outcome.run_id, "predictions/val.csv"))
+    loss = float(np.logaddexp(0, np.where(table["label"] == 1, -1, 1) * table["logit"]).mean())
+    validated = min(m.value for m in client.get_metric_history(outcome.run_id, "val/loss"))
+    assert loss == pytest.approx(validated, rel=1e-4)
+
+
 def test_a_loss_that_is_no_number_fails_the_run(xray, tiny, client):
     wild = ["optimizer=sgd", "optimizer.lr=1e6", "scheduler=constant", "tracking.experiment_name=diverge"]
     outcome = xray("train", *tiny, *wild)

@@ -23,15 +23,18 @@ class Augmentation:
         rotate: largest rotation, in degrees to either side.
         shift_x: largest horizontal shift, as a fraction of the width.
         shift_y: largest vertical shift, as a fraction of the height.
-        zoom: largest zoom in or out, as a fraction.
+        zoom: largest zoom in or out, as a fraction, of each side by itself: it hides the shape of the original film.
         shear: largest shear, in degrees.
         border: what fills the space beyond the picture.
         flip_horizontal: probability; it moves the heart to the other side.
         flip_vertical: probability.
         brightness: largest change, as a fraction of the full range.
         contrast: largest change, as a fraction.
-        gamma: largest change of the exponent, as a fraction.
-        blur: probability of a Gaussian blur of 3 to 5 pixels.
+        gamma: largest change of the exponent, as a fraction: up to 1 + gamma, down to its inverse.
+        equalise: probability of a local equalisation of the gray levels (CLAHE).
+        sharpen: probability of a sharpening.
+        shrink: probability that the image is shrunk, to 0.4 of its side at most, and enlarged again.
+        blur: probability of a Gaussian blur with a standard deviation of up to 2 pixels.
         noise: largest standard deviation of Gaussian noise, as a fraction of the full range.
         compress: probability of a JPEG compression of quality 40 to 95.
         erase: probability that one to three boxes are blanked out.
@@ -50,7 +53,10 @@ class Augmentation:
         flip_vertical: Fraction,
         brightness: Fraction,
         contrast: Fraction,
-        gamma: BelowOne,
+        gamma: NonNegative,
+        equalise: Fraction,
+        sharpen: Fraction,
+        shrink: Fraction,
         blur: Fraction,
         noise: Fraction,
         compress: Fraction,
@@ -103,6 +109,9 @@ def _transforms(
     brightness: Fraction,
     contrast: Fraction,
     gamma: NonNegative,
+    equalise: Fraction,
+    sharpen: Fraction,
+    shrink: Fraction,
     blur: Fraction,
     noise: Fraction,
     compress: Fraction,
@@ -125,9 +134,15 @@ def _transforms(
     if brightness or contrast:
         yield alb.RandomBrightnessContrast(brightness_limit=brightness, contrast_limit=contrast, p=1)
     if gamma:
-        yield alb.RandomGamma(gamma_limit=(100 * (1 - gamma), 100 * (1 + gamma)), p=1)
+        yield alb.RandomGamma(gamma_limit=(100 / (1 + gamma), 100 * (1 + gamma)), p=1)
+    if equalise:
+        yield alb.CLAHE(clip_limit=(1, 3), p=equalise)
+    if sharpen:
+        yield alb.Sharpen(alpha=(0.1, 0.6), lightness=(1, 1), p=sharpen)
+    if shrink:
+        yield alb.Downscale(scale_range=(0.4, 0.8), p=shrink)
     if blur:
-        yield alb.GaussianBlur(blur_limit=(3, 5), p=blur)
+        yield alb.GaussianBlur(blur_limit=0, sigma_limit=(0.3, 2), p=blur)
     if noise:
         yield alb.GaussNoise(std_range=(0, noise), p=1)
     if compress:

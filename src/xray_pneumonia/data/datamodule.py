@@ -16,6 +16,7 @@ from xray_pneumonia.data.audit import Audit, audit
 from xray_pneumonia.data.augment import Augmentation
 from xray_pneumonia.data.cache import ImageCache, open_cache
 from xray_pneumonia.data.images import Gray
+from xray_pneumonia.data.shifts import Shift, hold_out
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.ranges import Count, OpenFraction, Seed, Side, Stage, Whole
 
@@ -57,11 +58,17 @@ class EpochSampler(Sampler[tuple[int, Any]]):
     def __init__(self, rows: np.ndarray[Any, np.dtype[np.int64]], *, batch_size: int, shuffle: bool, seed: int) -> None:
         self._rows, self._batch_size, self._shuffle, self._seed = rows, batch_size, shuffle, seed
         self._rank, self._world = 0, 1
+        self._begun, self._done = -1, 0
         self.epoch = 0
 
     def share(self, *, rank: int, world: int) -> None:
         """Serve one of several processes."""
         self._rank, self._world = rank, world
+
+    def go_on(self, *, epoch: int, batch: int) -> None:
+        """Start in this epoch, of which so many batches are done already."""
+        self.epoch = self._begun = epoch
+        self._done = batch
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch; Lightning calls this before each one."""
@@ -74,7 +81,8 @@ class EpochSampler(Sampler[tuple[int, Any]]):
         order = np.random.default_rng([self._seed, self.epoch]).permutation(len(self._rows))
         batches = self._batches(self._rows[order])
         batches += batches[: -len(batches) % self._world]
-        return iter([(self.epoch, batch) for batch in batches[self._rank :: self._world]])
+        mine = batches[self._rank :: self._world]
+        return iter([(self.epoch, batch) for batch in mine[self._done if self.epoch == self._begun else 0 :]])
 
     def _batches(self, rows: np.ndarray[Any, np.dtype[np.int64]]) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
         return [rows[start : start + self._batch_size] for start in range(0, len(rows), self._batch_size)]
@@ -95,7 +103,8 @@ class XRayDataModule(pl.LightningDataModule):
         synthetic_patients: generate X-rays of so many fake patients at `root` first; null for real files.
         image_size: height and width, in pixels, of what the net sees.
         batch_size: images a step, of each process.
-        split: `patient` cuts validation from train and val by patient; `official` takes the folder's own.
+        split: `patient` cuts validation from train and val by patient; `official` takes the folder's own; the name
+            of a shift (see `shifts`) holds out the part of them that differs as `shift`, and cuts the rest by patient.
         val_fraction: the share of the images that validates.
         split_seed: of the cut; it stays when `seed` changes, so that runs can be compared on the same patients.
         folds: cut into so many folds instead; null for one cut.
@@ -116,7 +125,7 @@ class XRayDataModule(pl.LightningDataModule):
         synthetic_patients: Count | None,
         image_size: Side,
         batch_size: Count,
-        split: Literal["patient", "official"],
+        split: Literal["patient", "official"] | Shift,
         val_fraction: OpenFraction,
         split_seed: Seed,
         folds: Count | None,
@@ -139,6 +148,7 @@ class XRayDataModule(pl.LightningDataModule):
         self._split, self._val_fraction, self._split_seed = split, val_fraction, split_seed
         self._folds, self._fold = folds, fold
         self._broken, self._drop_test_patients, self._cache_dir = broken, drop_test_patients, cache_dir
+        self._start = (0, 0)  # epoch and batch
         self.records: pd.DataFrame
         self.images: Gray
         self.audit: Audit
@@ -168,7 +178,7 @@ class XRayDataModule(pl.LightningDataModule):
             log.warning("%s", warning)
         groups = splits.leakage_groups(self.records, self.audit.twins)
         self.records = self.records.assign(split=self._roles(groups))
-        trained = self.records[self.records["split"].isin(["train", "val"])]
+        trained = self.records[self.records["split"].isin(["train", "val", "shift"])]
         splits.require_disjoint(groups[trained.index], trained["split"].reset_index(drop=True))
         self._require_usable()
 
@@ -180,7 +190,13 @@ class XRayDataModule(pl.LightningDataModule):
             left_out |= in_test & official.ne("test")
         pool = official.ne("test") & ~left_out
         roles = official.mask(left_out, "")
-        if self._split == "patient":
+        if self._split != "patient" and self._split != "official":
+            rows = np.flatnonzero(pool)
+            there = self.records.iloc[rows].reset_index(drop=True)
+            shifted, beside = hold_out(self._split, there, self.images[rows], groups[rows], seed=self._split_seed)
+            roles.iloc[rows[shifted]], roles.iloc[rows[beside]] = "shift", ""
+            pool.iloc[rows[shifted | beside]] = False
+        if self._split != "official":
             parts = self._folds or 2
             shares = [1 / parts] * parts if self._folds else [1 - self._val_fraction, self._val_fraction]
             rows = np.flatnonzero(pool)
@@ -205,6 +221,10 @@ class XRayDataModule(pl.LightningDataModule):
         labels = self.records.loc[self.records["split"] == "train", "label"]
         return [int((labels == label).sum()) for label in (0, 1)]
 
+    def go_on(self, *, epoch: int, batch: int) -> None:
+        """Serve training batches from here on: after so many epochs, and so many batches of the next one."""
+        self._start = (epoch, batch)
+
     def train_dataloader(self) -> DataLoader[Batch]:
         """Serve augmented batches, in a new order each epoch."""
         return self._loader("train", training=True)
@@ -213,10 +233,16 @@ class XRayDataModule(pl.LightningDataModule):
         """Serve every validation image once, in order."""
         return self._loader("val", training=False)
 
+    def shift_dataloader(self) -> DataLoader[Batch] | None:
+        """Serve every image of the shifted split once, in order; None where there is no such split."""
+        return self._loader("shift", training=False) if self.records["split"].eq("shift").any() else None
+
     def _loader(self, split: Stage, *, training: bool) -> DataLoader[Batch]:
         augmentation = self._augmentation if training and self._augmentation.active else None
         rows = np.flatnonzero(self.records["split"] == split).astype(np.int64)
         sampler = EpochSampler(rows, batch_size=self.batch_size, shuffle=training, seed=self._seed)
+        if training:
+            sampler.go_on(epoch=self._start[0], batch=self._start[1])
         if torch.distributed.is_initialized():
             sampler.share(rank=torch.distributed.get_rank(), world=torch.distributed.get_world_size())
         return DataLoader(

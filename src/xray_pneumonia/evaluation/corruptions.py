@@ -74,6 +74,21 @@ def _shift(image: Gray, amount: float, rng: np.random.Generator) -> Gray:
     return _clipped(moved(image.astype(np.float64), step, order=1, mode="nearest"))
 
 
+def _narrower(image: Gray, amount: float, _: np.random.Generator) -> Gray:
+    """Cut off top and bottom and squash the rest into the square: the chest looks narrower."""
+    edge = len(image) * (1 - amount) / 2
+    box = (0.0, edge, float(image.shape[1]), len(image) - edge)
+    return np.asarray(Image.fromarray(image).resize(image.shape[::-1], Image.Resampling.BILINEAR, box), np.uint8)
+
+
+def _wider(image: Gray, amount: float, rng: np.random.Generator) -> Gray:
+    return np.ascontiguousarray(_narrower(np.ascontiguousarray(image.T), amount, rng).T)
+
+
+def _sharpen(image: Gray, amount: float, _: np.random.Generator) -> Gray:
+    return _filtered(image, ImageFilter.UnsharpMask(2 * len(image) / 128, int(amount), 0))
+
+
 def _filtered(image: Gray, act: ImageFilter.Filter) -> Gray:
     return np.asarray(Image.fromarray(image).filter(act), np.uint8)
 
@@ -90,6 +105,9 @@ KINDS: dict[str, tuple[tuple[float, ...], Callable[[Gray, float, np.random.Gener
     "gamma": ((1.1, 1.25, 1.45, 1.7, 2.0), _gamma),  # exponent, or one over it
     "jpeg": ((60, 35, 20, 12, 6), _jpeg),  # quality
     "down-scaling": ((0.75, 0.5, 0.38, 0.28, 0.2), _shrink),  # of the side, and back
+    "sharpening": ((30, 60, 100, 150, 220), _sharpen),  # percent, of an unsharp mask of two pixels at 128 x 128
+    "narrower": ((0.95, 0.9, 0.84, 0.78, 0.7), _narrower),  # of the height that stays: another aspect ratio
+    "wider": ((0.95, 0.9, 0.84, 0.78, 0.7), _wider),  # of the width that stays
     "rotation": ((3, 6, 10, 15, 25), _rotate),  # degrees, to either side
     "shift": ((0.02, 0.05, 0.08, 0.12, 0.18), _shift),  # of the side, in any direction
 }

@@ -20,7 +20,7 @@ TITLES = {
     "log_loss": "log loss",
     "calibration_error": "calibration error",
 }
-SPLITS = {"val": "validation", "test": "test", "external": "external test"}
+SPLITS = {"val": "validation", "shift": "shifted", "test": "test", "external": "external test"}
 BANDS = ((0.8, "poor"), (0.9, "fair"), (0.97, "good"), (2.0, "very good"))
 
 

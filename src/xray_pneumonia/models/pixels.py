@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+FLAT = 1e-3  # added to the deviation, so that a film of one gray stays finite
+
 
 class Pixels(nn.Module):
     """Scale uint8 pixels to [0, 1] and normalise them.
@@ -10,10 +12,12 @@ class Pixels(nn.Module):
     Args:
         mean: subtracted after scaling.
         std: divides after that.
+        per_image: standardise each image by its own mean and standard deviation as well.
     """
 
-    def __init__(self, *, mean: float, std: float) -> None:
+    def __init__(self, *, mean: float, std: float, per_image: bool = False) -> None:
         super().__init__()
+        self._per_image = per_image
         self._scale, self._shift = 1 / (255 * std), -mean / std
         self._anchor: Tensor
         self.register_buffer("_anchor", torch.empty(0), persistent=False)  # follows the net's dtype
@@ -21,6 +25,9 @@ class Pixels(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Turn (B, 1, H, W) uint8, or floats of the same range, into floats."""
         pixels = image.to(self._anchor.dtype) * self._scale
+        if self._per_image:
+            centred = pixels - pixels.mean((2, 3), keepdim=True)
+            return centred / (centred.square().mean((2, 3), keepdim=True).sqrt() + FLAT)  # type: ignore[no-any-return]
         return pixels + self._shift if self._shift else pixels
 
 

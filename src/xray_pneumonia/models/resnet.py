@@ -44,13 +44,22 @@ class ResNet(nn.Module):
         dropout: before the last layer.
         mean: of the pixels in [0, 1], for normalisation.
         std: of the pixels in [0, 1].
+        per_image: standardise each image by itself: the film's exposure and contrast cannot matter.
     """
 
     def __init__(
-        self, *, width: Count, depth: Count, stages: Count, dropout: BelowOne, mean: Fraction, std: Positive
+        self,
+        *,
+        width: Count,
+        depth: Count,
+        stages: Count,
+        dropout: BelowOne,
+        mean: Fraction,
+        std: Positive,
+        per_image: bool,
     ) -> None:
         super().__init__()
-        self.pixels = Pixels(mean=mean, std=std)
+        self.pixels = Pixels(mean=mean, std=std, per_image=per_image)
         self.stem = nn.Sequential(
             nn.Conv2d(1, width, 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(width), nn.ReLU()
         )

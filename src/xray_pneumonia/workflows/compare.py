@@ -29,7 +29,20 @@ from xray_pneumonia.tracking.store import Store, masked, open_existing
 TESTED = ("auroc", "accuracy", "sensitivity", "specificity")
 THRESHOLD = 0.5  # until an operating point is chosen on validation
 DRAWN = 8  # groups in the figure; more cannot be told apart
-Figure = Literal["auroc", "accuracy", "average_precision", "sensitivity", "specificity", "balanced_accuracy"]
+Figure = Literal[
+    "auroc",
+    "accuracy",
+    "average_precision",
+    "sensitivity",
+    "specificity",
+    "balanced_accuracy",
+    "shift/auroc",
+    "shift/accuracy",
+    "shift/sensitivity",
+    "shift/specificity",
+    "shift/balanced_accuracy",
+    "shift/calibration_error",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +71,9 @@ def main(cfg: DictConfig) -> None:
         settings = replace(settings, experiment_name=cfg.experiment_name)
     store = open_existing(settings, home=Path(cfg.home))
     found = _find(store, cfg)
-    groups = group([_entry(run) for run in found], best_by=f"best/{cfg.metrics[0]}", maximize=True)
-    table = tabulate(groups, {name: f"best/{name}" for name in cfg.metrics})
+    logged = {name: name if "/" in name else f"best/{name}" for name in cfg.metrics}
+    groups = group([_entry(run) for run in found], best_by=logged[cfg.metrics[0]], maximize=True)
+    table = tabulate(groups, logged)
     folder = Path(cfg.output or Path(cfg.home) / "comparison" / store.experiment_name).expanduser().resolve()
     folder.mkdir(parents=True, exist_ok=True)
     _show(table, cfg, folder)

@@ -27,7 +27,7 @@ class Dossier:
 
     Args:
         model: what the models are called.
-        split: val, test or external.
+        split: val, shift, test or external.
         run_ids: of the models.
         facts: rows of the model card, by name.
         answers: to the checklist, by key.

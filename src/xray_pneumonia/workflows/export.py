@@ -26,7 +26,7 @@ from xray_pneumonia.reading.reader import Reader
 from xray_pneumonia.workflows.samples import Sample, take_sample
 from xray_pneumonia.workflows.trained import find_model
 
-PARTS = (WEIGHTS, CARD, ENSEMBLE, GATE, CONFIG)
+PARTS = (WEIGHTS, CARD, ENSEMBLE, GATE, CONFIG, "history.csv", "environment.json")  # what a folder may hold
 log = logging.getLogger(__name__)
 
 

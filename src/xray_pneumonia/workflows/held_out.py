@@ -20,7 +20,7 @@ from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.gate import MOST
 from xray_pneumonia.tracking.archive import StoredRun
 
-Split = Literal["val", "test", "external"]
+Split = Literal["val", "shift", "test", "external"]
 RECORD_COLUMNS = ("mode", "width", "height", "bytes")  # joined to the predictions, for subgroups and shortcuts
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,12 @@ def open_split(
     if split == "test":
         stored.data.max_images = None
     data: XRayDataModule = build(stored.data, build(stored.augmentation))
-    _prepare(run, data, stored) if split == "val" else _require_test(data, stored)
+    _require_test(data, stored) if split == "test" else _prepare(run, data, stored)
+    if split == "shift" and data.shift_dataloader() is None:
+        raise InputError(
+            f"split=shift: run {run.run_id} held out no shift (its data.split={stored.data.split}); train one with "
+            "data.split=dark, say, or run them all: xray train -m sweep=shifts"
+        )
     return cut(data, split, stored.data.root, validation_ids)
 
 

@@ -11,13 +11,15 @@ from torch import nn
 from xray_pneumonia.config import plain
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.images import Gray
+from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.decision import Decision, decide
 from xray_pneumonia.evaluation.gate import Gate
 from xray_pneumonia.evaluation.judgement import judge
-from xray_pneumonia.evaluation.measures import Vector
+from xray_pneumonia.evaluation.measures import Vector, measure
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.tracking.ledger import opened_before
 from xray_pneumonia.tracking.run import Run
+from xray_pneumonia.training.inference import predict_logits
 from xray_pneumonia.workflows.closer_look import learn_gate, look_closer
 from xray_pneumonia.workflows.dossier import Dossier, write_dossier
 from xray_pneumonia.workflows.ensemble import predict
@@ -53,7 +55,6 @@ def judge_validation(
         table: raw predictions on validation, in the order of the records.
         settings: of the evaluation.
     """
-    run.path("records.csv").write_text(_records(data).to_csv(index=False), encoding="utf-8")
     decision = decide(table, settings)
     calibrated = decision.calibration.apply(table)
     held_out = cut(data, "val", str(cfg.data.root), set(table["id"]))
@@ -61,6 +62,18 @@ def judge_validation(
     if settings.report:
         _report(run, cfg, net, held_out, table, decision, settings, gate)
     return Chosen(decision, gate, calibrated)
+
+
+def judge_shift(run: Run, net: nn.Module, data: XRayDataModule, decision: Decision, *, device: torch.device) -> None:
+    """Log `shift/...` at the operating point of the plain validation, where `data.split` holds out a shift."""
+    batches = data.shift_dataloader()
+    if batches is None:
+        return
+    index, logits = predict_logits(net, batches, device=device)
+    table = decision.calibration.apply(predictions.tabulate(data.records, index, logits))
+    predictions.write(table, run.path("predictions/shift.csv"))
+    found = measure(table, threshold=decision.threshold).once()
+    run.log_metrics({f"shift/{name}": value for name, value in found.items() if not np.isnan(value)})
 
 
 def _report(
@@ -97,7 +110,3 @@ def _report(
     write_dossier(run, dossier, judgement, held_out.images, settings)
     run.log_metrics({f"operating/{name}": value for name, value in judgement.metrics().items()})
     run.set_tags({"chosen_after_opening": bool(opened)})
-
-
-def _records(data: XRayDataModule) -> pd.DataFrame:
-    return data.records[["id", "patient", "subtype", "label", "split", "sha256"]].replace({np.nan: ""})
