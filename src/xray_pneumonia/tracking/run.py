@@ -16,6 +16,7 @@ import psutil
 
 from xray_pneumonia.errors import Stopped
 from xray_pneumonia.tracking.provenance import Provenance
+from xray_pneumonia.tracking.signature import signature
 from xray_pneumonia.tracking.store import Store
 
 MAX_PARAMS = 100  # of one request, MLflow's limit
@@ -93,21 +94,16 @@ class Run:
             self.path("git.diff").write_text(provenance.diff, encoding="utf-8")
         self.set_tags(provenance.tags)
 
-    def log_model(self, folder: Path, *, image_size: int, epoch: int) -> None:
+    def log_model(self, folder: Path, *, epoch: int) -> None:
         """Log a bundle as an MLflow model with a signature; nothing in it is pickled.
 
         Args:
             folder: that holds the bundle.
-            image_size: of the pixels it takes.
             epoch: whose weights it holds; MLflow copies that epoch's metrics to the model.
         """
         import mlflow.pyfunc
-        import numpy as np
-        from mlflow.models import Model, ModelSignature
-        from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+        from mlflow.models import Model
 
-        pixels = TensorSpec(np.dtype(np.uint8), (-1, 1, image_size, image_size), "image")
-        answer = Schema([ColSpec(DataType.double, "probability"), ColSpec(DataType.string, "label")])
         made = self.store.client.create_logged_model(self.store.experiment_id, name="model", source_run_id=self.run_id)
         with lend_uri(self.store.uri):
             Model.log(
@@ -118,7 +114,7 @@ class Run:
                 step=epoch,
                 loader_module="xray_pneumonia.workflows.serve",
                 data_path=str(folder),
-                signature=ModelSignature(inputs=Schema([pixels]), outputs=answer),
+                signature=signature(),
                 pip_requirements=["xray-pneumonia"],
             )
         self.set_tags({"model_id": made.model_id})

@@ -128,4 +128,4 @@ def record_bundle(
         shutil.copyfile(run.path(CONFIG), Path(folder) / CONFIG)
         if chosen.gate is not None:
             chosen.gate.write(Path(folder) / GATE)
-        run.log_model(Path(folder), image_size=data.image_size, epoch=epoch)
+        run.log_model(Path(folder), epoch=epoch)
