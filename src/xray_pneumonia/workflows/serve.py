@@ -20,12 +20,12 @@ class BundleModel:
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
 
-    def predict(self, model_input: Any, params: Any = None) -> pd.DataFrame:
+    def predict(self, model_input: pd.DataFrame | dict[str, Any], params: Any = None) -> pd.DataFrame:
         """Answer X-rays.
 
         Args:
-            model_input: a table with the column `image` (the bytes of a PNG or JPEG file; base64 is read too)
-                or `pixels` (S x S gray values); or an array (N, S, S) or (N, 1, S, S).
+            model_input: a table or dict with the column `image` (the bytes of a PNG or JPEG file; base64 is
+                read too) or `pixels` (S x S gray values).
             params: are not used.
 
         Returns:
@@ -38,8 +38,9 @@ class BundleModel:
         pictures = list(self._pictures(model_input))
         good = np.array([not isinstance(one, ImageError) for one in pictures], bool)
         side = self._reader.card.image_size
-        pixels = np.stack([one for one in pictures if not isinstance(one, ImageError)] or [np.empty((0, side, side))])
-        table = self._reader.read(pixels.reshape(-1, side, side).astype(np.uint8)).drop(columns="gate")
+        pixels = [one for one in pictures if not isinstance(one, ImageError)]
+        table = self._reader.read(np.stack(pixels) if pixels else np.empty((0, side, side), np.uint8))
+        table = table.drop(columns="gate")
         table = table.set_index(np.flatnonzero(good)).reindex(range(len(pictures)))
         broken = np.flatnonzero(~good)
         table.loc[broken, "answer"] = "look closer"
@@ -49,10 +50,7 @@ class BundleModel:
         return table
 
     def _pictures(self, given: Any) -> Iterable[Gray | ImageError]:
-        if isinstance(given, pd.DataFrame):
-            given = {name: list(given[name]) for name in given}
-        if not isinstance(given, dict):
-            return [self._checked(one) for one in np.asarray(given)]
+        given = {name: list(given[name]) for name in given}
         for name, read, deep in (("image", self._decoded, 1), ("pixels", self._checked, 3)):
             values = given.get(name)
             if values is not None and len(values) == 1 and _depth(values[0]) == deep:
