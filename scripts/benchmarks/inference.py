@@ -32,7 +32,7 @@ from xray_pneumonia.reading.graph import GRAPH, read_graph, write_graph
 from xray_pneumonia.reading.opening import farthest, open_reader
 from xray_pneumonia.reading.reader import Engine, Vector
 
-IMAGES, ROUNDS, THREADS = 1024, 7, 2
+ROUNDS, THREADS = 5, 2
 FILE_SIDE = 224
 
 
@@ -78,7 +78,8 @@ def contenders(bundle: Bundle, folder: Path) -> dict[str, Engine]:
     write_graph(bundle, folder / GRAPH)
     example = torch.zeros(SMALL_BATCH, 1, bundle.card.image_size, bundle.card.image_size, dtype=torch.uint8)
     with torch.no_grad():
-        frozen = torch.jit.freeze(torch.jit.trace(fold_batch_norms(bundle.answer), example, check_trace=False))
+        traced = torch.jit.trace(fold_batch_norms(bundle.answer), example)  # type: ignore[no-untyped-call]
+        frozen = torch.jit.freeze(traced)
     return {
         "torch, as trained, batches of 64": run_module(bundle.answer, 64),
         "torch, as trained": run_module(bundle.answer, SMALL_BATCH),
@@ -123,6 +124,7 @@ def main() -> None:
     """Print one line for each contender."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", nargs="?", type=Path, help="a bundle's folder")
+    parser.add_argument("--images", type=int, default=512)
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(THREADS)
@@ -136,11 +138,11 @@ def main() -> None:
             f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {THREADS} threads, load "
             f"{os.getloadavg()[0]:.1f}; torch {torch.__version__}, onnxruntime {version('onnxruntime')}"
         )
-        print(f"{parameters:,} parameters at {side} x {side}; {IMAGES} images from memory, median of {ROUNDS} rounds")
-        images = np.random.default_rng(0).integers(0, 256, (IMAGES, side, side)).astype(np.uint8)
+        print(f"{parameters:,} parameters at {side} x {side}; {asked.images} images from memory, {ROUNDS} rounds")
+        images = np.random.default_rng(0).integers(0, 256, (asked.images, side, side)).astype(np.uint8)
         engines = contenders(bundle, folder)
         first = next(iter(engines.values()))
-        found = rates({key: lambda e=engine: e(images) for key, engine in engines.items()}, IMAGES)  # type: ignore[misc]
+        found = rates({key: lambda e=engine: e(images) for key, engine in engines.items()}, asked.images)  # type: ignore[misc]
         slowest = next(iter(found.values()))
         for key, rate in found.items():
             apart = farthest(first, engines[key], images[:256])

@@ -221,7 +221,7 @@ def test_mlflow_serves_it(home, run, xrays, films):
         rows = [[base64.b64encode(one).decode()] for one in jpegs(xrays)]
         body = json.dumps({"dataframe_split": {"columns": ["image"], "data": rows}}).encode()
         headers = {"Content-Type": "application/json"}
-        for _ in range(90):
+        for _ in range(300):
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5)
                 break
