@@ -19,6 +19,8 @@ VERBS = {
     "compare": "runs side by side, seeds grouped, paired tests",
     "predict": "read new X-rays with a trained model, as a second opinion",
     "evaluate": "judge a run on validation, a test split or other films, in one report",
+    "register": "give the model of a run a name and an alias",
+    "export": "take a model away as one ONNX file, checked against its weights, or as a bundle",
     "download": "fetch the public X-rays (Kermany et al., 2018) to data/chest_xray",
 }
 USAGE = """\

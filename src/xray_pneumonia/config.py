@@ -51,7 +51,11 @@ TARGETS = frozenset(
 Node = Mapping[str, Any]
 PACKAGE = "xray_pneumonia.conf"
 # Keys that hold a path or a name, as they are: Hydra would take `film (1).png` for a call, and `model` for the group.
-LITERAL = {"predict": ("model", "input", "output")}
+LITERAL = {
+    "export": ("model", "run_id", "input", "output"),
+    "predict": ("model", "input", "output"),
+    "register": ("run_id", "name", "alias"),
+}
 
 
 def launch(verb: str, arguments: list[str]) -> None:
@@ -164,6 +168,14 @@ def _experiment_files(arguments: list[str]) -> Iterator[list[str]]:
             else:
                 changed.append(argument)
         yield [*changed, *options]
+
+
+def asked() -> list[str]:
+    """List the keys and groups that the running command sets."""
+    from hydra.core.hydra_config import HydraConfig
+
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]
 
 
 def anchor(cfg: DictConfig) -> None:

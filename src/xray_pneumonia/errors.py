@@ -22,6 +22,18 @@ class TrainingDiverged(Exception):
     """The loss is no longer a finite number, so nothing that follows can be trusted (exit code 1)."""
 
 
+class AnswersDiffer(Exception):
+    """An exported model does not answer as the one it was made of (exit code 1)."""
+
+
+class CheckpointNotSaved(Exception):
+    """A checkpoint could not be written; the one before it is still there (exit code 1)."""
+
+
+class CheckpointDamaged(InputError):
+    """A checkpoint is not what was written (exit code 2)."""
+
+
 class Stopped(BaseException):
     """SIGTERM or Ctrl-C; like KeyboardInterrupt it passes every `except Exception`.
 

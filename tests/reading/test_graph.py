@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from dataclasses import asdict, replace
 
@@ -66,12 +67,11 @@ def test_an_ensemble_becomes_one_graph(ensemble, tmp_path, films):
     assert farthest(torch_engine(bundle.answer), graph, films(20)) < 1e-5
 
 
-def test_the_file_says_what_its_answers_mean_and_nothing_of_this_machine(tmp_path, write_bundle):
+def test_the_file_says_what_its_answers_mean_and_nothing_of_this_machine(exported):
     import onnx
 
-    _, card = write_bundle(tmp_path)
-    write_graph(open_folder(tmp_path, name="it"), tmp_path / GRAPH)
-    model = onnx.load(tmp_path / GRAPH)
+    folder, card = exported
+    model = onnx.load(folder / GRAPH)
     onnx.checker.check_model(model, full_check=True)
     known = {entry.key: entry.value for entry in model.metadata_props}
     assert json.loads(known["labels"]) == ["NORMAL", "PNEUMONIA"]
@@ -81,20 +81,32 @@ def test_the_file_says_what_its_answers_mean_and_nothing_of_this_machine(tmp_pat
     assert batch.dim_param
     assert [one.dim_value for one in shape] == [1, 32, 32]
     assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
-    assert not re.search(rb"\.py\b|/home/|site-packages", (tmp_path / GRAPH).read_bytes())
+    assert not re.search(rb"\.py\b|/home/|site-packages", (folder / GRAPH).read_bytes())
 
 
-def test_the_graph_alone_answers_with_label_and_abstention(tmp_path, write_bundle, films):
-    write_bundle(tmp_path, gate=True)
-    write_graph(open_folder(tmp_path, name="it"), tmp_path / GRAPH)
-    alone, whole = (open_reader(place, name="it", engine="auto") for place in (tmp_path / GRAPH, tmp_path))
-    (tmp_path / GRAPH).unlink()
-    weights = open_reader(tmp_path, name="it", engine="torch")
+def test_the_graph_alone_answers_with_label_and_abstention(exported, films):
+    folder, _ = exported
+    alone, whole = (open_reader(place, name="it", engine="auto") for place in (folder / GRAPH, folder))
+    weights = open_reader(folder, name="it", engine="torch")
     assert alone.net is None
     for reader in (alone, whole):
         table, expected = reader.read(films(20)), weights.read(films(20))
         np.testing.assert_allclose(table.pop("probability"), expected.pop("probability"), atol=1e-6)
         assert table.equals(expected)
+
+
+@pytest.fixture(scope="session")
+def exported_once(tmp_path_factory, write_bundle):
+    folder = tmp_path_factory.mktemp("exported")
+    _, card = write_bundle(folder, gate=True)
+    write_graph(open_folder(folder, name="it"), folder / GRAPH)
+    return folder, card
+
+
+@pytest.fixture
+def exported(exported_once, tmp_path):
+    """A bundle with its graph, to be altered."""
+    return shutil.copytree(exported_once[0], tmp_path / "exported"), exported_once[1]
 
 
 @pytest.fixture
@@ -105,15 +117,14 @@ def graphs_read(monkeypatch):
     return seen
 
 
-def test_auto_takes_the_graph_beside_the_weights(tmp_path, write_bundle, films, graphs_read):
-    write_bundle(tmp_path)
-    plain = open_reader(tmp_path, name="it", engine="auto")
-    assert not graphs_read
-    write_graph(open_folder(tmp_path, name="it"), tmp_path / GRAPH)
-    fast = open_reader(tmp_path, name="it", engine="auto")
-    assert graphs_read == [tmp_path / GRAPH]
+def test_auto_takes_the_graph_beside_the_weights(exported, films, graphs_read):
+    folder, _ = exported
+    fast = open_reader(folder, name="it", engine="auto")
+    assert graphs_read == [folder / GRAPH]
+    plain = open_reader(folder, name="it", engine="torch")
     np.testing.assert_allclose(fast(films(40)), plain(films(40)), atol=1e-6)
-    open_reader(tmp_path, name="it", engine="torch")
+    (folder / GRAPH).unlink()
+    open_reader(folder, name="it", engine="auto")
     assert len(graphs_read) == 1
 
 
@@ -153,26 +164,24 @@ def test_a_graph_that_gives_other_answers_is_never_used(tmp_path, write_bundle, 
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
-def test_a_missing_extra_is_named(tmp_path, write_bundle, monkeypatch, films, package):
-    write_bundle(tmp_path)
-    write_graph(open_folder(tmp_path, name="it"), tmp_path / GRAPH)
+def test_a_missing_extra_is_named(exported, monkeypatch, films, package):
+    folder, _ = exported
     monkeypatch.setitem(sys.modules, package, None)
-    assert len(open_reader(tmp_path, name="it", engine="auto")(films(2))) == 2
-    (tmp_path / GRAPH).rename(tmp_path / "alone.onnx")
+    assert len(open_reader(folder, name="it", engine="auto")(films(2))) == 2
+    (folder / GRAPH).rename(folder / "alone.onnx")
     with pytest.raises(InputError, match=rf"{package} is not installed.*xray-pneumonia\[onnx\]"):
-        open_reader(tmp_path, name="it", engine="onnx")
+        open_reader(folder, name="it", engine="onnx")
     if package == "onnxruntime":
         with pytest.raises(InputError, match=r"xray-pneumonia\[onnx\]"):
-            open_reader(tmp_path / "alone.onnx", name="it", engine="auto")
+            open_reader(folder / "alone.onnx", name="it", engine="auto")
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "text", "no card", "other card", "classes", "size", "outside"])
-def test_a_damaged_graph_is_refused(tmp_path, write_bundle, damage):
+def test_a_damaged_graph_is_refused(exported, damage):
     import onnx
 
-    _, card = write_bundle(tmp_path)
-    path = tmp_path / GRAPH
-    write_graph(open_folder(tmp_path, name="it"), path)
+    folder, card = exported
+    path = folder / GRAPH
     model = onnx.load(path)
     changes = {"no card": None, "other card": {"schema": 7}, "classes": {"class_names": ["A", "B"]}}
     changes["size"] = {"image_size": 64}
@@ -180,7 +189,7 @@ def test_a_damaged_graph_is_refused(tmp_path, write_bundle, damage):
     if damage in changes:
         entry.value = json.dumps(asdict(card) | changes[damage]) if changes[damage] else "[]"
     if damage == "outside":  # weights in another file
-        (tmp_path / "secret").write_bytes(b"x" * 10_000)
+        (folder / "secret").write_bytes(b"x" * 10_000)
         weight = model.graph.initializer[0]
         weight.ClearField("raw_data")
         weight.data_location = onnx.TensorProto.EXTERNAL

@@ -65,7 +65,7 @@ def store_run(home):
             folder = run.path("staged/model.json").parent
             save_bundle(folder, net, Card(**card | (changes or {})))
             chosen.gate.write(folder / "gate.npz")
-            run.log_model(folder, image_size=32, epoch=1)
+            run.log_model(folder, epoch=1)
         return run
 
     return make

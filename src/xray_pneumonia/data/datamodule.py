@@ -58,11 +58,17 @@ class EpochSampler(Sampler[tuple[int, Any]]):
     def __init__(self, rows: np.ndarray[Any, np.dtype[np.int64]], *, batch_size: int, shuffle: bool, seed: int) -> None:
         self._rows, self._batch_size, self._shuffle, self._seed = rows, batch_size, shuffle, seed
         self._rank, self._world = 0, 1
+        self._begun, self._done = -1, 0
         self.epoch = 0
 
     def share(self, *, rank: int, world: int) -> None:
         """Serve one of several processes."""
         self._rank, self._world = rank, world
+
+    def go_on(self, *, epoch: int, batch: int) -> None:
+        """Start in this epoch, of which so many batches are done already."""
+        self.epoch = self._begun = epoch
+        self._done = batch
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch; Lightning calls this before each one."""
@@ -75,7 +81,8 @@ class EpochSampler(Sampler[tuple[int, Any]]):
         order = np.random.default_rng([self._seed, self.epoch]).permutation(len(self._rows))
         batches = self._batches(self._rows[order])
         batches += batches[: -len(batches) % self._world]
-        return iter([(self.epoch, batch) for batch in batches[self._rank :: self._world]])
+        mine = batches[self._rank :: self._world]
+        return iter([(self.epoch, batch) for batch in mine[self._done if self.epoch == self._begun else 0 :]])
 
     def _batches(self, rows: np.ndarray[Any, np.dtype[np.int64]]) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
         return [rows[start : start + self._batch_size] for start in range(0, len(rows), self._batch_size)]
@@ -141,6 +148,7 @@ class XRayDataModule(pl.LightningDataModule):
         self._split, self._val_fraction, self._split_seed = split, val_fraction, split_seed
         self._folds, self._fold = folds, fold
         self._broken, self._drop_test_patients, self._cache_dir = broken, drop_test_patients, cache_dir
+        self._start = (0, 0)  # epoch and batch
         self.records: pd.DataFrame
         self.images: Gray
         self.audit: Audit
@@ -213,6 +221,10 @@ class XRayDataModule(pl.LightningDataModule):
         labels = self.records.loc[self.records["split"] == "train", "label"]
         return [int((labels == label).sum()) for label in (0, 1)]
 
+    def go_on(self, *, epoch: int, batch: int) -> None:
+        """Serve training batches from here on: after so many epochs, and so many batches of the next one."""
+        self._start = (epoch, batch)
+
     def train_dataloader(self) -> DataLoader[Batch]:
         """Serve augmented batches, in a new order each epoch."""
         return self._loader("train", training=True)
@@ -229,6 +241,8 @@ class XRayDataModule(pl.LightningDataModule):
         augmentation = self._augmentation if training and self._augmentation.active else None
         rows = np.flatnonzero(self.records["split"] == split).astype(np.int64)
         sampler = EpochSampler(rows, batch_size=self.batch_size, shuffle=training, seed=self._seed)
+        if training:
+            sampler.go_on(epoch=self._start[0], batch=self._start[1])
         if torch.distributed.is_initialized():
             sampler.share(rank=torch.distributed.get_rank(), world=torch.distributed.get_world_size())
         return DataLoader(

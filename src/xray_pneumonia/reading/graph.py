@@ -85,6 +85,7 @@ def read_graph(path: Path) -> tuple[Card, Engine]:
         options = runtime.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = torch.get_num_threads()
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting takes no one else's time
         # from bytes: a graph that wants data from other files gets none
         session = runtime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
         card = parse_card(session.get_modelmeta().custom_metadata_map.get("card", "null"), name=str(path))
@@ -113,6 +114,15 @@ def require_writer() -> None:
     except ImportError as error:
         raise InputError(f"{error.name} is not installed, and writing graphs needs it: {CURE}") from error
     log.debug("onnx %s, onnxscript %s", onnx.__version__, onnxscript.__version__)
+
+
+def require_reader() -> None:
+    """Check, before any work, that the package which reads graphs is there.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    _runtime()
 
 
 def can_read_graphs() -> bool:

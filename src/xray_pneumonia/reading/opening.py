@@ -87,12 +87,8 @@ def _choose(bundle: Bundle, engine: EngineName) -> Engine:
     if apart <= TOLERANCE:  # NaN is not
         return graph
     if engine == "onnx":
-        raise InputError(
-            f"engine=onnx: {bundle.folder}: its graph gives other probabilities than its weights: {apart:.2g}"
-        )
-    log.warning(
-        "%s: its graph gives other probabilities than its weights (%.2g apart); torch computes", bundle.name, apart
-    )
+        raise InputError(f"engine=onnx: {bundle.folder}: its graph is {apart:.2g} off its weights; export it anew")
+    log.warning("%s: its graph is %.2g off its weights, so torch computes; export it anew", bundle.name, apart)
     return plain
 
 

@@ -15,7 +15,7 @@ RUN_ID = re.compile(r"^[0-9a-f]{32}$")
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A run that is over, with its config proven to be the one it ran with."""
+    """A run with its config proven to be the one it ran with."""
 
     store: Store
     run_id: str
@@ -68,8 +68,8 @@ class StoredRun:
         return found[0].parent
 
 
-def read_run(store: Store, run_id: str) -> StoredRun:
-    """Read a finished training run.
+def read_run(store: Store, run_id: str, *, unfinished: bool = False) -> StoredRun:
+    """Read a finished training run, or any where `unfinished` ones are wanted.
 
     Raises:
         InputError: there is no such run, it is not finished, or its config or artifacts were altered.
@@ -85,7 +85,7 @@ def read_run(store: Store, run_id: str) -> StoredRun:
         raise InputError(f"run_id={run_id}: there is no such run in {masked(store.uri)}") from error
     if run.info.lifecycle_stage != "active":
         raise InputError(f"run_id={run_id}: was deleted; bring it back in the MLflow UI or choose another")
-    if run.info.status != "FINISHED":
+    if run.info.status != "FINISHED" and not unfinished:
         raise InputError(f"run_id={run_id}: is {run.info.status}, not FINISHED; wait for it or choose another")
     if not _within(run.info.artifact_uri, home.artifact_location):
         raise InputError(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.tracking.archive import StoredRun, read_run
+from xray_pneumonia.tracking.run import lend_uri
 from xray_pneumonia.tracking.store import Store, masked
 
 NAMED = re.compile(r"^(?P<name>[^@/:\\]+)@(?P<alias>[\w-]+)$")
@@ -41,7 +42,8 @@ def register(run: StoredRun, *, name: str, alias: str) -> Registered:
             if not client.search_registered_models(f"name = '{name.replace(chr(39), chr(39) * 2)}'"):
                 client.create_registered_model(name)
             source = f"models:/{run.tags['model_id']}"
-            version = client.create_model_version(name, source, run_id=run.run_id, model_id=run.tags["model_id"])
+            with lend_uri(run.store.uri):  # MLflow looks the source up in whatever store is set
+                version = client.create_model_version(name, source, run_id=run.run_id, model_id=run.tags["model_id"])
         client.set_registered_model_alias(name, alias, version.version)
     except MlflowException as error:
         raise InputError(f"{name}@{alias}: cannot be registered: {' '.join(str(error).split())}") from error

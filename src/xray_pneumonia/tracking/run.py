@@ -12,8 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from xray_pneumonia.errors import Stopped
 from xray_pneumonia.tracking.provenance import Provenance
+from xray_pneumonia.tracking.signature import signature
 from xray_pneumonia.tracking.store import Store
 
 MAX_PARAMS = 100  # of one request, MLflow's limit
@@ -34,6 +37,7 @@ class Run:
     folder: Path
     staged: bool
     _unsent: list[tuple[str, float, int, int]] = field(default_factory=list)
+    _known: set[tuple[str, int]] = field(default_factory=set)  # metrics and steps that an earlier process sent
 
     def path(self, name: str) -> Path:
         """Name an artifact, making its folder."""
@@ -65,7 +69,10 @@ class Run:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        self._unsent += [(key, float(value), now, step) for key, value in metrics.items()]
+        new = {key: value for key, value in metrics.items() if (key, step) not in self._known}
+        self._unsent += [(key, float(value), now, step) for key, value in new.items()]
+        if not self._unsent:
+            return
         try:
             self.store.client.log_batch(self.run_id, metrics=[Metric(*entry) for entry in self._unsent])
         except Exception as error:  # whatever a store does, it must not end a training
@@ -87,23 +94,18 @@ class Run:
             self.path("git.diff").write_text(provenance.diff, encoding="utf-8")
         self.set_tags(provenance.tags)
 
-    def log_model(self, folder: Path, *, image_size: int, epoch: int) -> None:
+    def log_model(self, folder: Path, *, epoch: int) -> None:
         """Log a bundle as an MLflow model with a signature; nothing in it is pickled.
 
         Args:
             folder: that holds the bundle.
-            image_size: of the pixels it takes.
             epoch: whose weights it holds; MLflow copies that epoch's metrics to the model.
         """
         import mlflow.pyfunc
-        import numpy as np
-        from mlflow.models import Model, ModelSignature
-        from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+        from mlflow.models import Model
 
-        pixels = TensorSpec(np.dtype(np.uint8), (-1, 1, image_size, image_size), "image")
-        answer = Schema([ColSpec(DataType.double, "probability"), ColSpec(DataType.string, "label")])
         made = self.store.client.create_logged_model(self.store.experiment_id, name="model", source_run_id=self.run_id)
-        with _tracking_uri(self.store.uri):
+        with lend_uri(self.store.uri):
             Model.log(
                 artifact_path=None,
                 flavor=mlflow.pyfunc,
@@ -112,7 +114,7 @@ class Run:
                 step=epoch,
                 loader_module="xray_pneumonia.workflows.serve",
                 data_path=str(folder),
-                signature=ModelSignature(inputs=Schema([pixels]), outputs=answer),
+                signature=signature(),
                 pip_requirements=["xray-pneumonia"],
             )
         self.set_tags({"model_id": made.model_id})
@@ -134,16 +136,15 @@ def start_run(
 ) -> Iterator[Run]:
     """Open a run, or go on with the one that `run_id` names, and close it with a status that is true.
 
-    FINISHED after the block; KILLED when a signal or Ctrl-C ended it; FAILED with the tag `reason` otherwise.
+    FINISHED after the block; KILLED when a signal or Ctrl-C ended it; FAILED with the tag `reason` otherwise. A run
+    that goes on takes no metric twice: what is in the store for a step stays.
     """
-    who = {"host": platform.node(), "pid": str(os.getpid())}
     if run_id is None:
-        made = store.client.create_run(store.experiment_id, run_name=name, tags={**tags, **who})
+        made = store.client.create_run(store.experiment_id, run_name=name, tags={**tags, **who()})
+        run = Run(store, made.info.run_id, *_artifact_folder(store, made.info.run_id, made.info.artifact_uri))
     else:
-        made = store.client.get_run(run_id)
-        store.client.update_run(run_id, status="RUNNING")
-    run = Run(store, made.info.run_id, *_artifact_folder(store, made.info.run_id, made.info.artifact_uri))
-    monitor = _monitor(run) if system_metrics else None
+        run = _reopened(store, run_id)
+    monitor = _monitor(run, resume=run_id is not None) if system_metrics else None
     status, reason = "FINISHED", ""
     try:
         yield run
@@ -152,12 +153,39 @@ def start_run(
         raise
     except BaseException as error:
         status, reason = "FAILED", f"{type(error).__name__}: {error}"
-        run.path("traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        with contextlib.suppress(OSError):  # of a full disk, which is why it failed
+            run.path("traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
         raise
     finally:
         if monitor is not None:
             monitor.finish()
         _close(run, status, reason)
+
+
+def run_folder(store: Store, run_id: str) -> Path:
+    """Name the folder in which a run keeps its files on this machine."""
+    return _artifact_folder(store, run_id, store.client.get_run(run_id).info.artifact_uri)[0]
+
+
+def who() -> dict[str, str]:
+    """Name this process, as tags."""
+    born = psutil.Process().create_time()
+    return {"host": platform.node(), "pid": str(os.getpid()), "born": f"{born:.2f}"}
+
+
+def _reopened(store: Store, run_id: str) -> Run:
+    """Take over a run whose process is gone, and learn what it has sent."""
+    made = store.client.get_run(run_id)
+    store.client.update_run(run_id, status="RUNNING")
+    run = Run(store, run_id, *_artifact_folder(store, run_id, made.info.artifact_uri))
+    (run.folder / "traceback.txt").unlink(missing_ok=True)
+    run.set_tags({**who(), "resumed": int(made.data.tags.get("resumed", 0)) + 1})
+    if "reason" in made.data.tags:
+        store.client.delete_tag(run_id, "reason")
+    for key in made.data.metrics:
+        if not key.startswith("system/"):  # whose monitor counts on by itself
+            run._known |= {(key, entry.step) for entry in store.client.get_metric_history(run_id, key)}
+    return run
 
 
 def _close(run: Run, status: str, reason: str) -> None:
@@ -181,16 +209,16 @@ def _artifact_folder(store: Store, run_id: str, uri: str) -> tuple[Path, bool]:
     return folder, not local
 
 
-def _monitor(run: Run) -> Any:
+def _monitor(run: Run, *, resume: bool) -> Any:
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-    monitor = SystemMetricsMonitor(run.run_id, sampling_interval=2, tracking_uri=run.store.uri)
+    monitor = SystemMetricsMonitor(run.run_id, sampling_interval=2, resume_logging=resume, tracking_uri=run.store.uri)
     monitor.start()
     return monitor
 
 
 @contextlib.contextmanager
-def _tracking_uri(uri: str) -> Iterator[None]:
+def lend_uri(uri: str) -> Iterator[None]:
     """Lend MLflow's fluent functions our store; they know no client.
 
     MLflow writes the URI into the environment too, where the next run of this process would find it.

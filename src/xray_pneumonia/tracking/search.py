@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xray_pneumonia.tracking.run import who
 from xray_pneumonia.tracking.store import Store
 
 PARENT = "mlflow.parentRunId"
@@ -70,6 +71,13 @@ def close(store: Store, run_id: str, *, status: str, reason: str) -> None:
     """End a run whose process is gone."""
     store.client.set_tag(run_id, "reason", reason)
     store.client.set_terminated(run_id, status)
+
+
+def mark_running(store: Store, run_id: str) -> None:
+    """Take a run over in the name of this process."""
+    for key, value in who().items():
+        store.client.set_tag(run_id, key, value)
+    store.client.update_run(run_id, status="RUNNING")
 
 
 def _quoted(value: str) -> str:

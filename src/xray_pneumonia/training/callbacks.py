@@ -3,7 +3,7 @@
 import logging
 import math
 import sys
-import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,44 +17,11 @@ from pytorch_lightning.callbacks import (
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from xray_pneumonia.training.clock import EpochClock
+from xray_pneumonia.training.keeper import Keeper
 from xray_pneumonia.training.trainer import TrainerSettings
 
 log = logging.getLogger(__name__)
-
-
-class EpochClock(Callback):
-    """Log `time/epoch_seconds` (validation included), `time/images_per_second` (training alone) and the rate."""
-
-    def __init__(self) -> None:
-        self._start = 0.0
-        self._trained = 0.0
-        self._images = 0
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock."""
-        self._start, self._images, self._trained = time.perf_counter(), 0, 0.0
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Count images."""
-        self._images += len(batch["label"]) * trainer.world_size
-        self._trained = time.perf_counter() - self._start
-
-    @property
-    def images_per_second(self) -> float:
-        """The pace of the running epoch."""
-        return self._images / self._trained if self._trained else 0.0
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the epoch's pace."""
-        pl_module.log_dict(
-            {
-                "time/epoch_seconds": time.perf_counter() - self._start,
-                "time/images_per_second": self.images_per_second,
-                "optimizer/lr": trainer.optimizers[0].param_groups[0]["lr"],
-            }
-        )
 
 
 class EpochLine(Callback):
@@ -94,8 +61,12 @@ class Bar(Callback):
         self._clock = clock
         self._progress: Progress | None = None
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw an empty bar."""
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Draw it, at the first batch of an epoch or at the one that a resumed training goes on with."""
+        if self._progress is not None:
+            return
         columns = (
             TextColumn("{task.description}"),
             BarColumn(12),
@@ -132,7 +103,9 @@ class Bar(Callback):
             self._progress = None
 
 
-def build_callbacks(settings: TrainerSettings, *, monitor: str, mode: str, folder: Path) -> list[Callback]:
+def build_callbacks(
+    settings: TrainerSettings, *, monitor: str, mode: str, folder: Path, identity: Mapping[str, str]
+) -> list[Callback]:
     """Make the callbacks of a training.
 
     Args:
@@ -140,18 +113,27 @@ def build_callbacks(settings: TrainerSettings, *, monitor: str, mode: str, folde
         monitor: the metric that chooses the best epoch.
         mode: `max` or `min`.
         folder: where `best.ckpt` (weights) and `last.ckpt` (everything) go.
+        identity: of config, data and schedule.
     """
     clock = EpochClock()
-    callbacks: list[Callback] = [clock, EpochLine()]
+    minutes, steps = settings.checkpoint_minutes, settings.checkpoint_steps
+    keeper = Keeper(folder, identity=identity, minutes=minutes, steps=steps, clock=clock)
+    callbacks: list[Callback] = [keeper, clock, EpochLine()]
     if sys.stderr.isatty():
         callbacks.append(Bar(clock))
     if settings.ema_decay is not None:
         callbacks.append(EMAWeightAveraging(decay=settings.ema_decay))
     if settings.patience is not None:
         callbacks.append(EarlyStopping(monitor, mode=mode, patience=settings.patience))
-    common: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False, "auto_insert_metric_name": False}
     # Lightning puts averaged weights, which are the ones that were validated, into whole checkpoints alone.
     bare = settings.ema_decay is None
-    best = ModelCheckpoint(filename="best", monitor=monitor, mode=mode, save_weights_only=bare, **common)
-    last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common)
-    return [*callbacks, best, last]
+    best = ModelCheckpoint(
+        dirpath=folder,
+        filename="best",
+        monitor=monitor,
+        mode=mode,
+        save_weights_only=bare,
+        enable_version_counter=False,
+        auto_insert_metric_name=False,
+    )
+    return [*callbacks, best]

@@ -39,6 +39,15 @@ class Outputs(Metric):
         """Return logits, labels and indices, (N,) each."""
         return dim_zero_cat(self.logit), dim_zero_cat(self.label), dim_zero_cat(self.index)
 
+    def kept(self) -> dict[str, Tensor]:
+        """Give what has come so far, for a checkpoint in the middle of an epoch."""
+        return {name: dim_zero_cat(getattr(self, name)) for name in self._defaults if getattr(self, name)}
+
+    def take(self, kept: Mapping[str, Tensor]) -> None:
+        """Go on from what `kept` gave."""
+        for name, values in kept.items():
+            getattr(self, name).append(values.to(self.device))
+
 
 class PneumoniaClassifier(pl.LightningModule):
     """A net with its loss, optimiser and schedule.

@@ -1,6 +1,7 @@
 """The settings of a training and Lightning's trainer made from them."""
 
 import logging
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -39,6 +40,8 @@ class TrainerSettings:
         channels_last: the memory layout that convolutions read faster.
         keep_freed_memory: keep freed blocks in the process (glibc).
         threads: of one process; null leaves it to torch.
+        checkpoint_minutes: between two checkpoints in the middle of an epoch; null for none but at a signal.
+        checkpoint_steps: the same, counted in steps.
     """
 
     max_epochs: Count
@@ -55,6 +58,8 @@ class TrainerSettings:
     channels_last: bool
     keep_freed_memory: bool
     threads: Count | None
+    checkpoint_minutes: Positive | None
+    checkpoint_steps: Count | None
 
     def __post_init__(self) -> None:
         """Refuse what this machine does not have."""
@@ -97,3 +102,21 @@ def build_trainer(settings: TrainerSettings, *, callbacks: list[Callback], logge
         plugins=[AtomicCheckpointIO()],
         default_root_dir=folder,
     )
+
+
+def fit(
+    trainer: pl.Trainer, classifier: pl.LightningModule, data: pl.LightningDataModule, *, start: Path | None
+) -> None:
+    """Train, from the beginning or from a checkpoint.
+
+    Args:
+        trainer: from `build_trainer`.
+        classifier: what is trained.
+        data: prepared.
+        start: the checkpoint to go on from; None for the beginning.
+    """
+    with warnings.catch_warnings():
+        if start is not None:  # both are as they should be: the data know where they stand
+            warnings.filterwarnings("ignore", ".*checkpoint that ended before the epoch ended.*")
+            warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty.*")
+        trainer.fit(classifier, datamodule=data, ckpt_path=start, weights_only=True)

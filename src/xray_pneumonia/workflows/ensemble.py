@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -71,6 +71,22 @@ class Ensemble:
         """Run (N, H, W) images through the nets; returns (N,); a bar shows `what`."""
         rows = [predict(member.net, images, self.device, what=what) for member in self.members]
         return _mean(self.calibrations, rows)
+
+
+def joint_card(model: Ensemble) -> Card:
+    """Word what was chosen for several models together, for `reading.ensemble.save_ensemble`."""
+    decision = model.decision
+    return replace(
+        model.first.card,
+        net={},
+        weights_sha256="",
+        run_id=",".join(member.run.run_id for member in model.members),
+        temperature=decision.calibration.temperature,
+        bias=decision.calibration.bias,
+        operating_point=decision.threshold,
+        operating_point_policy=decision.policy,
+        band=[decision.band.low, decision.band.high],
+    )
 
 
 def load(store: Store, run_ids: list[str], settings: EvaluationSettings, *, operating_point: str) -> Ensemble:

@@ -57,7 +57,6 @@ def judge_validation(
         table: raw predictions on validation, in the order of the records.
         settings: of the evaluation.
     """
-    run.path("records.csv").write_text(_records(data).to_csv(index=False), encoding="utf-8")
     decision = decide(table, settings)
     calibrated = decision.calibration.apply(table)
     held_out = cut(data, "val", str(cfg.data.root), set(table["id"]))
@@ -124,7 +123,3 @@ def _report(
     write_dossier(run, dossier, judgement, held_out.images, settings)
     run.log_metrics({f"operating/{name}": value for name, value in judgement.metrics().items()})
     run.set_tags({"chosen_after_opening": bool(opened)})
-
-
-def _records(data: XRayDataModule) -> pd.DataFrame:
-    return data.records[["id", "patient", "subtype", "label", "split", "sha256"]].replace({np.nan: ""})

@@ -1,0 +1,185 @@
+"""SIGKILL at random moments of tiny runs: is a checkpoint ever unreadable, a step logged twice, a result different?
+
+    python tests/faults/kills.py 200 --folder DIR
+
+One warm parent forks every training, so that a kill costs a second or two. A killed run is resumed, killed again,
+and so on until it ends; then its weights and metrics must be those of a run that nobody touched, difference exactly 0.
+"""
+
+import argparse
+import os
+import random
+import signal
+import sqlite3
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # a parent with threads could not be forked
+
+import torch
+
+from xray_pneumonia import cli
+from xray_pneumonia.data import synthetic
+from xray_pneumonia.training.checkpoints import BEST, newest_valid, verify
+from xray_pneumonia.workflows import train  # noqa: F401  what every child needs, imported once
+
+TINY = [
+    *("model=resnet", "model.width=4", "model.depth=1", "model.stages=2", "model.dropout=0.3"),
+    *("data.image_size=32", "data.batch_size=8", "augmentation=light"),
+    *("trainer=cpu", "trainer.max_epochs=8", "trainer.patience=null", "trainer.checkpoint_steps=2"),
+    *("trainer.keep_freed_memory=false", "tracking.system_metrics=false", "evaluation=quick"),
+]
+
+
+class Trainings:
+    """Trainings of one config below one folder, each in a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.home = folder, folder / "mlruns"
+        self.data = folder / "xrays"
+
+    def start(self, *extra: str) -> int:
+        """Fork a training; returns its process."""
+        child = os.fork()
+        if child:
+            return child
+        code = 1
+        try:
+            log = os.open(self.folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            sys.argv = ["xray", "train", f"data.root={self.data}", f"home={self.home}", *TINY, *extra]
+            code = cli.main()
+        finally:
+            os._exit(code)
+
+    def rows(self, query: str, *values: str) -> list[tuple]:
+        """Ask the store, past MLflow."""
+        if not (self.home / "mlflow.db").exists():
+            return []
+        with sqlite3.connect(f"file:{self.home}/mlflow.db?mode=ro", uri=True, timeout=20) as database:
+            try:
+                return database.execute(query, values).fetchall()
+            except sqlite3.OperationalError:  # killed before the tables were made
+                return []
+
+    def newest(self) -> tuple[str, str] | None:
+        """The run that was made last, and its status."""
+        found = self.rows("select run_uuid, status from runs order by start_time desc limit 1")
+        return found[0] if found else None
+
+    def checkpoints(self, run_id: str) -> Path:
+        """Where a run keeps its checkpoints."""
+        return self.home / "artifacts" / "xray" / run_id / "artifacts" / "checkpoints"
+
+    def doubled(self) -> list[tuple]:
+        """Metrics that stand twice under one step."""
+        return self.rows(
+            "select run_uuid, key, step, count(*) from metrics where key not like 'system/%' "
+            "group by run_uuid, key, step having count(*) > 1"
+        )
+
+    def result(self, run_id: str) -> tuple[dict, list]:
+        """The weights, and every metric that is no clock."""
+        weights = torch.load(self.checkpoints(run_id) / "last.ckpt", weights_only=True)["state_dict"]
+        metrics = self.rows(
+            "select key, step, value from metrics where run_uuid = ? and key not like 'time/%' order by key, step",
+            run_id,
+        )
+        return weights, metrics
+
+
+def wait(process: int, seconds: float) -> int | None:
+    """Wait so long; returns the exit code, or None where it still runs."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        done, status = os.waitpid(process, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    return None
+
+
+def unreadable(folder: Path) -> list[str]:
+    """Name the checkpoints of a run that cannot be read."""
+    problems = []
+    for path in sorted(folder.glob("*.ckpt")):
+        try:
+            verify(path)
+            torch.load(path, weights_only=True)
+        except Exception as error:
+            problems.append(f"{path}: {error}")
+    return problems
+
+
+def run(kills: int, folder: Path, seed: int) -> Counter:
+    """Kill so often; returns counts of what was seen."""
+    dice = random.Random(seed)
+    trainings = Trainings(folder)
+    synthetic.generate(trainings.data, patients=40, seed=0)
+    wait(trainings.start(), 600)  # makes the store and the cache
+    began = time.monotonic()
+    assert wait(trainings.start("resume=new"), 600) == 0, "the reference did not train"
+    length = time.monotonic() - began
+    reference_id, _ = trainings.newest()
+    weights, metrics = trainings.result(reference_id)
+    seen: Counter = Counter()
+    extra = "resume=new"
+    while seen["kills"] < kills or extra != "resume=new":
+        process = trainings.start(extra)
+        patience = dice.uniform(0.05, length) if seen["kills"] < kills else 600
+        code = wait(process, patience)
+        run_id, status = trainings.newest()
+        if code is None:
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+            seen["kills"] += 1
+            run_id, status = trainings.newest()
+        elif code != 0:
+            seen["failed"] += 1
+            print(f"exit code {code} of {extra}: see {folder / 'log.txt'}", flush=True)
+        fresh = run_id != reference_id and status != "FINISHED"
+        if fresh:
+            problems = unreadable(trainings.checkpoints(run_id))
+            seen["unreadable"] += len(problems)
+            print(*problems, sep="\n", end="\n" * bool(problems), flush=True)
+            saved = newest_valid(trainings.checkpoints(run_id)) if trainings.checkpoints(run_id).exists() else None
+            seen[
+                "before any checkpoint" if saved is None else "after training" if saved.trained else "in training"
+            ] += code is None
+            extra = f"resume={run_id}" if saved else "resume=new"
+        elif code is None:
+            seen["before any run" if run_id == reference_id or status == "FINISHED" else "?"] += 1
+            extra = "resume=new"
+        if code == 0:
+            other_weights, other_metrics = trainings.result(run_id)
+            same = all(torch.equal(weights[name], other_weights[name]) for name in weights)
+            seen["finished"] += 1
+            seen["different"] += not (same and metrics == other_metrics)
+            verify(trainings.checkpoints(run_id) / BEST)
+            extra = "resume=new"
+        if seen["kills"] % 20 == 0 and code is None:
+            print(dict(seen), f"{time.monotonic() - began:.0f} s", flush=True)
+    seen["steps logged twice"] = len(trainings.doubled())
+    return seen
+
+
+def main() -> int:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("kills", type=int)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    asked.folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    seen = run(asked.kills, asked.folder.resolve(), asked.seed)
+    print({key: seen[key] for key in sorted(seen)})
+    wrong = sum(seen[key] for key in ("unreadable", "steps logged twice", "different", "failed"))
+    return int(wrong > 0 or seen["finished"] == 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
