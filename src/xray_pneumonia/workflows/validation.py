@@ -66,7 +66,7 @@ def judge_validation(
     return Chosen(decision, gate, calibrated)
 
 
-def evidence(chosen: Chosen, data: XRayDataModule) -> dict[str, float]:
+def measure_evidence(chosen: Chosen, data: XRayDataModule) -> dict[str, float]:
     """Count what a model learned from and was judged by, for its card; on validation, at the operating point."""
     table = chosen.predictions
     films = data.records[data.records["split"].eq("train") & data.records["error"].eq("")]
