@@ -17,6 +17,7 @@ DOORS = {
     "mlflow": {"tracking"},
     "hydra": {"config.py", "cli.py", "sweeps"},
     "albumentations": {"data/augment.py"},
+    "cv2": {"data/changing.py"},
     # Figures are made in evaluation; pages and workflows name the type of what they pass on.
     "matplotlib": {
         "evaluation/figures.py",

@@ -20,6 +20,7 @@ VERBS = {
     "evaluate": "judge a run on validation, a test split or other films, in one report",
     "register": "give the model of a run a name and an alias",
     "export": "take a model away as one ONNX file, checked against its weights, or as a bundle",
+    "reproduce": "train a stored model again from its own config, and prove that it comes out the same",
     "download": "fetch the public X-rays (Kermany et al., 2018) to data/chest_xray",
 }
 USAGE = """\

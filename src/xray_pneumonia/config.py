@@ -50,7 +50,11 @@ TARGETS = frozenset(
 Node = Mapping[str, Any]
 PACKAGE = "xray_pneumonia.conf"
 # Keys that hold a path or a name, as they are: Hydra would take `film (1).png` for a call, and `model` for the group.
-LITERAL = {"export": ("model", "run_id", "input", "output"), "register": ("run_id", "name", "alias")}
+LITERAL = {
+    "export": ("model", "run_id", "input", "output"),
+    "register": ("run_id", "name", "alias"),
+    "reproduce": ("model", "run_id"),
+}
 
 
 def launch(verb: str, arguments: list[str]) -> None:
@@ -202,7 +206,7 @@ def check(cfg: DictConfig, root: type) -> dict[str, Any]:
     problems += schema.problems(values, root, prefix="")
     for key, node in _targets(values):
         name = node["_target_"]
-        if name in TARGETS:
+        if isinstance(name, str) and name in TARGETS:
             problems += schema.problems(_settings(node), locate(name), prefix=key)
         else:
             hint = schema.nearest(str(name), TARGETS)
@@ -216,14 +220,16 @@ def build(node: Node, *handed_in: Any) -> Any:
     """Build what a config group names; `handed_in` are the positional arguments that no config holds.
 
     Raises:
-        InputError: anything in the node names a target that is not on the list.
+        InputError: anything in the node names a target that is not on the list, or is left to be looked up.
     """
     from hydra.utils import instantiate
 
     values = plain(node) if isinstance(node, DictConfig) else dict(node)
     for key, inner in _targets(values):
-        if inner["_target_"] not in TARGETS:
+        if not isinstance(inner["_target_"], str) or inner["_target_"] not in TARGETS:
             raise InputError(f"{key}_target_={inner['_target_']!r}: not on the list of what a config may build")
+    if "${" in repr(values):
+        raise InputError(f"{values['_target_']}: its values are built as they are; nothing is looked up: {values}")
     return instantiate(values, _partial_=True, _convert_="all")(*handed_in)
 
 

@@ -30,6 +30,10 @@ class CheckpointDamaged(InputError):
     """A checkpoint is not what was written (exit code 2)."""
 
 
+class NotReproduced(Exception):
+    """A training from a stored config came out different (exit code 1)."""
+
+
 class Stopped(BaseException):
     """SIGTERM or Ctrl-C; like KeyboardInterrupt it passes every `except Exception`.
 

@@ -12,6 +12,7 @@ BelowOne = Annotated[float, Interval(ge=0, lt=1)]
 Degrees = Annotated[float, Interval(ge=0, le=180)]
 Count = Annotated[int, Ge(1)]
 Whole = Annotated[int, Ge(0)]
+Workers = Annotated[int, Interval(ge=0, le=256)]  # processes; more than a machine has only wait
 Seed = Annotated[int, Interval(ge=0, lt=2**32)]
 Side = Annotated[int, Interval(ge=16, le=2048)]
 Stage = Literal["train", "val", "test", "shift"]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from xray_pneumonia.config import build
@@ -58,7 +59,7 @@ def test_the_global_random_state_is_neither_read_nor_moved(images):
 
 def test_the_seed_group_is_the_notebooks(images):
     config = OmegaConf.to_container(compose("seed"))
-    changed = {key: value for key, value in config.items() if value and key not in {"_target_", "border"}}
+    changed = {key: value for key, value in config.items() if value and key not in {"_target_", "border", "engine"}}
     assert changed == {"rotate": 30, "shift_x": 0.3, "shift_y": 0.2, "zoom": 0.2, "flip_vertical": 0.5}
 
 
@@ -74,3 +75,81 @@ def test_shifts_stay_within_their_range():
     assert max(columns) - 32 <= 7
     assert 32 - min(columns) <= 7
     assert len(set(columns)) > 5
+
+
+@pytest.fixture(scope="module")
+def films():
+    """Smooth pictures with all gray levels, as an X-ray has them."""
+    rng = np.random.default_rng(1)
+    coarse = torch.from_numpy(rng.normal(0.45, 0.25, (8, 1, 12, 12)))
+    smooth = torch.nn.functional.interpolate(coarse, size=(64, 64), mode="bicubic")[:, 0]
+    return (smooth.clip(0, 1).numpy() * 255).astype(np.uint8)
+
+
+def sharpness(images):
+    return np.abs(np.diff(images.astype(float), axis=2)).mean(axis=(1, 2))
+
+
+STATISTICS = {  # what is measured of each image -> how far the means of both engines may lie apart
+    "mean": (lambda images: images.mean(axis=(1, 2)), 2.0),
+    "deviation": (lambda images: images.std(axis=(1, 2)), 1.5),
+    "sharpness": (sharpness, 0.6),
+    "black": (lambda images: (images == 0).mean(axis=(1, 2)), 0.015),
+}
+
+
+@pytest.mark.parametrize("group", ["light", "strong", "machine", "seed"])
+def test_both_engines_change_images_alike(films, group):
+    """Over 1,200 augmented pictures: their means, spreads, sharpness and histograms agree."""
+    many = np.concatenate([films] * 150)
+    values = OmegaConf.to_container(compose(group))
+    del values["_target_"]
+    ours, theirs = (
+        Augmentation(**values | {"engine": engine})(many, seed=5, epoch=0, records=range(len(many)))
+        for engine in ("opencv", "albumentations")
+    )
+    for name, (measure, near) in STATISTICS.items():
+        one, other = measure(ours), measure(theirs)
+        assert abs(one.mean() - other.mean()) < near, name
+        assert abs(one.std() - other.std()) < near, name
+    shares = [np.histogram(images, bins=16, range=(0, 256))[0] / images.size for images in (ours, theirs)]
+    assert np.abs(shares[0] - shares[1]).sum() < 0.03
+
+
+@pytest.mark.parametrize(
+    "alone",
+    [
+        {"rotate": 20},
+        {"shift_x": 0.2, "shift_y": 0.1},
+        {"zoom": 0.3},
+        {"shear": 10},
+        {"flip_horizontal": 0.5},
+        {"flip_vertical": 1},
+        {"brightness": 0.3},
+        {"contrast": 0.4},
+        {"gamma": 0.6},
+        {"equalise": 1},
+        {"sharpen": 1},
+        {"shrink": 1},
+        {"blur": 1},
+        {"noise": 0.2},
+        {"compress": 1},
+        {"erase": 1},
+    ],
+    ids=lambda alone: next(iter(alone)),
+)
+def test_each_change_alone_is_albumentations(films, alone):
+    """The mean and the spread, over many draws, of every 4 x 4 patch of one picture and of its steps agree."""
+    many = np.repeat(films[:1], 600, axis=0)
+    off = OmegaConf.to_container(compose("none")) | alone
+    del off["_target_"]
+    ours, theirs = (
+        Augmentation(**off | {"engine": engine})(many, seed=5, epoch=0, records=range(600)).astype(float)
+        for engine in ("opencv", "albumentations")
+    )
+    patches = [images.reshape(600, 16, 4, 16, 4).mean(axis=(2, 4)) for images in (ours, theirs)]
+    spread = max(patches[1].std(axis=0).mean(), 1)
+    assert np.abs(patches[0].mean(axis=0) - patches[1].mean(axis=0)).mean() < 0.12 * spread + 0.3
+    assert abs(patches[0].std(axis=0).mean() - patches[1].std(axis=0).mean()) < 0.12 * spread + 0.3
+    steps = [sharpness(images) for images in (ours, theirs)]
+    assert abs(steps[0].mean() - steps[1].mean()) < 0.05 * steps[1].mean()

@@ -1,7 +1,9 @@
 """Augmentation of training images: the only door to albumentations.
 
 What happens to an image is a pure function of (seed, epoch, record), so it is the same for any number
-of workers, any batch size and after a resume.
+of workers, any batch size and after a resume. OpenCV, which albumentations calls too, makes the same
+changes from numbers drawn for the whole batch, several times faster; albumentations itself stays as
+the reference that this is tested against.
 """
 
 import os
@@ -10,10 +12,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from xray_pneumonia.data.changing import BORDERS, Changer
+from xray_pneumonia.data.draws import BLUR, BOX, BOXES, CLIP_LIMIT, QUALITY, SHARPNESS, SHRUNK, Limits, draw
 from xray_pneumonia.data.images import Gray
 from xray_pneumonia.ranges import BelowOne, Degrees, Fraction, NonNegative
-
-BORDERS = {"replicate": 1, "constant": 0, "reflect": 4}  # OpenCV's codes, named as OpenCV names them
 
 
 class Augmentation:
@@ -38,6 +40,7 @@ class Augmentation:
         noise: largest standard deviation of Gaussian noise, as a fraction of the full range.
         compress: probability of a JPEG compression of quality 40 to 95.
         erase: probability that one to three boxes are blanked out.
+        engine: `opencv`, or the slower `albumentations`: the same distributions, but other draws.
     """
 
     def __init__(
@@ -61,10 +64,13 @@ class Augmentation:
         noise: Fraction,
         compress: Fraction,
         erase: Fraction,
+        engine: Literal["opencv", "albumentations"],
     ) -> None:
-        values = {name: value for name, value in locals().items() if name != "self"}
-        self.active = any(value for name, value in values.items() if name != "border")
-        self._pipeline = _compose(**values) if self.active else None
+        values = {name: value for name, value in locals().items() if name not in {"self", "border", "engine"}}
+        self.active = any(values.values())
+        self._limits = Limits(**values)
+        self._change = Changer(border=border)
+        self._pipeline = _compose(**values, border=border) if self.active and engine == "albumentations" else None
 
     def __call__(self, images: Gray, *, seed: int, epoch: int, records: Iterable[int]) -> Gray:
         """Augment a batch.
@@ -78,12 +84,18 @@ class Augmentation:
         Returns:
             (B, H, W) uint8, a new array.
         """
-        if self._pipeline is None:
+        if not self.active:
             return images
+        if self._pipeline is None:
+            changes = draw(self._limits, side=images.shape[1], seed=seed, epoch=epoch, records=records)
+            return self._change(images, changes)
         changed = np.empty_like(images)
         for row, record in enumerate(records):
-            state = np.random.SeedSequence([seed, epoch, int(record)]).generate_state(1)
-            self._pipeline.set_random_seed(int(state[0]))
+            # One seed for the whole pipeline would start every transform at the same numbers: the brightest images
+            # would always be those turned furthest to the right.
+            states = np.random.SeedSequence([seed, epoch, int(record)]).generate_state(len(self._pipeline.transforms))
+            for transform, state in zip(self._pipeline.transforms, states, strict=True):
+                transform.set_random_seed(int(state))
             changed[row] = self._pipeline(image=images[row])["image"]
         return changed
 
@@ -136,17 +148,16 @@ def _transforms(
     if gamma:
         yield alb.RandomGamma(gamma_limit=(100 / (1 + gamma), 100 * (1 + gamma)), p=1)
     if equalise:
-        yield alb.CLAHE(clip_limit=(1, 3), p=equalise)
+        yield alb.CLAHE(clip_limit=CLIP_LIMIT, p=equalise)
     if sharpen:
-        yield alb.Sharpen(alpha=(0.1, 0.6), lightness=(1, 1), p=sharpen)
+        yield alb.Sharpen(alpha=SHARPNESS, lightness=(1, 1), p=sharpen)
     if shrink:
-        yield alb.Downscale(scale_range=(0.4, 0.8), p=shrink)
+        yield alb.Downscale(scale_range=SHRUNK, p=shrink)
     if blur:
-        yield alb.GaussianBlur(blur_limit=0, sigma_limit=(0.3, 2), p=blur)
+        yield alb.GaussianBlur(blur_limit=0, sigma_limit=BLUR, p=blur)
     if noise:
         yield alb.GaussNoise(std_range=(0, noise), p=1)
     if compress:
-        yield alb.ImageCompression(quality_range=(40, 95), p=compress)
+        yield alb.ImageCompression(quality_range=QUALITY, p=compress)
     if erase:
-        sides = (0.05, 0.2)
-        yield alb.CoarseDropout(num_holes_range=(1, 3), hole_height_range=sides, hole_width_range=sides, p=erase)
+        yield alb.CoarseDropout(num_holes_range=(1, BOXES), hole_height_range=BOX, hole_width_range=BOX, p=erase)

@@ -18,7 +18,7 @@ from xray_pneumonia.data.cache import ImageCache, open_cache
 from xray_pneumonia.data.images import Gray
 from xray_pneumonia.data.shifts import Shift, hold_out
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.ranges import Count, OpenFraction, Seed, Side, Stage, Whole
+from xray_pneumonia.ranges import Count, OpenFraction, Seed, Side, Stage, Whole, Workers
 
 MIN_VAL_IMAGES = 100  # fewer cannot choose anything: 15 of 16 right is anywhere from 70 % to 100 %
 
@@ -133,7 +133,7 @@ class XRayDataModule(pl.LightningDataModule):
         max_images: Count | None,
         broken: Literal["refuse", "quarantine"],
         drop_test_patients: bool,
-        num_workers: Whole,
+        num_workers: Workers,
         cache_dir: str,
         seed: Seed,
     ) -> None:

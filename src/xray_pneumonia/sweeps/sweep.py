@@ -22,6 +22,7 @@ from xray_pneumonia.config import build
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.sweeps import launches, workers
 from xray_pneumonia.sweeps import plan as plans
+from xray_pneumonia.sweeps.composing import WarmLoader
 from xray_pneumonia.sweeps.plan import Plan
 from xray_pneumonia.sweeps.progress import Progress
 from xray_pneumonia.sweeps.spaces import overrides
@@ -126,8 +127,12 @@ def _lead(sweep: Sweep, study: SweepStudy, store: Store) -> float:
 
 def _work(sweep: Sweep, study: SweepStudy, *, parent: str, progress: Progress | None) -> None:
     """Take trials and run them, until none is left to take."""
+    context = sweep.context
+    if str(sweep.config.hydra.launcher._target_).startswith("hydra._internal"):  # others send it to processes
+        loader: Any = WarmLoader(context.config_loader)
+        context = HydraContext(config_loader=loader, callbacks=context.callbacks)
     launcher = Plugins.instance().instantiate_launcher(
-        hydra_context=sweep.context, task_function=sweep.task, config=sweep.config
+        hydra_context=context, task_function=sweep.task, config=sweep.config
     )
     batch = sweep.plan.settings.parallel or workers.capacity(sweep.config.hydra.launcher)
     while not workers.orphaned() and not _too_many(sweep.plan, study) and (claims := study.claim(batch)):

@@ -2,15 +2,17 @@
 
 import hashlib
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from xray_pneumonia.errors import InputError
+from xray_pneumonia.tracking.places import inside, local_folder
 from xray_pneumonia.tracking.store import Store, masked
 
-RUN_ID = re.compile(r"^[0-9a-f]{32}$")
+RUN_ID = re.compile(r"[0-9a-f]{32}\Z")
+CONFIGS = re.compile(r"config.*\.ya?ml\Z", re.IGNORECASE)
+MAX_CONFIG = 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class StoredRun:
     config: str
     tags: dict[str, str]
     metrics: dict[str, float] = field(default_factory=dict)
+    params: dict[str, str] = field(default_factory=dict)
+    folder: Path | None = None  # of its artifacts; None where MLflow has to fetch them
 
     @property
     def when(self) -> str:
@@ -37,6 +41,8 @@ class StoredRun:
         Raises:
             InputError: the run has no such artifact.
         """
+        if self.folder is not None:
+            return inside(self.folder, name, origin=f"run {self.run_id}")
         try:
             return Path(self.store.client.download_artifacts(self.run_id, name))
         except Exception as error:  # each kind of store has its own
@@ -55,9 +61,8 @@ class StoredRun:
         try:
             place = self.store.client.get_logged_model(self.tags["model_id"]).artifact_location
             home = self.store.client.get_experiment(self.store.experiment_id).artifact_location
-            if not _within(place, home):
-                raise InputError(f"its files lie outside of its experiment's ({masked(str(place))})")
-            folder = Path(download_artifacts(artifact_uri=place, tracking_uri=self.store.uri))
+            folder = local_folder(self.store, place, within=home, origin="its model")
+            folder = folder or Path(download_artifacts(artifact_uri=place, tracking_uri=self.store.uri))
         except Exception as error:
             raise InputError(
                 f"run {self.run_id}: its model cannot be fetched: {' '.join(str(error).split())}"
@@ -87,11 +92,7 @@ def read_run(store: Store, run_id: str, *, unfinished: bool = False) -> StoredRu
         raise InputError(f"run_id={run_id}: was deleted; bring it back in the MLflow UI or choose another")
     if run.info.status != "FINISHED" and not unfinished:
         raise InputError(f"run_id={run_id}: is {run.info.status}, not FINISHED; wait for it or choose another")
-    if not _within(run.info.artifact_uri, home.artifact_location):
-        raise InputError(
-            f"run_id={run_id}: its artifacts lie outside of its experiment's ({masked(str(run.info.artifact_uri))}); "
-            "nothing is read from there"
-        )
+    folder = local_folder(store, run.info.artifact_uri, within=home.artifact_location, origin=f"run_id={run_id}")
     place = Store(store.uri, run.info.experiment_id, home.name, store.home)
     stored = StoredRun(
         place,
@@ -102,20 +103,54 @@ def read_run(store: Store, run_id: str, *, unfinished: bool = False) -> StoredRu
         "",
         dict(run.data.tags),
         dict(run.data.metrics),
+        dict(run.data.params),
+        folder,
     )
-    return _with_config(stored)
+    return replace(stored, config=_config(stored))
 
 
-def _with_config(run: StoredRun) -> StoredRun:
-    text = run.artifact("config.yaml").read_bytes().decode("utf-8", "replace")
-    if hashlib.sha256(text.encode()).hexdigest() != run.tags.get("config_sha256"):
+def read_registered(store: Store, reference: str) -> StoredRun:
+    """Read the run of a registered model, `NAME@ALIAS`.
+
+    Raises:
+        InputError: there is no such model, or its run cannot be relied on.
+    """
+    from mlflow.exceptions import MlflowException
+
+    name, _, alias = reference.rpartition("@")
+    try:
+        version = store.client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        raise InputError(f"model={reference}: no such model in {masked(store.uri)}") from error
+    return read_run(store, str(version.run_id))
+
+
+def _config(run: StoredRun) -> str:
+    """Read the one config of a run, as far as it is the one that its tag names."""
+    origin = f"run_id={run.run_id}"
+    found = sorted(name for name in _names(run) if CONFIGS.match(name))
+    if found != ["config.yaml"]:
         raise InputError(
-            f"run_id={run.run_id}: config.yaml is not the one this run was started with (its sha256 differs from the "
-            "tag config_sha256); an altered run cannot be evaluated"
+            f"{origin}: holds {found or 'no config'}, expected config.yaml alone ({masked(run.store.uri)})"
         )
-    values: dict[str, Any] = {name: getattr(run, name) for name in ("name", "status", "started", "tags", "metrics")}
-    return StoredRun(run.store, run.run_id, config=text, **values)
+    path = run.artifact("config.yaml")
+    if path.stat().st_size > MAX_CONFIG:
+        raise InputError(f"{origin}: its config has {path.stat().st_size} bytes; no training of ours wrote it")
+    raw = path.read_bytes()
+    if hashlib.sha256(raw).hexdigest() != run.tags.get("config_sha256"):
+        raise InputError(
+            f"{origin}: config.yaml is not the one this run was started with (its sha256 differs from the tag "
+            "config_sha256); an altered run is neither evaluated nor run again"
+        )
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{origin}: config.yaml is no text: {error}") from error
 
 
-def _within(uri: str | None, parent: str | None) -> bool:
-    return bool(uri and parent) and str(uri).startswith(str(parent).rstrip("/") + "/") and ".." not in str(uri)
+def _names(run: StoredRun) -> list[str]:
+    if run.folder is None:
+        return [entry.path for entry in run.store.client.list_artifacts(run.run_id)]
+    if not run.folder.is_dir():
+        raise InputError(f"run_id={run.run_id}: its files are gone from {run.folder}; bring them back, or home=DIR")
+    return [path.name for path in run.folder.iterdir()]

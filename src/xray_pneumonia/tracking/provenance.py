@@ -1,7 +1,9 @@
 """Where a run comes from: the commit, what was changed since, versions, machine."""
 
+import hashlib
 import json
 import platform
+import re
 import subprocess
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,7 +25,11 @@ PACKAGES = (
     "pandas",
     "scikit-learn",
     "pillow",
+    "scipy",
+    "safetensors",
 )
+# What a training computes with; the rest of the package names, stores and draws.
+COMPUTING = ("data/*.py", "models/*.py", "training/*.py", "evaluation/metrics.py", "workflows/train.py")
 MAX_DIFF = 2**20  # characters
 
 
@@ -43,6 +49,7 @@ def collect() -> Provenance:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": torch.backends.cpu.get_cpu_capability(),
+        **_cpu(),
         "gpu": ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) or "none",
         "threads": str(torch.get_num_threads()),
     }
@@ -51,7 +58,30 @@ def collect() -> Provenance:
     tags |= {"version.torch": versions["torch"], "version.xray-pneumonia": versions["xray-pneumonia"]}
     if commit:
         tags |= {"mlflow.source.git.commit": commit, "git.dirty": str(bool(diff)).lower()}
-    return Provenance(tags, json.dumps({"machine": machine, "versions": versions}, indent=2), diff)
+    code = {"commit": commit, "dirty": bool(diff), "source_sha256": _source()}
+    return Provenance(tags, json.dumps({"machine": machine, "versions": versions, "code": code}, indent=2), diff)
+
+
+def _cpu() -> dict[str, str]:
+    """Name the processor, and hash what it can do: the same program rounds differently on another one."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {"cpu": platform.processor() or platform.machine(), "cpu_flags": "unknown"}
+    known: dict[str, str] = dict(re.findall(r"^(model name|flags|Features)\s*:\s*(.*)$", text, re.MULTILINE))
+    flags = sorted(known.get("flags", known.get("Features", "")).split())
+    return {"cpu": known.get("model name", platform.machine()), "cpu_flags": _digest(" ".join(flags).encode())}
+
+
+def _source() -> str:
+    """Hash what weights and metrics are computed with, so that code is compared where there is no repository."""
+    root = Path(__file__).parents[1]
+    files = sorted(path for room in COMPUTING for path in root.glob(room))
+    return _digest(b"".join(f"{path.relative_to(root)}".encode() + path.read_bytes() for path in files))
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _git(*arguments: str) -> str:

@@ -13,11 +13,13 @@ from filelock import FileLock
 
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.schema import nearest
+from xray_pneumonia.tracking.moved import follow
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a hospital's runs are nobody else's business
+os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"  # no model of ours needs it
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 log = logging.getLogger(__name__)
 
@@ -87,6 +89,8 @@ def open_store(settings: TrackingSettings, *, home: Path) -> Store:
     home.mkdir(parents=True, exist_ok=True)
     _require_database(uri)
     with FileLock(home / ".store.lock"):
+        if uri.startswith("sqlite:///"):
+            follow(Path(uri.removeprefix("sqlite:///")))
         experiment_id = ensure_experiment(uri, settings.experiment_name, home)
     log.info("tracking to %s, experiment %s", masked(uri), settings.experiment_name)
     return Store(uri, experiment_id, settings.experiment_name, home.resolve())

@@ -104,7 +104,9 @@ def newest_valid(folder: Path) -> Saved | None:
 
 
 def clear(folder: Path, saved: Saved) -> None:
-    """Remove what a kill left half written, and put a damaged `last.ckpt` aside, which else would replace a whole one.
+    """Remove what a kill left half written, put a damaged `last.ckpt` aside, and record the hashes of what is there.
+
+    A kill may have come between a hash and its file; the next save keeps the first hash alone.
 
     Args:
         folder: of the checkpoints.
@@ -115,6 +117,11 @@ def clear(folder: Path, saved: Saved) -> None:
         draft.unlink()
     if saved.path.name != LAST and os.path.lexists(folder / LAST):
         os.replace(folder / LAST, folder / DAMAGED)
+    previous = folder / PREVIOUS
+    also = [_digest(previous)] if saved.path.name == LAST and previous.is_file() and _is_whole(previous) else []
+    _record(folder / LAST, [_digest(saved.path), *also])
+    if (folder / BEST).is_file() and _is_whole(folder / BEST):
+        _record(folder / BEST, [_digest(folder / BEST)])
 
 
 def drop_previous(folder: Path) -> None:
@@ -141,6 +148,14 @@ def verify(path: Path) -> None:
         raise CheckpointDamaged(
             f"{path}: damaged: {path.stat().st_size} bytes whose sha256 is {found[:12]}..., {written}"
         )
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        verify(path)
+    except CheckpointDamaged:
+        return False
+    return True
 
 
 def _read(path: Path) -> Saved:
@@ -177,11 +192,14 @@ def _record(path: Path, digests: list[str]) -> None:
     """Write the hash of a file, and of the one before it where it is kept or still there."""
     names = [path.name, PREVIOUS if path.name == LAST else path.name]
     draft = path.with_name(f".{path.name}.sha256.tmp")
-    with draft.open("w", encoding="ascii") as file:
-        file.writelines(f"{digest}  {name}\n" for digest, name in zip(digests, names, strict=False))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, _sums(path))
+    try:
+        with draft.open("w", encoding="ascii") as file:
+            file.writelines(f"{digest}  {name}\n" for digest, name in zip(digests, names, strict=False))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, _sums(path))
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _recorded(path: Path) -> list[str]:

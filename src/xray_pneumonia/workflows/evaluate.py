@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from xray_pneumonia.config import Node, anchor, build, check, leaves, plain
+from xray_pneumonia.config_stored import load_stored
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.comparison import Difference, compare
@@ -185,7 +186,7 @@ def _dossier(
     *,
     openings: list[Opening],
 ) -> Dossier:
-    config: Any = OmegaConf.to_container(OmegaConf.create(model.first.run.config), resolve=True)
+    config = plain(load_stored(model.first.run.config, origin=f"run_id={model.first.run.run_id}"))
     runs = [member.run for member in model.members]
     counts = {
         run.run_id: opened_before(run.store, experiment=run.store.experiment_name, started=run.started) for run in runs

@@ -3,14 +3,14 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from xray_pneumonia.config import Node, build, check
+from xray_pneumonia.config_stored import load_stored
 from xray_pneumonia.data.audit import audit
 from xray_pneumonia.data.cache import open_cache
 from xray_pneumonia.data.datamodule import XRayDataModule
@@ -69,6 +69,8 @@ def open_split(
     stored.data.cache_dir = str(home / "cache")
     if root is not None:
         stored.data.root, stored.data.synthetic_patients = root, None
+    elif stored.data.synthetic_patients is not None:  # a stored config does not choose where films are drawn
+        stored.data.root = str(home / "synthetic" / str(stored.data.synthetic_patients))
     if split == "test":
         stored.data.max_images = None
     data: XRayDataModule = build(stored.data, build(stored.augmentation))
@@ -83,11 +85,10 @@ def open_split(
 
 def _stored_data(run: StoredRun) -> DictConfig:
     """Read the data part of a stored config; it is input like any other, and checked like it."""
-    try:
-        whole: Any = OmegaConf.create(run.config)
-        part = OmegaConf.create({"data": whole.data, "augmentation": whole.augmentation})
-    except (OmegaConfBaseException, AttributeError, ValueError) as error:
-        raise InputError(f"run_id={run.run_id}: its config.yaml names no data: {error}") from error
+    whole = load_stored(run.config, origin=f"run_id={run.run_id}", sha256=run.tags["config_sha256"])
+    if not {"data", "augmentation"} <= set(whole):
+        raise InputError(f"run_id={run.run_id}: its config.yaml names no data")
+    part = OmegaConf.create({"data": whole.data, "augmentation": whole.augmentation})
     check(part, StoredData)
     return part
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -10,18 +9,20 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from xray_pneumonia.config import leaves, plain
+from xray_pneumonia.config_stored import stored_text
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.records import CLASSES, fingerprint
 from xray_pneumonia.evaluation import figures, predictions
 from xray_pneumonia.models.bundle import Card, save_bundle
-from xray_pneumonia.reading.bundles import CONFIG, GATE
+from xray_pneumonia.reading.bundles import GATE
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run
 from xray_pneumonia.tracking.store import masked
+from xray_pneumonia.workflows.evidence import leave_evidence
 from xray_pneumonia.workflows.validation import Chosen
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def public_config(cfg: DictConfig) -> DictConfig:
 
 def config_text(cfg: DictConfig) -> str:
     """Word a config as every run keeps it: resolved, without secrets."""
-    return OmegaConf.to_yaml(public_config(cfg), resolve=True)
+    return stored_text(public_config(cfg))
 
 
 def config_sha256(cfg: DictConfig) -> str:
@@ -125,7 +126,7 @@ def record_bundle(
     )
     with TemporaryDirectory() as folder:
         save_bundle(Path(folder), net.cpu(), card)
-        shutil.copyfile(run.path(CONFIG), Path(folder) / CONFIG)
+        leave_evidence(run, Path(folder))
         if chosen.gate is not None:
             chosen.gate.write(Path(folder) / GATE)
         run.log_model(Path(folder), epoch=epoch)

@@ -11,11 +11,12 @@ from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from xray_pneumonia.config import asked, build, leaves, plain
+from xray_pneumonia.config_stored import load_stored
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.records import fingerprint
 from xray_pneumonia.errors import CheckpointDamaged, InputError
 from xray_pneumonia.sweeps.liveness import alive
-from xray_pneumonia.tracking.archive import StoredRun, read_run
+from xray_pneumonia.tracking.archive import read_run
 from xray_pneumonia.tracking.run import run_folder
 from xray_pneumonia.tracking.search import Found, find, get, mark_running
 from xray_pneumonia.tracking.store import Store, open_existing, open_store
@@ -74,7 +75,7 @@ def open_resumption(cfg: DictConfig, run_id: str) -> Resumption:
             "train longer in a new run"
         )
     _require_dead(run.run_id, run.status, run.tags)
-    stored = _stored_config(run)
+    stored = load_stored(run.config, origin=f"resume={run_id}", sha256=run.tags["config_sha256"])
     _require_same_config(cfg, stored, run_id)
     saved = newest_valid(run_folder(run.store, run_id) / "checkpoints")
     if saved is None:
@@ -190,15 +191,6 @@ def _where(store: Store, run: Found) -> str:
     except InputError:
         return ""
     return saved.where if saved else ""
-
-
-def _stored_config(run: StoredRun) -> DictConfig:
-    if "${" in run.config:
-        raise InputError(f"resume={run.run_id}: its config refers to other values, which no stored config does")
-    cfg = OmegaConf.create(run.config)
-    if not isinstance(cfg, DictConfig):
-        raise InputError(f"resume={run.run_id}: its config is no mapping")
-    return cfg
 
 
 def _require_same_config(cfg: DictConfig, stored: DictConfig, run_id: str) -> None:

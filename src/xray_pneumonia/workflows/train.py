@@ -18,7 +18,6 @@ from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.metrics import classification_metrics
 from xray_pneumonia.ranges import Monitor, Seed
-from xray_pneumonia.sweeps.reporting import Watch
 from xray_pneumonia.sweeps.trial import take_trial
 from xray_pneumonia.tracking.logger import RunLogger
 from xray_pneumonia.tracking.run import Run, start_run
@@ -31,6 +30,7 @@ from xray_pneumonia.training.trainer import TrainerSettings, build_trainer, fit
 from xray_pneumonia.workflows import resume
 from xray_pneumonia.workflows.recording import THRESHOLD, Trained, record_bundle, record_origin, record_result
 from xray_pneumonia.workflows.validation import judge_shift, judge_validation
+from xray_pneumonia.workflows.watching import Watch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ def train(cfg: DictConfig, *, watch: Watch | None = None, resumption: resume.Res
 
     Args:
         cfg: the whole config.
-        watch: the sweep's, whose trial this is.
+        watch: the sweep's, whose trial this is, or a proof's.
         resumption: the stopped run that goes on, instead of a new one.
     """
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
