@@ -75,15 +75,15 @@ def test_no_images_and_wrong_images(tmp_path, write_bundle, films):
     ("changes", "says"),
     [
         ({"class_names": ["PNEUMONIA", "NORMAL"]}, "in this order"),
-        ({"net": {"_target_": "os.system", "command": "id"}}, "no net of this project"),
-        ({"net": {"_target_": "xray_pneumonia.data.datamodule.XRayDataModule"}}, "no net of this project"),
-        ({"net": {}}, "no net of this project"),
+        ({"net": {"_target_": "os.system", "command": "id"}}, "not on the list"),
+        ({"net": {"_target_": "xray_pneumonia.data.datamodule.XRayDataModule"}}, "no net of this package"),
+        ({"net": {}}, "no net of this package"),
         ({"net.width": 8}, "do not fit its net"),
         ({"net.width": 10**12}, "do not fit its net"),
         ({"net.depth": 2}, "72 such"),
-        ({"net.depth": 0}, "net.depth=0"),
-        ({"net.breadth": 1}, "net.breadth=1: unknown key"),
-        ({"net.width": {"_target_": "builtins.open", "file": "canary"}}, "net.width"),
+        ({"net.depth": 0}, "model.depth=0"),
+        ({"net.breadth": 1}, "model.breadth=1: unknown key"),
+        ({"net.width": {"_target_": "builtins.open", "file": "canary"}}, "not on the list"),
     ],
 )
 def test_an_altered_card_is_refused(tmp_path, write_bundle, rewrite, changes, says):
