@@ -62,8 +62,9 @@ def read_bundle(folder: Path) -> tuple[Card, dict[str, Tensor]]:
     try:
         card = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         weights = load_file(folder / "model.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise InputError(f"{folder}: is no bundle (model.json, model.safetensors): {error}") from error
-    if card.get("schema") != SCHEMA:
-        raise InputError(f"{folder}/model.json: schema {card.get('schema')}; this version reads {SCHEMA}")
+    schema = card.get("schema") if isinstance(card, dict) else None
+    if schema != SCHEMA:
+        raise InputError(f"{folder}/model.json: schema {schema}; this version reads {SCHEMA}")
     return Card(**card), weights
