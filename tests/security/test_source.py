@@ -19,9 +19,9 @@ LOADERS = {  # what may be called, and the keyword that makes it safe
     "yaml.parse": None,
 }
 NEVER = (
-    "torch.hub", "torch.jit.load", "torch.package", "torch.save_pickle", "pd.read_pickle", "pandas.read_pickle",
-    "yaml.load", "yaml.unsafe_load", "yaml.full_load", "mlflow.pyfunc.load_model", "mlflow.pytorch",
-    "load_from_checkpoint", "os.system", "torch.serialization.add_safe_globals",
+    "torch.hub.load", "torch.hub.load_state_dict_from_url", "torch.jit.load", "torch.package", "pd.read_pickle",
+    "pandas.read_pickle", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "mlflow.pyfunc.load_model",
+    "mlflow.pytorch", "load_from_checkpoint", "os.system", "torch.serialization.add_safe_globals",
 )  # fmt: skip
 
 

@@ -72,7 +72,7 @@ def read_bundle(folder: Path) -> tuple[Card, dict[str, Tensor]]:
     try:
         card = parse_card((folder / CARD).read_text(encoding="utf-8"), name=str(folder / CARD))
         weights = load_file(folder / WEIGHTS)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise InputError(f"{folder}: is no bundle ({CARD}, {WEIGHTS}): {error}") from error
     if card.weights_sha256 and card.weights_sha256 != file_sha256(folder / WEIGHTS):
         raise InputError(f"{folder}/{WEIGHTS}: is not the file that {CARD} was written with; fetch the model again")
