@@ -47,7 +47,15 @@ def test_killed_at_any_rename_a_whole_checkpoint_is_there(tmp_path, rename):
     needs("strace")
     assert save(tmp_path, 1, 2).returncode == 0
     before = {path.name: path.read_bytes() for path in tmp_path.glob("*.ckpt")}
-    inject = ["strace", "-f", "-o", "/dev/null", "-e", f"inject=rename,renameat,renameat2:signal=KILL:when={rename}"]
+    inject = [
+        "strace",
+        "-f",
+        "--seccomp-bpf",
+        "-o",
+        "/dev/null",
+        "-e",
+        f"inject=rename,renameat,renameat2:signal=KILL:when={rename}",
+    ]
     done = save(tmp_path, 3, around=inject)
     saved = newest_valid(tmp_path)
     assert saved is not None
