@@ -10,15 +10,18 @@ from contextlib import contextmanager
 from types import FrameType
 
 from xray_pneumonia import __version__
-from xray_pneumonia.errors import InputError, Stopped
+from xray_pneumonia.errors import InputError, SomeFailed, Stopped
 
 VERBS = {
     "explore": "look at the data: counts, pictures, audit, as figures and one HTML page",
     "train": "train one classifier; with -m, sweep: a grid or a search that can be interrupted",
     "sweeps": "list the sweeps there are and how far they are",
     "compare": "runs side by side, seeds grouped, paired tests",
+    "predict": "read new X-rays with a trained model, as a second opinion",
     "evaluate": "judge a run on validation, a test split or other films, in one report",
     "doctor": "machine, packages, store; runs whose process is gone; `xray doctor sync` sends what is unsent",
+    "register": "give the model of a run a name and an alias",
+    "export": "take a model away as one ONNX file, checked against its weights, or as a bundle",
     "reproduce": "train a stored model again from its own config, and prove that it comes out the same",
     "download": "fetch the public X-rays (Kermany et al., 2018) to data/chest_xray",
 }
@@ -36,7 +39,8 @@ all, `xray VERB --help` lists the choices of each group.
 def main() -> int:
     """Run `xray`; returns the exit code.
 
-    0 done; 1 failed; 2 the user's input is wrong; 130 interrupted; 143 terminated.
+    0 done; 1 failed; 2 the user's input is wrong; 3 done, but some files could not be read;
+    130 interrupted; 143 terminated.
     """
     verb, *rest = sys.argv[1:] or [""]
     usage = USAGE.format(verbs="\n".join(f"  {name:<10} {what}" for name, what in VERBS.items()))
@@ -64,6 +68,8 @@ def _guarded(verb: str, arguments: list[str]) -> int:
             launch(verb, arguments)
         except InputError as error:
             return _complain(str(error), error)
+        except SomeFailed as error:
+            return _complain(str(error), code=3)
         except Stopped as stop:
             return _complain(str(stop), code=stop.exit_code)
         except Exception as error:

@@ -27,6 +27,7 @@ TARGETS = frozenset(
     {
         "xray_pneumonia.data.augment.Augmentation",
         "xray_pneumonia.data.datamodule.XRayDataModule",
+        "xray_pneumonia.data.decoding.Limits",
         "xray_pneumonia.evaluation.settings.EvaluationSettings",
         "xray_pneumonia.models.cnn.CNN",
         "xray_pneumonia.models.mlp.MLP",
@@ -50,7 +51,12 @@ TARGETS = frozenset(
 Node = Mapping[str, Any]
 PACKAGE = "xray_pneumonia.conf"
 # Keys that hold a path or a name, as they are: Hydra would take `film (1).png` for a call, and `model` for the group.
-LITERAL = {"reproduce": ("model", "run_id")}
+LITERAL = {
+    "export": ("model", "run_id", "input", "output"),
+    "predict": ("model", "input", "output"),
+    "register": ("run_id", "name", "alias"),
+    "reproduce": ("model", "run_id"),
+}
 
 
 def launch(verb: str, arguments: list[str]) -> None:
@@ -203,7 +209,7 @@ def check(cfg: DictConfig, root: type) -> dict[str, Any]:
     for key, node in _targets(values):
         name = node["_target_"]
         if isinstance(name, str) and name in TARGETS:
-            problems += schema.problems(_settings(node), _locate(name), prefix=key)
+            problems += schema.problems(_settings(node), locate(name), prefix=key)
         else:
             hint = schema.nearest(str(name), TARGETS)
             problems.append(f"{key}_target_={name!r}: not on the list of what a config may build{hint}")
@@ -259,6 +265,7 @@ def _settings(node: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in node.items() if key != "_target_"}
 
 
-def _locate(name: str) -> Callable[..., Any]:
+def locate(name: str) -> Callable[..., Any]:
+    """Import what a target on the list names."""
     module, _, attribute = name.rpartition(".")
     return getattr(import_module(module), attribute)  # type: ignore[no-any-return]

@@ -34,7 +34,11 @@ MEANT_BEFORE: dict[str, dict[str, Any]] = {
         "sharpen": 0,
         "shrink": 0,
     },
+    "xray_pneumonia.data.datamodule.XRayDataModule": {"progressive": None},
     "xray_pneumonia.models.resnet.ResNet": {"per_image": False},
+    "xray_pneumonia.tracking.store.TrackingSettings": {"required": False},
+    "xray_pneumonia.training.optimizers.adamw": {"fused": False},
+    "xray_pneumonia.training.optimizers.sgd": {"fused": False},
     "xray_pneumonia.training.trainer.TrainerSettings": {"checkpoint_minutes": 10, "checkpoint_steps": None},
 }
 HEADER = ("schema", "version")

@@ -14,6 +14,10 @@ class DataRefused(InputError):
     """The audit found errors in the data that would make every figure a lie (exit code 2)."""
 
 
+class SomeFailed(Exception):
+    """The work is done, but some of the files could not be read (exit code 3)."""
+
+
 class TrainingDiverged(Exception):
     """The loss is no longer a finite number, so nothing that follows can be trusted (exit code 1)."""
 
@@ -24,6 +28,10 @@ class LoaderFailed(Exception):
 
 class Unwell(Exception):
     """`xray doctor` found what a person must see to (exit code 1)."""
+
+
+class AnswersDiffer(Exception):
+    """An exported model does not answer as the one it was made of (exit code 1)."""
 
 
 class CheckpointNotSaved(Exception):

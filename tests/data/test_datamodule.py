@@ -5,8 +5,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from xray_pneumonia.config import build
+from xray_pneumonia.data.batches import AheadLoader
 from xray_pneumonia.data.records import fingerprint
 from xray_pneumonia.errors import DataRefused, InputError
 
@@ -146,3 +148,42 @@ def test_a_sample_by_patient(make):
     data = make("data.max_images=40")
     data.prepare()
     assert 20 <= len(data.records) <= 45
+
+
+def test_images_grow_over_the_epochs_and_validation_sees_them_whole(make):
+    sides = ["data.image_size=32", "data.progressive=[16,24,32]"]
+    data = make(*sides, "augmentation=light", "data.batch_size=16")
+    data.prepare()
+    data.spread_over(6)
+    seen = [epoch_of(data, epoch)[1].shape[-1] for epoch in range(8)]
+    assert seen == [16, 16, 24, 24, 32, 32, 32, 32]
+    assert next(iter(data.val_dataloader()))["image"].shape[-1] == 32
+    again = make(*sides, "augmentation=light", "data.batch_size=16")
+    again.prepare()
+    again.spread_over(6)
+    assert torch.equal(epoch_of(data, 1)[1], epoch_of(again, 1)[1])
+    plain = make(*sides, "augmentation=none")
+    plain.prepare()
+    order, images = epoch_of(plain, 0)
+    halves = plain.images[order.numpy()].reshape(-1, 16, 2, 16, 2).mean(axis=(2, 4))
+    assert np.abs(images[:, 0].numpy() - halves).max() <= 0.5
+
+
+@pytest.mark.parametrize("sides", ["[16,24]", "[32,16]", "[16,64]"])
+def test_sides_that_do_not_end_at_the_image_size_are_refused(make, sides):
+    with pytest.raises(InputError, match=r"data.progressive=.* the last of them data.image_size=32"):
+        make(f"data.progressive={sides}")
+
+
+def test_preparing_batches_ahead_changes_none_and_hides_no_error(make, monkeypatch):
+    data = make("augmentation=light", "data.batch_size=16")
+    data.prepare()
+    loader = data.train_dataloader()
+    assert isinstance(loader, AheadLoader)
+    ahead, plain = list(loader), list(DataLoader.__iter__(loader))
+    assert len(ahead) == len(plain) == len(loader)
+    for one, other in zip(ahead, plain, strict=True):
+        assert all(torch.equal(one[key], other[key]) for key in other)
+    monkeypatch.setattr(loader.dataset, "_augmentation", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        list(loader)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from xray_pneumonia.data.images import Decoded, ImageError, decode, read_bytes
+from xray_pneumonia.data.images import Decoded, decode, read_bytes
+from xray_pneumonia.data.limits import ImageError
 
 RNG = np.random.default_rng(0)
 GRAY = Image.fromarray(

@@ -1,5 +1,7 @@
 """What the faults share: a training as a process of its own, which says where it is."""
 
+import contextlib
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -15,66 +17,59 @@ BUSY = [
     *("model.dropout=0.3", "data.batch_size=8", "trainer.max_epochs=3", "trainer.patience=null"),
     "trainer.checkpoint_steps=2",
 ]
-# Runs the command with training and validation slowed down, and writes a word to standard output at each step.
-DRIVER = """
-import sys, time
-from xray_pneumonia import cli
-from xray_pneumonia.training.classifier import PneumoniaClassifier
-from xray_pneumonia.workflows import train
-
-def spoken(owner, name, word):
-    plain = getattr(owner, name)
-    def speaking(*arguments, **named):
-        print(word, flush=True)
-        time.sleep(0.05)
-        return plain(*arguments, **named)
-    setattr(owner, name, speaking)
-
-spoken(PneumoniaClassifier, "training_step", "STEP")
-spoken(PneumoniaClassifier, "validation_step", "CHECK")
-spoken(train, "_classifier", "PREPARED")
-spoken(train, "judge_validation", "JUDGE")
-sys.exit(cli.main())
-"""
+# One warm process that imports everything once; each training is forked from it.
+sys.path.insert(0, str(Path(__file__).parent))
+WARM = multiprocessing.get_context("forkserver")
+WARM.set_forkserver_preload(["driver"])
 
 
 class Training:
-    """A training in a process of its own."""
+    """A training in a process of its own, which says where it is."""
 
-    def __init__(self, command, folder, **environment):
-        self.log = folder / "stderr.txt"
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                command,
-                cwd=folder,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-            )
+    def __init__(self, arguments, folder):
+        from driver import run
+
+        self.log = folder / f"messages{time.time_ns()}.txt"
+        self._listen, tell = WARM.Pipe(duplex=False)
+        self._process = WARM.Process(target=run, args=(arguments, folder, str(self.log), tell))
+        self._process.start()
+        tell.close()
         self.words = []
 
     def until(self, word, count=1):
-        """Read on until a word has come so often."""
+        """Listen until a word has come so often."""
         while self.words.count(word) < count:
-            line = self.process.stdout.readline()
-            assert line, self.err
-            self.words.append(line.strip())
+            try:
+                self.words.append(self._listen.recv())
+            except EOFError:
+                pytest.fail(f"it ended before {word} {count}: {self.err}")
         return self
 
     def signal(self, number):
-        self.process.send_signal(number)
+        os.kill(self._process.pid, number)
         return self
 
-    def end(self, seconds=120):
+    def end(self, seconds=600):
         """Wait; returns the exit code."""
-        out, _ = self.process.communicate(timeout=seconds)
-        self.words += out.splitlines()
-        return self.process.returncode
+        with contextlib.suppress(EOFError):
+            while self._listen.poll(seconds):
+                self.words.append(self._listen.recv())
+        self._process.join(seconds)
+        return self._process.exitcode
 
     @property
     def err(self):
         return self.log.read_text()
+
+
+class Command:
+    """A training started from scratch, inside of a command that changes its world."""
+
+    def __init__(self, around, arguments, folder, **environment):
+        command = [*around, sys.executable, "-m", "xray_pneumonia.cli", *arguments]
+        world = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=world, check=False)
+        self.code, self.err = done.returncode, done.stderr
 
 
 class Place:
@@ -100,12 +95,17 @@ class Place:
     def checkpoints(self):
         return Path(self.run.info.artifact_uri.removeprefix("file://")) / "checkpoints"
 
-    def train(self, *overrides, around=(), inside=(sys.executable, "-c", DRIVER), **environment):
-        arguments = ["train", *self.asked, f"tracking.experiment_name={self.name}", *overrides]
-        return Training([*around, *inside, *arguments], self.folder, **environment)
+    def _arguments(self, *overrides):
+        return ["train", *self.asked, f"tracking.experiment_name={self.name}", *overrides]
 
-    def resume(self, **options):
-        return self.train(f"resume={self.run.info.run_id}", **options)
+    def train(self, *overrides):
+        return Training(self._arguments(*overrides), self.folder)
+
+    def train_inside(self, *around, **environment):
+        return Command(around, self._arguments(), self.folder, **environment)
+
+    def resume(self):
+        return self.train(f"resume={self.run.info.run_id}")
 
     def steps(self, metric="val/loss"):
         return [entry.step for entry in self.client.get_metric_history(self.run.info.run_id, metric)]

@@ -1,5 +1,9 @@
 """Nets: raw pixels in, logits out; the seed's sizes."""
 
+import json
+import re
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +11,7 @@ from hydra import compose, initialize_config_module
 
 from xray_pneumonia.config import build
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.models.bundle import Card, read_bundle, save_bundle
+from xray_pneumonia.models.bundle import Card, file_sha256, parse_card, read_bundle, save_bundle
 from xray_pneumonia.models.cnn import CNN
 from xray_pneumonia.models.pixels import Pixels
 from xray_pneumonia.models.torchvision import _one_channel
@@ -132,20 +136,41 @@ def test_a_bundle_comes_back_whole(tmp_path):
     net = net_of("model=resnet", "model.width=4")
     save_bundle(tmp_path, net, card())
     read, weights = read_bundle(tmp_path)
-    assert read == card()
+    assert read == card(weights_sha256=file_sha256(tmp_path / "model.safetensors"))
     assert all(torch.equal(weights[name], tensor) for name, tensor in net.state_dict().items())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "schema"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "schema", "swapped"])
 def test_a_damaged_bundle_is_refused(tmp_path, damage):
     save_bundle(tmp_path, net_of("model=mlp", "data.image_size=16"), card(schema=99) if damage == "schema" else card())
     if damage == "missing":
         (tmp_path / "model.json").unlink()
     if damage == "cut":
         (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:100])
-    with pytest.raises(InputError, match=r"bundle|schema 99"):
+    if damage == "swapped":
+        save_bundle(tmp_path / "other", net_of("model=mlp", "data.image_size=16"), card())
+        (tmp_path / "other" / "model.safetensors").replace(tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"is no bundle|schema 99|is not the file"):
         read_bundle(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"temperature": 0.0}, "temperature=0.0"),
+        ({"temperature": float("nan")}, "temperature=nan"),
+        ({"operating_point": 1.5}, "operating_point=1.5"),
+        ({"image_size": "32"}, "image_size='32'"),
+        ({"band": [0.6, 0.4]}, "band=[0.6, 0.4]"),
+        ({"band": [0.6]}, "band=[0.6]"),
+        ({"more": 1}, "more=1: unknown key"),
+        ({"run_id": None}, "run_id=None"),
+    ],
+)
+def test_a_card_is_checked_like_any_input(changes, says):
+    with pytest.raises(InputError, match=re.escape(says)):
+        parse_card(json.dumps(asdict(card()) | changes), name="model.json")
 
 
 def test_per_image_the_exposure_and_contrast_of_a_film_cannot_matter():

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from xray_pneumonia.config_stored import MAX_BYTES, stored_text
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.models.bundle import read_bundle
+from xray_pneumonia.tracking import search
 from xray_pneumonia.tracking.archive import read_run
 from xray_pneumonia.tracking.run import start_run
 from xray_pneumonia.tracking.store import TrackingSettings, masked, open_store
@@ -95,6 +96,15 @@ def test_artifacts_outside_the_store(store, stored, home, place):
     place = place.format(home=home)
     alter(home, "UPDATE runs SET artifact_uri = ? WHERE run_uuid = ?", place, stored.run_id)
     refused(store, stored.run_id, "outside")
+
+
+def test_comparing_reads_nothing_from_outside_the_store(store, stored, home, tmp_path):
+    """(c) 66."""
+    assert search.artifact(store, search.get(store, stored.run_id), "config.yaml", folder=tmp_path).is_file()
+    assert search.artifact(store, search.get(store, stored.run_id), "none.csv", folder=tmp_path) is None
+    alter(home, "UPDATE runs SET artifact_uri = ? WHERE run_uuid = ?", "file:///etc", stored.run_id)
+    with pytest.raises(InputError, match="outside"):
+        search.artifact(store, search.get(store, stored.run_id), "passwd", folder=tmp_path)
 
 
 def test_an_experiment_that_was_turned_towards_the_system(store, stored, home):

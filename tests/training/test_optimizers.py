@@ -39,7 +39,7 @@ def test_rmsprop_by_hand():
 def test_sgd_without_momentum_needs_no_nesterov_switch():
     weight = nn.Parameter(torch.ones(1))
     weight.grad = torch.ones(1)
-    optimizers.sgd([weight], lr=0.1, momentum=0, nesterov=True, weight_decay=0).step()
+    optimizers.sgd([weight], lr=0.1, momentum=0, nesterov=True, weight_decay=0, fused=True).step()
     assert weight.item() == pytest.approx(0.9)
 
 
@@ -68,3 +68,25 @@ def test_plateau_watches_the_monitored_metric():
     for value in (0.9, 0.8, 0.8):
         described["scheduler"].step(value)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [
+        (optimizers.adamw, {"lr": 1e-2, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.1}),
+        (optimizers.sgd, {"lr": 1e-2, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+    ],
+)
+def test_fused_steps_are_the_plain_ones(make, settings):
+    """After 20 steps no weight differs by more than 1e-6."""
+    ends = []
+    for fused in (True, False):
+        generator = torch.Generator().manual_seed(0)
+        weight = nn.Parameter(torch.randn(50, 40, generator=generator))
+        optimizer = make([weight], **settings, fused=fused)
+        assert optimizer.defaults["fused"] is fused
+        for _ in range(20):
+            weight.grad = torch.randn(50, 40, generator=generator)
+            optimizer.step()
+        ends.append(weight.detach())
+    torch.testing.assert_close(*ends, atol=1e-6, rtol=0)

@@ -17,7 +17,7 @@ from xray_pneumonia import cli
 from xray_pneumonia.config import build, plain
 from xray_pneumonia.data.records import CLASSES, fingerprint
 from xray_pneumonia.evaluation import predictions
-from xray_pneumonia.models.bundle import Card, save_bundle
+from xray_pneumonia.models.bundle import Card, file_sha256, save_bundle
 from xray_pneumonia.tracking.ledger import openings
 from xray_pneumonia.tracking.run import start_run
 from xray_pneumonia.tracking.store import open_store
@@ -65,7 +65,7 @@ def store_run(home):
             folder = run.path("staged/model.json").parent
             save_bundle(folder, net, Card(**card | (changes or {})))
             chosen.gate.write(folder / "gate.npz")
-            run.log_model(folder, image_size=32, epoch=1)
+            run.log_model(folder, epoch=1)
         return run
 
     return make
@@ -201,20 +201,20 @@ def test_altered_weights_are_found_out(capsys, monkeypatch, home, store_run):
     from safetensors.torch import load_file, save_file
 
     altered = store_run(3)
-    file = next(
-        (home / "artifacts").rglob(
-            f"**/{altered.store.client.get_run(altered.run_id).data.tags['model_id']}/**/model.safetensors"
-        )
-    )
-    weights = {name: tensor * 3 for name, tensor in load_file(file).items()}
-    save_file(weights, file)
+    model_id = altered.store.client.get_run(altered.run_id).data.tags["model_id"]
+    file = next((home / "artifacts").rglob(f"**/{model_id}/**/model.safetensors"))
+    weights = load_file(file)
+    save_file({name: tensor * 3 for name, tensor in weights.items()}, file)
     code, _, err = xray(capsys, monkeypatch, home, f"run_id={altered.run_id}")
-    assert code == 2
-    assert "does not give the predictions of its run" in err
+    assert (code, "is not the file that model.json was written with" in err) == (2, True)
+    card = json.loads((file.parent / "model.json").read_text())
+    (file.parent / "model.json").write_text(json.dumps(card | {"weights_sha256": file_sha256(file)}))
+    code, _, err = xray(capsys, monkeypatch, home, f"run_id={altered.run_id}")
+    assert (code, "does not give the predictions of its run" in err) == (2, True)
     save_file({name: tensor * torch.nan for name, tensor in weights.items()}, file)
+    (file.parent / "model.json").write_text(json.dumps(card | {"weights_sha256": ""}))
     code, _, err = xray(capsys, monkeypatch, home, f"run_id={altered.run_id}")
-    assert code == 2
-    assert "no finite number" in err
+    assert (code, "no finite number" in err) == (2, True)
 
 
 def test_a_model_of_another_run_is_refused(capsys, monkeypatch, home, store_run):

@@ -212,3 +212,15 @@ def test_it_learns(xray, home):
     easy = ["data=synthetic", "data.image_size=64", "trainer.max_epochs=15", "augmentation=none", "evaluation=quick"]
     outcome = xray("train", *easy, f"home={home}", "seed=1")
     assert float(outcome.out.splitlines()[-1].split("val/auroc=")[1]) > 0.85
+
+
+def test_a_net_of_one_size_refuses_to_grow(xray, tiny):
+    asked = [override for override in tiny if not override.startswith("model")]
+    done = xray("train", *asked, "model=mlp", "data.progressive=[16,32]")
+    assert done.code == 2
+    assert "data.progressive=[16, 32]: this net takes no images of 16 pixels" in done.err
+
+
+def test_a_net_that_pools_over_the_image_grows(xray, tiny):
+    done = xray("train", *tiny, "data.progressive=[16,32]")
+    assert done.code == 0, done.err

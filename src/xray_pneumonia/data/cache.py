@@ -25,7 +25,8 @@ from rich.console import Console
 from rich.progress import track
 
 from xray_pneumonia.data import images
-from xray_pneumonia.data.images import Gray, ImageError
+from xray_pneumonia.data.images import Gray
+from xray_pneumonia.data.limits import ImageError
 
 FACTS = ("sha256", "width", "height", "mode", "dhash", "error", "detail")
 

@@ -63,6 +63,13 @@ class Changer:
         return cv2.addWeighted(image, 1, noise, deviation, 0, dtype=cv2.CV_8U)  # type: ignore[no-any-return]
 
 
+def shrunk(images: Gray, side: int) -> Gray:
+    """Average (B, H, W) over areas to (B, side, side); images of that side stay as they are."""
+    if images.shape[1] == side:
+        return images
+    return np.stack([cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA) for image in images])
+
+
 def sharpener(strength: float) -> npt.NDArray[np.float32]:
     """Blend doing nothing with a 3 x 3 Laplacian added to the image."""
     kernel = np.full((3, 3), -strength, np.float32)

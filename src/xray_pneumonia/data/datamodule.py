@@ -1,19 +1,19 @@
 """XRayDataModule: from a folder of files to batches of training and validation."""
 
 import logging
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
 from xray_pneumonia.data import records as tables
 from xray_pneumonia.data import splits, synthetic
 from xray_pneumonia.data.audit import Audit, audit
 from xray_pneumonia.data.augment import Augmentation
+from xray_pneumonia.data.batches import AheadLoader, Batch, Batches, EpochSampler
 from xray_pneumonia.data.cache import ImageCache, open_cache
 from xray_pneumonia.data.images import Gray
 from xray_pneumonia.data.loader import SILENCE, Loader
@@ -23,76 +23,7 @@ from xray_pneumonia.ranges import Count, OpenFraction, Seed, Side, Stage, Whole,
 
 MIN_VAL_IMAGES = 100  # fewer cannot choose anything: 15 of 16 right is anywhere from 70 % to 100 %
 
-Batch = Mapping[str, torch.Tensor]
 log = logging.getLogger(__name__)
-
-
-class Batches(Dataset[Batch]):
-    """Whole batches, cut from the cached array by (epoch, row numbers)."""
-
-    def __init__(self, cache: ImageCache, *, augmentation: Augmentation | None, seed: int) -> None:
-        self._images = cache.images
-        self._labels = cache.records["label"].to_numpy(np.float32)
-        self._augmentation = augmentation
-        self._seed = seed
-
-    def __getitem__(self, key: tuple[int, np.ndarray[Any, np.dtype[np.int64]]]) -> Batch:
-        """Give `image` uint8 (B, 1, H, W), `label` float (B,) and `index` (B,), the row in the records."""
-        epoch, rows = key
-        images: Gray = self._images[rows]
-        if self._augmentation is not None:
-            images = self._augmentation(images, seed=self._seed, epoch=epoch, records=rows)
-        return {
-            "image": torch.from_numpy(images)[:, None],
-            "label": torch.from_numpy(self._labels[rows]),
-            "index": torch.from_numpy(rows),
-        }
-
-
-class EpochSampler(Sampler[tuple[int, Any]]):
-    """Deal the rows into batches: their order is a pure function of (seed, epoch), or stays as it is.
-
-    With several processes and `shuffle`, each takes every n-th batch, and the first ones are dealt again so that all
-    make the same number of steps; without it, each takes every n-th row, and every row comes once.
-    """
-
-    def __init__(self, rows: np.ndarray[Any, np.dtype[np.int64]], *, batch_size: int, shuffle: bool, seed: int) -> None:
-        self._rows, self._batch_size, self._shuffle, self._seed = rows, batch_size, shuffle, seed
-        self._rank, self._world = 0, 1
-        self._begun, self._done = -1, 0
-        self.epoch = 0
-
-    def share(self, *, rank: int, world: int) -> None:
-        """Serve one of several processes."""
-        self._rank, self._world = rank, world
-
-    def go_on(self, *, epoch: int, batch: int) -> None:
-        """Start in this epoch, of which so many batches are done already."""
-        self.epoch = self._begun = epoch
-        self._done = batch
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; Lightning calls this before each one."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[tuple[int, Any]]:
-        """Yield (epoch, row numbers)."""
-        if not self._shuffle:
-            return iter([(self.epoch, batch) for batch in self._batches(self._rows[self._rank :: self._world])])
-        order = np.random.default_rng([self._seed, self.epoch]).permutation(len(self._rows))
-        batches = self._batches(self._rows[order])
-        batches += batches[: -len(batches) % self._world]
-        mine = batches[self._rank :: self._world]
-        return iter([(self.epoch, batch) for batch in mine[self._done if self.epoch == self._begun else 0 :]])
-
-    def _batches(self, rows: np.ndarray[Any, np.dtype[np.int64]]) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
-        return [rows[start : start + self._batch_size] for start in range(0, len(rows), self._batch_size)]
-
-    def __len__(self) -> int:
-        """Count the batches of this process."""
-        if self._shuffle:
-            return -(-len(self._rows) // (self._batch_size * self._world))
-        return -(-len(self._rows[self._rank :: self._world]) // self._batch_size)
 
 
 class XRayDataModule(pl.LightningDataModule):
@@ -103,6 +34,8 @@ class XRayDataModule(pl.LightningDataModule):
         root: a folder in the public layout, or a CSV (see `records.scan`).
         synthetic_patients: generate X-rays of so many fake patients at `root` first; null for real files.
         image_size: height and width, in pixels, of what the net sees.
+        progressive: train on smaller images first: sides in pixels that share the epochs in equal parts, the last of
+            them `image_size`; for nets that take images of any size. Validation always sees `image_size`.
         batch_size: images a step, of each process.
         split: `patient` cuts validation from train and val by patient; `official` takes the folder's own; the name
             of a shift (see `shifts`) holds out the part of them that differs as `shift`, and cuts the rest by patient.
@@ -125,6 +58,7 @@ class XRayDataModule(pl.LightningDataModule):
         root: str,
         synthetic_patients: Count | None,
         image_size: Side,
+        progressive: list[Side] | None,
         batch_size: Count,
         split: Literal["patient", "official"] | Shift,
         val_fraction: OpenFraction,
@@ -143,6 +77,11 @@ class XRayDataModule(pl.LightningDataModule):
             raise InputError(
                 f"data.folds={folds} data.fold={fold}: needs at least 2 folds and a fold from 0 to folds-1"
             )
+        if progressive is not None and progressive != sorted({*progressive, image_size}):
+            raise InputError(
+                f"data.progressive={progressive}: needs growing sides, the last of them data.image_size={image_size}"
+            )
+        self.sides, self._epochs = progressive or [image_size], 1
         self._augmentation, self._seed = augmentation, seed
         self._root, self._synthetic_patients, self._max_images = root, synthetic_patients, max_images
         self.image_size, self.batch_size, self._num_workers = image_size, batch_size, num_workers
@@ -217,6 +156,10 @@ class XRayDataModule(pl.LightningDataModule):
                 f"({MIN_VAL_IMAGES} is the least); use data.split=patient, which cuts it from train by patient"
             )
 
+    def spread_over(self, epochs: int) -> None:
+        """Say how many epochs `progressive` has."""
+        self._epochs = epochs
+
     def class_counts(self) -> list[int]:
         """Count the training images of each class."""
         labels = self.records.loc[self.records["split"] == "train", "label"]
@@ -246,8 +189,12 @@ class XRayDataModule(pl.LightningDataModule):
             sampler.go_on(epoch=self._start[0], batch=self._start[1])
         if torch.distributed.is_initialized():
             sampler.share(rank=torch.distributed.get_rank(), world=torch.distributed.get_world_size())
-        return Loader(
-            Batches(self._cache, augmentation=augmentation, seed=self._seed),
+        sides = self.sides if training else [self.image_size]
+        batches = Batches(self._cache, augmentation=augmentation, seed=self._seed, sides=sides, epochs=self._epochs)
+        # Workers are ahead by themselves, and plain slices of the cache are there at once.
+        ahead = augmentation is not None and not self._num_workers
+        return (AheadLoader if ahead else Loader)(
+            batches,
             sampler=sampler,
             batch_size=None,
             num_workers=self._num_workers if training else 0,

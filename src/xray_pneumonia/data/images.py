@@ -1,4 +1,4 @@
-"""The one decoder of training and prediction: the bytes of a PNG or JPEG -> gray uint8.
+"""The one decoder of training and prediction: the bytes of a PNG, JPEG or DICOM file -> gray uint8.
 
 Pillow alone is trusted with files: OpenCV returns a full array for a truncated JPEG and shows
 12-bit data almost black. Every refusal is an `ImageError` with a short code.
@@ -7,6 +7,7 @@ Pillow alone is trusted with files: OpenCV returns a full array for a truncated 
 import hashlib
 import os
 import stat
+from collections.abc import Collection
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -15,13 +16,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-DECODER_VERSION = 1  # part of the cache's key: raise it whenever the same file gives other pixels
+from xray_pneumonia.data.limits import MAGIC, MAX_BYTES, MODALITIES, PREAMBLE, ImageError, require_sane_sides
+
+DECODER_VERSION = 2  # part of the cache's key: raise it whenever the same file gives other pixels
 FORMATS = ("PNG", "JPEG")
-MAX_BYTES = 256 * 2**20
-MAX_PIXELS = 40_000_000
 MAX_METADATA = 2**20  # bytes of EXIF
-MIN_SIDE = 32  # pixels
-MAX_ASPECT = 4.0
 MIN_RANGE = 4  # gray levels between the darkest and the brightest pixel
 MAX_COLOUR = 8.0  # mean distance between the channels, in gray levels; JPEG noise stays below 2
 HASH_SIDE = 16
@@ -29,14 +28,6 @@ HASH_SIDE = 16
 Image.MAX_IMAGE_PIXELS = None  # our own limit is lower and is checked before any pixel is decoded
 
 Gray = npt.NDArray[np.uint8]
-
-
-class ImageError(ValueError):
-    """A file that is not a usable X-ray; `code` is one short word, the message says why."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 @dataclass(frozen=True)
@@ -73,34 +64,57 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def decode(data: bytes, size: int) -> Decoded:
-    """Decode a PNG or JPEG to gray and squash it to `size` x `size`.
+def decode(data: bytes, size: int, *, modalities: Collection[str] = MODALITIES) -> Decoded:
+    """Decode a PNG, JPEG or DICOM file to gray and squash it to `size` x `size`.
 
     The aspect ratio is given up on purpose: padding would tell the net the shape of the file, which
     alone predicts the label in this dataset. Large JPEGs are decoded at a fraction of their size by
     libjpeg itself, never below twice the target.
+
+    Args:
+        data: the bytes of a file.
+        size: height and width of the result.
+        modalities: those of DICOM that are read.
 
     Raises:
         ImageError: the file is empty, broken, no X-ray or beyond the limits above.
     """
     if not data:
         raise ImageError("empty_file", "has 0 bytes")
+    if data[PREAMBLE : PREAMBLE + len(MAGIC)] == MAGIC:
+        from xray_pneumonia.data.dicom import read_film  # imports for a second, and most data sets hold no DICOM
+
+        film = read_film(data, modalities=modalities)
+        return _squashed(Image.fromarray(film.pixels), size, mode=film.photometric)
+    return _decode_picture(data, size)
+
+
+def _decode_picture(data: bytes, size: int) -> Decoded:
     try:
         image = Image.open(BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise ImageError("not_an_image", "its content is neither PNG nor JPEG") from error
+        raise ImageError("not_an_image", "its content is neither PNG nor JPEG nor DICOM") from error
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow raises many kinds on damaged headers; each means the same here
         raise _broken(error) from error
     with image:
         _check_header(image)
-        width, height, mode = image.width, image.height, image.mode
+        sides, mode = image.size, image.mode
         if image.format == "JPEG":
             image.draft("RGB" if mode == "RGB" else None, (2 * size, 2 * size))
         try:
             image.load()
+        except MemoryError:
+            raise
         except Exception as error:
             raise _broken(error) from error
-        gray = _gray(_upright(image))
+        return _squashed(_gray(_upright(image)), size, mode=mode, sides=sides)
+
+
+def _squashed(gray: Image.Image, size: int, *, mode: str, sides: tuple[int, int] | None = None) -> Decoded:
+    """Squash a gray picture; `sides` are those of the file where it was not decoded in full."""
+    width, height = sides or gray.size
     pixels = np.asarray(gray.resize((size, size), Image.Resampling.BILINEAR), np.uint8)
     if int(np.ptp(pixels)) <= MIN_RANGE:
         raise ImageError("no_information", f"all pixels lie within {MIN_RANGE} gray levels")
@@ -115,13 +129,7 @@ def _broken(error: Exception) -> ImageError:
 
 def _check_header(image: Image.Image) -> None:
     """Refuse by the header alone, before any pixel is decoded."""
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ImageError("too_many_pixels", f"{width} x {height}; at most {MAX_PIXELS:,} pixels are decoded")
-    if min(width, height) < MIN_SIDE:
-        raise ImageError("too_small", f"{width} x {height}; each side needs {MIN_SIDE} pixels")
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise ImageError("odd_aspect", f"{width} x {height}; the sides differ more than {MAX_ASPECT:g} times")
+    require_sane_sides(*image.size)
     if getattr(image, "n_frames", 1) > 1:
         raise ImageError("multi_frame", "holds several pictures")
     if len(image.info.get("exif", b"")) > MAX_METADATA:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from xray_pneumonia.data.files import is_hidden, printable, stamp_of, walk
 from xray_pneumonia.errors import InputError
 
 CLASSES = ("NORMAL", "PNEUMONIA")  # the position is the label
 SPLITS = ("train", "val", "test")
-JUNK = {"Thumbs.db", "desktop.ini", "__MACOSX"}
 CSV_COLUMNS = ("path", "label", "patient", "split")
 PATIENT = re.compile(r"^(person\d+)_(bacteria|virus)_|^((?:NORMAL2-)?IM-\d+)-")
 
@@ -99,7 +99,7 @@ def _folder_rows(root: Path) -> Iterator[dict[str, object]]:
                 f"found {', '.join(map(repr, found)) or 'none'}; rename or remove what differs"
             )
         for label, class_name in enumerate(CLASSES):
-            for entry in _files(root / split / class_name):
+            for entry in walk(root / split / class_name):
                 yield _row(root, Path(entry), label=label, split=split)
 
 
@@ -135,10 +135,10 @@ def _row(root: Path, path: Path, *, label: int, split: str) -> dict[str, object]
     relative = os.path.relpath(path, root)
     inside = os.path.realpath(path).startswith(os.path.realpath(root) + os.sep)
     return {
-        "id": _printable(relative),
+        "id": printable(relative),
         "path": str(path) if inside else "",  # never followed: it leads out of the data
         "label": label,
-        "patient": (name.group(1) or name.group(3)) if name else _printable(path.stem),
+        "patient": (name.group(1) or name.group(3)) if name else printable(path.stem),
         "subtype": "normal" if label == 0 else kind,
         "split": split,
         "bytes": facts.st_size if facts else 0,
@@ -146,34 +146,8 @@ def _row(root: Path, path: Path, *, label: int, split: str) -> dict[str, object]
     }
 
 
-def stamp_of(path: str | Path) -> tuple[os.stat_result | None, str]:
-    """Ask the file system what it knows of a file, and put it in a word that changes when the file does."""
-    try:
-        facts = os.stat(path)
-    except OSError:
-        return None, "missing"
-    return facts, f"{facts.st_ino}-{facts.st_size}-{facts.st_mtime_ns}-{facts.st_ctime_ns}"
-
-
-def _printable(name: str) -> str:
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
 def _folders(root: Path) -> list[Path]:
-    return [path for path in root.iterdir() if path.is_dir() and not _hidden(path.name)]
-
-
-def _files(folder: Path) -> Iterator[str]:
-    """Walk to any depth; hidden files and what systems leave behind are passed over."""
-    for here, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not _hidden(name))
-        for name in sorted(files):
-            if not _hidden(name):
-                yield os.path.join(here, name)
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name in JUNK
+    return [path for path in root.iterdir() if path.is_dir() and not is_hidden(path.name)]
 
 
 def scan_external(root: str | Path) -> pd.DataFrame:
@@ -206,7 +180,7 @@ def _class_rows(root: Path) -> list[dict[str, object]]:
     rows = [
         _row(root, Path(entry), label=label, split="test")
         for label, class_name in enumerate(CLASSES)
-        for entry in _files(root / class_name)
+        for entry in walk(root / class_name)
     ]
     if not rows:
         raise InputError(f"data.root={root}: no images in {' and '.join(CLASSES)}")

@@ -4,7 +4,7 @@ import hashlib
 
 import pandas as pd
 
-from xray_pneumonia.data.records import stamp_of
+from xray_pneumonia.data.files import MISSING, stamp_of
 from xray_pneumonia.errors import DataRefused
 
 SHOWN = 10  # names in a message
@@ -33,7 +33,7 @@ def changed(records: pd.DataFrame) -> list[str]:
     rows = records.loc[records["path"] != "", ["id", "path", "stamp", "sha256"]].astype(object).to_numpy().tolist()
     for name, path, known, sha256 in rows:
         facts, stamp = stamp_of(path)
-        if facts is None and known != "missing":
+        if facts is None and known != MISSING:
             found.append(f"{name}: is gone")
         elif stamp != known and _digest(path) != sha256:
             found.append(f"{name}: was changed")

@@ -31,6 +31,19 @@ class Pixels(nn.Module):
         return pixels + self._shift if self._shift else pixels
 
 
+def takes(net: nn.Module, side: int) -> bool:
+    """Tell whether a net takes images of `side` pixels: those that pool over the whole image take any."""
+    training = net.training
+    try:
+        with torch.inference_mode():
+            net.eval()(torch.zeros(1, 1, side, side, dtype=torch.uint8))
+    except RuntimeError:  # the dense layer was made for another number of pixels
+        return False
+    finally:
+        net.train(training)
+    return True
+
+
 def initialise_like_keras(net: nn.Module) -> None:
     """Glorot uniform weights and zero biases, Keras' defaults (Glorot and Bengio, AISTATS 2010)."""
     for layer in net.modules():

@@ -18,6 +18,7 @@ from xray_pneumonia.tracking.environment import tracking_uri
 from xray_pneumonia.tracking.journal import Journal
 from xray_pneumonia.tracking.outbox import Outbox
 from xray_pneumonia.tracking.provenance import Provenance
+from xray_pneumonia.tracking.signature import signature
 from xray_pneumonia.tracking.store import Store
 from xray_pneumonia.tracking.system import SystemMetrics
 
@@ -109,27 +110,22 @@ class Run:
             self.path("git.diff").write_text(provenance.diff, encoding="utf-8")
         self.set_tags(provenance.tags)
 
-    def log_model(self, folder: Path, *, image_size: int, epoch: int) -> None:
+    def log_model(self, folder: Path, *, epoch: int) -> None:
         """Keep a bundle in the journal and have it logged as an MLflow model; see `send_model`."""
         shutil.copytree(folder, self.journal.folder / "model", dirs_exist_ok=True)
-        self._say("model", {"image_size": image_size, "epoch": epoch}, settle=0)
+        self._say("model", {"epoch": epoch}, settle=0)
 
-    def send_model(self, mlflow_id: str, folder: Path, *, image_size: int, epoch: int) -> None:
+    def send_model(self, mlflow_id: str, folder: Path, *, epoch: int) -> None:
         """Log a bundle as an MLflow model with a signature; nothing in it is pickled.
 
         Args:
             mlflow_id: of the run in MLflow.
             folder: that holds the bundle.
-            image_size: of the pixels it takes.
             epoch: whose weights it holds; MLflow copies that epoch's metrics to the model.
         """
         import mlflow.pyfunc
-        import numpy as np
-        from mlflow.models import Model, ModelSignature
-        from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+        from mlflow.models import Model
 
-        pixels = TensorSpec(np.dtype(np.uint8), (-1, 1, image_size, image_size), "image")
-        answer = Schema([ColSpec(DataType.double, "probability"), ColSpec(DataType.string, "label")])
         experiment_id = self.store.client.get_run(mlflow_id).info.experiment_id
         made = self.store.client.create_logged_model(experiment_id, name="model", source_run_id=mlflow_id)
         with tracking_uri(self.store.uri):
@@ -141,7 +137,7 @@ class Run:
                 step=epoch,
                 loader_module="xray_pneumonia.workflows.serve",
                 data_path=str(folder),
-                signature=ModelSignature(inputs=Schema([pixels]), outputs=answer),
+                signature=signature(),
                 pip_requirements=["xray-pneumonia"],
             )
         self.store.client.set_tag(mlflow_id, "model_id", made.model_id)

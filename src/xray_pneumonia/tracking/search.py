@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from xray_pneumonia.tracking.liveness import who
+from xray_pneumonia.tracking.places import inside, local_folder
 from xray_pneumonia.tracking.store import Store
 
 PARENT = "mlflow.parentRunId"
@@ -65,11 +66,19 @@ def history(store: Store, run_id: str, metric: str) -> list[tuple[int, float]]:
 
 
 def artifact(store: Store, found: Found, name: str, *, folder: Path) -> Path | None:
-    """Fetch an artifact to a folder, or name it where it lies; None where the run has none."""
+    """Fetch an artifact to a folder, or name it where it lies; None where the run has none.
+
+    Raises:
+        InputError: the run's files lie outside of the store.
+    """
     from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
     from mlflow.exceptions import MlflowException
 
     MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)  # one bar for each small file
+    within = store.client.get_experiment(store.experiment_id).artifact_location
+    place = local_folder(store, found.artifact_uri, within=within, origin=f"run {found.run_id}")
+    if place is not None:
+        return inside(place, name, origin=f"run {found.run_id}") if (place / name).exists() else None
     try:
         return Path(store.client.download_artifacts(found.run_id, name, str(folder)))
     except (MlflowException, OSError):

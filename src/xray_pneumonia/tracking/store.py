@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -128,17 +128,26 @@ def open_existing(settings: TrackingSettings, *, home: Path) -> Store:
     Raises:
         InputError: there is no such database or experiment.
     """
+    store = open_database(settings, home=home)
+    found = asked(store.uri, lambda: store.client.get_experiment_by_name(settings.experiment_name))
+    if found is None:
+        names = [experiment.name for experiment in store.client.search_experiments()]
+        hint = nearest(settings.experiment_name, names) or f"; there are {', '.join(names)}"
+        raise InputError(f"experiment_name={settings.experiment_name}: no such experiment in {masked(store.uri)}{hint}")
+    return replace(store, experiment_id=str(found.experiment_id))
+
+
+def open_database(settings: TrackingSettings, *, home: Path) -> Store:
+    """Connect to read runs by their ids, whatever their experiments; makes nothing.
+
+    Raises:
+        InputError: there is no such database.
+    """
     uri = resolve_uri(settings.uri, home)
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise InputError(f"tracking.uri={uri}: there is no such database; home= or tracking.uri= names another")
     _require_database(uri)
-    client = mlflow_client(uri)
-    found = asked(uri, lambda: client.get_experiment_by_name(settings.experiment_name))
-    if found is None:
-        names = [experiment.name for experiment in client.search_experiments()]
-        hint = nearest(settings.experiment_name, names) or f"; there are {', '.join(names)}"
-        raise InputError(f"experiment_name={settings.experiment_name}: no such experiment in {masked(uri)}{hint}")
-    return Store(uri, str(found.experiment_id), settings.experiment_name, home.resolve())
+    return Store(uri, "", settings.experiment_name, home.resolve())
 
 
 def open_existing_any(settings: TrackingSettings, *, home: Path) -> tuple[Store, int]:

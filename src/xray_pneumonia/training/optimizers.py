@@ -32,18 +32,20 @@ def rmsprop(
 
 
 def adamw(
-    parameters: Parameters, *, lr: Positive, beta1: BelowOne, beta2: BelowOne, weight_decay: NonNegative
+    parameters: Parameters, *, lr: Positive, beta1: BelowOne, beta2: BelowOne, weight_decay: NonNegative, fused: bool
 ) -> Optimizer:
-    """Adam with decoupled weight decay (Loshchilov and Hutter, ICLR 2019)."""
-    return torch.optim.AdamW(parameters, lr=lr, betas=(beta1, beta2), weight_decay=weight_decay)
+    """Adam with decoupled weight decay (Loshchilov and Hutter, ICLR 2019); `fused` reads every weight once a step."""
+    return torch.optim.AdamW(parameters, lr=lr, betas=(beta1, beta2), weight_decay=weight_decay, fused=fused)
 
 
 def sgd(
-    parameters: Parameters, *, lr: Positive, momentum: BelowOne, nesterov: bool, weight_decay: NonNegative
+    parameters: Parameters, *, lr: Positive, momentum: BelowOne, nesterov: bool, weight_decay: NonNegative, fused: bool
 ) -> Optimizer:
-    """Stochastic gradient descent with momentum."""
+    """Stochastic gradient descent with momentum; `fused` reads every weight once a step."""
     nesterov = nesterov and momentum > 0  # torch refuses the one without the other
-    return torch.optim.SGD(parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+    return torch.optim.SGD(
+        parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=fused
+    )
 
 
 def constant(optimizer: Optimizer, horizon: Horizon) -> dict[str, Any]:

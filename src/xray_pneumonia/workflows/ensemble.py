@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -12,10 +12,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from xray_pneumonia.config import build
-from xray_pneumonia.config_stored import check_net
 from xray_pneumonia.data.images import Gray
-from xray_pneumonia.data.records import CLASSES
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import calibration, predictions
 from xray_pneumonia.evaluation.abstention import Band, fit_band
@@ -24,14 +21,13 @@ from xray_pneumonia.evaluation.decision import FIXED, Decision, decide_calibrate
 from xray_pneumonia.evaluation.gate import Gate
 from xray_pneumonia.evaluation.measures import Vector
 from xray_pneumonia.evaluation.settings import EvaluationSettings
-from xray_pneumonia.models.bundle import Card, read_bundle
+from xray_pneumonia.models.bundle import Card
+from xray_pneumonia.reading.bundles import open_bundle
 from xray_pneumonia.tracking.archive import StoredRun, read_run
 from xray_pneumonia.tracking.store import Store
-from xray_pneumonia.training import speed
 from xray_pneumonia.training.inference import predict_logits
 
 BATCH = 128
-GATE = "gate.npz"  # in the bundle, beside the weights
 STORED = "stored"  # the operating point that the model carries
 log = logging.getLogger(__name__)
 
@@ -77,6 +73,22 @@ class Ensemble:
         return _mean(self.calibrations, rows)
 
 
+def joint_card(model: Ensemble) -> Card:
+    """Word what was chosen for several models together, for `reading.ensemble.save_ensemble`."""
+    decision = model.decision
+    return replace(
+        model.first.card,
+        net={},
+        weights_sha256="",
+        run_id=",".join(member.run.run_id for member in model.members),
+        temperature=decision.calibration.temperature,
+        bias=decision.calibration.bias,
+        operating_point=decision.threshold,
+        operating_point_policy=decision.policy,
+        band=[decision.band.low, decision.band.high],
+    )
+
+
 def load(store: Store, run_ids: list[str], settings: EvaluationSettings, *, operating_point: str) -> Ensemble:
     """Load the models of runs, and what was chosen for them on validation.
 
@@ -105,23 +117,14 @@ def load(store: Store, run_ids: list[str], settings: EvaluationSettings, *, oper
 
 def _load_member(store: Store, run_id: str) -> Member:
     run = read_run(store, run_id)
-    folder = run.bundle()
-    card, weights = read_bundle(folder)
-    if card.run_id != run_id or card.class_names != list(CLASSES):
+    bundle = open_bundle(run.bundle(), name=f"run_id={run_id}")
+    if bundle.card.run_id != run_id:
         raise InputError(
-            f"run_id={run_id}: its model is that of run {card.run_id} with the classes {card.class_names}; expected "
-            f"{list(CLASSES)}; the run was altered, train it again"
+            f"run_id={run_id}: its model is that of run {bundle.card.run_id}; the run was altered, train it again"
         )
-    node = check_net(card.net, origin=f"run_id={run_id}, model.json")
-    net: nn.Module = speed.lay_out(build(node), channels_last=True).eval()
-    try:
-        net.load_state_dict(weights)
-    except RuntimeError as error:
-        raise InputError(f"run_id={run_id}: its weights do not fit its net: {' '.join(str(error).split())}") from error
     validation = predictions.read(run.artifact("predictions/val.csv"))
     predictions.require_usable(validation, name=f"run_id={run_id}, predictions/val.csv")
-    gate = Gate.read(folder / GATE) if (folder / GATE).exists() else None
-    return Member(run, net, card, validation, gate)
+    return Member(run, bundle.net, bundle.card, validation, bundle.gate)
 
 
 def _require_fitting(members: list[Member]) -> None:

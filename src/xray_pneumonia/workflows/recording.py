@@ -18,12 +18,12 @@ from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.records import CLASSES, fingerprint
 from xray_pneumonia.evaluation import figures, predictions
 from xray_pneumonia.models.bundle import Card, save_bundle
+from xray_pneumonia.reading.bundles import GATE
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run
 from xray_pneumonia.tracking.store import masked
-from xray_pneumonia.workflows.ensemble import GATE
 from xray_pneumonia.workflows.evidence import leave_evidence
-from xray_pneumonia.workflows.validation import Chosen
+from xray_pneumonia.workflows.validation import Chosen, measure_evidence
 
 log = logging.getLogger(__name__)
 
@@ -123,10 +123,11 @@ def record_bundle(
         records_fingerprint=fingerprint(data.records),
         run_id=run.run_id,
         versions={name: version(name) for name in ("xray-pneumonia", "torch")},
+        evidence=measure_evidence(chosen, data),
     )
     with TemporaryDirectory() as folder:
         save_bundle(Path(folder), net.cpu(), card)
         leave_evidence(run, Path(folder))
         if chosen.gate is not None:
             chosen.gate.write(Path(folder) / GATE)
-        run.log_model(Path(folder), image_size=data.image_size, epoch=epoch)
+        run.log_model(Path(folder), epoch=epoch)

@@ -37,6 +37,7 @@ from xray_pneumonia.training.checkpoints import BEST
 from xray_pneumonia.workflows.evidence import Evidence, circumstances_now, of_folder, of_run, read_weights, what_differs
 from xray_pneumonia.workflows.train import TrainConfig, train
 
+CAME_ALONG = Path(__file__).parents[1] / "weights"  # models that are part of the package
 log = logging.getLogger(__name__)
 
 
@@ -101,6 +102,8 @@ def main(cfg: DictConfig) -> None:
     _require_same_data(evidence, asked)
     _use_threads(evidence)
     differs = what_differs(evidence.circumstances, circumstances_now(collect().environment))
+    if asked.trainer.accelerator == "cpu":
+        differs.pop("machine.gpu", None)
     proof = _promise(evidence, differs, store, {f"val/{name}": width for name, width in cfg.band.items()})
     trained = train(asked, watch=proof)
     verdict = proof.verdict
@@ -117,8 +120,10 @@ def _find(cfg: DictConfig, tracking: TrackingSettings) -> Evidence:
     """Find what is to be reproduced; a folder needs no store."""
     if (cfg.run_id is None) == (cfg.model is None):
         raise InputError("run_id, model: name one of them: run_id=ID, model=NAME@ALIAS or model=FOLDER")
-    if cfg.model is not None and Path(cfg.model).expanduser().is_dir():
-        return of_folder(Path(cfg.model).expanduser().resolve())
+    named = () if cfg.model is None else (Path(cfg.model).expanduser(), CAME_ALONG / cfg.model)
+    for folder in named:
+        if folder.is_dir():
+            return of_folder(folder.resolve())
     if cfg.model is not None and "@" not in cfg.model:
         raise InputError(f"model={cfg.model}: no such folder; write NAME@ALIAS for a registered model")
     store = open_store(tracking, home=Path(cfg.home))
@@ -139,6 +144,8 @@ def _as_it_was(evidence: Evidence, cfg: DictConfig, *, experiment: str) -> DictC
         stored.data.root, stored.data.synthetic_patients = cfg.data.root, None
     elif stored.data.get("synthetic_patients") is not None:
         stored.data.root = str(home / "synthetic" / str(stored.data.synthetic_patients))
+    if stored.trainer.get("accelerator") == "auto" and evidence.circumstances.get("machine.gpu") == "none":
+        stored.trainer.accelerator = "cpu"  # as it was then
     check(stored, TrainConfig)
     return stored
 

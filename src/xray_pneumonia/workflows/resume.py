@@ -104,8 +104,9 @@ def offer(cfg: DictConfig) -> None:
             continue
         where = _where(store, run)
         if where:
+            end = "its process is gone" if run.status == "RUNNING" else run.status
             raise InputError(
-                f"this very training was begun before and stopped {where} (run {run.run_id}, {run.status})\n"
+                f"this very training was begun before and stopped {where} (run {run.run_id}, {end})\n"
                 f"  xray train resume={run.run_id}    goes on with it\n"
                 f"  resume={ANEW}, added to the command, starts again from the beginning"
             )

@@ -1,34 +1,87 @@
-"""How MLflow loads a bundle (`mlflow.pyfunc.load_model`, `mlflow models serve`): raw pixels in, a table out."""
+"""How MLflow loads a bundle (`mlflow.pyfunc.load_model`, `mlflow models serve`): X-rays in, a table out."""
 
+import base64
+import binascii
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
-import torch
 
-from xray_pneumonia.config import build
-from xray_pneumonia.models.bundle import read_bundle
+from xray_pneumonia.data.images import Gray, decode
+from xray_pneumonia.data.limits import ImageError
+from xray_pneumonia.reading.opening import open_reader
+from xray_pneumonia.reading.reader import Reader
 
 
 class BundleModel:
     """A bundle as MLflow wants it."""
 
-    def __init__(self, folder: Path) -> None:
-        self._card, weights = read_bundle(folder)
-        self._net = build(self._card.net).eval()
-        self._net.load_state_dict(weights)
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
 
-    def predict(self, model_input: npt.NDArray[np.uint8] | dict[str, Any], params: Any = None) -> pd.DataFrame:
-        """Turn raw pixels (B, 1, H, W) into a table of `probability` and `label`."""
-        pixels = model_input["image"] if isinstance(model_input, dict) else model_input
-        with torch.inference_mode():
-            logits = self._net(torch.as_tensor(np.asarray(pixels))) / self._card.temperature + self._card.bias
-        probability = torch.sigmoid(logits.double()).numpy()
-        label = np.asarray(self._card.class_names)[(probability >= self._card.operating_point).astype(int)]
-        return pd.DataFrame({"probability": probability, "label": label})
+    def predict(self, model_input: pd.DataFrame | dict[str, Any], params: Any = None) -> pd.DataFrame:
+        """Answer X-rays.
+
+        Args:
+            model_input: a table or dict with the column `image` (the bytes of a PNG or JPEG file; base64 is
+                read too) or `pixels` (S x S gray values).
+            params: are not used.
+
+        Returns:
+            One row for each: `probability`, `label`, `operating_point`, `answer`, `abstention`. What cannot be
+            read has probability NaN, no label, and the reason as its abstention.
+
+        Raises:
+            ValueError: the input is neither of these.
+        """
+        pictures = list(self._pictures(model_input))
+        good = np.array([not isinstance(one, ImageError) for one in pictures], bool)
+        side = self._reader.card.image_size
+        pixels = [one for one in pictures if not isinstance(one, ImageError)]
+        table = self._reader.read(np.stack(pixels) if pixels else np.empty((0, side, side), np.uint8))
+        table = table.drop(columns="gate")
+        table = table.set_index(np.flatnonzero(good)).reindex(range(len(pictures)))
+        broken = np.flatnonzero(~good)
+        table.loc[broken, "answer"] = "look closer"
+        table.loc[broken, "label"] = ""
+        table.loc[broken, "operating_point"] = self._reader.card.operating_point
+        table.loc[broken, "abstention"] = [f"unreadable: {pictures[row]}" for row in broken]
+        return table
+
+    def _pictures(self, given: Any) -> Iterable[Gray | ImageError]:
+        given = {name: list(given[name]) for name in given}
+        for name, read, deep in (("image", self._decoded, 1), ("pixels", self._checked, 3)):
+            values = given.get(name)
+            if values is not None and len(values) == 1 and _depth(values[0]) == deep:
+                values = values[0]  # MLflow puts the lists of a dict into one row
+            if values is not None and len(values) and not any(one is None for one in values):
+                return [read(one) for one in values]
+        raise ValueError(f"columns {sorted(given)}: give `image` (bytes of a PNG or JPEG) or `pixels` in every row")
+
+    def _decoded(self, data: Any) -> Gray | ImageError:
+        try:
+            if isinstance(data, str):
+                data = base64.b64decode(data, validate=True)
+            return decode(bytes(data), self._reader.card.image_size).pixels
+        except binascii.Error:
+            return ImageError("not_an_image", "is no base64")
+        except ImageError as error:
+            return error
+
+    def _checked(self, values: Any) -> Gray:
+        side = self._reader.card.image_size
+        pixels = np.asarray(list(values))  # a column of lists comes as an array of arrays
+        pixels = pixels[0] if pixels.ndim == 3 and len(pixels) == 1 else pixels
+        if pixels.shape != (side, side) or pixels.min() < 0 or pixels.max() > 255 or (pixels % 1).any():
+            raise ValueError(f"pixels {pixels.shape}: this model reads {side} x {side} whole numbers from 0 to 255")
+        return pixels.astype(np.uint8)
+
+
+def _depth(value: Any) -> int:
+    return 1 + _depth(value[0]) if isinstance(value, list | np.ndarray) and len(value) else 0
 
 
 def _load_pyfunc(path: str) -> BundleModel:
-    return BundleModel(Path(path))
+    return BundleModel(open_reader(Path(path), name=path, engine="auto"))

@@ -17,8 +17,10 @@ from torch import nn
 from xray_pneumonia.config import Node, anchor, build, check, plain
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.unchanged import require_unchanged
+from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.metrics import classification_metrics
+from xray_pneumonia.models.pixels import takes
 from xray_pneumonia.ranges import Monitor, Seed
 from xray_pneumonia.sweeps.trial import take_trial
 from xray_pneumonia.tracking.logger import RunLogger
@@ -96,6 +98,7 @@ def train(cfg: DictConfig, *, watch: Watch | None = None, resumption: resume.Res
     build(cfg.evaluation)  # what it refuses is refused before any training
     data: XRayDataModule = build(cfg.data, build(cfg.augmentation))
     net: nn.Module = speed.lay_out(build(cfg.model), channels_last=settings.channels_last)
+    _grow(net, data, settings)
     speed.prepare_process(keep_freed_memory=settings.keep_freed_memory, threads=settings.threads)
     data.prepare()
     classifier = _classifier(cfg, net, data)
@@ -116,6 +119,17 @@ def train(cfg: DictConfig, *, watch: Watch | None = None, resumption: resume.Res
         if watch:
             watch.close(run, best_epoch=trained.best_epoch)
     return trained
+
+
+def _grow(net: nn.Module, data: XRayDataModule, settings: TrainerSettings) -> None:
+    """Let the images grow over the epochs, where the net takes all their sizes."""
+    data.spread_over(settings.max_epochs)
+    refused = [side for side in data.sides if not takes(net, side)]
+    if refused:
+        raise InputError(
+            f"data.progressive={data.sides}: this net takes no images of {refused[0]} pixels; choose one that pools "
+            "over the whole image (model=resnet, model=torchvision), or data.progressive=null"
+        )
 
 
 def _fit(

@@ -29,6 +29,7 @@ from xray_pneumonia.workflows.ensemble import predict
 from xray_pneumonia.workflows.held_out import RECORD_COLUMNS, HeldOut, cut
 from xray_pneumonia.workflows.model_card import checklist_answers, model_facts
 
+EVIDENCE = ("auroc", "sensitivity", "specificity")
 log = logging.getLogger(__name__)
 
 
@@ -67,6 +68,17 @@ def judge_validation(
     if settings.report:
         _report(run, cfg, net, held_out, table, decision, settings, gate)
     return Chosen(decision, gate, calibrated)
+
+
+def measure_evidence(chosen: Chosen, data: XRayDataModule) -> dict[str, float]:
+    """Count what a model learned from and was judged by, for its card; on validation, at the operating point."""
+    table = chosen.predictions
+    films = data.records[data.records["split"].eq("train") & data.records["error"].eq("")]
+    at_point = measure(table, threshold=chosen.decision.threshold).once()
+    counted = {"train": films, "val": table}
+    sizes = {f"{name}/images": float(len(part)) for name, part in counted.items()}
+    people = {f"{name}/patients": float(part["patient"].nunique()) for name, part in counted.items()}
+    return sizes | people | {f"val/{name}": at_point[name] for name in EVIDENCE}
 
 
 def judge_shift(run: Run, net: nn.Module, data: XRayDataModule, decision: Decision, *, device: torch.device) -> None:

@@ -1,0 +1,114 @@
+"""Rows -> batches: which images come together, at which size, and what is done to them, by (seed, epoch) alone."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from xray_pneumonia.data.augment import Augmentation
+from xray_pneumonia.data.cache import ImageCache
+from xray_pneumonia.data.changing import shrunk
+from xray_pneumonia.data.images import Gray
+
+Batch = Mapping[str, torch.Tensor]
+
+
+def side_of(epoch: int, *, sides: Sequence[int], epochs: int) -> int:
+    """Tell the side of the images in an epoch, counted from 0: `sides` share the epochs in equal parts, in order."""
+    return sides[min(epoch * len(sides) // epochs, len(sides) - 1)]
+
+
+class Batches(Dataset[Batch]):
+    """Whole batches, cut from the cached array by (epoch, row numbers).
+
+    Args:
+        cache: the decoded images.
+        augmentation: what they go through; None leaves them alone.
+        seed: of the augmentation.
+        sides: in pixels, of the images, see `side_of`.
+        epochs: of the whole training.
+    """
+
+    def __init__(
+        self, cache: ImageCache, *, augmentation: Augmentation | None, seed: int, sides: Sequence[int], epochs: int
+    ) -> None:
+        self._images = cache.images
+        self._labels = cache.records["label"].to_numpy(np.float32)
+        self._augmentation = augmentation
+        self._seed, self._sides, self._epochs = seed, sides, epochs
+
+    def __getitem__(self, key: tuple[int, np.ndarray[Any, np.dtype[np.int64]]]) -> Batch:
+        """Give `image` uint8 (B, 1, H, W), `label` float (B,) and `index` (B,), the row in the records."""
+        epoch, rows = key
+        images: Gray = shrunk(self._images[rows], side_of(epoch, sides=self._sides, epochs=self._epochs))
+        if self._augmentation is not None:
+            images = self._augmentation(images, seed=self._seed, epoch=epoch, records=rows)
+        return {
+            "image": torch.from_numpy(images)[:, None],
+            "label": torch.from_numpy(self._labels[rows]),
+            "index": torch.from_numpy(rows),
+        }
+
+
+class AheadLoader(DataLoader[Batch]):
+    """Prepares the next batch in a thread while the net works on this one: OpenCV leaves the interpreter's lock."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        """Yield the same batches in the same order as without the thread."""
+        return self._ahead(super().__iter__())
+
+    def _ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+            coming = pool.submit(next, batches, None)
+            while (batch := coming.result()) is not None:
+                coming = pool.submit(next, batches, None)
+                yield batch
+
+
+class EpochSampler(Sampler[tuple[int, Any]]):
+    """Deal the rows into batches: their order is a pure function of (seed, epoch), or stays as it is.
+
+    With several processes and `shuffle`, each takes every n-th batch, and the first ones are dealt again so that all
+    make the same number of steps; without it, each takes every n-th row, and every row comes once.
+    """
+
+    def __init__(self, rows: np.ndarray[Any, np.dtype[np.int64]], *, batch_size: int, shuffle: bool, seed: int) -> None:
+        self._rows, self._batch_size, self._shuffle, self._seed = rows, batch_size, shuffle, seed
+        self._rank, self._world = 0, 1
+        self._begun, self._done = -1, 0
+        self.epoch = 0
+
+    def share(self, *, rank: int, world: int) -> None:
+        """Serve one of several processes."""
+        self._rank, self._world = rank, world
+
+    def go_on(self, *, epoch: int, batch: int) -> None:
+        """Start in this epoch, of which so many batches are done already."""
+        self.epoch = self._begun = epoch
+        self._done = batch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch; Lightning calls this before each one."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        """Yield (epoch, row numbers)."""
+        if not self._shuffle:
+            return iter([(self.epoch, batch) for batch in self._batches(self._rows[self._rank :: self._world])])
+        order = np.random.default_rng([self._seed, self.epoch]).permutation(len(self._rows))
+        batches = self._batches(self._rows[order])
+        batches += batches[: -len(batches) % self._world]
+        mine = batches[self._rank :: self._world]
+        return iter([(self.epoch, batch) for batch in mine[self._done if self.epoch == self._begun else 0 :]])
+
+    def _batches(self, rows: np.ndarray[Any, np.dtype[np.int64]]) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+        return [rows[start : start + self._batch_size] for start in range(0, len(rows), self._batch_size)]
+
+    def __len__(self) -> int:
+        """Count the batches of this process."""
+        if self._shuffle:
+            return -(-len(self._rows) // (self._batch_size * self._world))
+        return -(-len(self._rows[self._rank :: self._world]) // self._batch_size)

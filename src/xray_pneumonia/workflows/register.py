@@ -1,0 +1,32 @@
+"""`xray register`: give the model of a run a name and an alias, by which it can be asked for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from xray_pneumonia.config import Node, anchor, build, check
+from xray_pneumonia.tracking.archive import read_run
+from xray_pneumonia.tracking.registry import register
+from xray_pneumonia.tracking.store import open_database
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegisterConfig:
+    """The top-level keys of register.yaml."""
+
+    home: str
+    run_id: str
+    alias: str
+    name: str | None
+    tracking: Node
+
+
+def main(cfg: DictConfig) -> None:
+    """Register and say how to ask for it."""
+    anchor(cfg)
+    check(cfg, RegisterConfig)
+    run = read_run(open_database(build(cfg.tracking), home=Path(cfg.home)), cfg.run_id)
+    run.bundle()  # a name for a model that cannot be read would help nobody
+    made = register(run, name=cfg.name or run.store.experiment_name, alias=cfg.alias)
+    print(f"{made.name}@{made.alias} is version {made.version}: the model of run {run.run_id} ({run.name})")

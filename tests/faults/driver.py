@@ -1,0 +1,39 @@
+"""The command line in a process of its own that says where it is: a word at each step, each a little slowed."""
+
+import os
+import sys
+import time
+
+from xray_pneumonia import cli
+from xray_pneumonia.training.classifier import PneumoniaClassifier
+from xray_pneumonia.workflows import train
+
+PLACES = [
+    (PneumoniaClassifier, "training_step", "STEP"),
+    (PneumoniaClassifier, "validation_step", "CHECK"),
+    (train, "_classifier", "PREPARED"),
+    (train, "judge_validation", "JUDGE"),
+]
+
+
+def run(arguments, folder, log, words):
+    """Run `xray` on these arguments, from this folder, with its messages in a file."""
+    os.chdir(folder)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    for number in (1, 2):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    for owner, name, word in PLACES:
+        setattr(owner, name, _spoken(getattr(owner, name), word, words))
+    sys.argv = ["xray", *arguments]
+    code = cli.main()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _spoken(plain, word, words):
+    def speaking(*arguments, **named):
+        words.send(word)
+        time.sleep(0.05)
+        return plain(*arguments, **named)
+
+    return speaking

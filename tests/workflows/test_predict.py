@@ -1,0 +1,279 @@
+"""`xray predict`: a row for every file, whatever the file; what may stop it, and what it must not do."""
+
+import csv
+import json
+import os
+import shutil
+import socket
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from xray_pneumonia.data.images import decode, read_bytes
+from xray_pneumonia.reading.opening import open_reader
+from xray_pneumonia.workflows import predict
+from xray_pneumonia.workflows.answers import Answers
+
+EVIL = "=cmd|\"&' <script>alert(1)</script>.png"
+
+
+@pytest.fixture
+def ward(tmp_path, xrays):
+    """A folder of eight films, deep in folders."""
+    root = tmp_path / "ward (1), north"
+    for number, film in enumerate(sorted((xrays / "train" / "NORMAL").iterdir())[:8]):
+        folder = root / "a" / "b" / "c" if number % 2 else root
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(film, folder / f"{number}{film.suffix}")
+    return root
+
+
+@pytest.fixture
+def read(xray, bundle, tmp_path):
+    def run(source, *more, model=bundle.folder, output="out"):
+        return xray("predict", f"model={model}", f"input={source}", f"output={output}", "workers=1", *more)
+
+    return run
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def cells(folder):
+    with (folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_file_gets_the_models_answer(read, ward, bundle, tmp_path):
+    outcome = read(ward)
+    assert outcome.code == 0, outcome.err
+    found = rows(tmp_path / "out")
+    assert [row["path"] for row in found] == sorted((row["path"] for row in found), key=lambda p: (p.count("/"), p))
+    assert len(found) == 8
+    reader = open_reader(bundle.folder, name="", engine="torch")
+    pixels = np.stack([decode(read_bytes(ward / row["path"]), 32).pixels for row in found])
+    expected = reader.read(pixels)
+    np.testing.assert_allclose([row["probability"] for row in found], expected["probability"], atol=1e-6)
+    assert [row["decision"] for row in found] == list(expected["answer"])
+    assert [row["label"] for row in found] == list(expected["label"])
+    assert {row["operating_point"] for row in found} == {0.5}
+    table = cells(tmp_path / "out")
+    for row, line in zip(found, table, strict=True):
+        assert float(line["probability"]) == pytest.approx(row["probability"], rel=1e-8)
+        assert (line["path"], line["decision"], line["sha256"]) == (row["path"], row["decision"], row["sha256"])
+
+
+def test_the_summary_fits_80_columns_and_says_what_it_rests_on(read, ward):
+    outcome = read(ward)
+    assert max(map(len, outcome.out.split("Answers:")[0].splitlines())) <= 80
+    text = " ".join(outcome.out.split())
+    assert "781 films of 412 patients" in text
+    assert "no medical device" in text
+    assert outcome.out.splitlines()[-1].endswith("files=8 failed=0")
+
+
+def test_one_file_is_enough(read, ward, tmp_path):
+    assert read(ward / "0.png" if (ward / "0.png").exists() else next(ward.glob("0.*"))).code == 0
+    assert len(rows(tmp_path / "out")) == 1
+
+
+def test_bad_files_are_reported_and_the_others_are_read(read, ward, tmp_path):
+    (ward / "notes.txt").write_text("hello")
+    (ward / "empty.png").write_bytes(b"")
+    os.mkfifo(ward / "pipe.png")
+    (ward / "out.png").symlink_to("/etc/passwd")
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(ward / "s"))
+    outcome = read(ward)
+    assert outcome.code == 3
+    assert "5 of 13 files could not be read" in outcome.err
+    assert "Traceback" not in outcome.err
+    errors = {row["path"]: row["error"] for row in rows(tmp_path / "out") if row["error"]}
+    assert errors == {
+        "notes.txt": "not_an_image", "empty.png": "empty_file", "pipe.png": "not_a_file",
+        "out.png": "link_outside_root", "s": "not_a_file",
+    }  # fmt: skip
+    assert all(row["probability"] is None for row in rows(tmp_path / "out") if row["error"])
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root reads everything; tests/faults drops that right")
+def test_an_unreadable_file_is_one_of_them(read, ward, tmp_path):
+    (ward / "closed.png").write_bytes(b"x")
+    (ward / "closed.png").chmod(0)
+    assert read(ward).code == 3
+
+
+def test_odd_names_arrive_escaped(read, ward, tmp_path):
+    film = next(path for path in ward.iterdir() if path.is_file())
+    names = [
+        b"new\nline.png",
+        b"\xff\xfe.png",
+        b"-rf.png",
+        b"+1.png",
+        b"@x.png",
+        EVIL.replace("/", "").encode(),
+        b"x" * 250,
+    ]
+    for name in names:
+        shutil.copy(os.fsencode(film), os.path.join(os.fsencode(ward), name))
+    assert read(ward).code == 0
+    table = cells(tmp_path / "out")
+    assert len(table) == 8 + len(names)
+    assert not [value for line in table for value in line.values() if value.startswith(("=", "+", "-", "@"))]
+    assert not [value for line in table for value in line.values() if "\n" in value]
+    assert {r"new\nline.png", r"\xff\xfe.png"} <= {row["path"] for row in rows(tmp_path / "out")}
+    page = (tmp_path / "out" / "contact_sheet.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert" in page
+
+
+def test_nothing_usable_is_exit_code_2(read, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / ".DS_Store").write_bytes(b"x")
+    outcome = read(folder)
+    assert (outcome.code, "no images" in outcome.err) == (2, True)
+    assert not (tmp_path / "out").exists()
+    (folder / "a.png").write_bytes(b"x")
+    outcome = read(folder)
+    assert outcome.code == 2
+    assert "none of 1 files could be read (not_an_image 1)" in outcome.err
+    assert cells(tmp_path / "out")[0]["error"] == "not_an_image"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["input=nowhere", "output=o"], "input=nowhere: no such file"),
+        (["output=o"], "input=???: needs a value"),
+        (["input=.", "output=o"], "lies in the input"),
+        (["input=in", "output=in"], "lies in the input"),
+        (["input=in", "output=in/o"], "lies in the input"),
+        (["input=in", "output=in/a.png"], "lies in the input"),
+        (["input=in", "output=a_file"], "is a file"),
+        (["input=in", "output=full"], "holds other files"),
+        (["input=in", "output=o", "model=nothing_like_it"], "model=nothing_like_it"),
+        (["input=in", "output=o", "limits.seconds=0"], "limits.seconds=0"),
+        (["input=in", "output=o", "batch_size=0"], "batch_size=0"),
+        (["input=in", "output=o", "threshold=0.5"], "threshold=0.5: unknown key"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_read(xray, bundle, tmp_path, arguments, says):
+    for name in ("in", "full"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(b"x")
+    (tmp_path / "a_file").write_bytes(b"x")
+    outcome = xray("predict", f"model={bundle.folder}", *arguments)
+    assert outcome.code == 2
+    assert says in outcome.err
+    assert not (tmp_path / "o").exists()
+    assert sorted(path.name for path in (tmp_path / "in").iterdir()) == ["a.png"]
+
+
+def test_a_rerun_reads_what_is_new_changed_or_failed_and_ends_as_one_run_would(
+    read, ward, bundle, tmp_path, monkeypatch
+):
+    (ward / "2b.png").write_bytes(b"not yet")
+    assert read(ward).code == 3
+    before = {row["path"]: row for row in rows(tmp_path / "out")}
+    film, other = sorted(path for path in ward.iterdir() if path.is_file() and path.name != "2b.png")[:2]
+    shutil.copy(film, ward / "2b.png")
+    shutil.copy(film, ward / "0a.png")
+    changed = other.name
+    other.write_bytes(film.read_bytes())
+    gone = sorted((ward / "a" / "b" / "c").iterdir())[0]
+    gone.unlink()
+    seen = []
+    monkeypatch.setattr(Answers, "add", lambda self, new, add=Answers.add: (seen.extend(new), add(self, new))[1])
+    assert read(ward).code == 0
+    assert sorted(row["path"] for row in seen) == ["0a.png", changed, "2b.png"]
+    again = rows(tmp_path / "out")
+    assert read(ward, output="fresh").code == 0
+    assert again == rows(tmp_path / "fresh")
+    assert (tmp_path / "out" / "predictions.csv").read_bytes() == (tmp_path / "fresh" / "predictions.csv").read_bytes()
+    assert before[changed]["sha256"] != {row["path"]: row for row in again}[changed]["sha256"]
+
+
+def test_a_torn_last_line_is_read_again(read, ward, tmp_path):
+    assert read(ward).code == 0
+    whole = (tmp_path / "out" / "predictions.jsonl").read_bytes()
+    table = (tmp_path / "out" / "predictions.csv").read_bytes()
+    for cut in (len(whole) - 1, len(whole) - 40, len(whole) // 2, 0):
+        (tmp_path / "out" / "predictions.jsonl").write_bytes(whole[:cut])
+        assert read(ward).code == 0
+        assert (tmp_path / "out" / "predictions.jsonl").read_bytes() == whole
+        assert (tmp_path / "out" / "predictions.csv").read_bytes() == table
+
+
+@pytest.mark.parametrize("what", ["model", "input", "modalities"])
+def test_answers_of_two_commands_are_never_mixed(read, ward, bundle, tmp_path, what):
+    assert read(ward).code == 0
+    before = (tmp_path / "out" / "predictions.jsonl").read_bytes()
+    other = {
+        "model": lambda: read(ward, model=bundle(1)),
+        "input": lambda: read(ward / "a"),
+        "modalities": lambda: read(ward, "modalities=[CR]"),
+    }[what]()
+    assert other.code == 2
+    assert "holds the answers of another command" in other.err
+    assert "name another folder" in other.err
+    assert (tmp_path / "out" / "predictions.jsonl").read_bytes() == before
+
+
+def test_two_at_once_are_refused(read, ward, tmp_path, xray):
+    assert read(ward).code == 0
+    identity = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    with Answers(tmp_path / "out", identity):
+        outcome = read(ward)
+    assert outcome.code == 2
+    assert "another `xray predict` is writing there" in outcome.err
+
+
+def test_heat_maps_are_laid_over_the_films(read, ward, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict.explain, "likeness_to_random", lambda *_, **__: 0.1)
+    assert read(ward, "explain=true").code == 0
+    for row in rows(tmp_path / "out"):
+        with Image.open(tmp_path / "out" / row["heat_map"]) as picture:
+            assert max(picture.size) == 320
+            assert not picture.info
+    assert "heat maps" in (tmp_path / "out" / "contact_sheet.html").read_text(encoding="utf-8")
+
+
+def test_heat_maps_that_show_nothing_learned_are_withheld(read, ward, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict.explain, "likeness_to_random", lambda *_, **__: 0.9)
+    outcome = read(ward, "explain=true")
+    assert outcome.code == 0
+    assert "heat maps are withheld" in outcome.err
+    assert not (tmp_path / "out" / "heat_maps").exists()
+
+
+def test_strange_films_are_looked_at_closer_and_flagged(read, ward, tmp_path):
+    film = next(path for path in ward.iterdir() if path.is_file())
+    Image.fromarray(255 - np.asarray(Image.open(film).convert("L"))).save(ward / "negative.png")
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (90, 90)).astype(np.uint8)).save(ward / "noise.png")
+    assert read(ward).code == 0
+    found = {row["path"]: row for row in rows(tmp_path / "out")}
+    for name in ("negative.png", "noise.png"):
+        assert found[name]["decision"] == "look closer"
+        assert found[name]["reason"] == "no frontal chest film"
+        assert "outside_training_range" in found[name]["flags"]
+    assert "inverted" in found["negative.png"]["flags"]
+
+
+def test_the_contact_sheet_is_one_page_that_asks_nobody(read, ward, tmp_path):
+    assert read(ward, "sheet_images=5").code == 0
+    page = (tmp_path / "out" / "contact_sheet.html").read_text(encoding="utf-8")
+    assert "http://" not in page.replace('http-equiv="', "")
+    assert "https://" not in page
+    assert "not a medical device" in page
+    assert "781 films of 412 patients" in page
+    assert page.count('<article class="film') == 5
+    assert page.count("data:image/jpeg") == 5
+    assert "5 least certain of 8" in page
+    found = rows(tmp_path / "out")
+    order = sorted(found, key=lambda row: (row["decision"] != "look closer", abs(row["probability"] - 0.5)))
+    shown = [line.split('data-name="')[1].split('"')[0] for line in page.splitlines() if "data-name=" in line]
+    assert shown == [row["path"] for row in order[:5]]
