@@ -40,9 +40,8 @@ def main() -> None:
                 home = Path(folder) / name / str(number)
                 epochs = train(asked.data, home, uri, asked.overrides)
                 seconds[name].append(sum(epochs[1:]))
-            print(
-                f"round {number + 1}, load {os.getloadavg()[0]:.1f}:", {n: round(s[-1], 2) for n, s in seconds.items()}
-            )
+            last = ", ".join(f"{name} {spent[-1]:.2f} s" for name, spent in seconds.items())
+            print(f"round {number + 1}, load {os.getloadavg()[0]:.1f}: {last}", flush=True)
         for name in ("dead", "hangs"):
             ratios = [one / base for one, base in zip(seconds[name], seconds["answers"], strict=True)]
             middle = statistics.median(ratios)

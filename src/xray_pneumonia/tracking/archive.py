@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from xray_pneumonia.errors import InputError
+from xray_pneumonia.tracking.beginning import find_run
 from xray_pneumonia.tracking.places import inside, local_folder
 from xray_pneumonia.tracking.store import Store, masked
 
@@ -84,7 +85,8 @@ def read_run(store: Store, run_id: str, *, unfinished: bool = False) -> StoredRu
     if not RUN_ID.match(run_id):
         raise InputError(f"run_id={run_id!r}: a run id has 32 hex digits; `xray train` prints it on its last line")
     try:
-        run = store.client.get_run(run_id)
+        run = find_run(store, run_id)
+        run_id = run.info.run_id  # another one, where the run began while the store was away
         home = store.client.get_experiment(run.info.experiment_id)
     except MlflowException as error:
         raise InputError(f"run_id={run_id}: there is no such run in {masked(store.uri)}") from error
