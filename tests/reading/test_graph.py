@@ -18,6 +18,7 @@ from xray_pneumonia.reading.opening import farthest, open_folder, open_reader, p
 
 NETS = {
     "resnet": ("model=resnet", "model.width=16", "model.depth=1"),
+    "per image": ("model=resnet", "model.width=16", "model.depth=1", "model.per_image=true"),
     "cnn": ("model=cnn", "model.filters=[16,16]", "model.activations=[relu,tanh]", "model.dense=8"),
     "mlp": ("model=mlp",),
     "mobilenet": ("model=torchvision", "model.backbone=mobilenet_v3_small"),
@@ -40,7 +41,7 @@ def test_all_engines_give_equal_answers_at_the_edges(bundle, tmp_path, films):
     assert card == bundle.card
     scale = np.abs(expected).max()
     for logits in (folded, torch_engine(bundle.answer)(images), graph(images), graph(images[:1])):
-        np.testing.assert_allclose(logits, expected[: len(logits)], atol=1e-5 * scale)
+        np.testing.assert_allclose(logits, expected[: len(logits)], atol=3e-5 * scale)
     assert farthest(torch_engine(bundle.answer), graph, images) < 1e-5
 
 

@@ -209,6 +209,8 @@ def test_mlflow_loads_it_and_gets_calibrated_answers(home, run, xrays, films):
 
 @pytest.mark.long
 def test_mlflow_serves_it(home, run, xrays, films):
+    if shutil.which("uvicorn") is None and not (Path(sys.executable).parent / "uvicorn").exists():
+        pytest.skip("uvicorn, which MLflow serves with, is not on the path")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -216,12 +218,14 @@ def test_mlflow_serves_it(home, run, xrays, films):
     binaries = Path(sys.executable).parent
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"models:/{model}", "--env-manager", "local"]
     environment = os.environ | {"MLFLOW_TRACKING_URI": run.store.uri, "PATH": f"{binaries}:{os.environ['PATH']}"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2] / "src")  # of whichever interpreter uvicorn has
     server = subprocess.Popen([*command, "--port", str(port), "--host", "127.0.0.1"], env=environment)
     try:
         rows = [[base64.b64encode(one).decode()] for one in jpegs(xrays)]
         body = json.dumps({"dataframe_split": {"columns": ["image"], "data": rows}}).encode()
         headers = {"Content-Type": "application/json"}
         for _ in range(300):
+            assert server.poll() is None, "the server has ended"
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5)
                 break

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xray_pneumonia import schema
-from xray_pneumonia.config import TARGETS, build, locate
+from xray_pneumonia.config import build
+from xray_pneumonia.config_stored import check_net
 from xray_pneumonia.data.records import CLASSES
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.gate import Gate
@@ -17,8 +17,7 @@ from xray_pneumonia.models.bundle import CARD, Card, read_bundle
 from xray_pneumonia.models.calibrated import Calibrated
 from xray_pneumonia.training import speed
 
-GATE, CONFIG = "gate.npz", "config.yaml"  # beside weights and card: the input gate, the training's config
-NETS = frozenset(name for name in TARGETS if name.startswith("xray_pneumonia.models."))
+GATE = "gate.npz"  # beside weights and card
 
 
 @dataclass(frozen=True)
@@ -72,15 +71,9 @@ def require_classes(card: Card, *, name: str) -> None:
 
 def _net(node: Mapping[str, Any], weights: Mapping[str, Tensor], *, name: str) -> nn.Module:
     """Build the net a card names around its weights; nothing is drawn, downloaded or larger than the weights."""
-    node = dict(node)
-    if node.get("_target_") not in NETS:
-        raise InputError(f"{name}: net._target_={node.get('_target_')!r}: no net of this project")
+    node = dict(check_net(dict(node), origin=name))
     if "pretrained" in node:
         node["pretrained"] = False  # its weights are here
-    settings = {key: value for key, value in node.items() if key != "_target_"}
-    problems = schema.problems(settings, locate(node["_target_"]), prefix="net.")
-    if problems:
-        raise InputError(f"{name}: {problems[0]}")
     try:
         with torch.device("meta"):  # shapes alone
             net: nn.Module = build(node)

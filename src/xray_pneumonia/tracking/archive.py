@@ -109,22 +109,6 @@ def read_run(store: Store, run_id: str, *, unfinished: bool = False) -> StoredRu
     return replace(stored, config=_config(stored))
 
 
-def read_registered(store: Store, reference: str) -> StoredRun:
-    """Read the run of a registered model, `NAME@ALIAS`.
-
-    Raises:
-        InputError: there is no such model, or its run cannot be relied on.
-    """
-    from mlflow.exceptions import MlflowException
-
-    name, _, alias = reference.rpartition("@")
-    try:
-        version = store.client.get_model_version_by_alias(name, alias)
-    except MlflowException as error:
-        raise InputError(f"model={reference}: no such model in {masked(store.uri)}") from error
-    return read_run(store, str(version.run_id))
-
-
 def _config(run: StoredRun) -> str:
     """Read the one config of a run, as far as it is the one that its tag names."""
     origin = f"run_id={run.run_id}"

@@ -29,8 +29,9 @@ from xray_pneumonia.evaluation.agreement import (
 from xray_pneumonia.evaluation.runs import Entry, group
 from xray_pneumonia.ranges import Positive
 from xray_pneumonia.tracking import search
-from xray_pneumonia.tracking.archive import read_registered, read_run
+from xray_pneumonia.tracking.archive import read_run
 from xray_pneumonia.tracking.provenance import collect
+from xray_pneumonia.tracking.registry import find_registered
 from xray_pneumonia.tracking.run import Run
 from xray_pneumonia.tracking.store import Store, TrackingSettings, masked, open_store
 from xray_pneumonia.training.checkpoints import BEST
@@ -122,7 +123,7 @@ def _find(cfg: DictConfig, tracking: TrackingSettings) -> Evidence:
     if cfg.model is not None and "@" not in cfg.model:
         raise InputError(f"model={cfg.model}: no such folder; write NAME@ALIAS for a registered model")
     store = open_store(tracking, home=Path(cfg.home))
-    return of_run(read_run(store, cfg.run_id) if cfg.model is None else read_registered(store, cfg.model))
+    return of_run(read_run(store, cfg.run_id) if cfg.model is None else find_registered(store, cfg.model))
 
 
 def _as_it_was(evidence: Evidence, cfg: DictConfig, *, experiment: str) -> DictConfig:
