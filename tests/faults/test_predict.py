@@ -130,6 +130,7 @@ def test_a_file_nobody_may_read_is_one_row(tmp_path, thousand, model):
     ]  # fmt: skip
 
 
+@pytest.mark.long
 def test_ten_thousand_files_in_flat_memory(tmp_path, xrays, model):
     films = sorted(xrays.rglob("*.jpeg"))
     (tmp_path / "in").mkdir()
