@@ -2,6 +2,7 @@
 # make test                         set up, lint, types, tests
 # make quick                        the tests without the slow ones
 # make long                         the tests that take minutes, or a server: faults, Slurm, PostgreSQL, simulations
+# make bench [DATA=DIR] [FILMS=DIR]  every figure on speed, alternately, in a quarter of an hour on a quiet machine
 PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= $(patsubst %/train,%,$(wildcard data/chest_xray/train))
@@ -10,7 +11,7 @@ EPOCHS ?= 10
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
 
-.PHONY: setup demo test quick long lock
+.PHONY: setup demo test quick long bench lock
 
 setup: .venv/.ready
 
@@ -38,6 +39,9 @@ quick: setup
 
 long: setup
 	$(BIN)/python -m pytest -m long
+
+bench: setup
+	$(BIN)/python scripts/benchmarks/bench.py $(or $(DATA),$(error DATA=DIR must name the X-rays)) $(if $(FILMS),--originals $(FILMS))
 
 lock:  # needs uv; names no index
 	uv pip compile --universal --generate-hashes --no-emit-index-url --python-version 3.11 --all-extras \

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from xray_pneumonia.data import cache as caches
-from xray_pneumonia.data.cache import open_cache
+from xray_pneumonia.data.cache import let_go, open_cache
 from xray_pneumonia.data.images import decode, read_bytes
 from xray_pneumonia.data.records import scan
 
@@ -81,3 +81,17 @@ def test_broken_files_are_named_and_black(root, tmp_path):
     assert broken["id"].tolist() == ["train/NORMAL/IM-9999-0001.jpeg"]
     assert broken["error"].tolist() == ["not_an_image"]
     assert not cache.images[broken.index[0]].any()
+
+
+def test_what_was_read_of_a_large_cache_is_no_memory_of_the_process(tmp_path):
+    import psutil
+
+    np.save(tmp_path / "images.npy", np.ones((2000, 128, 128), np.uint8))
+    images = np.load(tmp_path / "images.npy", mmap_mode="r")
+    before = psutil.Process().memory_info().rss
+    assert images.sum(dtype=int) == images.size
+    mapped = psutil.Process().memory_info().rss - before
+    let_go(images)
+    kept = psutil.Process().memory_info().rss - before
+    assert mapped - kept > 25 * 2**20
+    assert images[1999].sum() == 128 * 128

@@ -9,9 +9,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from xray_pneumonia.data.augment import Augmentation
-from xray_pneumonia.data.cache import ImageCache
+from xray_pneumonia.data.cache import ImageCache, let_go
 from xray_pneumonia.data.changing import shrunk
 from xray_pneumonia.data.images import Gray
+
+MAPPED = 128 * 2**20  # bytes of the cache that stay mapped after they were read
 
 Batch = Mapping[str, torch.Tensor]
 
@@ -39,11 +41,12 @@ class Batches(Dataset[Batch]):
         self._labels = cache.records["label"].to_numpy(np.float32)
         self._augmentation = augmentation
         self._seed, self._sides, self._epochs = seed, sides, epochs
+        self._read = 0
 
     def __getitem__(self, key: tuple[int, np.ndarray[Any, np.dtype[np.int64]]]) -> Batch:
         """Give `image` uint8 (B, 1, H, W), `label` float (B,) and `index` (B,), the row in the records."""
         epoch, rows = key
-        images: Gray = shrunk(self._images[rows], side_of(epoch, sides=self._sides, epochs=self._epochs))
+        images: Gray = shrunk(self._rows(rows), side_of(epoch, sides=self._sides, epochs=self._epochs))
         if self._augmentation is not None:
             images = self._augmentation(images, seed=self._seed, epoch=epoch, records=rows)
         return {
@@ -51,6 +54,14 @@ class Batches(Dataset[Batch]):
             "label": torch.from_numpy(self._labels[rows]),
             "index": torch.from_numpy(rows),
         }
+
+    def _rows(self, rows: np.ndarray[Any, np.dtype[np.int64]]) -> Gray:
+        images: Gray = np.asarray(self._images[rows])
+        self._read += images.nbytes
+        if self._read > MAPPED:
+            let_go(self._images)
+            self._read = 0
+        return images
 
 
 class AheadLoader(DataLoader[Batch]):

@@ -8,6 +8,7 @@ old caches may be deleted at any time.
 
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import sys
@@ -58,6 +59,12 @@ def open_cache(records: pd.DataFrame, *, folder: str | Path, image_size: int) ->
     facts = pd.read_csv(home / "facts.csv", dtype={"error": str, "detail": str}, keep_default_na=False)
     array = np.load(home / "images.npy", mmap_mode="r", allow_pickle=False)
     return ImageCache(pd.concat([records, facts], axis=1), array, home)
+
+
+def let_go(images: Gray) -> None:
+    """Unmap the pages that were read, so that a large cache is not counted as memory; the system still keeps them."""
+    if isinstance(images, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+        images.base.madvise(mmap.MADV_DONTNEED)  # type: ignore[union-attr]
 
 
 def cache_key(records: pd.DataFrame, image_size: int) -> str:

@@ -1,0 +1,180 @@
+"""Seconds per step of one way to train, in a process of its own: python scripts/benchmarks/steps.py WAY ROOT HOME.
+
+Prints one JSON line. Every way takes its time at the beginning of each step, in the same manner.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+STEPS, WARM, BATCH = 20, 4, 64
+BARE = (
+    "array",
+    "layout",
+    "allocator",
+    "pooling",
+    "one_thread",
+)  # each adds a lever to the one before; the last is apart
+XRAY = {
+    "xray": ["experiment=seed_final"],
+    "xray_none": ["model=resnet", "augmentation=none"],
+    "xray_strong": ["model=resnet", "augmentation=strong"],
+    "xray_plain_step": ["model=resnet", "augmentation=none", "optimizer.fused=false"],
+}
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Clock:
+    """When each step began."""
+
+    def __init__(self) -> None:
+        self._ticks: list[float] = []
+
+    def tick(self) -> None:
+        """Begin a step."""
+        self._ticks.append(time.time())
+
+    def report(self, **more: float) -> None:
+        """Print seconds a step, and from the start of the process to the first one."""
+        born = psutil.Process().create_time()
+        seconds = (self._ticks[-1] - self._ticks[WARM]) / (len(self._ticks) - 1 - WARM)
+        print(json.dumps({"step": seconds, "first": self._ticks[0] - born, **more}))
+
+
+def composed(root: str, home: str, *overrides: str) -> Any:
+    """Compose train.yaml."""
+    from hydra import compose, initialize_config_module
+
+    with initialize_config_module("xray_pneumonia.conf", version_base="1.3"):
+        return compose("train", [f"data.root={root}", f"home={home}", "experiment=seed_final", *overrides])
+
+
+def bare(way: str, root: str, home: str, clock: Clock) -> dict[str, float]:
+    """Train without any framework, with the levers up to `way`."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from xray_pneumonia.config import build
+    from xray_pneumonia.training import speed
+
+    cfg = composed(root, home, "augmentation=none")
+    levers = BARE[1:] if way == "one_thread" else BARE[1 : BARE.index(way) + 1]
+    if way == "one_thread":
+        torch.set_num_threads(1)
+    if "allocator" in levers:
+        speed.keep_memory()
+    data = build(cfg.data, build(cfg.augmentation))
+    data.prepare()
+    net = build(cfg.model)
+    if "pooling" not in levers:
+        for number, (convolution, pool, activation) in enumerate(net.blocks):
+            net.blocks[number] = nn.Sequential(convolution, activation, pool)
+    net = speed.lay_out(net, channels_last="layout" in levers)
+    optimizer, loss = build(cfg.optimizer, net.parameters()), build(cfg.loss, data.class_counts())
+    batches = batches_for_ever(data.train_dataloader)
+    for _ in range(STEPS):
+        clock.tick()
+        batch = next(batches)
+        optimizer.zero_grad()
+        loss(net(batch["image"]), batch["label"]).backward()
+        optimizer.step()
+    with FlopCounterMode(display=False) as counter:
+        loss(net(batch["image"]), batch["label"]).backward()
+    return {"flop": counter.get_total_flops(), "ceiling": ceiling()}
+
+
+def batches_for_ever(loader: Callable[[], Any]) -> Iterator[Any]:
+    """Serve epoch after epoch."""
+    while True:
+        yield from loader()
+
+
+def ceiling(side: int = 2048) -> float:
+    """Measure what a large matrix product reaches, in FLOP/s."""
+    left, right, seconds = torch.randn(side, side), torch.randn(side, side), []
+    for _ in range(5):
+        start = time.perf_counter()
+        left @ right
+        seconds.append(time.perf_counter() - start)
+    return 2 * side**3 / min(seconds)
+
+
+def first_day(root: str, home: str, clock: Clock) -> None:
+    """Train as one does on the first day with Lightning: files decoded in every epoch, default trainer."""
+    import pytorch_lightning as pl
+    from torch.utils.data import DataLoader
+    from torchvision import transforms as T
+    from torchvision.datasets import ImageFolder
+
+    from xray_pneumonia.config import build
+
+    net = build(composed(root, home).model)
+
+    class FirstDay(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def training_step(self, batch: Any, _: int) -> Tensor:
+            clock.tick()
+            loss = nn.functional.binary_cross_entropy_with_logits(self.net(batch[0] * 255), batch[1].float())
+            self.log("train_loss", loss)
+            return loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.RMSprop(self.parameters(), lr=1e-4)
+
+    prepare = T.Compose([T.Grayscale(), T.Resize((128, 128)), T.ToTensor()])
+    loader = DataLoader(ImageFolder(f"{root}/train", prepare), batch_size=BATCH, shuffle=True)
+    trainer = pl.Trainer(max_epochs=1, limit_train_batches=STEPS, default_root_dir=home, enable_progress_bar=False)
+    trainer.fit(FirstDay(), loader)
+
+
+def through_xray(overrides: list[str], root: str, home: str, clock: Clock) -> None:
+    """Train by the command line, MLflow on."""
+    from xray_pneumonia import cli
+
+    def watched(self: Any, batch: Any, number: int) -> Tensor:
+        clock.tick()
+        return self._step(batch, self.outputs["fitting"])  # type: ignore[no-any-return]
+
+    sys.argv = ["xray", "train", *overrides, f"data.root={root}", f"home={home}", "trainer=cpu", "trainer.max_epochs=1"]
+    sys.argv += [f"trainer.limit_train_batches={STEPS}", "trainer.limit_val_batches=2", "evaluation=quick"]
+    from xray_pneumonia.training.classifier import PneumoniaClassifier
+
+    PneumoniaClassifier.training_step = watched  # type: ignore[method-assign, assignment]
+    standard, sys.stdout = sys.stdout, sys.stderr
+    cli.main()
+    sys.stdout = standard
+
+
+def main() -> None:
+    """Run one way."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("way", choices=[*BARE, *XRAY, "first_day"])
+    parser.add_argument("root", type=Path)
+    parser.add_argument("home", type=Path)
+    asked = parser.parse_args()
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    root, home, clock = str(asked.root.resolve()), str(asked.home.resolve()), Clock()
+    torch.manual_seed(0)
+    more: dict[str, float] = {}
+    if asked.way in BARE:
+        more = bare(asked.way, root, home, clock)
+    elif asked.way in XRAY:
+        through_xray(XRAY[asked.way], root, home, clock)
+    else:
+        first_day(root, home, clock)
+    clock.report(**more)
+
+
+if __name__ == "__main__":
+    main()
