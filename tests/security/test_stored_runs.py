@@ -19,7 +19,13 @@ from xray_pneumonia.tracking.archive import read_run
 from xray_pneumonia.tracking.run import start_run
 from xray_pneumonia.tracking.store import TrackingSettings, masked, open_store
 
-SETTINGS = {"uri": None, "experiment_name": "../../security", "run_name": None, "system_metrics": False}
+SETTINGS = {
+    "uri": None,
+    "experiment_name": "../../security",
+    "run_name": None,
+    "system_metrics": False,
+    "required": False,
+}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +43,9 @@ def text():
 
 @pytest.fixture
 def stored(store, text):
-    with start_run(store, name="../../../evil <script>", tags={"verb": "train"}, system_metrics=False) as run:
+    with start_run(
+        store, name="../../../evil <script>", tags={"verb": "train"}, system_metrics=False, required=False
+    ) as run:
         run.log_config(text)
     return run
 

@@ -14,6 +14,7 @@ import yaml
 from mlflow import MlflowClient
 
 from xray_pneumonia.evaluation.metrics import classification_metrics
+from xray_pneumonia.tracking.environment import tracking_uri
 
 PER_EPOCH = [
     *(f"{stage}/{name}" for stage in ("train", "val") for name in ("loss", "accuracy")),
@@ -77,11 +78,12 @@ def test_the_logged_model_answers_as_the_run_did(xray, tiny, client, folder, hom
 
     outcome = xray("train", *tiny, "seed=4")
     run = client.get_run(outcome.run_id)
-    mlflow.set_tracking_uri(f"sqlite:///{home}/mlflow.db")
-    model = mlflow.pyfunc.load_model(f"models:/{run.data.tags['model_id']}")
+    with tracking_uri(f"sqlite:///{home}/mlflow.db"):
+        model = mlflow.pyfunc.load_model(f"models:/{run.data.tags['model_id']}")
     table = pd.read_csv(folder(outcome.run_id) / "predictions/val.csv").head(5)
-    pixels = np.stack([decode(read_bytes(xrays / name), 32).pixels for name in table["id"]])[:, None]
-    np.testing.assert_allclose(model.predict(pixels)["probability"], table["probability"], atol=1e-5)
+    films = [decode(read_bytes(xrays / name), 32).pixels.tolist() for name in table["id"]]
+    answers = model.predict(pd.DataFrame({"pixels": films}))
+    np.testing.assert_allclose(answers["probability"], table["probability"], atol=1e-5)
     assert client.get_logged_model(run.data.tags["model_id"]).experiment_id == run.info.experiment_id
     assert not [path for path in folder(outcome.run_id).rglob("*.pkl")]
 

@@ -31,7 +31,7 @@ from xray_pneumonia.workflows.trained import load_reader
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*Any type hint is inferred.*", "ignore:.*An input example was not provided.*"
 )
-TRACKING = TrackingSettings(uri=None, experiment_name="models", run_name=None, system_metrics=False)
+TRACKING = TrackingSettings(uri=None, experiment_name="models", run_name=None, system_metrics=False, required=False)
 MODEL = ["model=resnet", "model.width=4", "model.depth=1", "model.stages=2", "data.image_size=32"]
 
 
@@ -45,7 +45,9 @@ def store_run(home, xrays):
         torch.manual_seed(seed)
         files = sorted(xrays.rglob("*.jpeg"))[::7]
         films = np.stack([decode(path.read_bytes(), 32).pixels for path in files])
-        with start_run(open_store(TRACKING, home=home), name="it", tags={}, system_metrics=False) as run:
+        with start_run(
+            open_store(TRACKING, home=home), name="it", tags={}, system_metrics=False, required=False
+        ) as run:
             run.log_config(OmegaConf.to_yaml(cfg, resolve=True))
             ids = [path.relative_to(xrays).as_posix() for path in files]
             table = {"id": ids, "patient": ids, "subtype": "", "label": 0, "logit": 0.0, "probability": 0.5}
