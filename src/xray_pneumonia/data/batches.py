@@ -13,7 +13,7 @@ from xray_pneumonia.data.cache import ImageCache, let_go
 from xray_pneumonia.data.changing import shrunk
 from xray_pneumonia.data.images import Gray
 
-MAPPED = 128 * 2**20  # bytes of the cache that stay mapped after they were read
+MAPPED = 32 * 2**20  # bytes of the cache that stay mapped after they were read
 
 Batch = Mapping[str, torch.Tensor]
 
