@@ -43,9 +43,7 @@ def text():
 
 @pytest.fixture
 def stored(store, text):
-    with start_run(
-        store, name="../../../evil <script>", tags={"verb": "train"}, system_metrics=False, required=False
-    ) as run:
+    with start_run(store, name="../../../evil <script>", tags={"verb": "train"}, system_metrics=False) as run:
         run.log_config(text)
     return run
 

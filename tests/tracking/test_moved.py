@@ -21,7 +21,7 @@ def store_at(home):
 
 @pytest.fixture
 def run(tmp_path):
-    with start_run(store_at(tmp_path / "first"), name="one", tags={}, system_metrics=False, required=False) as run:
+    with start_run(store_at(tmp_path / "first"), name="one", tags={}, system_metrics=False) as run:
         run.log_config("a: 1\n")
     return run
 
@@ -31,7 +31,7 @@ def test_a_copied_store_reads_its_own_files_and_writes_no_other(run, tmp_path):
     before = {path for path in (tmp_path / "first").rglob("*") if "artifacts" in path.parts}
     there = store_at(tmp_path / "second")
     assert read_run(there, run.run_id).folder.is_relative_to(tmp_path / "second")
-    with start_run(there, name="two", tags={}, system_metrics=False, required=False) as other:
+    with start_run(there, name="two", tags={}, system_metrics=False) as other:
         other.log_config("a: 2\n")
     assert other.folder.is_relative_to(tmp_path / "second")
     assert {path for path in (tmp_path / "first").rglob("*") if "artifacts" in path.parts} == before

@@ -45,9 +45,7 @@ def store_run(home, xrays):
         torch.manual_seed(seed)
         files = sorted(xrays.rglob("*.jpeg"))[::7]
         films = np.stack([decode(path.read_bytes(), 32).pixels for path in files])
-        with start_run(
-            open_store(TRACKING, home=home), name="it", tags={}, system_metrics=False, required=False
-        ) as run:
+        with start_run(open_store(TRACKING, home=home), name="it", tags={}, system_metrics=False) as run:
             run.log_config(OmegaConf.to_yaml(cfg, resolve=True))
             ids = [path.relative_to(xrays).as_posix() for path in files]
             table = {"id": ids, "patient": ids, "subtype": "", "label": 0, "logit": 0.0, "probability": 0.5}

@@ -1,0 +1,102 @@
+"""Put trained models into the package, where `xray predict` finds them: `final`, and the members of its ensemble.
+
+python scripts/freeze.py HOME final=RUN_ID final_seed1=RUN_ID ... final_seed5=RUN_ID
+
+Each becomes a folder of src/xray_pneumonia/weights with weights, card, gate, and what reproducing it needs; places
+of this machine are left out of its config. The models called NAME_seed1, NAME_seed2 ... become the ensemble
+NAME_ensemble, which names them and holds no weights. Every change of these files stays in the history for ever.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pandas as pd
+
+from xray_pneumonia.evaluation.measures import measure
+from xray_pneumonia.evaluation.settings import EvaluationSettings
+from xray_pneumonia.models.bundle import CARD, WEIGHTS, Card, file_sha256, read_bundle
+from xray_pneumonia.reading.ensemble import save_ensemble
+from xray_pneumonia.tracking.archive import StoredRun, read_run
+from xray_pneumonia.tracking.store import Store, TrackingSettings, open_database
+from xray_pneumonia.workflows.ensemble import joint_card, load
+from xray_pneumonia.workflows.evidence import CONFIG, ENVIRONMENT
+
+SHIPPED = Path(__file__).parents[1] / "src" / "xray_pneumonia" / "weights"
+PLACES = {"home": "mlruns", "  root": "data/chest_xray", "  cache_dir": "mlruns/cache"}
+JUDGED = EvaluationSettings(
+    operating_point="specificity:0.975",
+    calibration="platt",
+    abstention_error=0.02,
+    replicates=2000,
+    prevalences=[0.5],
+    subgroups=[],
+    maps=0,
+    robustness_images=0,
+    report=False,
+    seed=0,
+)
+
+
+def main() -> None:
+    """Freeze what the command line names."""
+    home, *named = sys.argv[1:]
+    settings = TrackingSettings(uri=None, experiment_name="xray", run_name=None, system_metrics=False, required=True)
+    store = open_database(settings, home=Path(home).resolve())
+    runs = dict(pair.split("=") for pair in named)
+    for name, run_id in runs.items():
+        freeze(read_run(store, run_id), SHIPPED / name)
+    members = sorted(name for name in runs if re.search(r"_seed\d+$", name))
+    if members:
+        join(store, {name: runs[name] for name in members}, SHIPPED / f"{members[0].rpartition('_')[0]}_ensemble")
+
+
+def freeze(run: StoredRun, folder: Path) -> None:
+    """Copy the bundle of a run, without the places of the machine that trained it."""
+    bundle = run.bundle()
+    card = read_bundle(bundle)[0]
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for path in bundle.iterdir():
+        shutil.copyfile(path, folder / path.name)
+    card = replace(card, evidence=evidence(run, card), weights_sha256=file_sha256(folder / WEIGHTS))
+    (folder / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
+    config = (folder / CONFIG).read_text(encoding="utf-8")
+    for key, value in PLACES.items():
+        config = re.sub(rf"^{key}: .*$", f"{key}: {value}", config, flags=re.MULTILINE)
+    (folder / CONFIG).write_text(config, encoding="utf-8")
+    known = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
+    known["machine"].pop("platform", None)
+    known["config_sha256"] = hashlib.sha256(config.encode()).hexdigest()
+    (folder / ENVIRONMENT).write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+
+
+def evidence(run: StoredRun, card: Card) -> dict[str, float]:
+    """Count what a model learned from and was judged by."""
+    table = pd.read_csv(run.artifact("predictions/val.csv"))
+    at_point = measure(table, threshold=card.operating_point).once()
+    sizes = {f"{split}/{what}": run.metrics[f"data/{split}_{what}"] for split in ("train", "val") for what in WHAT}
+    return sizes | {f"val/{name}": at_point[name] for name in ("auroc", "sensitivity", "specificity")}
+
+
+WHAT = ("images", "patients")
+
+
+def join(store: Store, runs: dict[str, str], folder: Path) -> None:
+    """Choose operating point and band for the members' mean, on the validation films that they share."""
+    model = load(store, list(runs.values()), JUDGED, operating_point="stored")
+    table = model.decision.calibration.apply(model.validation)
+    found = measure(table, threshold=model.decision.threshold).once()
+    card = joint_card(model)
+    own = evidence(model.first.run, model.first.card)
+    card = replace(card, evidence=own | {key: found[key.removeprefix("val/")] for key in own if key[4:] in found})
+    save_ensemble(folder, list(runs), card)
+    print(folder.name, {key: round(value, 4) for key, value in found.items()})
+
+
+if __name__ == "__main__":
+    main()
