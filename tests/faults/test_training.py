@@ -76,14 +76,14 @@ def wait_for(question, seconds=180):
     raise AssertionError("it did not happen in time")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_f14_a_killed_worker_is_named_and_the_checkpoint_is_whole(start, tiny, home, within):
     process = start("train", *tiny, *ENDLESS, "data.num_workers=2", "tracking.experiment_name=f14")
     run = wait_for(lambda: (run := last_run(home, "f14")) and "val/auroc" in run.data.metrics and run)
     victim = workers_of(process)[0]
     victim.send_signal(signal.SIGKILL)
     with within(60):
-        _, err = process.communicate()
+        _, err = process.communicate(timeout=120)
     assert process.returncode == 1, err
     assert f"pid(s) {victim.pid}" in err or f"pid {victim.pid}" in err  # torch says it wherever the training stands
     assert "Traceback" not in err
@@ -102,7 +102,7 @@ sys.exit(cli.main())
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_f15_a_worker_that_hangs_is_not_waited_for(tiny, home, tmp_path, within):
     arguments = ["train", *tiny, *ENDLESS, "data.num_workers=2", "tracking.experiment_name=f15"]
     process = subprocess.Popen(
@@ -112,7 +112,7 @@ def test_f15_a_worker_that_hangs_is_not_waited_for(tiny, home, tmp_path, within)
     victim = workers_of(process)[0]
     victim.send_signal(signal.SIGSTOP)
     with within(60):
-        _, err = process.communicate()
+        _, err = process.communicate(timeout=120)
     assert process.returncode == 1, err
     assert "one of them hangs" in err
     assert str(victim.pid) in err
@@ -120,7 +120,7 @@ def test_f15_a_worker_that_hangs_is_not_waited_for(tiny, home, tmp_path, within)
     assert last_run(home, "f15").info.status == "FAILED"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root and unshare for a small /dev/shm"
 )
@@ -135,7 +135,7 @@ def test_f16_a_tiny_shared_memory_is_said_with_its_cure(tiny, tmp_path):
     assert "data.num_workers=0" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not shutil.which("prlimit"), reason="needs prlimit")
 def test_f17_without_memory_the_run_fails_and_leaves_no_process(tiny, home, tmp_path):
     process = subprocess.Popen(
