@@ -128,7 +128,7 @@ def test_an_experiment_that_was_turned_towards_the_system(store, stored, home):
 def test_a_model_outside_the_store(store, stored, home):
     """(c) 66."""
     made = store.client.create_logged_model(store.experiment_id, name="model", source_run_id=stored.run_id)
-    stored.set_tags({"model_id": made.model_id})
+    store.client.set_tag(stored.run_id, "model_id", made.model_id)
     alter(home, "UPDATE logged_models SET artifact_location = ? WHERE model_id = ?", "file:///etc", made.model_id)
     with pytest.raises(InputError, match="outside"):
         read_run(store, stored.run_id).bundle()
@@ -150,7 +150,7 @@ def test_bytes_that_are_not_those_of_the_tag(store, stored, text):
     (stored.folder / "config.yaml").write_bytes(b"x" * (MAX_BYTES + 1))
     refused(store, stored.run_id, "bytes")
     (stored.folder / "config.yaml").write_bytes(b"\xff\xfe")
-    stored.set_tags({"config_sha256": hashlib.sha256(b"\xff\xfe").hexdigest()})
+    store.client.set_tag(stored.run_id, "config_sha256", hashlib.sha256(b"\xff\xfe").hexdigest())
     refused(store, stored.run_id, "no text")
 
 
