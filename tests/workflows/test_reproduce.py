@@ -193,12 +193,9 @@ def test_a_bundle_that_does_not_say_where_it_was_trained_promises_the_band_alone
     assert "holds no history.csv" in outcome.err
 
 
-def test_a_registered_model(again, client, trained):
-    if not client.search_registered_models("name = 'proven'"):
-        client.create_registered_model("proven")
-    place = client.get_logged_model(client.get_run(trained).data.tags["model_id"]).artifact_location
-    version = client.create_model_version("proven", place, trained)
-    client.set_registered_model_alias("proven", "champion", version.version)
+def test_a_registered_model(again, xray, home, trained):
+    named = xray("register", f"run_id={trained}", "name=proven", "alias=champion", f"home={home}")
+    assert named.code == 0, named.err
     outcome = again("model=proven@champion")
     assert outcome.code == 0, outcome.err
     assert again("model=proven@nobody").code == 2
@@ -260,7 +257,7 @@ def test_a_stored_config_cannot_choose_where_anything_is_written(again, xray, ti
         (["run_id=" + "0" * 32 + "%0a"], "32 hex digits"),
         (["model=nowhere"], "no such folder"),
         (["model=/"], "holds no config.yaml"),
-        (["model=film (1)@{}"], "no such model"),
+        (["model=film (1)@{}"], "write NAME@ALIAS"),
         (["seed=3", "model=/"], "seed=3: unknown key"),
         (["model=/", "band.auroc=-1"], "band.auroc=-1"),
     ],

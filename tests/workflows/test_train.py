@@ -136,6 +136,13 @@ def test_every_choice_trains(xray, tiny, overrides):
     assert xray("train", *tiny, *overrides).code == 0
 
 
+def test_a_run_keeps_its_records(xray, tiny, folder):
+    outcome = xray("train", *tiny, "seed=11")
+    table = pd.read_csv(folder(outcome.run_id) / "records.csv")
+    assert set(table["split"].dropna()) >= {"train", "val"}
+    assert table["sha256"].str.len().eq(64).all()
+
+
 def test_averaged_weights_are_the_ones_that_are_kept(xray, tiny, client):
     outcome = xray("train", *tiny, "trainer.ema_decay=0.9", "monitor=val/loss", "mode=min", "optimizer.lr=0.01")
     assert outcome.code == 0, outcome.err

@@ -181,9 +181,9 @@ def jpegs(root):
 def test_mlflow_loads_it_and_gets_calibrated_answers(home, run, xrays, films):
     from mlflow.pyfunc import load_model
 
-    from xray_pneumonia.tracking.run import lend_uri
+    from xray_pneumonia.tracking.environment import tracking_uri
 
-    with lend_uri(run.store.uri):
+    with tracking_uri(run.store.uri):
         model = load_model(f"models:/{run.store.client.get_run(run.run_id).data.tags['model_id']}")
     files = jpegs(xrays)
     expected = load_reader(run.run_id, tracking=TRACKING, home=home, engine="torch").read(films)
