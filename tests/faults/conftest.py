@@ -129,3 +129,10 @@ def _within(seconds: float) -> Iterator[None]:
     yield
     spent = time.monotonic() - start
     assert spent < seconds, f"took {spent:.1f} s"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave all of them to `make long`: they start and kill processes for minutes."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.long)

@@ -60,15 +60,16 @@ def test_sigkill_in_an_epoch_then_the_same_command_offers_and_resume_ends_it(pla
     assert f"xray train resume={place.run.info.run_id}" in again.err
     resumed = place.resume()
     assert resumed.end() == 0, resumed.err
-    assert resumed.words.count("STEP") == 27 - 12  # from the checkpoint before step 12
+    assert 27 - 14 <= resumed.words.count("STEP") <= 27 - 12  # from a checkpoint at most two steps before the kill
     assert place.steps() == place.steps("train/loss") == [1, 2, 3]
 
 
 def test_a_running_run_is_not_taken_over(place):
-    training = place.train().until("STEP", 3)
+    training = place.train().until("STEP", 3).signal(signal.SIGSTOP)  # else it is finished before it is asked for
     other = place.resume()
     assert other.end() == 2
     assert "still running" in other.err
+    training.signal(signal.SIGCONT)
     assert training.signal(signal.SIGTERM).end() == 143
 
 

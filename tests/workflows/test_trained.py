@@ -200,7 +200,7 @@ def test_mlflow_loads_it_and_gets_calibrated_answers(home, run, xrays, films):
     served = model._model_impl
     table = served.predict(pd.DataFrame({"image": [texts[0], b"no image", texts[1], "%"]}))
     assert table["probability"].isna().tolist() == [False, True, False, True]
-    assert table["abstention"].iloc[1] == "unreadable: its content is neither PNG nor JPEG"
+    assert table["abstention"].iloc[1] == "unreadable: its content is neither PNG nor JPEG nor DICOM"
     assert table["answer"].iloc[1] == "look closer"
     for wrong in ({"image": [None]}, {"pixels": [[[0, 1], [2, 3]]]}, {"pixels": np.full((1, 32, 32), 0.5)}):
         with pytest.raises(ValueError, match=r"give `image`|whole numbers"):
