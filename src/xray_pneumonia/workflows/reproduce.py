@@ -37,8 +37,8 @@ from xray_pneumonia.tracking.store import Store, TrackingSettings, masked, open_
 from xray_pneumonia.training.checkpoints import BEST
 from xray_pneumonia.workflows.evidence import Evidence, circumstances_now, of_folder, of_run, read_weights, what_differs
 from xray_pneumonia.workflows.train import TrainConfig, train
+from xray_pneumonia.workflows.trained import shipped_models
 
-CAME_ALONG = Path(__file__).parents[1] / "weights"  # models that are part of the package
 log = logging.getLogger(__name__)
 
 
@@ -121,9 +121,10 @@ def _find(cfg: DictConfig, tracking: TrackingSettings) -> Evidence:
     """Find what is to be reproduced; a folder needs no store."""
     if (cfg.run_id is None) == (cfg.model is None):
         raise InputError("run_id, model: name one of them: run_id=ID, model=NAME@ALIAS or model=FOLDER")
-    named = () if cfg.model is None else (Path(cfg.model).expanduser(), CAME_ALONG / cfg.model)
-    for folder in named:
-        if folder.is_dir():
+    if cfg.model is not None:
+        place = Path(cfg.model).expanduser()
+        folder = place if place.is_dir() else shipped_models().get(cfg.model)
+        if folder is not None:
             return of_folder(folder.resolve())
     if cfg.model is not None and "@" not in cfg.model:
         raise InputError(f"model={cfg.model}: no such folder; write NAME@ALIAS for a registered model")
