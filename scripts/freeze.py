@@ -89,6 +89,8 @@ WHAT = ("images", "patients")
 def join(store: Store, runs: dict[str, str], folder: Path) -> None:
     """Choose operating point and band for the members' mean, on the validation films that they share."""
     model = load(store, list(runs.values()), JUDGED, operating_point="stored")
+    if model.validation is None:
+        raise TypeError("the models of runs hold their validation predictions")
     table = model.decision.calibration.apply(model.validation)
     found = measure(table, threshold=model.decision.threshold).once()
     card = joint_card(model)

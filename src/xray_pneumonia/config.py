@@ -52,6 +52,7 @@ Node = Mapping[str, Any]
 PACKAGE = "xray_pneumonia.conf"
 # Keys that hold a path or a name, as they are: Hydra would take `film (1).png` for a call, and `model` for the group.
 LITERAL = {
+    "evaluate": ("model",),
     "export": ("model", "run_id", "input", "output"),
     "predict": ("model", "input", "output"),
     "register": ("run_id", "name", "alias"),

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from xray_pneumonia import cli
 from xray_pneumonia.config import build, plain
+from xray_pneumonia.data.images import decode, read_bytes
 from xray_pneumonia.data.records import CLASSES, fingerprint
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.models.bundle import Card, file_sha256, save_bundle
@@ -21,6 +22,7 @@ from xray_pneumonia.tracking.ledger import openings
 from xray_pneumonia.tracking.run import start_run
 from xray_pneumonia.tracking.store import open_store
 from xray_pneumonia.workflows.ensemble import predict
+from xray_pneumonia.workflows.trained import load_reader
 from xray_pneumonia.workflows.validation import judge_validation
 
 pytestmark = pytest.mark.filterwarnings(
@@ -168,6 +170,25 @@ def test_an_external_folder_is_judged(capsys, monkeypatch, home, run, tmp_path):
     assert code == 2
 
 
+@pytest.mark.parametrize("name", ["final", "final_ensemble"])
+def test_a_shipped_model_opens_a_test_split_that_stands_alone(capsys, monkeypatch, home, run, tmp_path, name):
+    root = Path(OmegaConf.load(run.folder / "config.yaml").data.root)
+    shutil.copytree(root / "test", tmp_path / "sealed" / "test")
+    before = len(openings(run.store))
+    arguments = [f"model={name}", "split=test", f"data.root={tmp_path / 'sealed'}", "evaluation.report=true"]
+    code, out, err = xray(capsys, monkeypatch, home, *arguments, "compare_to=final_seed1")
+    assert code == 0, err
+    assert len(openings(run.store)) == before + 1
+    folder = folder_of(out, "test")
+    known = json.loads((folder / "evaluation.json").read_text())
+    reader = load_reader(name, tracking=run.store, home=home, engine="torch")
+    assert known["decision"]["threshold"] == reader.card.operating_point
+    table = predictions.read(folder / "predictions.csv")
+    films = np.stack([decode(read_bytes(tmp_path / "sealed" / film), 128).pixels for film in table["id"]])
+    assert table["probability"].to_numpy() == pytest.approx(reader(films), abs=1e-4)
+    assert "cannot tell what was opened before" in (folder / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -178,10 +199,17 @@ def test_an_external_folder_is_judged(capsys, monkeypatch, home, run, tmp_path):
         (["run_id=[RUN,RUN]"], "name each run once"),
         (["run_id=RUN", "split=train"], "split='train'"),
         (["run_id=RUN", "data.root=/nowhere", "split=test"], "/nowhere"),
+        ([], "name one of them"),
+        (["run_id=RUN", "model=final"], "name one of them"),
+        (["model=finale"], "those that came with this package are final,"),
+        (["model=final", "operating_point=youden"], "stands in a folder without them"),
+        (["model=final", "data.root=ROOT"], "not the records that run"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(capsys, monkeypatch, home, run, arguments, says):
-    code, _, err = xray(capsys, monkeypatch, home, *(a.replace("RUN", run.run_id) for a in arguments))
+    root = OmegaConf.load(run.folder / "config.yaml").data.root
+    asked = [each.replace("RUN", run.run_id).replace("ROOT", root) for each in arguments]
+    code, _, err = xray(capsys, monkeypatch, home, *asked)
     assert code == 2
     assert says in err
     assert "Traceback" not in err

@@ -113,6 +113,10 @@ class XRayDataModule(pl.LightningDataModule):
             InputError: the split cannot be made or is too small to choose anything.
         """
         self.open()
+        if not self.records["split"].ne("test").any():
+            raise InputError(
+                f"data.root={self._root}: holds a test split alone, and no training film is ever cut from one"
+            )
         self.audit.require_clean(ignore=frozenset({"broken_files"} if self._broken == "quarantine" else ()))
         for warning in self.audit.warnings:
             log.warning("%s", warning)

@@ -88,7 +88,7 @@ def _unnest(root: Path) -> Path:
 
 def _folder_rows(root: Path) -> Iterator[dict[str, object]]:
     splits = [name for name in SPLITS if (root / name).is_dir()]
-    if "train" not in splits:
+    if not splits:
         there = ", ".join(sorted(folder.name for folder in _folders(root))) or "no folders"
         raise InputError(f"data.root={root}: no images: no folder `train`; expected {_expected()}, found {there}")
     for split in splits:

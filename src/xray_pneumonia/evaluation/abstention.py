@@ -61,22 +61,24 @@ def outcomes(table: pd.DataFrame, band: Band) -> pd.DataFrame:
     )
 
 
-def trade_off(validation: pd.DataFrame, table: pd.DataFrame, *, threshold: float) -> pd.DataFrame:
+def trade_off(validation: pd.DataFrame | None, table: pd.DataFrame, *, threshold: float) -> pd.DataFrame:
     """Follow coverage and accuracy of the answers as the promised error falls.
 
     Returns:
         For each `error`: `coverage`, `accuracy` of what was answered, and its interval `low`, `high` by
-        the number of patients answered.
+        the number of patients answered. Without `validation`, on which bands are fitted, no row.
     """
     rows = []
     for error in (0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.005):
+        if validation is None:
+            break
         answers = fit_band(validation, error=error, threshold=threshold).answer(table["probability"])
         answered = answers != "look closer"
         right = (answers == "pneumonia") == (table["label"] == 1)
         accuracy = float(right[answered].mean()) if answered.any() else np.nan
         patients = int(table.loc[answered, "patient"].nunique())
         rows.append((error, float(answered.mean()), accuracy, *wilson(accuracy * patients, patients)))
-    return pd.DataFrame(rows, columns=["error", "coverage", "accuracy", "low", "high"])
+    return pd.DataFrame(rows, columns=["error", "coverage", "accuracy", "low", "high"], dtype=float)
 
 
 def _least(conformity: Vector, error: float) -> float:

@@ -88,6 +88,8 @@ def coverage_and_accuracy(judgement: Judgement) -> Figure:
     curve.plot(line["coverage"], line["accuracy"], "o-", color=INK)
     for row in line.drop_duplicates("coverage").itertuples():
         curve.annotate(f"{row.error:.1%}", (row.coverage, row.accuracy), (4, 5), textcoords="offset points", fontsize=8)  # type: ignore[arg-type, str-format]
+    if line.empty:
+        curve.text(0.5, 0.5, "not known: bands are fitted on\nvalidation predictions", ha="center", va="center")
     curve.set(xlabel="share of images answered", ylabel="accuracy of the answers", title="Promised error of each class")
     counts = judgement.answers.to_numpy(float)
     counts = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)

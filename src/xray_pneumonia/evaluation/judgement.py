@@ -63,7 +63,7 @@ class Judgement:
 
 
 def judge(
-    table: pd.DataFrame, decision: Decision, settings: EvaluationSettings, *, validation: pd.DataFrame
+    table: pd.DataFrame, decision: Decision, settings: EvaluationSettings, *, validation: pd.DataFrame | None
 ) -> Judgement:
     """Judge a table of predictions.
 
@@ -71,9 +71,11 @@ def judge(
         table: predictions of the split, raw; columns of the records may be joined to it.
         decision: what was chosen on validation.
         settings: what is asked for.
-        validation: predictions on validation, raw, for the curve of coverage against accuracy.
+        validation: predictions on validation, raw, for the curve of coverage against accuracy; None where they are
+            not at hand, and the curve stays empty.
     """
     calibrated = decision.calibration.apply(table)
+    known = None if validation is None else decision.calibration.apply(validation)
     raw = table.assign(probability=1 / (1 + np.exp(-table["logit"])))
     half = bootstrap(calibrated, threshold=0.5, replicates=settings.replicates, seed=settings.seed)
     before = bootstrap(raw, threshold=0.5, replicates=settings.replicates, seed=settings.seed)
@@ -96,9 +98,7 @@ def judge(
             seed=settings.seed,
         ),
         answers=abstention.outcomes(calibrated, decision.band),
-        trade_off=abstention.trade_off(
-            decision.calibration.apply(validation), calibrated, threshold=decision.threshold
-        ),
+        trade_off=abstention.trade_off(known, calibrated, threshold=decision.threshold),
     )
 
 

@@ -1,9 +1,10 @@
-"""Trained models read back from their runs: one, or several that answer as one."""
+"""Trained models read back from their runs, or from folders: one, or several that answer as one."""
 
 import logging
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -22,10 +23,12 @@ from xray_pneumonia.evaluation.gate import Gate
 from xray_pneumonia.evaluation.measures import Vector
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.models.bundle import Card
-from xray_pneumonia.reading.bundles import open_bundle
+from xray_pneumonia.reading.bundles import Bundle, open_bundle
+from xray_pneumonia.reading.opening import open_folder
 from xray_pneumonia.tracking.archive import StoredRun, read_run
 from xray_pneumonia.tracking.store import Store
 from xray_pneumonia.training.inference import predict_logits
+from xray_pneumonia.workflows.evidence import read_papers
 
 BATCH = 128
 STORED = "stored"  # the operating point that the model carries
@@ -34,12 +37,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Member:
-    """One model: its run, net, card and gate, and its raw predictions on its own validation split."""
+    """One model: its run, net, card and gate, and its raw predictions on its own validation split.
+
+    A model that stands in a folder holds no predictions, and its run is what the files beside it tell of one.
+    """
 
     run: StoredRun
     net: nn.Module
     card: Card
-    validation: pd.DataFrame
+    validation: pd.DataFrame | None
     gate: Gate | None
 
 
@@ -51,9 +57,10 @@ class Ensemble:
     which `decision` calibrates, and the mean of calibrated ones for several.
     """
 
+    name: str
     members: list[Member]
     calibrations: list[Calibration]
-    validation: pd.DataFrame
+    validation: pd.DataFrame | None
     decision: Decision
     device: torch.device
 
@@ -61,11 +68,6 @@ class Ensemble:
     def first(self) -> Member:
         """The first model."""
         return self.members[0]
-
-    @property
-    def name(self) -> str:
-        """What the models are called."""
-        return " + ".join(member.run.name for member in self.members)
 
     def logits(self, images: Gray, *, what: str = "") -> Vector:
         """Run (N, H, W) images through the nets; returns (N,); a bar shows `what`."""
@@ -105,14 +107,57 @@ def load(store: Store, run_ids: list[str], settings: EvaluationSettings, *, oper
         raise InputError(f"run_id={run_ids}: name each run once")
     members = [_load_member(store, run_id) for run_id in run_ids]
     _require_fitting(members)
-    calibrations = [_calibration(member, settings) for member in members]
-    validation = members[0].validation
+    tables = [table for member in members if (table := member.validation) is not None]
+    calibrations = [_calibration(member, table, settings) for member, table in zip(members, tables, strict=True)]
+    validation = tables[0]
     if len(members) > 1:
-        rows = [member.validation["logit"].to_numpy(np.float64) for member in members]
+        rows = [table["logit"].to_numpy(np.float64) for table in tables]
         validation = validation.assign(logit=_mean(calibrations, rows))
     decision = _decision(members, calibrations, validation, settings, operating_point=operating_point)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Ensemble(members, calibrations, validation, decision, device)
+    name = " + ".join(member.run.name for member in members)
+    return Ensemble(name, members, calibrations, validation, decision, _device())
+
+
+def load_folder(store: Store, folder: Path, *, name: str) -> Ensemble:
+    """Load a model, or an ensemble, that stands in a folder, with what was chosen when it was trained.
+
+    Args:
+        store: where its evaluations go.
+        folder: of a bundle with its config, or of an ensemble of such.
+        name: what to call it.
+
+    Raises:
+        InputError: a file is missing, damaged or altered.
+    """
+    bundle = open_folder(folder, name=name)
+    parts = bundle.members or (bundle,)
+    members = [Member(_as_run(store, part), part.net, part.card, None, part.gate) for part in parts]
+    calibrations = [Calibration(part.card.temperature, part.card.bias) for part in parts]
+    card = bundle.card
+    band = Band(*(card.band or [card.operating_point] * 2))
+    fitted = Calibration(card.temperature, card.bias)
+    decision = Decision(fitted, card.operating_point, card.operating_point_policy, band)
+    return Ensemble(name, members, calibrations, None, decision, _device())
+
+
+def _as_run(store: Store, bundle: Bundle) -> StoredRun:
+    """Tell of a bundle what a store tells of a run."""
+    papers = read_papers(bundle.folder)
+    code, versions = (papers.environment.get(room) or {} for room in ("code", "versions"))
+    tags = {
+        "config_sha256": str(papers.environment.get("config_sha256", papers.config_sha256)),
+        "records_fingerprint": bundle.card.records_fingerprint,
+        "mlflow.source.git.commit": str(code.get("commit", "unknown")),
+        "git.dirty": str(code.get("dirty", "unknown")),
+        "version.torch": str(versions.get("torch", "unknown")),
+    }
+    return StoredRun(
+        store, bundle.card.run_id, bundle.name, "FINISHED", 0, papers.config, tags, folder=bundle.folder.resolve()
+    )
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _load_member(store: Store, run_id: str) -> Member:
@@ -130,7 +175,7 @@ def _load_member(store: Store, run_id: str) -> Member:
 def _require_fitting(members: list[Member]) -> None:
     first = members[0]
     for other in members[1:]:
-        if list(other.validation["id"]) != list(first.validation["id"]):
+        if _validated_on(other) != _validated_on(first):
             raise InputError(
                 f"run_id: {first.run.run_id} and {other.run.run_id} validate on different images, so one may have "
                 "trained on what the other is judged by; use runs with the same data.split_seed, folds and data.root"
@@ -142,11 +187,15 @@ def _require_fitting(members: list[Member]) -> None:
             )
 
 
-def _calibration(member: Member, settings: EvaluationSettings) -> Calibration:
+def _validated_on(member: Member) -> list[str]:
+    return [] if member.validation is None else list(member.validation["id"])
+
+
+def _calibration(member: Member, validation: pd.DataFrame, settings: EvaluationSettings) -> Calibration:
     if member.card.operating_point_policy != FIXED:
         return Calibration(member.card.temperature, member.card.bias)
     log.info("run %s carries no calibration; it is fitted on the run's validation predictions", member.run.run_id)
-    return calibration.fit(member.validation["logit"], member.validation["label"], method=settings.calibration)
+    return calibration.fit(validation["logit"], validation["label"], method=settings.calibration)
 
 
 def _decision(

@@ -19,16 +19,19 @@ from xray_pneumonia.evaluation.comparison import Difference, compare
 from xray_pneumonia.evaluation.judgement import Judgement, judge
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.evaluation.wording import SPLITS, TITLES
+from xray_pneumonia.tracking.archive import RUN_ID
 from xray_pneumonia.tracking.ledger import Opening, opened_before, record_opening
 from xray_pneumonia.tracking.provenance import collect
+from xray_pneumonia.tracking.registry import NAMED, find_registered
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.store import Store, masked, open_store
 from xray_pneumonia.training import speed
 from xray_pneumonia.workflows.closer_look import learn_gate, look_closer
 from xray_pneumonia.workflows.dossier import Dossier, write_dossier
-from xray_pneumonia.workflows.ensemble import Ensemble, load
+from xray_pneumonia.workflows.ensemble import STORED, Ensemble, load, load_folder
 from xray_pneumonia.workflows.held_out import RECORD_COLUMNS, HeldOut, Split, open_split, training_leaks
 from xray_pneumonia.workflows.model_card import checklist_answers, model_facts
+from xray_pneumonia.workflows.trained import find_model
 
 DRIFT = 0.05  # logits of one model on one image differ less between machines
 log = logging.getLogger(__name__)
@@ -39,7 +42,8 @@ class EvaluateConfig:
     """The top-level keys of evaluate.yaml."""
 
     home: str
-    run_id: str | list[str]
+    run_id: str | list[str] | None
+    model: str | None
     split: Split
     compare_to: str | list[str] | None
     operating_point: str
@@ -56,7 +60,9 @@ def main(cfg: DictConfig) -> None:
     home, tracking = Path(cfg.home), build(cfg.tracking)
     store = open_store(tracking, home=home)
     speed.prepare_process(keep_freed_memory=True, threads=None)
-    model = load(store, _several(cfg.run_id), settings, operating_point=cfg.operating_point)
+    if (cfg.run_id is None) == (cfg.model is None):
+        raise InputError("run_id, model: name one of them: run_id=ID, or model=NAME of one that `xray predict` reads")
+    model = _find(store, cfg, settings, run_id=cfg.run_id, name=cfg.model)
     rival = _rival(store, cfg, settings)
     held_out = open_split(
         model.first.run,
@@ -64,12 +70,12 @@ def main(cfg: DictConfig) -> None:
         root=cfg.data.root,
         home=home,
         image_size=model.first.card.image_size,
-        validation_ids=set(model.validation["id"]),
+        validation_ids=None if model.validation is None else set(model.validation["id"]),
     )
     _require_comparable(held_out, model, rival)
     run_ids = [member.run.run_id for member in model.members]
     tags = {"verb": "evaluate", "evaluates": ",".join(run_ids), "split": cfg.split}
-    if len(run_ids) == 1:
+    if len(run_ids) == 1 and model.validation is not None:
         tags["mlflow.parentRunId"] = run_ids[0]
     store = model.first.run.store
     name = tracking.run_name or f"{cfg.split}: {model.name}"[:250]
@@ -88,7 +94,8 @@ def evaluate(
     """Open the split, predict, judge and write the dossier into a run; the ledger comes first."""
     openings = _open(model, held_out)
     table = _predict(model, held_out)
-    judgement = judge(table, model.decision, settings, validation=model.validation)
+    chosen_on = table if held_out.split == "val" and model.validation is None else model.validation
+    judgement = judge(table, model.decision, settings, validation=chosen_on)
     dossier = _dossier(model, held_out, judgement, settings, openings=openings)
     if rival is not None:
         dossier.rival, dossier.differences = rival.name, _compare(judgement, rival, held_out, settings)
@@ -101,19 +108,39 @@ def evaluate(
     return judgement, dossier
 
 
-def _several(run_id: Any) -> list[str]:
-    return [run_id] if isinstance(run_id, str) else list(run_id)
+def _find(
+    store: Store, cfg: DictConfig, settings: EvaluationSettings, *, run_id: Any = None, name: str | None = None
+) -> Ensemble:
+    """Find the models: a run, several that answer as one, or what `xray predict` would call by this name."""
+    if name is not None and NAMED.match(name) and not Path(name).exists():
+        run_id, name = find_registered(store, name).run_id, None
+    if name is None:
+        run_ids = [run_id] if isinstance(run_id, str) else list(run_id)
+        return load(store, run_ids, settings, operating_point=cfg.operating_point)
+    if cfg.operating_point != STORED:
+        raise InputError(
+            f"operating_point={cfg.operating_point}: it would be chosen on the predictions of a run, and model={name} "
+            f"stands in a folder without them; leave operating_point={STORED}"
+        )
+    place = find_model(name, tracking=build(cfg.tracking), home=Path(cfg.home))
+    if place.is_file():
+        raise InputError(f"model={name}: an exported graph draws no heat maps; name the folder of its bundle")
+    return load_folder(store, place, name=name)
 
 
 def _rival(store: Store, cfg: DictConfig, settings: EvaluationSettings) -> Ensemble | None:
-    if cfg.compare_to is None:
+    named = cfg.compare_to
+    if named is None:
         return None
-    return load(store, _several(cfg.compare_to), settings, operating_point=cfg.operating_point)
+    if isinstance(named, str) and not RUN_ID.match(named):
+        return _find(store, cfg, settings, name=named)
+    return _find(store, cfg, settings, run_id=named)
 
 
 def _require_comparable(held_out: HeldOut, model: Ensemble, rival: Ensemble | None) -> None:
     """Refuse a split that the models were trained on, or see in another size."""
-    if held_out.split == "val" and set(held_out.records["id"]) != set(model.validation["id"]):
+    known = model.validation
+    if held_out.split == "val" and known is not None and set(held_out.records["id"]) != set(known["id"]):
         raise InputError(
             f"run_id: the validation predictions of {model.first.run.run_id} are about other images than its config "
             "names; the run was altered"
@@ -122,11 +149,18 @@ def _require_comparable(held_out: HeldOut, model: Ensemble, rival: Ensemble | No
         return
     if rival.first.card.image_size != model.first.card.image_size:
         raise InputError("compare_to: the two models see images of different size; compare runs of one data.image_size")
-    if held_out.split == "val" and set(rival.validation["id"]) != set(model.validation["id"]):
+    if held_out.split == "val" and _validated_on(rival) != _validated_on(model):
         raise InputError(
             "compare_to: the two models validate on different images, so one may have trained on what the other is "
             "judged by; compare runs with the same data.split_seed and folds, or use split=test"
         )
+
+
+def _validated_on(model: Ensemble) -> Any:
+    """Tell validation splits apart by their images, or by the cut records where a folder holds no predictions."""
+    if model.validation is None:
+        return model.first.run.tags["records_fingerprint"]
+    return set(model.validation["id"])
 
 
 def _record_origin(run: Run, cfg: DictConfig, values: dict[str, Any], held_out: HeldOut) -> None:
@@ -161,19 +195,19 @@ def _predict(model: Ensemble, held_out: HeldOut) -> pd.DataFrame:
     logits = model.logits(held_out.images, what="Predicting")
     table = predictions.tabulate(held_out.records, held_out.records.index.to_numpy(), logits)
     predictions.require_usable(table, name=f"split={held_out.split}")
-    if held_out.split == "val":
-        _require_unaltered(model, table)
+    if held_out.split == "val" and model.validation is not None:
+        _require_unaltered(model.first.run.run_id, model.validation, table)
     known = [column for column in RECORD_COLUMNS if column in held_out.records]
     return table.join(held_out.records[known])
 
 
-def _require_unaltered(model: Ensemble, table: pd.DataFrame) -> None:
+def _require_unaltered(run_id: str, validation: pd.DataFrame, table: pd.DataFrame) -> None:
     """Refuse a model that does not give the predictions that its own run recorded."""
-    recorded = model.validation.set_index("id")["logit"].loc[table["id"]].to_numpy()
+    recorded = validation.set_index("id")["logit"].loc[table["id"]].to_numpy()
     drift = float(abs(recorded - table["logit"].to_numpy()).max())
     if drift > DRIFT * max(1.0, float(abs(recorded).max()) / 10):
         raise InputError(
-            f"run_id={model.first.run.run_id}: its model does not give the predictions of its run (logits differ by up "
+            f"run_id={run_id}: its model does not give the predictions of its run (logits differ by up "
             f"to {drift:.3g}); weights or images were altered; train it again"
         )
 
@@ -195,7 +229,7 @@ def _dossier(
         model=model.name,
         split=held_out.split,
         run_ids=[run.run_id for run in runs],
-        facts=model_facts(config, runs[0].tags, judgement, settings) | _of_ensemble(model),
+        facts=model_facts(config, runs[0].tags, judgement, settings) | _of_ensemble(model) | _of_its_past(model),
         answers=checklist_answers(config, held_out.records, judgement, split=held_out.split, openings=len(openings)),
         openings=openings,
         chosen_after={run_id: count for run_id, count in counts.items() if count},
@@ -207,6 +241,12 @@ def _of_ensemble(model: Ensemble) -> dict[str, str]:
     if len(model.members) == 1:
         return {}
     return {"Ensemble": f"the mean of the calibrated logits of {len(model.members)} models, judged as one"}
+
+
+def _of_its_past(model: Ensemble) -> dict[str, str]:
+    if model.validation is not None:
+        return {}
+    return {"Origin": "a folder, not a run of this store, whose ledger cannot tell what was opened before its training"}
 
 
 def _compare(
@@ -237,6 +277,7 @@ def _print(judgement: Judgement, dossier: Dossier, console: Console) -> None:
         rows.add_row(words, str(judgement.at_point[name]), f"{judgement.at_half[name].value:.3f}", *more)
     console.print(rows)
     if dossier.openings:
-        console.print(f"Ledger: these images were opened {len(dossier.openings)} times, this one included.")
+        times = "once, just now" if len(dossier.openings) == 1 else f"{len(dossier.openings)} times, this one included"
+        console.print(f"Ledger: these images were opened {times}.")
     for run_id, count in dossier.chosen_after.items():
         console.print(f"Run {run_id} was trained after a test had been opened {count} times for its experiment.")

@@ -116,18 +116,36 @@ def of_folder(folder: Path) -> Evidence:
     Raises:
         InputError: a file is missing or was altered.
     """
-    missing = [name for name in (CONFIG, HISTORY) if not (folder / name).is_file()]
-    if missing:
-        raise InputError(f"model={folder}: holds no {' and no '.join(missing)}, so it cannot be trained again")
-    raw = _text(folder / CONFIG).encode()
-    known = _environment(folder / ENVIRONMENT) if (folder / ENVIRONMENT).exists() else {}
-    config = load_stored(raw, origin=f"{folder / CONFIG}", sha256=known.get("config_sha256"))
+    papers = read_papers(folder)
+    if not (folder / HISTORY).is_file():
+        raise InputError(f"model={folder}: holds no {HISTORY}, so nothing could be compared with it")
+    known = papers.environment
+    config = load_stored(papers.config, origin=f"{folder / CONFIG}", sha256=known.get("config_sha256"))
     fingerprint = read_bundle(folder)[0].records_fingerprint
-    sha256 = hashlib.sha256(raw).hexdigest()
-    weights = _weights(folder, fingerprint)
-    return Evidence(
-        str(folder), None, config, sha256, fingerprint, read_history(folder / HISTORY), weights, _flat(known)
-    )
+    weights, history = _weights(folder, fingerprint), read_history(folder / HISTORY)
+    return Evidence(str(folder), None, config, papers.config_sha256, fingerprint, history, weights, _flat(known))
+
+
+@dataclass(frozen=True)
+class Papers:
+    """What lies beside a bundle's weights and tells of its training: its config as text, and its environment."""
+
+    config: str
+    config_sha256: str
+    environment: dict[str, Any]
+
+
+def read_papers(folder: Path) -> Papers:
+    """Read the papers of a bundle.
+
+    Raises:
+        InputError: there is no config, or a file is damaged.
+    """
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"model={folder}: holds no {CONFIG}, so how it was trained is not known")
+    config = _text(folder / CONFIG)
+    known = _environment(folder / ENVIRONMENT) if (folder / ENVIRONMENT).exists() else {}
+    return Papers(config, hashlib.sha256(config.encode()).hexdigest(), known)
 
 
 def read_weights(checkpoint: Path) -> dict[str, Tensor]:

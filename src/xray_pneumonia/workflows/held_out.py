@@ -54,9 +54,17 @@ class StoredData:
 
 
 def open_split(
-    run: StoredRun, split: Split, *, root: str | None, home: Path, image_size: int, validation_ids: set[str]
+    run: StoredRun, split: Split, *, root: str | None, home: Path, image_size: int, validation_ids: set[str] | None
 ) -> HeldOut:
     """Open a split as the run's config describes its data, or another folder.
+
+    Args:
+        run: whose config it is.
+        split: which.
+        root: another folder than the config's.
+        home: where caches are.
+        image_size: of the model, in pixels.
+        validation_ids: of the images that it was chosen on; None where only the cut itself tells.
 
     Raises:
         InputError: the data are not those of the run, or not what was expected of them.
@@ -80,6 +88,8 @@ def open_split(
             f"split=shift: run {run.run_id} held out no shift (its data.split={stored.data.split}); train one with "
             "data.split=dark, say, or run them all: xray train -m sweep=shifts"
         )
+    if validation_ids is None:
+        validation_ids = set(data.records.loc[data.records["split"].eq("val"), "id"])
     return cut(data, split, stored.data.root, validation_ids)
 
 
