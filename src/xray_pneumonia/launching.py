@@ -95,7 +95,6 @@ def _uncollected() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.freeze()  # nor need it ever look at them later
         gc.enable()
 
 
