@@ -1,6 +1,8 @@
 """Metrics against scikit-learn; what is undefined is NaN."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -56,3 +58,8 @@ def test_nothing_is_said_of_nothing(logits):
 def test_certain_logits_do_not_tie():
     logits = np.array([37.0, 38.0, 39.0, 40.0], np.float32)
     assert classification_metrics(logits, np.array([0, 0, 1, 1]))["auroc"] == 1.0
+
+
+def test_training_steps_do_not_wait_for_scikit_learn():
+    code = "import sys, xray_pneumonia.evaluation.metrics; print('sklearn' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 NAMES = ("accuracy", "auroc", "average_precision", "sensitivity", "specificity", "balanced_accuracy")
 
@@ -24,6 +23,8 @@ def classification_metrics(
     Returns:
         One number for each name; NaN where a class is missing or a logit is not finite.
     """
+    from sklearn.metrics import average_precision_score, roc_auc_score  # half a second to import; no step needs it
+
     if not len(logits) or not np.isfinite(logits).all():
         return dict.fromkeys(NAMES, math.nan)
     truth = labels > 0.5

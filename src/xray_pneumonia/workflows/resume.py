@@ -10,11 +10,12 @@ import pandas as pd
 from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from xray_pneumonia.config import asked, build, leaves, plain
+from xray_pneumonia.config import build, leaves, plain
 from xray_pneumonia.config_stored import load_stored
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.records import fingerprint
 from xray_pneumonia.errors import CheckpointDamaged, InputError
+from xray_pneumonia.launching import asked
 from xray_pneumonia.tracking.archive import read_run
 from xray_pneumonia.tracking.beginning import run_folder
 from xray_pneumonia.tracking.liveness import alive

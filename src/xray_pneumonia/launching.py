@@ -1,0 +1,156 @@
+"""From a command line to a workflow: Hydra composes the config, and what it says of mistakes becomes one line."""
+
+import gc
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from xray_pneumonia import schema
+from xray_pneumonia.config import PACKAGE, groups, leaves, plain
+from xray_pneumonia.errors import InputError
+
+# Keys that hold a path or a name, as they are: Hydra would take `film (1).png` for a call, and `model` for the group.
+LITERAL = {
+    "evaluate": ("model",),
+    "export": ("model", "run_id", "input", "output"),
+    "predict": ("model", "input", "output"),
+    "register": ("run_id", "name", "alias"),
+    "reproduce": ("model", "run_id"),
+}
+
+
+def launch(verb: str, arguments: list[str]) -> None:
+    """Compose the config of a verb with Hydra and run its workflow on it, once or as a sweep.
+
+    Raises:
+        InputError: Hydra cannot compose what was asked for.
+    """
+    import hydra
+    from hydra.errors import HydraException
+
+    if any(argument.startswith("--experimental-rerun") for argument in arguments):
+        raise InputError("--experimental-rerun unpickles a file, which could run anything; use `xray reproduce`")
+    failures: list[BaseException] = []
+
+    arguments, literal = _literally(verb, arguments)
+
+    def task(cfg: DictConfig) -> Any:
+        cfg.update(literal)
+        return _run(verb, cfg, failures)
+
+    before = sys.argv
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise to us instead of printing and leaving
+    try:
+        with _experiment_files(arguments) as arguments:
+            sys.argv = ["xray " + verb, *arguments]
+            hydra.main(version_base="1.3", config_path=f"pkg://{PACKAGE}", config_name=verb)(task)()
+    except HydraException as error:
+        raise InputError(_explained(error, verb, arguments)) from error
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{' '.join(arguments)}: a config file cannot be read: {' '.join(str(error).split())}"
+        ) from error
+    finally:
+        sys.argv = before
+    if failures:
+        raise failures[0]
+
+
+def _literally(verb: str, arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Take aside what Hydra's grammar must not read."""
+    parts = [(argument, *argument.partition("=")) for argument in arguments]
+    literal = {key: value for _, key, equals, value in parts if equals and key in LITERAL.get(verb, ())}
+    return [argument for argument, key, _, _ in parts if key not in literal], literal
+
+
+def _run(verb: str, cfg: DictConfig, failures: list[BaseException]) -> Any:
+    """Run the workflow; outside of a sweep its error is kept from Hydra, which would print about it."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    with _uncollected():
+        workflow = import_module(f"xray_pneumonia.workflows.{verb}")
+    try:
+        return workflow.main(cfg)
+    except Exception as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise
+        failures.append(error)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Import without the garbage collector: it would look at a million objects that stay, again and again."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _explained(error: Exception, verb: str, arguments: list[str]) -> str:
+    """Say in one line what Hydra says in several, with the nearest valid name."""
+    text = " ".join(str(error).split())
+    group = re.search(
+        r"Could not find '([\w/]+)/([^/']+)' Available options in '[\w/]+': (.*?) Config search path", text
+    )
+    if group:
+        name, value, options = group.groups()
+        near = schema.nearest(value, options.split())
+        return f"{name}={value}: there is no such choice{near} There are {', '.join(options.split())}"
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    if unknown:
+        key = unknown.group(1)
+        value = next((a.partition("=")[2] for a in arguments if a.lstrip("+").startswith(f"{key}=")), "")
+        return f"{key}={value}: unknown key{schema.nearest(key, _known_keys(verb, arguments))}"
+    return f"{' '.join(arguments)}: {text}"
+
+
+def _known_keys(verb: str, arguments: list[str]) -> list[str]:
+    """List the keys of a verb's config with the chosen groups, and the groups themselves."""
+    from hydra import compose, initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    with initialize_config_module(PACKAGE, version_base="1.3"):
+        cfg = compose(verb, [argument for argument in arguments if argument.partition("=")[0] in groups()])
+    return [*groups(), *(key for key, _ in leaves(plain(cfg, resolve=False)))]
+
+
+@contextmanager
+def _experiment_files(arguments: list[str]) -> Iterator[list[str]]:
+    """Let `experiment=FILE.yaml` name a file anywhere: Hydra takes configs from folders of its search path alone."""
+    with TemporaryDirectory() as folder:
+        changed, options = [], []
+        for argument in arguments:
+            key, _, value = argument.partition("=")
+            path = Path(value).expanduser()
+            if key == "experiment" and path.suffix == ".yaml" and path.is_file():
+                text = path.read_bytes()
+                name = f"file_{hashlib.sha256(text).hexdigest()[:8]}"  # no name of the package
+                (Path(folder) / "experiment").mkdir(exist_ok=True)
+                (Path(folder) / "experiment" / f"{name}.yaml").write_bytes(text)
+                changed.append(f"experiment={name}")
+                options = [f"--config-dir={folder}"]
+            else:
+                changed.append(argument)
+        yield [*changed, *options]
+
+
+def asked() -> list[str]:
+    """List the keys and groups that the running command sets."""
+    from hydra.core.hydra_config import HydraConfig
+
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]
