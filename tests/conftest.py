@@ -1,10 +1,13 @@
-"""What the tests share: generated X-rays, one store, the real command, the real X-rays where there are any."""
+"""What the tests share: generated X-rays, one store, the real command; real X-rays and PostgreSQL where there are."""
 
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from xray_pneumonia import cli
 from xray_pneumonia.data import synthetic
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
+POSTGRESQL = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 PATIENTS = 40
 TINY_NET = ["model=resnet", "model.width=4", "model.depth=1", "model.stages=2", "data.image_size=32"]
 
@@ -104,3 +108,52 @@ def real_xrays() -> Path:
     if not (REAL / "chest_xray" / "train").is_dir():
         pytest.skip("the public X-rays are not at ../shared/data")
     return REAL
+
+
+class PostgreSQL:
+    """A cluster of its own in a temporary folder, run as postgres, which refuses to be root."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._bin = folder, POSTGRESQL[-1].parent
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self._run("initdb", "-D", str(folder), "-A", "trust", "-U", "postgres")
+        self.control("start")
+        for name in ("mlflow", "sweeps"):
+            self._run("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres", name)
+
+    def control(self, *action: str) -> None:
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.folder}"
+        self._run("pg_ctl", "-D", str(self.folder), "-w", "-l", str(self.folder / "log"), "-o", options, *action)
+
+    def configure(self, setting: str) -> None:
+        """Add a line to its configuration, and restart."""
+        with (self.folder / "postgresql.conf").open("a") as file:
+            file.write(f"{setting}\n")
+        self.control("-m", "immediate", "restart")
+
+    def url(self, name: str) -> str:
+        return f"postgresql+psycopg2://postgres@127.0.0.1:{self.port}/{name}"
+
+    def _run(self, program: str, *arguments: str) -> None:
+        command = [str(self._bin / program), *arguments]
+        if os.geteuid() == 0:
+            command = ["runuser", "-u", "postgres", "--", *command]
+        subprocess.run(command, check=True, capture_output=True, cwd="/")
+
+
+@pytest.fixture
+def postgresql() -> Iterator[PostgreSQL]:
+    """A running cluster with two empty databases, `mlflow` and `sweeps`."""
+    if not POSTGRESQL:
+        pytest.skip("needs PostgreSQL: apt-get install postgresql")
+    pytest.importorskip("psycopg2")
+    folder = Path("/tmp") / f"xray-postgres-{os.getpid()}-{time.monotonic_ns()}"  # pytest's own are root's alone
+    folder.mkdir(mode=0o700)
+    if os.geteuid() == 0:
+        shutil.chown(folder, "postgres", "postgres")
+    made = PostgreSQL(folder)
+    yield made
+    made.control("-m", "immediate", "stop")
+    shutil.rmtree(folder)

@@ -107,8 +107,13 @@ def _complain(message: str, error: BaseException | None = None, *, code: int = 2
         import traceback
 
         traceback.print_exception(error)
-    print(f"xray: {message}", file=sys.stderr)
+    print(f"xray: {_printable(message)}", file=sys.stderr)
     return code
+
+
+def _printable(message: str) -> str:
+    """Escape what a terminal would obey: messages quote files that anybody may have written."""
+    return "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in message)
 
 
 if __name__ == "__main__":

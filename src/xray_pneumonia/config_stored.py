@@ -77,7 +77,7 @@ def load_stored(text: str | bytes, *, origin: str, sha256: str | None = None) ->
     try:
         return _loaded(raw, origin=origin, sha256=sha256)
     except InputError as error:
-        log.warning("a stored config was refused: %s", error)
+        log.warning("a stored config was refused: %r", str(error))  # whatever characters it holds
         raise
 
 

@@ -15,6 +15,7 @@ Whole = Annotated[int, Ge(0)]
 Workers = Annotated[int, Interval(ge=0, le=256)]  # processes; more than a machine has only wait
 Seed = Annotated[int, Interval(ge=0, lt=2**32)]
 Side = Annotated[int, Interval(ge=16, le=2048)]
+Stages = Annotated[int, Interval(ge=1, le=12)]  # each halves the side; the largest has one pixel left
 Stage = Literal["train", "val", "test", "shift"]
 # What can choose the best epoch: all that is logged of every validation.
 Monitor = Literal[

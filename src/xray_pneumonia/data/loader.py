@@ -1,8 +1,14 @@
 """A DataLoader that says in one line what became of its workers, and leaves none behind."""
 
+import atexit
+import contextlib
+import ctypes
 import re
+import signal
+import sys
 from collections.abc import Iterator
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 from torch.utils.data import DataLoader
 
@@ -10,11 +16,20 @@ from xray_pneumonia.errors import LoaderFailed
 
 SILENCE = 120.0  # seconds in which the next batch must come from a worker
 SHARED_MEMORY = ("bus error", "shared memory", "shm", "unable to mmap", "no space left")
+PR_SET_PDEATHSIG = 1  # of Linux's prctl: which signal comes when the thread that made this process is gone
 T = TypeVar("T")
+_with_workers: WeakSet[Any] = WeakSet()  # torch's iterators
 
 
 class Loader(DataLoader[T]):
-    """See DataLoader; `timeout` should be `SILENCE` where there are workers."""
+    """See DataLoader; `timeout` should be `SILENCE` where there are workers.
+
+    A worker that is stopped or stuck heeds no SIGTERM, the last thing that torch and multiprocessing say to it before
+    one gives up and the other waits for ever. Here SIGKILL is the last word: after a failure, when the loader is let
+    go, at exit; and Linux says it where this process is itself killed.
+    """
+
+    _batches: Any = None  # torch's latest iterator
 
     def __iter__(self) -> Iterator[T]:  # type: ignore[override]
         """Serve the batches.
@@ -22,19 +37,42 @@ class Loader(DataLoader[T]):
         Raises:
             LoaderFailed: a worker was killed, hangs, or had no shared memory.
         """
-        batches: Any = super().__iter__()
         try:
-            yield from batches
+            yield from super().__iter__()  # the call, too, waits for workers that are there from the epoch before
         except (RuntimeError, OSError) as error:
-            workers = getattr(batches, "_workers", [])
+            workers = getattr(self._batches, "_workers", [])
+            reason = _explained(str(error), [worker.pid for worker in workers if worker.is_alive()])
             if not workers:
                 raise
-            reason = _explained(str(error), [worker.pid for worker in workers if worker.is_alive()])
-            for worker in workers:  # one that was stopped would not heed a mild signal, and be waited for for ever
-                worker.kill()
+            _dismiss(self._batches)
             if reason is None:
                 raise
             raise LoaderFailed(reason) from error
+
+    def _get_iterator(self) -> Any:
+        self.worker_init_fn = _die_with_parent
+        self._batches = super()._get_iterator()
+        for worker in getattr(self._batches, "_workers", []):
+            worker.terminate = worker.kill
+            _with_workers.add(self._batches)
+        return self._batches
+
+
+def _dismiss(batches: Any) -> None:
+    """Ask the workers to go, wait for five seconds, end those that did not."""
+    with contextlib.suppress(RuntimeError):  # torch says once more that one was killed
+        batches._shutdown_workers()
+
+
+@atexit.register  # later than multiprocessing did, so it runs before
+def _dismiss_all() -> None:
+    for batches in list(_with_workers):
+        _dismiss(batches)
+
+
+def _die_with_parent(_: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _explained(said: str, alive: list[int]) -> str | None:

@@ -6,6 +6,7 @@ small, contrast-free thumbnails. Probabilistic principal component analysis (Tip
 regression tells films from the same films turned and inverted, which the first rule finds familiar.
 """
 
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ COMPONENTS = 32
 RIDGE = 1e-2  # of the mean variance
 PASSED = 0.995  # the share of validation films that each rule lets through
 MOST = 2000  # films to learn from
+MOST_BYTES = 2**24  # of a file, and of what is packed in it
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,25 @@ class Gate:
             InputError: the file is missing or holds something else.
         """
         try:
+            with zipfile.ZipFile(path) as archive:
+                if sum(one.file_size for one in archive.infolist()) > MOST_BYTES:
+                    raise ValueError(f"it unpacks to more than {MOST_BYTES} bytes")
             with np.load(path, allow_pickle=False) as arrays:
-                return cls(**{name: arrays[name] for name in cls.__dataclass_fields__})
-        except (OSError, KeyError, ValueError) as error:
+                gate = cls(**{name: arrays[name] for name in cls.__dataclass_fields__})
+            gate._require_whole()
+        except Exception as error:  # ZIP, its compressions and NumPy have one each
             raise InputError(f"{path}: is no gate: {error}") from error
+        return gate
+
+    def _require_whole(self) -> None:
+        shown, kept = SIDE * SIDE, len(self.variances)
+        shapes = {"mean": (shown,), "axes": (kept, shown), "variances": (kept,), "noise": (1,)}
+        for name, shape in (shapes | {"direction": (shown + 1,), "limits": (2,)}).items():
+            array = getattr(self, name)
+            if array.dtype != np.float64 or array.shape != shape or not np.isfinite(array).all():
+                raise ValueError(f"{name}: {array.dtype} {array.shape}, should be finite numbers in 64 bits, {shape}")
+        if not all((getattr(self, name) > 0).all() for name in ("variances", "noise", "limits")):
+            raise ValueError("variances, noise and limits should be above 0")
 
 
 def fit_gate(films: Gray, validation: Gray) -> Gate:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import stat
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -17,6 +18,7 @@ from xray_pneumonia.ranges import Fraction, Positive, Side
 
 SCHEMA = 1  # raise it when a field changes its meaning
 WEIGHTS, CARD = "model.safetensors", "model.json"
+MOST_BYTES, MOST_OF_CARD = 2**31, 2**20  # more is no model of ours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +72,10 @@ def read_bundle(folder: Path) -> tuple[Card, dict[str, Tensor]]:
         InputError: a file is missing, of another schema, or the weights are not those of the card.
     """
     try:
-        card = parse_card((folder / CARD).read_text(encoding="utf-8"), name=str(folder / CARD))
-        weights = load_file(folder / WEIGHTS)
-    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        text = require_plain(folder / CARD, most=MOST_OF_CARD).read_text(encoding="utf-8")
+        card = parse_card(text, name=str(folder / CARD))
+        weights = load_file(require_plain(folder / WEIGHTS, most=MOST_BYTES))
+    except (OSError, ValueError, KeyError, RecursionError, SafetensorError) as error:
         raise InputError(f"{folder}: is no bundle ({CARD}, {WEIGHTS}): {error}") from error
     if card.weights_sha256 and card.weights_sha256 != file_sha256(folder / WEIGHTS):
         raise InputError(f"{folder}/{WEIGHTS}: is not the file that {CARD} was written with; fetch the model again")
@@ -98,11 +101,36 @@ def parse_card(text: str, *, name: str) -> Card:
     defaults = {one.name: one.default for one in fields(Card) if one.default is not MISSING}
     values = {"band": [], "evidence": {}, **defaults, **values}
     problems = schema.problems(values, Card, prefix="")
-    if len(values.get("band", [])) not in {0, 2} or values.get("band") != sorted(values.get("band", [])):
+    if not problems and (len(values["band"]) not in {0, 2} or values["band"] != sorted(values["band"])):
         problems.append(f"band={values['band']!r}: should be empty or a lower and an upper probability")
     if problems:
-        raise InputError(f"{name}: {problems[0]}")
+        raise InputError(f"{name}: {problems[0][:500]}")
     return Card(**values)
+
+
+def require_plain(path: Path, *, most: int) -> Path:
+    """Refuse, before it is opened, what is no regular file of its own folder; returns the path.
+
+    Args:
+        path: that somebody else may have made: a pipe, on which one would wait for ever, or a link to anywhere.
+        most: bytes.
+
+    Raises:
+        InputError: it is none, or larger.
+        OSError: it is not there.
+    """
+    try:
+        real = path.resolve(strict=True)
+    except RuntimeError as error:
+        raise InputError(f"{path}: is a link to itself") from error
+    if real.parent != path.parent.resolve():
+        raise InputError(f"{path}: is a link that leads out of its folder; put the file itself there")
+    found = real.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{path}: is no regular file")
+    if found.st_size > most:
+        raise InputError(f"{path}: has {found.st_size} bytes; at most {most} are read")
+    return path
 
 
 def file_sha256(path: Path) -> str:

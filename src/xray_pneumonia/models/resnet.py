@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from xray_pneumonia.models.pixels import Pixels
-from xray_pneumonia.ranges import BelowOne, Count, Fraction, Positive
+from xray_pneumonia.ranges import BelowOne, Count, Fraction, Positive, Stages
 
 
 class ResidualBlock(nn.Module):
@@ -52,7 +52,7 @@ class ResNet(nn.Module):
         *,
         width: Count,
         depth: Count,
-        stages: Count,
+        stages: Stages,
         dropout: BelowOne,
         mean: Fraction,
         std: Positive,

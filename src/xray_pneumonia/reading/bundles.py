@@ -1,19 +1,21 @@
 """Bundles opened: files -> a net that answers, its card and gate; one model, or several that answer as one."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from xray_pneumonia.config import build
 from xray_pneumonia.config_stored import check_net
 from xray_pneumonia.data.records import CLASSES
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.evaluation.gate import Gate
-from xray_pneumonia.models.bundle import CARD, Card, read_bundle
+from xray_pneumonia.evaluation.gate import MOST_BYTES, Gate
+from xray_pneumonia.models.bundle import CARD, Card, read_bundle, require_plain
 from xray_pneumonia.models.calibrated import Calibrated
 from xray_pneumonia.training import speed
 
@@ -49,9 +51,19 @@ def open_bundle(folder: Path, *, name: str) -> Bundle:
     """
     card, weights = read_bundle(folder)
     require_classes(card, name=str(folder / CARD))
-    gate = Gate.read(folder / GATE) if (folder / GATE).exists() else None
+    gate = open_gate(folder)
     net = _net(card.net, weights, name=str(folder))
     return Bundle(name, folder, card, gate, net, calibrated(net, card))
+
+
+def open_gate(folder: Path) -> Gate | None:
+    """Open the gate of a folder; None where there is none.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    path = folder / GATE
+    return Gate.read(require_plain(path, most=MOST_BYTES)) if path.exists() else None
 
 
 def calibrated(net: nn.Module, card: Card) -> Calibrated:
@@ -75,7 +87,7 @@ def _net(node: Mapping[str, Any], weights: Mapping[str, Tensor], *, name: str) -
     if "pretrained" in node:
         node["pretrained"] = False  # its weights are here
     try:
-        with torch.device("meta"):  # shapes alone
+        with torch.device("meta"), _no_larger_than(weights):  # shapes alone
             net: nn.Module = build(node)
         _require_fitting(net, weights)
         net = net.to_empty(device="cpu")
@@ -83,6 +95,25 @@ def _net(node: Mapping[str, Any], weights: Mapping[str, Tensor], *, name: str) -
     except (RuntimeError, ValueError, TypeError, OverflowError) as error:
         raise InputError(f"{name}: its weights do not fit its net: {' '.join(str(error).split())}") from error
     return speed.lay_out(net, channels_last=True).eval().requires_grad_(False)
+
+
+@contextmanager
+def _no_larger_than(weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Stop the making of a net, however many layers its card asks for, that these weights can never fill."""
+    most = 2 * len(weights) + 100  # a net from torchvision has its ends replaced
+    made = 0
+
+    def count(*_: Any) -> None:
+        nonlocal made
+        made += 1
+        if made > most:
+            raise ValueError(f"it asks for over {most} tensors, there are {len(weights)}")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _require_fitting(net: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -5,16 +5,18 @@ mean of their calibrated logits, calibrated once more.
 """
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.models.bundle import WEIGHTS, Card, file_sha256, parse_card
+from xray_pneumonia.models.bundle import MOST_OF_CARD, WEIGHTS, Card, file_sha256, parse_card, require_plain
 from xray_pneumonia.models.calibrated import Mean
 from xray_pneumonia.reading.bundles import Bundle, calibrated, open_bundle, require_classes
 
 ENSEMBLE = "ensemble.json"
+MOST_MEMBERS = 100
 
 
 def save_ensemble(folder: Path, members: list[str], card: Card) -> None:
@@ -30,8 +32,8 @@ def save_ensemble(folder: Path, members: list[str], card: Card) -> None:
     Raises:
         InputError: a member is not there, named twice, or of another image size.
     """
-    bundles = [open_bundle(_member(folder, name), name=name) for name in members]
-    _require_fitting(folder, card, bundles, members)
+    bundles = _open_members(folder, members)
+    _require_fitting(folder, card, bundles)
     known = [{"name": name, "weights_sha256": file_sha256(folder.parent / name / WEIGHTS)} for name in members]
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"members": known, "card": asdict(card)}, indent=2)
@@ -50,15 +52,15 @@ def open_ensemble(folder: Path, *, name: str) -> Bundle:
     """
     path = folder / ENSEMBLE
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(require_plain(path, most=MOST_OF_CARD).read_text(encoding="utf-8"))
         card = parse_card(json.dumps(values["card"]), name=str(path))
         names = [str(one["name"]) for one in values["members"]]
         hashes = [str(one["weights_sha256"]) for one in values["members"]]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f"{path}: describes no ensemble: {error!r}") from error
     require_classes(card, name=str(path))
-    bundles = [open_bundle(_member(folder, member), name=member) for member in names]
-    _require_fitting(folder, card, bundles, names)
+    bundles = _open_members(folder, names)
+    _require_fitting(folder, card, bundles)
     for member, expected in zip(names, hashes, strict=True):
         if file_sha256(folder.parent / member / WEIGHTS) != expected:
             raise InputError(f"{path}: the weights of {member} are not those it was made with; fetch the model again")
@@ -66,16 +68,25 @@ def open_ensemble(folder: Path, *, name: str) -> Bundle:
     return Bundle(name, folder, card, first.gate, first.net, calibrated(mean, card), tuple(bundles))
 
 
+def _open_members(folder: Path, names: list[str]) -> list[Bundle]:
+    if not 0 < len(names) <= MOST_MEMBERS or len(set(names)) < len(names):
+        raise InputError(
+            f"{folder / ENSEMBLE}: members={names[:3]}... ({len(names)}): name each once, at most {MOST_MEMBERS}"
+        )
+    return [open_bundle(_member(folder, name), name=name) for name in names]
+
+
 def _member(folder: Path, name: Any) -> Path:
     """Name a member's folder, which stands beside the ensemble's and nowhere else."""
     if not isinstance(name, str) or Path(name).name != name or name in {"", ".", ".."}:
         raise InputError(f"{folder / ENSEMBLE}: member {name!r}: should be the name of a folder beside {folder}")
-    return folder.parent / name
+    place = folder.parent / name
+    if os.path.islink(place):  # unlike Path's, it takes any name
+        raise InputError(f"{folder / ENSEMBLE}: member {name!r}: is a link; put the folder itself beside {folder}")
+    return place
 
 
-def _require_fitting(folder: Path, card: Card, bundles: list[Bundle], names: list[str]) -> None:
-    if not names or len(set(names)) < len(names):
-        raise InputError(f"{folder / ENSEMBLE}: members={names}: name each once")
+def _require_fitting(folder: Path, card: Card, bundles: list[Bundle]) -> None:
     for bundle in bundles:
         if bundle.card.image_size != card.image_size:
             raise InputError(

@@ -17,14 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.models.bundle import Card, parse_card
+from xray_pneumonia.models.bundle import MOST_BYTES, Card, parse_card, require_plain
 from xray_pneumonia.reading.bundles import Bundle, require_classes
 from xray_pneumonia.reading.engines import SMALL_BATCH, in_batches
 from xray_pneumonia.reading.reader import Engine, Gray, Vector
 
 GRAPH = "model.onnx"  # beside the weights
 INPUT, OUTPUTS = "pixels", ["probability", "logit"]
-MOST_BYTES = 2 * 2**30  # of a file; also the format's own limit
 CURE = "pip install 'xray-pneumonia[onnx]'"
 log = logging.getLogger(__name__)
 
@@ -80,14 +79,13 @@ def read_graph(path: Path) -> tuple[Card, Engine]:
     """
     runtime = _runtime()
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise InputError(f"{path}: {path.stat().st_size} bytes; at most {MOST_BYTES} are read")
         options = runtime.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = torch.get_num_threads()
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting takes no one else's time
         # from bytes: a graph that wants data from other files gets none
-        session = runtime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+        data = require_plain(path, most=MOST_BYTES).read_bytes()
+        session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         card = parse_card(session.get_modelmeta().custom_metadata_map.get("card", "null"), name=str(path))
     except InputError:
         raise

@@ -11,9 +11,8 @@ import torch
 from scipy.special import expit
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.evaluation.gate import Gate
 from xray_pneumonia.models.bundle import Card
-from xray_pneumonia.reading.bundles import GATE, Bundle, open_bundle
+from xray_pneumonia.reading.bundles import Bundle, open_bundle, open_gate
 from xray_pneumonia.reading.engines import torch_engine
 from xray_pneumonia.reading.ensemble import ENSEMBLE, open_ensemble
 from xray_pneumonia.reading.graph import GRAPH, can_read_graphs, read_graph, write_graph
@@ -75,8 +74,7 @@ def _open_graph(path: Path, *, name: str, engine: EngineName) -> Reader:
     if engine == "torch":
         raise InputError(f"engine=torch: {path} is an exported graph, which onnxruntime reads; leave engine=auto")
     card, run = read_graph(path)
-    gate = path.with_name(GATE)
-    return Reader(name, card, Gate.read(gate) if gate.exists() else None, None, run)
+    return Reader(name, card, open_gate(path.parent), None, run)
 
 
 def _choose(bundle: Bundle, engine: EngineName) -> Engine:

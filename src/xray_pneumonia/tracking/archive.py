@@ -71,7 +71,8 @@ class StoredRun:
         found = sorted(folder.glob("data/**/model.json"))
         if len(found) != 1:
             raise InputError(f"run {self.run_id}: its model holds {len(found)} cards, expected one; train it again")
-        return found[0].parent
+        card = found[0].relative_to(folder)
+        return inside(folder, str(card.parent), origin=f"run {self.run_id}: its model")
 
 
 def read_run(store: Store, run_id: str, *, unfinished: bool = False) -> StoredRun:

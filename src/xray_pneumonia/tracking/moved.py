@@ -47,6 +47,7 @@ def _strangers(connection: sqlite3.Connection, home: Path) -> list[str]:
         parts = urlsplit(str(place))
         path = Path(url2pathname(parts.path))
         inside = path.resolve().is_relative_to(home)
-        if parts.scheme == "file" and not inside and (home / ARTIFACTS / path.name).is_dir() and path.name:
+        named = path.name not in {"", ".."} and (home / ARTIFACTS / path.name).is_dir()
+        if parts.scheme == "file" and not inside and named:
             found.append(str(place))
     return found

@@ -9,6 +9,7 @@ from xray_pneumonia.errors import InputError
 from xray_pneumonia.tracking.store import Store, masked
 
 ARTIFACTS = "artifacts"  # of a local store, beside its database
+ASKED = ("http", "https", "mlflow-artifacts")  # of whom MLflow asks for files, with the store's own password
 log = logging.getLogger(__name__)
 
 
@@ -29,6 +30,7 @@ def local_folder(store: Store, uri: str, *, within: str, origin: str) -> Path | 
     """
     path, parent = _path(uri), _path(within)
     if path is None or parent is None:
+        _require_same_server(store, uri, origin=origin)
         if _plain(uri).startswith(_plain(within).rstrip("/") + "/") and ".." not in _plain(uri):
             return None
         raise _outside(origin, uri, "its experiment's")
@@ -65,6 +67,14 @@ def _roots(store: Store) -> list[Path] | None:
     if scheme == "sqlite":
         return [store.home.resolve(), Path(store.uri.removeprefix("sqlite:///")).resolve().parent]
     return [store.home.resolve()] if scheme in {"http", "https"} else None
+
+
+def _require_same_server(store: Store, uri: str, *, origin: str) -> None:
+    """Refuse a place on a server that is not the store's: asking it would hand it the store's password."""
+    place = urlsplit(_plain(uri))
+    host, known = (parts.netloc.rpartition("@")[2] for parts in (place, urlsplit(store.uri)))
+    if place.scheme in ASKED and host != known and (host or place.scheme != "mlflow-artifacts"):
+        raise _outside(origin, uri, "the store's server")
 
 
 def _path(uri: str) -> Path | None:

@@ -22,7 +22,8 @@ WRONG_WORDS = {  # in what a database says -> the cure
     "unable to open database file": "make its folder and let it be writable",
 }
 AGAIN = 30.0  # seconds for which a store that was away is not waited for a second time
-POOL = "too many clients"
+CROWDED = ("too many clients", "connection slots are reserved", "QueuePool limit")
+ROOM = "raise max_connections of the database, or lower MLFLOW_SQLALCHEMYSTORE_POOL_SIZE and the number of workers"
 T = TypeVar("T")
 _away: dict[str, tuple[float, str]] = {}
 
@@ -33,15 +34,16 @@ class StoreAway(InputError):
 
 def masked(uri: str) -> str:
     """Hide the password of a URI."""
-    return re.sub(r"(://[^:/@]+):[^@/]+@", r"\1:***@", uri)
+    return re.sub(r"(://[^:/@\s]*):[^/\s]*@", r"\1:***@", uri)
 
 
 def first_line(error: BaseException) -> str:
-    """Say in one line what a store said in many, without its password."""
+    """Say in one line what a store said in many, without its password; with the cure where it has no room."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     line = masked((lines or [type(error).__name__])[0])
     core = re.search(r"\(Caused by (.*)\)$", line)  # urllib3 wraps what happened in three layers of what it tried
-    return (core.group(1) if core else line)[:300]
+    said = (core.group(1) if core else line)[:300]
+    return f"{said}; {ROOM}" if any(word in str(error) for word in CROWDED) else said
 
 
 def asked(uri: str, ask: Callable[[], T]) -> T:
@@ -88,8 +90,6 @@ def verdict(error: BaseException, *, shown: str, said: str) -> InputError:
         return InputError(f"{shown}: {said}; install xray-pneumonia[postgresql]")
     if getattr(error, "error_code", "") in WRONG_CODES:
         return InputError(f"{shown}: the server answers, but not as MLflow would: {said}; check address and login")
-    if POOL in said:
-        said += "; raise max_connections, or lower MLFLOW_SQLALCHEMYSTORE_POOL_SIZE"
     return StoreAway(f"{shown}: the store does not answer: {said}")
 
 

@@ -16,7 +16,7 @@ from xray_pneumonia.config_stored import check_net, load_stored
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.agreement import History
 from xray_pneumonia.evaluation.metrics import NAMES
-from xray_pneumonia.models.bundle import read_bundle
+from xray_pneumonia.models.bundle import read_bundle, require_plain
 from xray_pneumonia.tracking import search
 from xray_pneumonia.tracking.archive import StoredRun
 from xray_pneumonia.tracking.run import Run
@@ -186,9 +186,7 @@ def _text(path: Path) -> str:
         InputError: it is not there, too large, or no text.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path}: has {path.stat().st_size} bytes, over {MAX_BYTES}")
-        return path.read_bytes().decode("utf-8")
+        return require_plain(path, most=MAX_BYTES).read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
 
