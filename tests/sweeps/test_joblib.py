@@ -86,7 +86,9 @@ def test_a_killed_job_is_a_failed_trial_and_the_rest_goes_on(sweep, tmp_path):
     victim = None
     while victim is None and process.poll() is None:
         time.sleep(0.5)
-        begun = [t for t in trials(tmp_path) if t.intermediate_values] if (tmp_path / "mlruns/sweeps.db").exists() else []
+        begun = (
+            [t for t in trials(tmp_path) if t.intermediate_values] if (tmp_path / "mlruns/sweeps.db").exists() else []
+        )
         victim = next((trial.user_attrs["worker"]["pid"] for trial in begun), None)
     os.kill(victim, signal.SIGKILL)
     process.communicate(timeout=600)
