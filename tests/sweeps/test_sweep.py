@@ -6,6 +6,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+from urllib.parse import unquote
 
 import optuna
 import pytest
@@ -111,7 +112,7 @@ def test_what_failed_is_tried_again_and_what_is_done_stays(xray, tmp_path):
     assert (tmp_path / "mlruns" / "comparison" / "xray" / "learning_curves.png").stat().st_size > 10_000
     code, out, _ = xray("sweep_name=grid", verb="compare")
     ids = [run.info.run_id for run in children if run.info.status == "FINISHED"]
-    assert f'compare-runs?runs=["{ids[0]}","{ids[1]}"]' in out
+    assert f'compare-runs?runs=["{ids[0]}","{ids[1]}"]' in unquote(out)
 
 
 def test_wrong_input_makes_nothing(xray, tmp_path):

@@ -13,6 +13,7 @@ from xray_pneumonia.tracking.liveness import queue_is_empty
 
 POLL = 1.0  # seconds between two looks
 logging.getLogger("submitit").setLevel(logging.ERROR)  # it warns each time it asks a Slurm without accounting
+log = logging.getLogger(__name__)
 PATIENCE = 10  # looks at an empty queue before its trials count as lost
 
 
@@ -44,9 +45,13 @@ def launch(launcher: Launcher, lines: Sequence[Sequence[str]], claims: list[Clai
             break
     if thread.is_alive() and not study.unfinished(claims):
         thread.join(timeout=PATIENCE)  # the jobs are closing
-    if box and isinstance(box[0], BaseException):
-        raise box[0]
-    _settle(claims, box[0] if box else [None] * len(claims), study)
+    returned = box[0] if box else [None] * len(claims)
+    if isinstance(returned, BaseException):
+        if not isinstance(returned, Exception) or not study.begun(claims):  # the launcher itself is broken
+            raise returned
+        log.warning("the launcher lost its jobs: %s", returned)
+        returned = [None] * len(claims)
+    _settle(claims, returned, study)
 
 
 def _into(box: list[Any], launcher: Launcher, lines: Sequence[Sequence[str]], first: int) -> None:

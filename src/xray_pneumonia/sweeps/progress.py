@@ -78,7 +78,7 @@ class Progress:
 
     def print(self, store: Store) -> None:
         """Print the best trials, the failures, and how to see them."""
-        console = Console(width=None if Console().is_terminal else 120)
+        console = Console(width=None if Console().is_terminal else 120, markup=False)
         trials = self._study.trials()
         counts = {state.name.lower(): sum(t.state == state for t in trials) for state in TrialState}
         said = ", ".join(f"{n} {name}" for name, n in counts.items() if n and name != "waiting")

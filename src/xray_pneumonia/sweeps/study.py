@@ -190,6 +190,11 @@ class SweepStudy:
         states = {trial.number: trial.state for trial in self.trials()}
         return [claim for claim in claims if states[claim.number] == TrialState.RUNNING]
 
+    def begun(self, claims: list[Claim]) -> bool:
+        """Tell whether any of these trials has reached a process of its own."""
+        numbers = {claim.number for claim in claims}
+        return any(trial.number in numbers and "worker" in trial.user_attrs for trial in self.trials())
+
 
 def _point(trial: FrozenTrial) -> spaces.Point:
     """Read what a trial tries, also of one that waits or was killed while it asked."""

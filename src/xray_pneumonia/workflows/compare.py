@@ -1,18 +1,17 @@
 """`xray compare`: the runs of an experiment or a sweep side by side, repeats grouped, two of them tested."""
 
 import json
-import math
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Literal
+from urllib.parse import quote
 
 import pandas as pd
 from annotated_types import Len
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.table import Table
 
 from xray_pneumonia.config import Node, anchor, build, check
 from xray_pneumonia.errors import InputError
@@ -25,10 +24,12 @@ from xray_pneumonia.schema import nearest
 from xray_pneumonia.tracking import search
 from xray_pneumonia.tracking.search import Found
 from xray_pneumonia.tracking.store import Store, masked, open_existing
+from xray_pneumonia.workflows.side_by_side import Format, show, show_test
 
 TESTED = ("auroc", "accuracy", "sensitivity", "specificity")
 THRESHOLD = 0.5  # until an operating point is chosen on validation
 DRAWN = 8  # groups in the figure; more cannot be told apart
+log = logging.getLogger(__name__)
 Figure = Literal[
     "auroc",
     "accuracy",
@@ -53,8 +54,9 @@ class CompareConfig:
     experiment_name: str | None
     sweep_name: str | None
     run_ids: list[str] | None
+    pruned: bool
     metrics: Annotated[list[Figure], Len(1)]
-    format: Literal["rich", "csv", "markdown"]
+    format: Format
     pair: Annotated[list[Count], Len(2, 2)] | None
     replicates: Count
     seed: Seed
@@ -76,11 +78,12 @@ def main(cfg: DictConfig) -> None:
     table = tabulate(groups, logged)
     folder = Path(cfg.output or Path(cfg.home) / "comparison" / store.experiment_name).expanduser().resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    _show(table, cfg, folder)
+    table.to_csv(folder / "runs.csv")
+    show(table, list(cfg.metrics), cfg.format)
     pair = _pair(cfg.pair, groups)
     if pair:
         by_id = {run.run_id: run for run in found}
-        _show_test(_test(store, [groups[i - 1] for i in pair], by_id, cfg), pair, cfg.format)
+        show_test(_test(store, [groups[i - 1] for i in pair], by_id, cfg), pair, cfg.format)
     _draw(store, groups, folder / "learning_curves.png")
     _say_where(store, found, folder, quiet=cfg.format != "rich")
 
@@ -106,10 +109,20 @@ def _find(store: Store, cfg: DictConfig) -> list[Found]:
             raise InputError(
                 f"run_ids={unknown}: no finished training in experiment {store.experiment_name} has this id"
             )
-        runs = [known[run_id] for run_id in cfg.run_ids]
+        return [known[run_id] for run_id in cfg.run_ids]
     if not runs:
         raise InputError(f"experiment_name={store.experiment_name}: holds no finished training; train with xray train")
-    return runs
+    return runs if cfg.pruned else _trained_to_the_end(runs)
+
+
+def _trained_to_the_end(runs: list[Found]) -> list[Found]:
+    """Leave out the trials that a sweep ended early: their best of few epochs is no fair figure."""
+    kept = [run for run in runs if run.tags.get("sweep.state") != "PRUNED"]
+    if not kept:
+        raise InputError(f"pruned=false: all {len(runs)} trainings were ended early by their sweep; see pruned=true")
+    if len(kept) < len(runs):
+        log.info("%d trials that a sweep ended early are left out; pruned=true shows them", len(runs) - len(kept))
+    return kept
 
 
 def _entry(run: Found) -> Entry:
@@ -149,57 +162,6 @@ def _predictions(store: Store, one: Group, found: dict[str, Found]) -> pd.DataFr
     return pool(tables)
 
 
-def _show(table: pd.DataFrame, cfg: DictConfig, folder: Path) -> None:
-    table.to_csv(folder / "runs.csv")
-    if cfg.format == "csv":
-        print(table.to_csv(), end="")
-        return
-    shown = _rounded(table, list(cfg.metrics)).reset_index()
-    if cfg.format == "markdown":
-        print(_markdown(shown))
-        return
-    console = Console(width=None if Console().is_terminal else 160)
-    rows = Table(title=f"{int(table['runs'].sum())} runs, {len(table)} configs", title_justify="left")
-    for name in shown.columns:
-        rows.add_column(str(name), overflow="fold")
-    for row in shown.itertuples(index=False):
-        rows.add_row(*map(str, row))
-    console.print(rows)
-
-
-def _rounded(table: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
-    """Write each figure as `mean ± sd`."""
-    shown = table.drop(columns=[f"{name} sd" for name in metrics]).astype(object)
-    for name in metrics:
-        pairs = zip(table[name], table[f"{name} sd"], strict=True)
-        shown[name] = [f"{mean:.4f}" + ("" if math.isnan(sd) else f" ± {sd:.4f}") for mean, sd in pairs]
-    return shown
-
-
-def _markdown(shown: pd.DataFrame) -> str:
-    lines = [list(map(str, shown.columns)), ["---"] * len(shown.columns)]
-    lines += [[str(cell).replace("|", "\\|") for cell in row] for row in shown.itertuples(index=False)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _show_test(differences: list[Difference], pair: tuple[int, int], kind: str) -> None:
-    heads = ["", f"group {pair[0]}", f"group {pair[1]}", "difference (95 %)", "p", "test"]
-    rows = [
-        [one.name, f"{one.first:.4f}", f"{one.second:.4f}", str(one.gap), f"{one.p_value:.3g}", one.test]
-        for one in differences
-    ]
-    if kind != "rich":
-        frame = pd.DataFrame(rows, columns=heads)
-        print("\n" + (_markdown(frame) if kind == "markdown" else frame.to_csv(index=False).rstrip()))
-        return
-    table = Table(title="Paired by image, resampled by patient", title_justify="left")
-    for head in heads:
-        table.add_column(head)
-    for row in rows:
-        table.add_row(*row)
-    Console(width=None if Console().is_terminal else 120).print(table)
-
-
 def _draw(store: Store, groups: Sequence[Group], path: Path) -> None:
     histories = {
         f"group {place}": [
@@ -213,7 +175,7 @@ def _draw(store: Store, groups: Sequence[Group], path: Path) -> None:
 def _say_where(store: Store, found: Sequence[Found], folder: Path, *, quiet: bool) -> None:
     if quiet:
         return
-    ids = json.dumps([run.run_id for run in found], separators=(",", ":"))
     print(f"Learning curves and table: {folder}")
     print(f"See it: mlflow ui --backend-store-uri {masked(store.uri)}")
-    print(f'  http://127.0.0.1:5000/#/compare-runs?runs={ids}&experiments=["{store.experiment_id}"]')
+    ids = quote(json.dumps([run.run_id for run in found], separators=(",", ":")))
+    print(f"  http://127.0.0.1:5000/#/compare-runs?runs={ids}&experiments={quote(json.dumps([store.experiment_id]))}")

@@ -34,5 +34,5 @@ def main(cfg: DictConfig) -> None:
         done = f"{one.done} of {one.n_trials}" + (f" ({one.pruned} pruned)" if one.pruned else "")
         last = f"{one.changed:%Y-%m-%d %H:%M}" if one.changed else "-"
         table.add_row(one.name, done, str(one.running), str(one.failed), one.best, last, ", ".join(one.searched))
-    Console(width=None if Console().is_terminal else 140).print(table)
+    Console(width=None if Console().is_terminal else 140, markup=False).print(table)
     print(f"sweeps={len(entries)}", flush=True)

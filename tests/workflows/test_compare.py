@@ -1,0 +1,128 @@
+"""`xray compare` on runs that were written by hand: groups, formats, widths, the paired test, the link."""
+
+import io
+import json
+from urllib.parse import unquote
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from xray_pneumonia.evaluation import predictions
+from xray_pneumonia.evaluation.intervals import delong_difference
+from xray_pneumonia.tracking.run import start_run
+from xray_pneumonia.tracking.store import TrackingSettings, open_store
+from xray_pneumonia.workflows import side_by_side
+
+LABELS = np.arange(60) % 2
+
+
+def answers(skill, seed):
+    dice = np.random.default_rng(seed)
+    logits = skill * (2 * LABELS - 1) + dice.normal(size=60)
+    table = pd.DataFrame({"id": [f"{i:02}" for i in range(60)], "patient": [f"p{i // 2}" for i in range(60)]})
+    return table.assign(subtype="normal", label=LABELS, logit=logits, probability=1 / (1 + np.exp(-logits)))
+
+
+RUNS = {  # width, learning rate, seed, AUROC; what the sweep said of it
+    "wide 1": ("16", "0.0012345678", "1", 0.97, "COMPLETE"),
+    "wide 2": ("16", "0.0012345678", "2", 0.95, "COMPLETE"),
+    "narrow": ("8", "0.01", "1", 0.90, "COMPLETE"),
+    "hopeless": ("4", "0.1", "1", 0.99, "PRUNED"),
+}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Write the runs of a sweep; returns its home and the ids by name."""
+    home = tmp_path_factory.mktemp("compared")
+    settings = TrackingSettings(uri=None, experiment_name="xray", run_name=None, system_metrics=False, required=False)
+    store, ids = open_store(settings, home=home), {}
+    for name, (width, lr, seed, auroc, state) in RUNS.items():
+        tags = {"verb": "train", "sweep.name": "nets", "sweep.state": state}
+        with start_run(store, name=name, tags=tags, system_metrics=False) as run:
+            run.log_params({"model.width": width, "optimizer.lr": lr, "seed": seed, "data.image_size": "64"})
+            figures = {key: auroc for key in ("auroc", "accuracy", "sensitivity", "specificity")}
+            run.log_metrics({f"best/{key}": value for key, value in figures.items()})
+            for epoch in (1, 2):
+                run.log_metrics({"val/loss": 1 / epoch, "val/accuracy": 0.8, "val/auroc": auroc}, step=epoch)
+            predictions.write(
+                answers(1.0 if width == "16" else 0.3, int(seed) + len(name)), run.path("predictions/val.csv")
+            )
+        ids[name] = run.run_id
+    return home, ids
+
+
+@pytest.fixture
+def compare(xray, written):
+    home, _ = written
+    return lambda *arguments: xray("compare", f"home={home}", "tracking.system_metrics=false", *arguments)
+
+
+def test_seeds_make_a_group_and_what_differs_a_column(compare, written):
+    home, ids = written
+    done = compare("sweep_name=nets", "format=csv")
+    assert done.code == 0, done.err
+    table, test = done.out.split("\n\n")
+    rows = pd.read_csv(io.StringIO(table), index_col="group")
+    assert [name for name in rows.columns if name.startswith(("model", "optimizer", "data"))] == [
+        "model.width",
+        "optimizer.lr",
+    ]
+    assert rows["runs"].tolist() == [2, 1]
+    assert rows["auroc"].tolist() == pytest.approx([0.96, 0.90])
+    assert rows["auroc sd"].tolist()[0] == pytest.approx(0.02 / 2**0.5)
+    assert np.isnan(rows["auroc sd"].tolist()[1])
+    assert "1 trials that a sweep ended early are left out" in done.err
+
+    tables = {name: predictions.read(_artifacts(home, ids[name]) / "predictions/val.csv") for name in ids}
+    mean = (tables["wide 1"]["logit"] + tables["wide 2"]["logit"]).to_numpy() / 2
+    _, p_value = delong_difference(LABELS, mean, tables["narrow"]["logit"], tables["narrow"]["patient"])
+    tested = pd.read_csv(io.StringIO(test), index_col=0)
+    assert tested.loc["auroc", "test"] == "DeLong"
+    assert tested.loc["auroc", "p"] == pytest.approx(p_value, rel=0.01)
+    assert (home / "comparison" / "xray" / "learning_curves.png").stat().st_size > 10_000
+
+
+def _artifacts(home, run_id):
+    return home / "artifacts" / "xray" / run_id / "artifacts"
+
+
+def test_the_line_opens_mlflow_on_exactly_these_runs(compare, written):
+    _, ids = written
+    done = compare()
+    [link] = [line.strip() for line in done.out.splitlines() if "compare-runs" in line]
+    assert '"' not in link  # a terminal would end the link there
+    asked = unquote(link).partition("runs=")[2].partition("&")[0]
+    assert json.loads(asked) == [ids[name] for name in RUNS if name != "hopeless"]
+
+
+def test_pruned_trials_and_chosen_runs(compare, written):
+    _, ids = written
+    assert "| 4 |" in compare("pruned=true", "format=markdown").out
+    alone = compare(f"run_ids=[{ids['hopeless']}]", "format=markdown")
+    assert "0.9900" in alone.out
+    done = compare("pair=[1,5]")
+    assert done.code == 2
+    assert "pair=[1, 5]: two different groups from 1 to 2" in done.err
+    done = compare("sweep_name=net")
+    assert done.code == 2
+    assert "did you mean nets?" in done.err
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_a_narrow_terminal_folds_no_figure(monkeypatch, capsys, width):
+    monkeypatch.setattr(side_by_side, "Console", lambda **given: Console(**{**given, "width": width}))
+    table = pd.DataFrame({"runs": [3], "model.activations": ["[sigmoid,sigmoid,sigmoid]"], "optimizer.lr": ["-"]})
+    table["optimizer.weight_decay"] = "0.00048355744752158394"
+    for metric in ("auroc", "accuracy", "sensitivity", "specificity"):
+        table[metric], table[f"{metric} sd"] = 0.987654, 0.012345
+    table.index = pd.Index([1], name="group")
+    side_by_side.show(table, ["auroc", "accuracy", "sensitivity", "specificity"], "rich")
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= width
+    assert said.count("0.9877") == 4
+    assert "0.0004836" in said
+    assert "[sigmoid,sigmoid,sigmoid]" in said
+    assert ("group 1: model.activations=" in said) == (width == 80)
