@@ -30,11 +30,12 @@ MEANT_BEFORE: dict[str, dict[str, Any]] = {
     "": {},
     "xray_pneumonia.data.augment.Augmentation": {
         "engine": "albumentations",
+        "device": "cpu",
         "equalise": 0,
         "sharpen": 0,
         "shrink": 0,
     },
-    "xray_pneumonia.data.datamodule.XRayDataModule": {"progressive": None},
+    "xray_pneumonia.data.datamodule.XRayDataModule": {"progressive": None, "resident": "never"},
     "xray_pneumonia.models.resnet.ResNet": {"per_image": False},
     "xray_pneumonia.tracking.store.TrackingSettings": {"required": False},
     "xray_pneumonia.training.optimizers.adamw": {"fused": False},

@@ -1,5 +1,7 @@
 """Augmentation: a pure function of (seed, epoch, record)."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from omegaconf import OmegaConf
 
 from xray_pneumonia.config import build
 from xray_pneumonia.data.augment import Augmentation
+from xray_pneumonia.errors import InputError
 
 
 def compose(group):
@@ -59,7 +62,9 @@ def test_the_global_random_state_is_neither_read_nor_moved(images):
 
 def test_the_seed_group_is_the_notebooks(images):
     config = OmegaConf.to_container(compose("seed"))
-    changed = {key: value for key, value in config.items() if value and key not in {"_target_", "border", "engine"}}
+    changed = {
+        key: value for key, value in config.items() if value and key not in {"_target_", "border", "engine", "device"}
+    }
     assert changed == {"rotate": 30, "shift_x": 0.3, "shift_y": 0.2, "zoom": 0.2, "flip_vertical": 0.5}
 
 
@@ -75,6 +80,25 @@ def test_shifts_stay_within_their_range():
     assert max(columns) - 32 <= 7
     assert 32 - min(columns) <= 7
     assert len(set(columns)) > 5
+
+
+def test_where_images_are_changed():
+    auto, cpu, net = ({"device": where} for where in ("auto", "cpu", "net"))
+    values = OmegaConf.to_container(compose("light"))
+    del values["_target_"]
+    assert values["device"] == "auto"
+    for asked, on_cpu, on_gpu in (
+        (auto, False, True),
+        (cpu, False, False),
+        (net, True, True),
+        ({"engine": "albumentations"}, False, False),
+        (net | dict.fromkeys(set(values) - {"border", "engine", "device"}, 0), False, False),
+    ):
+        augmentation = Augmentation(**values | asked)
+        assert augmentation.is_beside(torch.device("cpu")) is on_cpu
+        assert augmentation.is_beside(torch.device("cuda", 0)) is on_gpu
+    with pytest.raises(InputError, match=r"device=net: albumentations works on the CPU alone"):
+        Augmentation(**values | net | {"engine": "albumentations"})
 
 
 @pytest.fixture(scope="module")
@@ -98,16 +122,33 @@ STATISTICS = {  # what is measured of each image -> how far the means of both en
 }
 
 
+def beside_the_net(augmentation, images, **asked):
+    """What `augmentation.device=net` makes of them."""
+    changes = augmentation.draw(side=images.shape[1], **asked)
+    return augmentation.change(torch.from_numpy(images)[:, None], changes)[:, 0].numpy()
+
+
+@pytest.fixture(scope="module")
+def albumentations_of(films):
+    """What albumentations makes of many pictures, once for each group."""
+
+    @functools.cache
+    def make(group):
+        values = OmegaConf.to_container(compose(group)) | {"engine": "albumentations"}
+        del values["_target_"]
+        many = np.concatenate([films] * 150)
+        return Augmentation(**values)(many, seed=5, epoch=0, records=range(len(many)))
+
+    return make
+
+
+@pytest.mark.parametrize("make", [Augmentation.__call__, beside_the_net], ids=["cpu", "net"])
 @pytest.mark.parametrize("group", ["light", "strong", "machine", "seed"])
-def test_both_engines_change_images_alike(films, group):
+def test_all_engines_change_images_alike(films, albumentations_of, group, make):
     """Over 1,200 augmented pictures: their means, spreads, sharpness and histograms agree."""
     many = np.concatenate([films] * 150)
-    values = OmegaConf.to_container(compose(group))
-    del values["_target_"]
-    ours, theirs = (
-        Augmentation(**values | {"engine": engine})(many, seed=5, epoch=0, records=range(len(many)))
-        for engine in ("opencv", "albumentations")
-    )
+    ours = make(build(compose(group)), many, seed=5, epoch=0, records=range(len(many)))
+    theirs = albumentations_of(group)
     for name, (measure, near) in STATISTICS.items():
         one, other = measure(ours), measure(theirs)
         assert abs(one.mean() - other.mean()) < near, name

@@ -2,8 +2,9 @@
 
 What happens to an image is a pure function of (seed, epoch, record), so it is the same for any number
 of workers, any batch size and after a resume. OpenCV, which albumentations calls too, makes the same
-changes from numbers drawn for the whole batch, several times faster; albumentations itself stays as
-the reference that this is tested against.
+changes from numbers drawn for the whole batch, several times faster; on a GPU, torch makes them of the
+whole batch at once, where the net is. albumentations itself stays as the reference that both are
+tested against.
 """
 
 import os
@@ -11,10 +12,14 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from xray_pneumonia.data.changing import BORDERS, Changer
+from xray_pneumonia.data.changing_device import DeviceChanger, Packed, pack
 from xray_pneumonia.data.draws import BLUR, BOX, BOXES, CLIP_LIMIT, QUALITY, SHARPNESS, SHRUNK, Limits, draw
 from xray_pneumonia.data.images import Gray
+from xray_pneumonia.errors import InputError
 from xray_pneumonia.ranges import BelowOne, Degrees, Fraction, NonNegative
 
 
@@ -41,6 +46,8 @@ class Augmentation:
         compress: probability of a JPEG compression of quality 40 to 95.
         erase: probability that one to three boxes are blanked out.
         engine: `opencv`, or the slower `albumentations`: the same distributions, but other draws.
+        device: where this happens: `cpu`, before a batch travels to the net; `net`, beside the net and to the whole
+            batch at once, the same changes within rounding; `auto`, beside a net on a GPU, else on the CPU.
     """
 
     def __init__(
@@ -65,11 +72,19 @@ class Augmentation:
         compress: Fraction,
         erase: Fraction,
         engine: Literal["opencv", "albumentations"],
+        device: Literal["auto", "cpu", "net"],
     ) -> None:
-        values = {name: value for name, value in locals().items() if name not in {"self", "border", "engine"}}
+        values = {name: value for name, value in locals().items() if name not in {"self", "border", "engine", "device"}}
+        if engine == "albumentations" and device == "net":
+            raise InputError(
+                "augmentation.engine=albumentations augmentation.device=net: albumentations works on the CPU alone; "
+                "choose augmentation.device=cpu, or augmentation.engine=opencv"
+            )
         self.active = any(values.values())
+        self._device = "cpu" if engine == "albumentations" else device
         self._limits = Limits(**values)
         self._change = Changer(border=border)
+        self._change_there = DeviceChanger(border=border)
         self._pipeline = _compose(**values, border=border) if self.active and engine == "albumentations" else None
 
     def __call__(self, images: Gray, *, seed: int, epoch: int, records: Iterable[int]) -> Gray:
@@ -98,6 +113,18 @@ class Augmentation:
                 transform.set_random_seed(int(state))
             changed[row] = self._pipeline(image=images[row])["image"]
         return changed
+
+    def is_beside(self, net: torch.device) -> bool:
+        """Tell whether images are changed on this device, where the net is, and not before they travel there."""
+        return self.active and (self._device == "net" or (self._device == "auto" and net.type == "cuda"))
+
+    def draw(self, *, side: int, seed: int, epoch: int, records: Iterable[int]) -> Packed:
+        """Draw what `change` does to a batch of images of `side` pixels; see `__call__`."""
+        return pack(draw(self._limits, side=side, seed=seed, epoch=epoch, records=records), side=side)
+
+    def change(self, images: Tensor, changes: Packed) -> Tensor:
+        """Change (B, 1, H, W) uint8, on the device where they and their changes are, into a new tensor."""
+        return self._change_there(images, changes)
 
 
 def _compose(**values: Any) -> Any:

@@ -15,7 +15,7 @@ from xray_pneumonia.data.images import Gray
 
 MAPPED = 32 * 2**20  # bytes of the cache that stay mapped after they were read
 
-Batch = Mapping[str, torch.Tensor]
+Batch = Mapping[str, Any]
 
 
 def side_of(epoch: int, *, sides: Sequence[int], epochs: int) -> int:
@@ -28,32 +28,48 @@ class Batches(Dataset[Batch]):
 
     Args:
         cache: the decoded images.
-        augmentation: what they go through; None leaves them alone.
+        augmentation: what they go through here; None leaves them alone.
         seed: of the augmentation.
         sides: in pixels, of the images, see `side_of`.
         epochs: of the whole training.
+        later: what they go through beside the net, of which only the numbers are drawn here.
+        travels: whether the images do; where not, they live beside the net.
     """
 
     def __init__(
-        self, cache: ImageCache, *, augmentation: Augmentation | None, seed: int, sides: Sequence[int], epochs: int
+        self,
+        cache: ImageCache,
+        *,
+        augmentation: Augmentation | None,
+        seed: int,
+        sides: Sequence[int],
+        epochs: int,
+        later: Augmentation | None = None,
+        travels: bool = True,
     ) -> None:
         self._images = cache.images
         self._labels = cache.records["label"].to_numpy(np.float32)
-        self._augmentation = augmentation
+        self._augmentation, self._later, self._travels = augmentation, later, travels
         self._seed, self._sides, self._epochs = seed, sides, epochs
         self._read = 0
 
     def __getitem__(self, key: tuple[int, np.ndarray[Any, np.dtype[np.int64]]]) -> Batch:
-        """Give `image` uint8 (B, 1, H, W), `label` float (B,) and `index` (B,), the row in the records."""
+        """Give `image` uint8 (B, 1, H, W), `label` float (B,) and `index` (B,), the row in the records.
+
+        Where images do not travel, `side`, their pixels, comes instead; where they are changed later, `changes`.
+        """
         epoch, rows = key
-        images: Gray = shrunk(self._rows(rows), side_of(epoch, sides=self._sides, epochs=self._epochs))
+        side = side_of(epoch, sides=self._sides, epochs=self._epochs)
+        who: dict[str, Any] = {"seed": self._seed, "epoch": epoch, "records": rows}
+        batch: dict[str, Any] = {"label": torch.from_numpy(self._labels[rows]), "index": torch.from_numpy(rows)}
+        if self._later is not None:
+            batch["changes"] = self._later.draw(side=side, **who)
+        if not self._travels:
+            return batch | {"side": side}
+        images: Gray = shrunk(self._rows(rows), side)
         if self._augmentation is not None:
-            images = self._augmentation(images, seed=self._seed, epoch=epoch, records=rows)
-        return {
-            "image": torch.from_numpy(images)[:, None],
-            "label": torch.from_numpy(self._labels[rows]),
-            "index": torch.from_numpy(rows),
-        }
+            images = self._augmentation(images, **who)
+        return batch | {"image": torch.from_numpy(images)[:, None]}
 
     def _rows(self, rows: np.ndarray[Any, np.dtype[np.int64]]) -> Gray:
         images: Gray = np.asarray(self._images[rows])

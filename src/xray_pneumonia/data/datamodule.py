@@ -14,6 +14,7 @@ from xray_pneumonia.data import splits, synthetic
 from xray_pneumonia.data.audit import Audit, audit
 from xray_pneumonia.data.augment import Augmentation
 from xray_pneumonia.data.batches import AheadLoader, Batch, Batches, EpochSampler
+from xray_pneumonia.data.beside import Beside, Residence, arrange
 from xray_pneumonia.data.cache import ImageCache, open_cache
 from xray_pneumonia.data.images import Gray
 from xray_pneumonia.data.loader import SILENCE, Loader
@@ -47,6 +48,8 @@ class XRayDataModule(pl.LightningDataModule):
         broken: refuse to train when a file cannot be read, or leave such files out (quarantine).
         drop_test_patients: leave out of training whoever also occurs in the folder's test split.
         num_workers: processes that prepare batches; 0 prepares them in the main process.
+        resident: keep all decoded images on the net's device, so that none travels while it trains: `always`, `never`,
+            or `auto`, on a GPU with room for them.
         cache_dir: where decoded images live.
         seed: of shuffling and augmentation.
     """
@@ -69,6 +72,7 @@ class XRayDataModule(pl.LightningDataModule):
         broken: Literal["refuse", "quarantine"],
         drop_test_patients: bool,
         num_workers: Workers,
+        resident: Residence,
         cache_dir: str,
         seed: Seed,
     ) -> None:
@@ -88,6 +92,7 @@ class XRayDataModule(pl.LightningDataModule):
         self._split, self._val_fraction, self._split_seed = split, val_fraction, split_seed
         self._folds, self._fold = folds, fold
         self._broken, self._drop_test_patients, self._cache_dir = broken, drop_test_patients, cache_dir
+        self._resident, self._beside = resident, Beside()
         self._start = (0, 0)  # epoch and batch
         self.records: pd.DataFrame
         self.images: Gray
@@ -185,6 +190,10 @@ class XRayDataModule(pl.LightningDataModule):
         """Serve every image of the shifted split once, in order; None where there is no such split."""
         return self._loader("shift", training=False) if self.records["split"].eq("shift").any() else None
 
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Finish a batch on the net's device."""
+        return self._beside.finish(batch)
+
     def _loader(self, split: Stage, *, training: bool) -> DataLoader[Batch]:
         augmentation = self._augmentation if training and self._augmentation.active else None
         rows = np.flatnonzero(self.records["split"] == split).astype(np.int64)
@@ -193,15 +202,30 @@ class XRayDataModule(pl.LightningDataModule):
             sampler.go_on(epoch=self._start[0], batch=self._start[1])
         if torch.distributed.is_initialized():
             sampler.share(rank=torch.distributed.get_rank(), world=torch.distributed.get_world_size())
-        sides = self.sides if training else [self.image_size]
-        batches = Batches(self._cache, augmentation=augmentation, seed=self._seed, sides=sides, epochs=self._epochs)
+        # Outside of a training nobody finishes batches, so they come finished, for the CPU.
+        net = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        beside = Beside()
+        if training and self.trainer:
+            beside = self._beside = arrange(net, self.images, augmentation, wanted=self._resident)
         # Workers are ahead by themselves, and plain slices of the cache are there at once.
         ahead = augmentation is not None and not self._num_workers
         return (AheadLoader if ahead else Loader)(
-            batches,
+            self._batches(augmentation, beside, training=training),
             sampler=sampler,
             batch_size=None,
             num_workers=self._num_workers if training else 0,
             persistent_workers=training and self._num_workers > 0,
             timeout=SILENCE if training and self._num_workers > 0 else 0,
+            pin_memory=net.type == "cuda",  # a GPU fetches from pinned memory while everybody else goes on
+        )
+
+    def _batches(self, augmentation: Augmentation | None, beside: Beside, *, training: bool) -> Batches:
+        return Batches(
+            self._cache,
+            augmentation=None if beside.augmentation else augmentation,
+            later=beside.augmentation,
+            travels=beside.resident is None,
+            seed=self._seed,
+            sides=self.sides if training else [self.image_size],
+            epochs=self._epochs,
         )
