@@ -39,6 +39,7 @@ MEANT_BEFORE: dict[str, dict[str, Any]] = {
     "xray_pneumonia.models.resnet.ResNet": {"per_image": False},
     "xray_pneumonia.tracking.store.TrackingSettings": {"required": False},
     "xray_pneumonia.training.optimizers.adamw": {"fused": False},
+    "xray_pneumonia.training.optimizers.rmsprop": {"fused": False},
     "xray_pneumonia.training.optimizers.sgd": {"fused": False},
     "xray_pneumonia.training.trainer.TrainerSettings": {"checkpoint_minutes": 10, "checkpoint_steps": None},
 }

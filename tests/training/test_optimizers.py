@@ -23,10 +23,11 @@ def rates(make, **settings):
     return found
 
 
-def test_rmsprop_by_hand():
+@pytest.mark.parametrize("fused", [True, False])
+def test_rmsprop_by_hand(fused):
     """v = rho v + (1 - rho) g^2; w -= lr g / (sqrt(v) + epsilon)."""
     weight = nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
-    optimizer = optimizers.rmsprop([weight], lr=1e-4, rho=0.9, epsilon=1e-7, weight_decay=0)
+    optimizer = optimizers.rmsprop([weight], lr=1e-4, rho=0.9, epsilon=1e-7, weight_decay=0, fused=fused)
     expected, velocity = 1.0, 0.0
     for gradient in (0.5, -2.0, 3.0):
         weight.grad = torch.tensor([gradient], dtype=torch.float64)
@@ -75,6 +76,7 @@ def test_plateau_watches_the_monitored_metric():
     [
         (optimizers.adamw, {"lr": 1e-2, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.1}),
         (optimizers.sgd, {"lr": 1e-2, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+        (optimizers.rmsprop, {"lr": 1e-2, "rho": 0.9, "epsilon": 1e-7, "weight_decay": 0.1}),
     ],
 )
 def test_fused_steps_are_the_plain_ones(make, settings):
@@ -84,7 +86,7 @@ def test_fused_steps_are_the_plain_ones(make, settings):
         generator = torch.Generator().manual_seed(0)
         weight = nn.Parameter(torch.randn(50, 40, generator=generator))
         optimizer = make([weight], **settings, fused=fused)
-        assert optimizer.defaults["fused"] is fused
+        assert bool(optimizer.defaults.get("fused")) is fused
         for _ in range(20):
             weight.grad = torch.randn(50, 40, generator=generator)
             optimizer.step()

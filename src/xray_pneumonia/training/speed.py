@@ -30,7 +30,12 @@ def keep_memory() -> bool:
 
 
 def prepare_process(*, keep_freed_memory: bool, threads: int | None) -> None:
-    """Set what belongs to the whole process, and say so."""
+    """Set what belongs to the whole process, and say so.
+
+    Deterministic algorithms also fill every fresh tensor with NaN, which shows who reads what nobody wrote and costs
+    a pass over the memory; nothing here does, so it is off.
+    """
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if threads is not None:
         torch.set_num_threads(threads)
     kept = keep_freed_memory and keep_memory()
