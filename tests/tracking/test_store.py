@@ -40,6 +40,12 @@ def test_wrong_uris_come_with_the_right_one(tmp_path, uri, hint):
     assert "secret" not in str(caught.value)
 
 
+def test_the_ui_opens_on_training_runs(tmp_path):
+    store = open_store(settings(), home=tmp_path)
+    tags = store.client.get_experiment(store.experiment_id).tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+
+
 def test_passwords_are_masked():
     assert masked("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
 

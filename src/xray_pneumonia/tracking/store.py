@@ -31,6 +31,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
 os.environ.setdefault("MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", "false")  # it may ask for an hour
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # else the UI shows the room of language models first
 log = logging.getLogger(__name__)
 
 
@@ -216,7 +217,8 @@ def ensure_experiment(uri: str, name: str, home: Path) -> str:
         found = client.get_experiment_by_name(name)
         if found is None:
             try:
-                return str(client.create_experiment(name, artifact_location=_artifact_location(uri, name, home))), None
+                place = _artifact_location(uri, name, home)
+                return str(client.create_experiment(name, artifact_location=place, tags=KIND)), None
             except Exception:
                 found = client.get_experiment_by_name(name)  # another machine may have been faster
                 if found is None:
