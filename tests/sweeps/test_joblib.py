@@ -1,5 +1,6 @@
 """`hydra/launcher=joblib`: several processes of one machine, one study, one parent run."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from collections import Counter
 import optuna
 import pytest
 from mlflow import MlflowClient
+from sqlalchemy.exc import OperationalError
 
 from xray_pneumonia.sweeps import workers
 
@@ -53,6 +55,14 @@ def trials(home):
     return optuna.load_study(study_name="jobs", storage=f"sqlite:///{home}/mlruns/sweeps.db").trials
 
 
+def reporting(home):
+    """The trials that have reported an epoch; none while the study is being made."""
+    with contextlib.suppress(KeyError, OperationalError):
+        if (home / "mlruns" / "sweeps.db").exists():
+            return [trial for trial in trials(home) if trial.intermediate_values]
+    return []
+
+
 def runs(home, verb):
     client = MlflowClient(f"sqlite:///{home}/mlruns/mlflow.db")
     ids = [experiment.experiment_id for experiment in client.search_experiments()]
@@ -80,17 +90,12 @@ def test_trials_run_side_by_side_below_one_parent_each_with_its_share_of_the_thr
     assert {run.data.tags["machine.threads"] for run in children} == {share}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_job_is_a_failed_trial_and_the_rest_goes_on(sweep, tmp_path):
     process = sweep("trainer.max_epochs=30", "trainer.patience=null", "optimizer.lr=1e-4,1e-3,3e-3")
-    victim = None
-    while victim is None and process.poll() is None:
+    while not (begun := reporting(tmp_path)) and process.poll() is None:
         time.sleep(0.5)
-        begun = (
-            [t for t in trials(tmp_path) if t.intermediate_values] if (tmp_path / "mlruns/sweeps.db").exists() else []
-        )
-        victim = next((trial.user_attrs["worker"]["pid"] for trial in begun), None)
-    os.kill(victim, signal.SIGKILL)
+    os.kill(begun[0].user_attrs["worker"]["pid"], signal.SIGKILL)
     process.communicate(timeout=600)
     assert process.returncode == 0, (tmp_path / "log").read_text()
     states = [trial.state.name for trial in trials(tmp_path)]

@@ -19,19 +19,17 @@ from xray_pneumonia.evaluation.comparison import Difference, compare
 from xray_pneumonia.evaluation.judgement import Judgement, judge
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.evaluation.wording import SPLITS, TITLES
-from xray_pneumonia.tracking.archive import RUN_ID
 from xray_pneumonia.tracking.ledger import Opening, opened_before, record_opening
 from xray_pneumonia.tracking.provenance import collect
-from xray_pneumonia.tracking.registry import NAMED, find_registered
 from xray_pneumonia.tracking.run import Run, start_run
-from xray_pneumonia.tracking.store import Store, masked, open_store
+from xray_pneumonia.tracking.store import masked, open_store
 from xray_pneumonia.training import speed
 from xray_pneumonia.workflows.closer_look import learn_gate, look_closer
+from xray_pneumonia.workflows.contenders import find, find_rival, require_comparable
 from xray_pneumonia.workflows.dossier import Dossier, write_dossier
-from xray_pneumonia.workflows.ensemble import STORED, Ensemble, load, load_folder
+from xray_pneumonia.workflows.ensemble import Ensemble
 from xray_pneumonia.workflows.held_out import RECORD_COLUMNS, HeldOut, Split, open_split, training_leaks
 from xray_pneumonia.workflows.model_card import checklist_answers, model_facts
-from xray_pneumonia.workflows.trained import find_model
 
 DRIFT = 0.05  # logits of one model on one image differ less between machines
 log = logging.getLogger(__name__)
@@ -62,8 +60,8 @@ def main(cfg: DictConfig) -> None:
     speed.prepare_process(keep_freed_memory=True, threads=None)
     if (cfg.run_id is None) == (cfg.model is None):
         raise InputError("run_id, model: name one of them: run_id=ID, or model=NAME of one that `xray predict` reads")
-    model = _find(store, cfg, settings, run_id=cfg.run_id, name=cfg.model)
-    rival = _rival(store, cfg, settings)
+    model = find(store, cfg, settings, run_id=cfg.run_id, name=cfg.model)
+    rival = find_rival(store, cfg, settings)
     held_out = open_split(
         model.first.run,
         cfg.split,
@@ -72,7 +70,7 @@ def main(cfg: DictConfig) -> None:
         image_size=model.first.card.image_size,
         validation_ids=None if model.validation is None else set(model.validation["id"]),
     )
-    _require_comparable(held_out, model, rival)
+    require_comparable(held_out, model, rival)
     run_ids = [member.run.run_id for member in model.members]
     tags = {"verb": "evaluate", "evaluates": ",".join(run_ids), "split": cfg.split}
     if len(run_ids) == 1 and model.validation is not None:
@@ -106,61 +104,6 @@ def evaluate(
     run.log_metrics({f"{held_out.split}/{name}": value for name, value in judgement.metrics().items()})
     run.set_tags({"openings": len(openings), "chosen_after_opening": any(dossier.chosen_after.values())})
     return judgement, dossier
-
-
-def _find(
-    store: Store, cfg: DictConfig, settings: EvaluationSettings, *, run_id: Any = None, name: str | None = None
-) -> Ensemble:
-    """Find the models: a run, several that answer as one, or what `xray predict` would call by this name."""
-    if name is not None and NAMED.match(name) and not Path(name).exists():
-        run_id, name = find_registered(store, name).run_id, None
-    if name is None:
-        run_ids = [run_id] if isinstance(run_id, str) else list(run_id)
-        return load(store, run_ids, settings, operating_point=cfg.operating_point)
-    if cfg.operating_point != STORED:
-        raise InputError(
-            f"operating_point={cfg.operating_point}: it would be chosen on the predictions of a run, and model={name} "
-            f"stands in a folder without them; leave operating_point={STORED}"
-        )
-    place = find_model(name, tracking=build(cfg.tracking), home=Path(cfg.home))
-    if place.is_file():
-        raise InputError(f"model={name}: an exported graph draws no heat maps; name the folder of its bundle")
-    return load_folder(store, place, name=name)
-
-
-def _rival(store: Store, cfg: DictConfig, settings: EvaluationSettings) -> Ensemble | None:
-    named = cfg.compare_to
-    if named is None:
-        return None
-    if isinstance(named, str) and not RUN_ID.match(named):
-        return _find(store, cfg, settings, name=named)
-    return _find(store, cfg, settings, run_id=named)
-
-
-def _require_comparable(held_out: HeldOut, model: Ensemble, rival: Ensemble | None) -> None:
-    """Refuse a split that the models were trained on, or see in another size."""
-    known = model.validation
-    if held_out.split == "val" and known is not None and set(held_out.records["id"]) != set(known["id"]):
-        raise InputError(
-            f"run_id: the validation predictions of {model.first.run.run_id} are about other images than its config "
-            "names; the run was altered"
-        )
-    if rival is None:
-        return
-    if rival.first.card.image_size != model.first.card.image_size:
-        raise InputError("compare_to: the two models see images of different size; compare runs of one data.image_size")
-    if held_out.split == "val" and _validated_on(rival) != _validated_on(model):
-        raise InputError(
-            "compare_to: the two models validate on different images, so one may have trained on what the other is "
-            "judged by; compare runs with the same data.split_seed and folds, or use split=test"
-        )
-
-
-def _validated_on(model: Ensemble) -> Any:
-    """Tell validation splits apart by their images, or by the cut records where a folder holds no predictions."""
-    if model.validation is None:
-        return model.first.run.tags["records_fingerprint"]
-    return set(model.validation["id"])
 
 
 def _record_origin(run: Run, cfg: DictConfig, values: dict[str, Any], held_out: HeldOut) -> None:
