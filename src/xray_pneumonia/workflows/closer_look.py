@@ -89,6 +89,12 @@ def _draw_maps(
     likeness = explain.likeness_to_random(net, shown, seed=settings.seed)
     border = explain.border_attention(every if every is not None else maps)
     dossier.maps = {"border": border, "likeness": likeness, "bound": explain.MOST_ALIKE}
+    if np.isnan(likeness):
+        dossier.maps["none"] = (
+            "the maps are withheld: nothing in these films speaks for PNEUMONIA to this model, or to nets with random "
+            "weights, so there is nothing to compare"
+        )
+        return
     if likeness > explain.MOST_ALIKE:
         dossier.maps["none"] = (
             f"the maps are withheld: nets with random weights draw much the same (rank correlation {likeness:.2f}, at "
