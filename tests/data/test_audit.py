@@ -73,6 +73,14 @@ def test_patients_in_several_splits_warn(root, tmp_path):
     assert "patients_across_splits" in codes(look(root, tmp_path), "warning")
 
 
+def test_films_that_name_no_patient_warn(root, tmp_path):
+    assert "unknown_patients" not in codes(look(root, tmp_path), "warning")
+    path = some(root, "train/PNEUMONIA/*")
+    shutil.move(path, path.with_name("film 7.jpeg"))
+    found = next(one for one in look(root, tmp_path).warnings if one.code == "unknown_patients")
+    assert (found.count, found.examples) == (1, ["train/PNEUMONIA/film 7.jpeg"])
+
+
 def test_broken_files_are_listed(root, tmp_path):
     (root / "train/NORMAL/IM-9000-0001.jpeg").write_bytes(b"")
     found = look(root, tmp_path)
