@@ -81,6 +81,13 @@ def test_films_that_name_no_patient_warn(root, tmp_path):
     assert (found.count, found.examples) == (1, ["train/PNEUMONIA/film 7.jpeg"])
 
 
+def test_a_linked_folder_is_named_and_not_followed(root, tmp_path):
+    (root / "train/NORMAL/more").symlink_to(root / "test/NORMAL", target_is_directory=True)
+    found = look(root, tmp_path)
+    with pytest.raises(DataRefused, match=r"train/NORMAL/more: link_to_folder"):
+        found.require_clean()
+
+
 def test_broken_files_are_listed(root, tmp_path):
     (root / "train/NORMAL/IM-9000-0001.jpeg").write_bytes(b"")
     found = look(root, tmp_path)
