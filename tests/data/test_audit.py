@@ -99,7 +99,9 @@ def test_broken_files_are_listed(root, tmp_path):
 def test_one_class_in_a_split(root, tmp_path):
     for path in (root / "test/NORMAL").iterdir():
         path.unlink()
-    assert codes(look(root, tmp_path), "error") == {"one_class"}
+    [found] = look(root, tmp_path).errors
+    assert found.code == "one_class"
+    assert "add films of NORMAL to it, or leave the whole split out" in found.message
 
 
 def test_a_shortcut_is_reported(root, tmp_path):

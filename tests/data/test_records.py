@@ -80,6 +80,11 @@ def test_class_folders_must_be_as_expected(tmp_path, wrong, shown):
         scan(layout(tmp_path, [*FILES, wrong]))
 
 
+def test_class_folders_without_a_split_get_the_cure(tmp_path):
+    with pytest.raises(InputError, match="found NORMAL, PNEUMONIA; put both below `train`"):
+        scan(layout(tmp_path, ["NORMAL/a.jpeg", "PNEUMONIA/b.jpeg"]))
+
+
 def test_a_missing_class_folder_is_named(tmp_path):
     with pytest.raises(InputError, match="found 'NORMAL'"):
         scan(layout(tmp_path, ["train/NORMAL/a.jpeg"]))

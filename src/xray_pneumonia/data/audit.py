@@ -115,7 +115,11 @@ def _broken(records: pd.DataFrame) -> list[Finding]:
 def _classes(records: pd.DataFrame) -> list[Finding]:
     return [
         Finding(
-            "error", "one_class", 1, f"split {split} holds {CLASSES[part['label'].iloc[0]]} only; AUROC is undefined"
+            "error",
+            "one_class",
+            1,
+            f"split {split} holds {CLASSES[part['label'].iloc[0]]} only; AUROC is undefined; add films of "
+            f"{CLASSES[1 - part['label'].iloc[0]]} to it, or leave the whole split out of the data",
         )
         for split, part in records.groupby("split")
         if part["label"].nunique() < 2

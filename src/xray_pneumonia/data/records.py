@@ -89,8 +89,12 @@ def _unnest(root: Path) -> Path:
 def _folder_rows(root: Path) -> Iterator[dict[str, object]]:
     splits = [name for name in SPLITS if (root / name).is_dir()]
     if not splits:
-        there = ", ".join(sorted(folder.name for folder in _folders(root))) or "no folders"
-        raise InputError(f"data.root={root}: no images: no folder `train`; expected {_expected()}, found {there}")
+        there = sorted(folder.name for folder in _folders(root))
+        cure = "; put both below `train` to train on them, or judge a model on them with split=external"
+        raise InputError(
+            f"data.root={root}: no images: no folder `train`; expected {_expected()}, "
+            f"found {', '.join(there) or 'no folders'}{cure if there == sorted(CLASSES) else ''}"
+        )
     for split in splits:
         found = sorted(folder.name for folder in _folders(root / split))
         if found != sorted(CLASSES):
