@@ -104,6 +104,10 @@ def test_the_page_asks_no_network(page):
     assert not re.findall(r"url\((?!data:)", page)
 
 
+def test_what_is_undefined_is_called_so():
+    assert (wording.number(np.nan), wording.number(0.12345)) == ("undefined", "0.123")
+
+
 def test_words_are_those_of_the_numbers(judgement):
     sentences = wording.summary(judgement, split="val")
     found = judgement.at_point["sensitivity"].value

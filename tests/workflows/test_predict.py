@@ -89,6 +89,7 @@ def test_bad_files_are_reported_and_the_others_are_read(read, ward, tmp_path):
     outcome = read(ward)
     assert outcome.code == 3
     assert "5 of 13 files could not be read" in outcome.err
+    assert outcome.out.count("could not be read") == 1
     assert "Traceback" not in outcome.err
     errors = {row["path"]: row["error"] for row in rows(tmp_path / "out") if row["error"]}
     assert errors == {

@@ -32,6 +32,11 @@ def percent(value: float) -> str:
     return "undefined" if np.isnan(value) else f"{100 * value:.1f} %"
 
 
+def number(value: float) -> str:
+    """Write three digits."""
+    return "undefined" if np.isnan(value) else f"{value:.3f}"
+
+
 def spread(estimate: Estimate) -> str:
     """Write an interval as `93.4 to 96.9 %`."""
     return "no interval" if np.isnan(estimate.low) else f"{100 * estimate.low:.1f} to {100 * estimate.high:.1f} %"
