@@ -73,6 +73,21 @@ def test_patients_in_several_splits_warn(root, tmp_path):
     assert "patients_across_splits" in codes(look(root, tmp_path), "warning")
 
 
+def test_films_that_name_no_patient_warn(root, tmp_path):
+    assert "unknown_patients" not in codes(look(root, tmp_path), "warning")
+    path = some(root, "train/PNEUMONIA/*")
+    shutil.move(path, path.with_name("film 7.jpeg"))
+    found = next(one for one in look(root, tmp_path).warnings if one.code == "unknown_patients")
+    assert (found.count, found.examples) == (1, ["train/PNEUMONIA/film 7.jpeg"])
+
+
+def test_a_linked_folder_is_named_and_not_followed(root, tmp_path):
+    (root / "train/NORMAL/more").symlink_to(root / "test/NORMAL", target_is_directory=True)
+    found = look(root, tmp_path)
+    with pytest.raises(DataRefused, match=r"train/NORMAL/more: link_to_folder"):
+        found.require_clean()
+
+
 def test_broken_files_are_listed(root, tmp_path):
     (root / "train/NORMAL/IM-9000-0001.jpeg").write_bytes(b"")
     found = look(root, tmp_path)
@@ -84,7 +99,9 @@ def test_broken_files_are_listed(root, tmp_path):
 def test_one_class_in_a_split(root, tmp_path):
     for path in (root / "test/NORMAL").iterdir():
         path.unlink()
-    assert codes(look(root, tmp_path), "error") == {"one_class"}
+    [found] = look(root, tmp_path).errors
+    assert found.code == "one_class"
+    assert "add films of NORMAL to it, or leave the whole split out" in found.message
 
 
 def test_a_shortcut_is_reported(root, tmp_path):

@@ -69,6 +69,13 @@ def test_the_official_validation_split_is_refused(make):
         make("data.split=official").prepare()
 
 
+def test_a_split_without_both_classes_is_refused_with_its_counts_and_the_key(make):
+    with pytest.raises(
+        InputError, match=r"holds 0 NORMAL and 0 PNEUMONIA, of 0 patients; data.val_fraction=0.0001: raise"
+    ):
+        make("data.val_fraction=0.0001").prepare()
+
+
 def test_test_patients_can_be_left_out(make, xrays, tmp_path):
     root = shutil.copytree(xrays, tmp_path / "xrays")
     path = sorted((root / "train/PNEUMONIA").iterdir())[0]

@@ -261,6 +261,11 @@ def test_patients_are_never_mentioned(caplog, capfd, recwarn):
     caplog.set_level(logging.DEBUG)
     broken = film(BodyPartExamined=SECRET, ViewPosition=SECRET)
     assert code(save(broken)) == "wrong_view"
+    for tag in ("Modality", "ViewPosition", "BodyPartExamined"):
+        with pytest.raises(ImageError, match=f"{tag} is none of the usual codes"):
+            decode(save(film(**{tag: SECRET.upper()})), 64)
+    with pytest.raises(ImageError, match="ViewPosition LL;"):
+        decode(save(film(ViewPosition="LL")), 64)
     decode(save(film()), 64)
     code(save(film())[:-700])
     windowed = save(film(WindowCenter=12345678, WindowWidth=100))

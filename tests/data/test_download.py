@@ -41,12 +41,16 @@ def test_an_existing_folder_is_kept(tmp_path):
         download.install("some/name", tmp_path, fetch=lambda _: tmp_path)
 
 
-def test_no_network_is_said_with_the_cure(monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [("no route", "no route"), ("Pool(host='a'): retries exceeded (Caused by B(C('d')))", "no answer")],
+)
+def test_no_network_is_said_with_the_cure(monkeypatch, error, says):
     import kagglehub
 
     def fail(_):
-        raise OSError("no route")
+        raise OSError(error)
 
     monkeypatch.setattr(kagglehub, "dataset_download", fail)
-    with pytest.raises(InputError, match=r"no route.*data.root=DIR"):
+    with pytest.raises(InputError, match=rf"\(OSError: {says}\).*data.root=DIR"):
         download.fetch_from_kaggle("some/name")

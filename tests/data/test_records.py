@@ -80,6 +80,11 @@ def test_class_folders_must_be_as_expected(tmp_path, wrong, shown):
         scan(layout(tmp_path, [*FILES, wrong]))
 
 
+def test_class_folders_without_a_split_get_the_cure(tmp_path):
+    with pytest.raises(InputError, match="found NORMAL, PNEUMONIA; put both below `train`"):
+        scan(layout(tmp_path, ["NORMAL/a.jpeg", "PNEUMONIA/b.jpeg"]))
+
+
 def test_a_missing_class_folder_is_named(tmp_path):
     with pytest.raises(InputError, match="found 'NORMAL'"):
         scan(layout(tmp_path, ["train/NORMAL/a.jpeg"]))
@@ -122,10 +127,26 @@ def test_a_csv_says_what_a_folder_would(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_a_csv_may_come_from_a_spreadsheet(tmp_path, separator):
+    layout(tmp_path, ["a, b.jpeg"])
+    csv = tmp_path / "records.csv"
+    text = "\ufeffPath|LABEL |patient|Split\na, b.jpeg|NORMAL|p1|train\n".replace("|", separator)
+    csv.write_text(text, encoding="utf-8")
+    assert scan(csv)[["id", "patient"]].to_numpy().tolist() == [["a, b.jpeg", "p1"]]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,label\na,0\n", "lacks the columns patient, split"),
+        ("path,label\na,0\n", "needs each of the columns path, label, patient, split once, found path, label"),
+        ("path,Path,label,patient,split\na,b,0,p,train\n", "once, found path, path"),
+        ("path,label,patient,split\n", "a header and no rows"),
+        ("path,label,patient,split\na\0b,0,p,train\n", r"line 2: path='a\\x00b' names no file"),
+        ("path,label,patient,split\n ,0,p,train\n", "line 2: path=' ' names no file"),
+        ("path,label,patient,split\n../a,0,p,train\n", "line 2: path='../a' lies outside the folder of the CSV"),
+        ("path,label,patient,split\n/a,0,p,train\n", "line 2: path='/a' lies outside the folder of the CSV"),
+        ("path,label,patient,split\na,0,p,train\nb/.././a,1,p,train\n", "'a' twice, in the lines 2 and 3"),
         ("", "is not a CSV table"),
         ("path,label,patient,split\na,2,p,train\n", "line 2: label='2'"),
         ("path,label,patient,split\na,0,p,training\n", "split='training'"),

@@ -118,3 +118,9 @@ def test_random_weights_draw_other_maps_and_leave_the_generator_alone():
     assert torch.equal(before, torch.random.get_rng_state())
     assert again == likeness_to_random(net, films(), seed=0, draws=2)
     assert -1 <= again <= 1
+
+
+def test_maps_without_evidence_leave_nothing_to_compare():
+    net = BrightSpot()
+    nn.init.constant_(net.weigh.weight, -1.0)
+    assert np.isnan(likeness_to_random(net, films(), seed=0, draws=1))

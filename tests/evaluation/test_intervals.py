@@ -98,6 +98,14 @@ def test_delong_equals_its_definition():
     assert alone.low == pytest.approx(found.low, abs=1e-9)
 
 
+def test_delong_stays_within_what_an_area_can_be():
+    worst = delong([0, 0, 0, 1, 1], [5, 2, 3, 1, 4])
+    assert worst.low == 0
+    assert worst.low <= worst.value <= worst.high
+    nothing = delong([1, 1], [1, 2])
+    assert np.isnan([nothing.value, nothing.low, nothing.high]).all()
+
+
 def test_delong_widens_for_clusters():
     table = pd.concat([cohort(2, patients=60)] * 2)  # every image twice tells nothing new
     once = delong(cohort(2, patients=60)["label"], cohort(2, patients=60)["logit"], cohort(2, patients=60)["patient"])

@@ -2,6 +2,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -17,12 +18,15 @@ from xray_pneumonia.evaluation.settings import EvaluationSettings
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
+MAPS = {"border": 0.6, "measured": 3, "likeness": np.nan, "bound": 0.5}  # of films without evidence
+
+
 class Facts:
     """What the page asks of a dossier."""
 
     model, split, run_ids, leaks, rival = "<b>net</b>", "test", ["0" * 32], 3, ""
     facts, answers, openings, chosen_after = {"Net": "CNN"}, {"title": "x"}, [], {"0" * 32: 2}
-    shortcuts, robustness, gate, differences, maps = {}, None, [("films", 9, 0.01)], [], {"none": "no map"}
+    shortcuts, robustness, gate, differences, maps = {}, None, [("films", 9, 0.01)], [], {"none": "no map"} | MAPS
 
 
 def settings(**changes):
@@ -82,6 +86,11 @@ def test_the_page_says_what_it_rests_on(page):
     assert page.count('class="open"') == len(ITEMS) - 1
 
 
+def test_what_could_not_be_compared_is_not_given_as_a_number(page):
+    assert "mean of 3 maps" in page
+    assert "rank correlation" not in page
+
+
 def test_names_are_escaped(page):
     assert "<b>net</b>" not in page
     assert "&lt;b&gt;net&lt;/b&gt;" in page
@@ -95,12 +104,39 @@ def test_the_page_asks_no_network(page):
     assert not re.findall(r"url\((?!data:)", page)
 
 
+def test_what_is_undefined_is_called_so():
+    assert (wording.number(np.nan), wording.number(0.12345)) == ("undefined", "0.123")
+
+
 def test_words_are_those_of_the_numbers(judgement):
     sentences = wording.summary(judgement, split="val")
     found = judgement.at_point["sensitivity"].value
     assert f"about {100 * found:.0f} pneumonia" in sentences[0]
     assert "slightly flattered" in sentences[-1]
     assert "flattered" not in " ".join(wording.summary(judgement, split="test"))
+
+
+@pytest.mark.parametrize(
+    ("share", "says"),
+    [(0.438, "about as chance"), (0.5, "more than chance"), (0.3, "less than chance"), (np.nan, "none of")],
+)
+def test_attention_on_the_border_is_weighed_against_chance(share, says):
+    sentence = wording.attention({"border": share, "measured": 37}, uniform=0.4375)
+    assert says in sentence
+    assert np.isnan(share) or "mean of 37 maps" in sentence
+
+
+def test_curves_are_drawn_whole_however_low_they_fall():
+    facts = {"kind": ["as it is", "noise"], "strength": [0, 1], "high": [1.0, np.nan], "low": [0.8, np.nan]}
+    high, low = (pd.DataFrame({**facts, "auroc": [0.9, last], "balanced_accuracy": 0.8}) for last in (0.7, 0.2))
+    assert figures_evaluation.robustness_curves(high).axes[0].get_ylim()[0] == pytest.approx(0.4)
+    assert figures_evaluation.robustness_curves(low).axes[0].get_ylim()[0] == pytest.approx(0.18)
+
+
+def test_without_answers_the_axes_are_those_of_shares(judgement):
+    nothing = replace(judgement, trade_off=judgement.trade_off.head(0))
+    curve = figures_evaluation.coverage_and_accuracy(nothing).axes[0]
+    assert (curve.get_xlim(), curve.get_ylim()) == ((0, 1), (0, 1))
 
 
 @pytest.mark.slow

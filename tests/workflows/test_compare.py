@@ -45,6 +45,7 @@ def written(tmp_path_factory):
             run.log_params({"model.width": width, "optimizer.lr": lr, "seed": seed, "data.image_size": "64"})
             figures = {key: auroc for key in ("auroc", "accuracy", "sensitivity", "specificity")}
             run.log_metrics({f"best/{key}": value for key, value in figures.items()})
+            run.log_metrics({"data/val_images": 60, "data/val_patients": 30 if seed == "1" else 29})
             for epoch in (1, 2):
                 run.log_metrics({"val/loss": 1 / epoch, "val/accuracy": 0.8, "val/auroc": auroc}, step=epoch)
             predictions.write(
@@ -109,6 +110,17 @@ def test_pruned_trials_and_chosen_runs(compare, written):
     done = compare("sweep_name=net")
     assert done.code == 2
     assert "did you mean nets?" in done.err
+
+
+def test_figures_say_what_they_rest_on(compare, written):
+    _, ids = written
+    said = compare("format=markdown").out
+    assert "Best epoch, on 60 validation images of 29 to 30 patients at threshold 0.5" in said
+    assert "chosen on the same images" in said
+    shifted = compare(f"run_ids=[{ids['narrow']}]", "metrics=[shift/auroc]").out
+    assert "1 run, 1 config " in shifted
+    assert "an unknown number of images" in shifted
+    assert "Best epoch" not in shifted
 
 
 @pytest.mark.parametrize("width", [80, 160])

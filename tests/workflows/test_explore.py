@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+import pandas as pd
 from mlflow import MlflowClient
+
+from xray_pneumonia.workflows import explore
 
 
 def test_a_run_with_figures_and_one_page(xray, xrays, home):
@@ -30,3 +33,9 @@ def test_findings_are_printed_and_do_not_stop_it(xray, xrays, home, tmp_path):
     assert outcome.code == 0
     assert "error broken_files (1)" in outcome.out
     assert outcome.out.splitlines()[-1].endswith("errors=1")
+
+
+def test_images_are_counted_whole():
+    facts = {"class_name": "NORMAL", "mode": "L", "id": ["a", "b"], "width": [90, 91], "height": 80, "bytes": 1500}
+    assert explore._sizes(pd.DataFrame(facts).assign(error="")) == [["NORMAL", "L", 2, 90, 80, 1.5]]
+    assert type(explore._sizes(pd.DataFrame(facts).assign(error=""))[0][2]) is int

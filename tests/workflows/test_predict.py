@@ -89,6 +89,7 @@ def test_bad_files_are_reported_and_the_others_are_read(read, ward, tmp_path):
     outcome = read(ward)
     assert outcome.code == 3
     assert "5 of 13 files could not be read" in outcome.err
+    assert outcome.out.count("could not be read") == 1
     assert "Traceback" not in outcome.err
     errors = {row["path"]: row["error"] for row in rows(tmp_path / "out") if row["error"]}
     assert errors == {
@@ -234,8 +235,10 @@ def test_two_at_once_are_refused(read, ward, tmp_path, xray):
 def test_heat_maps_are_laid_over_the_films(read, ward, tmp_path, monkeypatch):
     monkeypatch.setattr(predict.explain, "likeness_to_random", lambda *_, **__: 0.1)
     assert read(ward, "explain=true").code == 0
-    for row in rows(tmp_path / "out"):
-        with Image.open(tmp_path / "out" / row["heat_map"]) as picture:
+    drawn = [row["heat_map"] for row in rows(tmp_path / "out") if row["heat_map"]]
+    assert drawn
+    for name in drawn:
+        with Image.open(tmp_path / "out" / name) as picture:
             assert max(picture.size) == 320
             assert not picture.info
     assert "heat maps" in (tmp_path / "out" / "contact_sheet.html").read_text(encoding="utf-8")
@@ -246,6 +249,36 @@ def test_heat_maps_that_show_nothing_learned_are_withheld(read, ward, tmp_path, 
     outcome = read(ward, "explain=true")
     assert outcome.code == 0
     assert "heat maps are withheld" in outcome.err
+    assert not (tmp_path / "out" / "heat_maps").exists()
+
+
+def test_films_without_evidence_that_come_first_do_not_cost_the_others_their_maps(read, ward, tmp_path, monkeypatch):
+    tried = []
+
+    def likeness(_, films, **__):
+        tried.append(len(films))
+        return 0.1 if tried[1:] else np.nan
+
+    for name in ("!0.png", "!1.png", "!2.png"):
+        dark = np.random.default_rng(len(name)).integers(0, 60, (90, 90))
+        Image.fromarray(dark.astype(np.uint8)).save(ward / name)
+    monkeypatch.setattr(
+        predict.explain,
+        "grad_cam",
+        lambda _, films: (films.max(axis=(1, 2)) > 60)[:, None, None] * np.float32(films > 0),
+    )
+    monkeypatch.setattr(predict.explain, "likeness_to_random", likeness)
+    assert read(ward, "explain=true", "batch_size=2").code == 0
+    assert tried == [1, 2]  # dark films have no map; what cannot be compared leaves it open
+    without = [row["path"] for row in rows(tmp_path / "out") if row["heat_map"] is None]
+    assert [name.split(".")[0] for name in without] == ["!0", "!1", "!2", "0"]
+
+
+def test_no_evidence_in_any_film_is_said(read, ward, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict.explain, "grad_cam", lambda _, films: np.zeros(films.shape, np.float32))
+    outcome = read(ward, "explain=true")
+    assert outcome.code == 0
+    assert "no heat map was drawn" in outcome.err
     assert not (tmp_path / "out" / "heat_maps").exists()
 
 

@@ -7,6 +7,7 @@ depend on the cache's key alone, so they are kept beside the cached pixels.
 import json
 import os
 from dataclasses import asdict, dataclass, field
+from pathlib import PurePosixPath
 from typing import Literal
 
 import numpy as np
@@ -15,11 +16,11 @@ import pandas as pd
 
 from xray_pneumonia.data.cache import ImageCache
 from xray_pneumonia.data.images import Gray
-from xray_pneumonia.data.records import CLASSES
+from xray_pneumonia.data.records import CLASSES, PATIENT
 from xray_pneumonia.data.twins import near_pairs
 from xray_pneumonia.errors import DataRefused
 
-AUDIT_VERSION = 1  # raise it whenever the same cache gives other findings
+AUDIT_VERSION = 2  # raise it whenever the same cache gives other findings
 SHORTCUT_AUROC = 0.7
 SHOWN = 10  # examples listed of each finding
 
@@ -97,6 +98,7 @@ def _audit(records: pd.DataFrame, images: Gray) -> Audit:
         *_pair_findings(records, near, "twins", "the same film, resized or re-encoded,"),
         *_shared_patients(readable),
         *_unknown_patients(readable),
+        *_unknown_subtypes(readable),
         *_shortcut_findings(shortcuts),
     ]
     twins = [(int(a), int(b)) for a, b in np.concatenate([exact, near])]
@@ -113,7 +115,11 @@ def _broken(records: pd.DataFrame) -> list[Finding]:
 def _classes(records: pd.DataFrame) -> list[Finding]:
     return [
         Finding(
-            "error", "one_class", 1, f"split {split} holds {CLASSES[part['label'].iloc[0]]} only; AUROC is undefined"
+            "error",
+            "one_class",
+            1,
+            f"split {split} holds {CLASSES[part['label'].iloc[0]]} only; AUROC is undefined; add films of "
+            f"{CLASSES[1 - part['label'].iloc[0]]} to it, or leave the whole split out of the data",
         )
         for split, part in records.groupby("split")
         if part["label"].nunique() < 2
@@ -165,6 +171,22 @@ def _shared_patients(records: pd.DataFrame) -> list[Finding]:
 
 
 def _unknown_patients(records: pd.DataFrame) -> list[Finding]:
+    """Find films with no patient but their own name, which are cut as if each were of somebody else."""
+    names = [PurePosixPath(name) for name in records["id"]]
+    own = [
+        name.stem == patient and not PATIENT.match(name.name)
+        for name, patient in zip(names, records["patient"], strict=True)
+    ]
+    alone = records[own]
+    message = (
+        "films whose names follow no known scheme, so each counts as a patient of its own: `by patient` means by file, "
+        "and figures flatter where a patient has several; name the patients in a CSV's column `patient` (data.root=CSV)"
+    )
+    examples = alone["id"].head(SHOWN).tolist()
+    return [Finding("warning", "unknown_patients", len(alone), message, examples)] if len(alone) else []
+
+
+def _unknown_subtypes(records: pd.DataFrame) -> list[Finding]:
     lonely = records[(records["patient"] != "") & records["subtype"].eq("unknown")]
     message = "pneumonias of unknown kind (bacteria or virus): their names follow no known scheme"
     return [Finding("warning", "unknown_subtype", len(lonely), message)] if len(lonely) else []

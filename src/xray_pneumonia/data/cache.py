@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.progress import track
 
 from xray_pneumonia.data import images
+from xray_pneumonia.data.files import LINK_TO_FOLDER
 from xray_pneumonia.data.images import Gray
 from xray_pneumonia.data.limits import ImageError
 
@@ -104,6 +105,8 @@ def _decode_file(path: str, *, image_size: int) -> tuple[Gray | int, dict[str, A
     try:
         if not path:
             raise ImageError("link_outside_root", "is a link that leads out of the data's folder")
+        if os.path.islink(path) and os.path.isdir(path):
+            raise ImageError(*LINK_TO_FOLDER)
         data = images.read_bytes(path)
         facts["sha256"] = images.sha256(data)
         picture = images.decode(data, image_size)

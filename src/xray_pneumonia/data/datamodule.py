@@ -154,16 +154,29 @@ class XRayDataModule(pl.LightningDataModule):
         return roles
 
     def _require_usable(self) -> None:
-        labels = self.records.groupby("split")["label"]
         for split in ("train", "val"):
-            if split not in labels.groups or labels.get_group(split).nunique() < 2:
-                raise InputError(f"the {split} split needs images of both classes; give it more patients of each class")
-        size = len(labels.get_group("val"))
+            part = self.records[self.records["split"] == split]
+            counts = [int((part["label"] == label).sum()) for label in range(len(tables.CLASSES))]
+            if not all(counts):
+                held = " and ".join(f"{count} {name}" for count, name in zip(counts, tables.CLASSES, strict=True))
+                raise InputError(
+                    f"the {split} split needs images of both classes, and holds {held}, of {part['patient'].nunique()} "
+                    f"patients; {self._cure(split)}, or add patients of the class that it lacks"
+                )
+        size = int(self.records["split"].eq("val").sum())
         if self._split == "official" and size < MIN_VAL_IMAGES:
             raise InputError(
                 f"data.split=official: the folder's validation split holds {size} images, too few to choose anything "
                 f"({MIN_VAL_IMAGES} is the least); use data.split=patient, which cuts it from train by patient"
             )
+
+    def _cure(self, split: str) -> str:
+        """Say which key gives a split more images."""
+        if self._split == "official":
+            return "data.split=official takes the folder's own; use data.split=patient"
+        if self._folds:
+            return f"data.folds={self._folds}: use fewer folds" if split == "val" else "use more data.folds"
+        return f"data.val_fraction={self._val_fraction:g}: {'raise' if split == 'val' else 'lower'} it"
 
     def spread_over(self, epochs: int) -> None:
         """Say how many epochs `progressive` has."""

@@ -30,6 +30,13 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # and so does its l
 
 FRONTAL = {"", "AP", "PA"}
 CHEST = re.compile("CHEST|THORAX|LUNG|^$")
+# Defined terms of Modality, ViewPosition and BodyPartExamined (PS3.3 C.7.3.1.1.1, C.8.1.1; PS3.16 Annex L).
+CODES = {
+    "CR", "DX", "CT", "MR", "US", "MG", "XA", "RF", "NM", "PT", "OT", "IO", "PX", "SC", "ES", "XC", "LL", "RL", "LLD",
+    "RLD", "LLO", "RLO", "LATERAL", "ABDOMEN", "PELVIS", "SKULL", "HEAD", "NECK", "SPINE", "CSPINE", "TSPINE",
+    "LSPINE", "BREAST", "SHOULDER", "CLAVICLE", "ARM", "HUMERUS", "ELBOW", "FOREARM", "WRIST", "HAND", "HIP", "LEG",
+    "FEMUR", "KNEE", "ANKLE", "FOOT", "RIB", "STERNUM", "EXTREMITY",
+}  # fmt: skip
 TAGS = [
     "Modality", "ViewPosition", "BodyPartExamined", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel",
     "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PlanarConfiguration",
@@ -106,13 +113,18 @@ def _require_radiograph(film: Dataset, modalities: Collection[str]) -> None:
     modality, view = _word(film, "Modality"), _word(film, "ViewPosition")
     part = _word(film, "BodyPartExamined")
     if modality not in modalities:
-        raise ImageError("wrong_modality", f"modality {modality or 'unknown'}; {', '.join(modalities)} are read")
+        raise ImageError("wrong_modality", f"Modality {_told(modality)}; {', '.join(modalities)} are read")
     if int(film.get("NumberOfFrames") or 1) != 1:
         raise ImageError("multi_frame", f"holds {int(film.NumberOfFrames)} frames")
     if view not in FRONTAL:
-        raise ImageError("wrong_view", f"view {view}; the model knows frontal films, AP and PA")
+        raise ImageError("wrong_view", f"ViewPosition {_told(view)}; the model knows frontal films, AP and PA")
     if not CHEST.search(part):
-        raise ImageError("wrong_body_part", f"body part {part}; the model knows the chest")
+        raise ImageError("wrong_body_part", f"BodyPartExamined {_told(part)}; the model knows the chest")
+
+
+def _told(word: str) -> str:
+    """Repeat a code of the standard and nothing else: what a tag should not hold may be a name."""
+    return word if word in CODES else "is none of the usual codes" if word else "is missing"
 
 
 def _require_gray(film: Dataset) -> None:

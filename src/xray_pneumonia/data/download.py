@@ -23,9 +23,15 @@ def fetch_from_kaggle(dataset: str) -> Path:
         return Path(kagglehub.dataset_download(dataset))
     except Exception as error:  # kagglehub lets through whatever its HTTP library raises
         raise InputError(
-            f"dataset={dataset}: cannot be had from Kaggle ({type(error).__name__}: {error}); check the network, or "
-            "unpack the archive by hand and name the folder with data.root=DIR"
+            f"dataset={dataset}: cannot be had from Kaggle ({type(error).__name__}: {_reason(error)}); check the "
+            "network, or unpack the archive by hand and name the folder with data.root=DIR"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Say in one line why; an HTTP library that got no answer writes its whole chain of errors instead."""
+    said = next(iter(str(error).splitlines()), "no reason given")
+    return "no answer" if "Caused by" in said else said
 
 
 def install(dataset: str, target: Path, *, fetch: Callable[[str], Path] = fetch_from_kaggle) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 JUNK = {"Thumbs.db", "desktop.ini", "__MACOSX"}
+LINK_TO_FOLDER = ("link_to_folder", "is a link to a folder; links are not followed")
 MISSING = "missing"  # the stamp of a file that is not there
 
 
@@ -37,11 +38,8 @@ def find_files(root: Path) -> Iterator[Found]:
         yield _found(root, root.parent, within=None)
         return
     within = os.path.realpath(root) + os.sep
-    for here, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
-        linked = [name for name in folders if os.path.islink(os.path.join(here, name))]
-        for name in sorted([*(name for name in files if not is_hidden(name)), *linked]):
-            yield _found(Path(here, name), root, within=within)
+    for path in walk(root):
+        yield _found(Path(path), root, within=within)
 
 
 def _found(path: Path, root: Path, *, within: str | None) -> Found:
@@ -53,7 +51,7 @@ def _found(path: Path, root: Path, *, within: str | None) -> Found:
     except OSError as error:
         return Found(str(path), name, MISSING, ("unreadable", f"cannot be opened: {error.strerror}"))
     if stat.S_ISDIR(facts.st_mode):
-        return Found(str(path), name, MISSING, ("link_to_folder", "is a link to a folder; links are not followed"))
+        return Found(str(path), name, MISSING, LINK_TO_FOLDER)
     if not stat.S_ISREG(facts.st_mode):
         return Found(str(path), name, MISSING, ("not_a_file", "is a pipe, socket or device, not a regular file"))
     return Found(str(path), name, stamp(facts))
@@ -74,12 +72,15 @@ def stamp(facts: os.stat_result) -> str:
 
 
 def walk(folder: Path) -> Iterator[str]:
-    """Yield the paths of files at any depth; hidden files and what systems leave behind are passed over."""
+    """Yield the paths of files at any depth; hidden files and what systems leave behind are passed over.
+
+    A link to a folder is yielded like a file, for whoever opens it to refuse: what lies behind it is not read.
+    """
     for here, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not is_hidden(name))
-        for name in sorted(files):
-            if not is_hidden(name):
-                yield os.path.join(here, name)
+        linked = [name for name in folders if os.path.islink(os.path.join(here, name))]
+        for name in sorted([*(name for name in files if not is_hidden(name)), *linked]):
+            yield os.path.join(here, name)
 
 
 def is_hidden(name: str) -> bool:

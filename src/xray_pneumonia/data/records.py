@@ -21,8 +21,8 @@ def scan(root: str | Path) -> pd.DataFrame:
     """List the image files below `root`, sorted by id, without opening any of them.
 
     Args:
-        root: a folder with `train|val|test/NORMAL|PNEUMONIA`, or a CSV file with the columns path
-            (relative to the CSV's folder), label (0, 1 or the class name), patient and split.
+        root: a folder with `train|val|test/NORMAL|PNEUMONIA`, or a CSV file (commas, semicolons or tabs) with the
+            columns path (relative to the CSV's folder), label (0, 1 or the class name), patient and split.
 
     Returns:
         Columns `id`, `path`, `label`, `class_name`, `patient`, `subtype`, `split`, `bytes` and
@@ -89,8 +89,12 @@ def _unnest(root: Path) -> Path:
 def _folder_rows(root: Path) -> Iterator[dict[str, object]]:
     splits = [name for name in SPLITS if (root / name).is_dir()]
     if not splits:
-        there = ", ".join(sorted(folder.name for folder in _folders(root))) or "no folders"
-        raise InputError(f"data.root={root}: no images: no folder `train`; expected {_expected()}, found {there}")
+        there = sorted(folder.name for folder in _folders(root))
+        cure = "; put both below `train` to train on them, or judge a model on them with split=external"
+        raise InputError(
+            f"data.root={root}: no images: no folder `train`; expected {_expected()}, "
+            f"found {', '.join(there) or 'no folders'}{cure if there == sorted(CLASSES) else ''}"
+        )
     for split in splits:
         found = sorted(folder.name for folder in _folders(root / split))
         if found != sorted(CLASSES):
@@ -104,27 +108,45 @@ def _folder_rows(root: Path) -> Iterator[dict[str, object]]:
 
 
 def _csv_rows(csv: Path) -> Iterator[dict[str, object]]:
-    try:
-        table = pd.read_csv(csv, dtype=str, keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise InputError(f"{csv}: is not a CSV table in UTF-8: {error}") from error
-    missing = [column for column in CSV_COLUMNS if column not in table]
-    if missing:
-        raise InputError(
-            f"{csv}: lacks the columns {', '.join(missing)}; expected {', '.join(CSV_COLUMNS)}, "
-            f"found {', '.join(table.columns)}"
-        )
-    if table["path"].duplicated().any():
-        raise InputError(f"{csv}: names {table['path'][table['path'].duplicated()].iloc[0]!r} twice")
     labels = {"0": 0, "1": 1, **{name: label for label, name in enumerate(CLASSES)}}
-    for line, row in enumerate(table.to_dict("records"), start=2):
+    seen: dict[object, int] = {}
+    for line, row in enumerate(_csv_table(csv).to_dict("records"), start=2):
         label = labels.get(row["label"])
         if label is None or row["split"] not in SPLITS or not row["patient"]:
             raise InputError(
                 f"{csv}, line {line}: label={row['label']!r} split={row['split']!r} patient={row['patient']!r}; "
                 f"label is 0, 1, {' or '.join(CLASSES)}, split one of {', '.join(SPLITS)}, patient not empty"
             )
-        yield _row(csv.parent, csv.parent / row["path"], label=label, split=row["split"]) | {"patient": row["patient"]}
+        if not row["path"].strip() or "\0" in row["path"]:
+            raise InputError(f"{csv}, line {line}: path={row['path']!r} names no file")
+        found = _row(csv.parent, csv.parent / row["path"], label=label, split=row["split"])
+        if not found["path"] and str(found["id"]).startswith(".."):
+            raise InputError(
+                f"{csv}, line {line}: path={row['path']!r} lies outside the folder of the CSV, and nothing outside of "
+                "it is read; put the CSV into a folder that holds all its files"
+            )
+        first = seen.setdefault(found["id"], line)
+        if first != line:
+            raise InputError(f"{csv}: names {found['id']!r} twice, in the lines {first} and {line}; remove one")
+        yield found | {"patient": row["patient"]}
+
+
+def _csv_table(csv: Path) -> pd.DataFrame:
+    """Read a table whose columns are separated by what its header has most of, their names in any case."""
+    try:
+        with csv.open(encoding="utf-8") as file:
+            separator = max(",;\t", key=file.readline().count)
+        table = pd.read_csv(csv, sep=separator, dtype=str, keep_default_na=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise InputError(f"{csv}: is not a CSV table in UTF-8: {error}") from error
+    table.columns = pd.Index([str(name).strip().lower() for name in table.columns])
+    if any(list(table.columns).count(column) != 1 for column in CSV_COLUMNS):
+        raise InputError(
+            f"{csv}: needs each of the columns {', '.join(CSV_COLUMNS)} once, found {', '.join(table.columns)}"
+        )
+    if table.empty:
+        raise InputError(f"{csv}: holds a header and no rows; write one line for each image")
+    return table
 
 
 def _row(root: Path, path: Path, *, label: int, split: str) -> dict[str, object]:

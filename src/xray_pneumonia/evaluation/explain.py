@@ -83,17 +83,17 @@ def likeness_to_random(net: nn.Module, images: Gray, *, seed: int, draws: int = 
 
     Returns:
         The mean rank correlation over images and draws; above `MOST_ALIKE` the maps do not depend on what
-        was learned. 1 when no layer or no map can be compared.
+        was learned. NaN when no map can be compared: there is no layer, or no evidence in any image.
     """
     mine = grad_cam(net, images)
     if mine is None:
-        return 1.0
+        return np.nan
     likeness = []
     for draw in range(draws):
         other = grad_cam(_randomised(net, seed + draw), images)
         pairs = zip(mine, other if other is not None else mine, strict=True)
         likeness += [_likeness(one, two) for one, two in pairs if np.ptp(one) > 0 and np.ptp(two) > 0]
-    return float(np.mean(likeness)) if likeness else 1.0
+    return float(np.mean(likeness)) if likeness else np.nan
 
 
 def _likeness(one: npt.NDArray[np.float32], two: npt.NDArray[np.float32]) -> float:

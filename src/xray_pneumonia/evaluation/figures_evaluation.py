@@ -89,6 +89,7 @@ def coverage_and_accuracy(judgement: Judgement) -> Figure:
     for row in line.drop_duplicates("coverage").itertuples():
         curve.annotate(f"{row.error:.1%}", (row.coverage, row.accuracy), (4, 5), textcoords="offset points", fontsize=8)  # type: ignore[arg-type, str-format]
     if line.empty:
+        curve.set(xlim=(0, 1), ylim=(0, 1))
         curve.text(0.5, 0.5, "not known: bands are fitted on\nvalidation predictions", ha="center", va="center")
     curve.set(xlabel="share of images answered", ylabel="accuracy of the answers", title="Promised error of each class")
     counts = judgement.answers.to_numpy(float)
@@ -108,6 +109,7 @@ def robustness_curves(table: pd.DataFrame) -> Figure:
     kinds = [kind for kind in table["kind"].unique() if kind != CLEAN]
     figure = Figure(figsize=(11, 2.3 * -(-len(kinds) // 5)), layout="constrained")
     clean = table.loc[table["kind"] == CLEAN].iloc[0]
+    floor = np.nanmin([0.42, *table[["auroc", "balanced_accuracy", "low"]].to_numpy(float).ravel()]) - 0.02
     for axes, kind in zip(
         figure.subplots(-(-len(kinds) // 5), 5, sharey=True, squeeze=False).flat, kinds, strict=False
     ):
@@ -116,7 +118,7 @@ def robustness_curves(table: pd.DataFrame) -> Figure:
         axes.fill_between(part["strength"], part["low"], part["high"], color=SOFT, alpha=0.5, lw=0)
         axes.plot(part["strength"], part["auroc"], "o-", color=INK, ms=3, label="AUROC")
         axes.plot(part["strength"], part["balanced_accuracy"], "s--", color=WARM, ms=3, label="balanced accuracy")
-        axes.set(title=kind, ylim=(0.4, 1.02))
+        axes.set(title=kind, ylim=(floor, 1.02))
         axes.set_xticks(range(1, 6))
     for axes in figure.axes[len(kinds) :]:
         axes.set_axis_off()

@@ -98,7 +98,8 @@ def delong(label: npt.ArrayLike, score: npt.ArrayLike, patient: npt.ArrayLike | 
     """
     area, variance = _areas(np.asarray(label), np.asarray(score, np.float64)[None], patient)
     half = float(norm.ppf((1 + CONFIDENCE) / 2)) * float(np.sqrt(variance[0, 0]))
-    return Estimate(float(area[0]), float(area[0]) - half, min(1.0, float(area[0]) + half), "DeLong")
+    low, high = np.clip([area[0] - half, area[0] + half], 0, 1)
+    return Estimate(float(area[0]), float(low), float(high), "DeLong")
 
 
 def delong_difference(

@@ -1,5 +1,7 @@
 """Numbers in words, for readers who see patients and not distributions."""
 
+from typing import Any
+
 import numpy as np
 
 from xray_pneumonia.evaluation.abstention import ANSWERS
@@ -21,12 +23,18 @@ TITLES = {
     "calibration_error": "calibration error",
 }
 SPLITS = {"val": "validation", "shift": "shifted", "test": "test", "external": "external test"}
+LIKE_CHANCE = 0.02  # a share of attention so close to that of chance tells nothing
 BANDS = ((0.8, "poor"), (0.9, "fair"), (0.97, "good"), (2.0, "very good"))
 
 
 def percent(value: float) -> str:
     """Write 0.953 as 95.3 %."""
     return "undefined" if np.isnan(value) else f"{100 * value:.1f} %"
+
+
+def number(value: float) -> str:
+    """Write three digits."""
+    return "undefined" if np.isnan(value) else f"{value:.3f}"
 
 
 def spread(estimate: Estimate) -> str:
@@ -60,6 +68,27 @@ def small_sample(*, right: int, images: int) -> str:
     """Say what so few images could have shown."""
     low, high = wilson(right, images)
     return f"{right} of {images} right is {percent(right / images)}, anywhere from {percent(low)} to {percent(high)}"
+
+
+def attention(maps: dict[str, Any], *, uniform: float) -> str:
+    """Say how much of the attention lies on the border, on how many maps that rests, and whether it is much.
+
+    Args:
+        maps: `border`, a share, and `measured`, the maps with any attention.
+        uniform: the share of the border in a map that is the same everywhere.
+    """
+    share, count = maps["border"], maps["measured"]
+    if np.isnan(share):
+        return (
+            "In none of the films does anything speak for PNEUMONIA to this model, so it has no attention to measure."
+        )
+    verdict = (
+        "more than" if share > uniform + LIKE_CHANCE else "less than" if share < uniform - LIKE_CHANCE else "about as"
+    )
+    return (
+        f"{percent(share)} of the attention (mean of {count} maps) lies within an eighth of the side from the edge, "
+        f"where there is no lung: {verdict} chance, as a map that is the same everywhere has {percent(uniform)} there."
+    )
 
 
 def _ordering(area: Estimate) -> list[str]:

@@ -85,10 +85,22 @@ def _draw_maps(
     if maps is None:
         dossier.maps = {"none": "the net has no layer whose output is a map of the image, so there is nothing to show"}
         return
-    every = explain.grad_cam(net, images[np.linspace(0, len(images) - 1, min(MAPPED, len(images))).astype(int)])
+    some = np.linspace(0, len(images) - 1, min(MAPPED, len(images))).astype(int)
+    every = explain.grad_cam(net, images[some])
+    measured = every if every is not None else maps
     likeness = explain.likeness_to_random(net, shown, seed=settings.seed)
-    border = explain.border_attention(every if every is not None else maps)
-    dossier.maps = {"border": border, "likeness": likeness, "bound": explain.MOST_ALIKE}
+    dossier.maps = {
+        "border": explain.border_attention(measured),
+        "measured": int(measured.any(axis=(1, 2)).sum()),
+        "likeness": likeness,
+        "bound": explain.MOST_ALIKE,
+    }
+    if np.isnan(likeness):
+        dossier.maps["none"] = (
+            "the maps are withheld: nothing in these films speaks for PNEUMONIA to this model, or to nets with random "
+            "weights, so there is nothing to compare"
+        )
+        return
     if likeness > explain.MOST_ALIKE:
         dossier.maps["none"] = (
             f"the maps are withheld: nets with random weights draw much the same (rank correlation {likeness:.2f}, at "

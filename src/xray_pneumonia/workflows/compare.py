@@ -24,7 +24,7 @@ from xray_pneumonia.schema import nearest
 from xray_pneumonia.tracking import search
 from xray_pneumonia.tracking.search import Found
 from xray_pneumonia.tracking.store import Store, masked, open_existing
-from xray_pneumonia.workflows.side_by_side import Format, show, show_test
+from xray_pneumonia.workflows.side_by_side import Format, basis, show, show_test
 
 TESTED = ("auroc", "accuracy", "sensitivity", "specificity")
 THRESHOLD = 0.5  # until an operating point is chosen on validation
@@ -80,6 +80,8 @@ def main(cfg: DictConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     table.to_csv(folder / "runs.csv")
     show(table, list(cfg.metrics), cfg.format)
+    if cfg.format != "csv":
+        print("\n".join(["", *basis([run.metrics for run in found], cfg.metrics, threshold=THRESHOLD)]))
     pair = _pair(cfg.pair, groups)
     if pair:
         by_id = {run.run_id: run for run in found}

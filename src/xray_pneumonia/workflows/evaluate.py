@@ -18,7 +18,7 @@ from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.comparison import Difference, compare
 from xray_pneumonia.evaluation.judgement import Judgement, judge
 from xray_pneumonia.evaluation.settings import EvaluationSettings
-from xray_pneumonia.evaluation.wording import SPLITS, TITLES
+from xray_pneumonia.evaluation.wording import SPLITS, TITLES, number
 from xray_pneumonia.tracking.ledger import Opening, opened_before, record_opening
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run, start_run
@@ -216,8 +216,9 @@ def _print(judgement: Judgement, dossier: Dossier, console: Console) -> None:
         rows.add_column(column)
     differences = {one.name: one for one in dossier.differences}
     for name, words in TITLES.items():
-        more = [f"{differences[name].second:.3f}", f"{differences[name].p_value:.3f}"] if differences else []
-        rows.add_row(words, str(judgement.at_point[name]), f"{judgement.at_half[name].value:.3f}", *more)
+        other = [differences[name].second, differences[name].p_value] if differences else []
+        plain = [number(value) for value in (judgement.at_half[name].value, *other)]
+        rows.add_row(words, str(judgement.at_point[name]), *plain)
     console.print(rows)
     if dossier.openings:
         times = "once, just now" if len(dossier.openings) == 1 else f"{len(dossier.openings)} times, this one included"

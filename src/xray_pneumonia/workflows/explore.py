@@ -103,7 +103,7 @@ def _augmented(data: XRayDataModule, augmentation: Augmentation, row: int, seed:
 def _sizes(records: pd.DataFrame) -> list[list[object]]:
     groups = records[records["error"] == ""].groupby(["class_name", "mode"])
     table = groups.agg(n=("id", "size"), w=("width", "median"), h=("height", "median"), b=("bytes", "median"))
-    return [[*key, row.n, int(row.w), int(row.h), round(row.b / 1e3, 1)] for key, row in table.iterrows()]  # type: ignore[misc]
+    return [[*key, int(row.n), int(row.w), int(row.h), round(row.b / 1e3, 1)] for key, row in table.iterrows()]  # type: ignore[misc]
 
 
 def _print(data: XRayDataModule, console: Console) -> None:

@@ -115,9 +115,11 @@ def _read_all(source: Path, answers: Answers, decoders: Decoders, reader: Reader
     for batch in _shown(decoders.batches(filter(answers.lack, find_files(source)), cfg.batch_size), total):
         seen = [attempt for attempt in batch if attempt.pixels is not None]
         if maps is None and seen:
-            maps = _maps_mean_something(reader, np.stack([one.pixels for one in seen[:TRIED]]))  # type: ignore[misc]
+            maps = _maps_mean_something(reader, np.stack([one.pixels for one in seen]))  # type: ignore[misc]
         read = iter(_answered(seen, reader, answers.folder if maps else None))
         answers.add([next(read) if attempt.pixels is not None else _failed(attempt) for attempt in batch])
+    if cfg.explain and maps is None:
+        log.warning("no heat map was drawn: in none of the films does anything speak for PNEUMONIA")
 
 
 def _shown(batches: Iterable[list[Attempt]], total: int) -> Iterator[list[Attempt]]:
@@ -149,7 +151,7 @@ def _answered(attempts: list[Attempt], reader: Reader, maps: Path | None) -> lis
             "flags": flags[place],
             **{name: answer[name] for name in ("probability", "label", "operating_point")},
         }
-        if maps and heat is not None:
+        if maps and heat is not None and heat[place].any():  # a map without evidence shows nothing
             row["heat_map"] = f"{HEAT_MAPS}/{attempt.sha256[:32]}.png"
             (maps / HEAT_MAPS).mkdir(exist_ok=True)
             film: Any = attempt.pixels
@@ -182,10 +184,17 @@ def _described(attempt: Attempt) -> Row:
     }
 
 
-def _maps_mean_something(reader: Reader, films: Any) -> bool:
-    """Try on a few films whether nets with random weights would draw the same maps."""
+def _maps_mean_something(reader: Reader, films: Any) -> bool | None:
+    """Try whether nets with random weights would draw the same maps; None where no film has one to compare."""
     assert reader.net is not None
-    likeness = explain.likeness_to_random(reader.net, films, seed=0)
+    maps = explain.grad_cam(reader.net, films)
+    if maps is None:
+        log.warning("heat maps are withheld: the net has no layer whose output is a map of the image")
+        return False
+    telling = films[maps.any(axis=(1, 2))][:TRIED]
+    likeness = explain.likeness_to_random(reader.net, telling, seed=0) if len(telling) else np.nan
+    if np.isnan(likeness):
+        return None
     if likeness > explain.MOST_ALIKE:
         log.warning(
             "heat maps are withheld: nets with random weights draw much the same (rank correlation %.2f, at most %g is "

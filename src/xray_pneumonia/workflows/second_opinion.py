@@ -125,8 +125,9 @@ def print_outcome(outcome: Outcome, reader: Reader, folder: Path, console: Conso
     for name, meaning in MEANS.items():
         count = outcome.decisions[name]
         table.add_row(name, str(count), percent(count / answered) if answered else "", meaning)
-    for code, count in outcome.failures.most_common():
-        table.add_row(f"[red]{code}[/red]", str(count), "", "could not be read; see the column message")
+    for place, (code, count) in enumerate(outcome.failures.most_common()):
+        meaning = "likewise" if place else "could not be read; see the column message"
+        table.add_row(f"[red]{code}[/red]", str(count), "", meaning)
     console.print(table)
     for name, count in outcome.flags.most_common():
         console.print(f"Flag {name}: {count} ({MEANINGS[name]})", highlight=False)

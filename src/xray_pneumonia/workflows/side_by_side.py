@@ -1,6 +1,7 @@
 """Tables of a comparison, as a terminal, a program or a document wants them."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import pandas as pd
@@ -29,7 +30,7 @@ def show(table: pd.DataFrame, metrics: list[str], kind: Format) -> None:
         print(_markdown(shown.reset_index()))
         return
     console = Console(width=None if Console().is_terminal else 160, markup=False)
-    title = f"{int(table['runs'].sum())} runs, {len(table)} configs"
+    title = f"{_counted(int(table['runs'].sum()), 'run')}, {_counted(len(table), 'config')}"
     whole = _rich(shown.reset_index(), title)
     if console.measure(whole, options=console.options.update(width=ENDLESS)).maximum <= console.width:
         console.print(whole)
@@ -39,6 +40,36 @@ def show(table: pd.DataFrame, metrics: list[str], kind: Format) -> None:
     for place, row in shown.iterrows():
         said = " ".join(f"{key}={row[key]}" for key in keys if row[key] != "-")
         console.print(f"group {place}: {said}", highlight=False)
+
+
+def basis(runs: Sequence[Mapping[str, float]], metrics: Sequence[str], *, threshold: float) -> list[str]:
+    """Say what the figures rest on: how many images and patients, which epoch, which threshold.
+
+    Args:
+        runs: the metrics of each, by name.
+        metrics: the headings of the figures; those of the shifted split start with `shift/`.
+        threshold: of the figures on validation.
+    """
+    sentences = []
+    if any("/" not in name for name in metrics):
+        sentences.append(
+            f"Best epoch, on {_span(runs, 'data/val_images')} validation images of {_span(runs, 'data/val_patients')} "
+            f"patients at threshold {threshold:g}; the epoch was chosen on the same images, so this flatters."
+        )
+    if any("/" in name for name in metrics):
+        sentences.append(
+            f"shift/...: on {_span(runs, 'data/shift_images')} images of {_span(runs, 'data/shift_patients')} patients."
+        )
+    return sentences
+
+
+def _span(runs: Sequence[Mapping[str, float]], name: str) -> str:
+    known = sorted({int(run[name]) for run in runs if name in run})
+    return " to ".join(map(str, dict.fromkeys([known[0], known[-1]]))) if known else "an unknown number of"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _rich(shown: pd.DataFrame, title: str) -> Table:
