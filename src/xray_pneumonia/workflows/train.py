@@ -26,7 +26,7 @@ from xray_pneumonia.sweeps.trial import take_trial
 from xray_pneumonia.tracking.logger import RunLogger
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.store import masked, open_or_journal
-from xray_pneumonia.training import checkpoints, speed
+from xray_pneumonia.training import checkpoints, hashes, speed
 from xray_pneumonia.training.callbacks import build_callbacks
 from xray_pneumonia.training.classifier import PneumoniaClassifier
 from xray_pneumonia.training.inference import predict_logits
@@ -190,7 +190,7 @@ class _Maker:
 
 def _load_best(classifier: PneumoniaClassifier, path: Path) -> int:
     """Load the best epoch's weights; returns its number, counted from 1."""
-    checkpoints.verify(path)
+    hashes.verify(path)
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     classifier.load_state_dict(checkpoint["state_dict"])
     return int(checkpoint["epoch"]) + 1
