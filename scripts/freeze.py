@@ -17,6 +17,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from xray_pneumonia.config import build, plain
+from xray_pneumonia.config_stored import load_stored
+from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.measures import measure
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.models.bundle import CARD, WEIGHTS, Card, file_sha256, read_bundle
@@ -27,19 +30,8 @@ from xray_pneumonia.workflows.ensemble import joint_card, load
 from xray_pneumonia.workflows.evidence import CONFIG, ENVIRONMENT
 
 SHIPPED = Path(__file__).parents[1] / "src" / "xray_pneumonia" / "weights"
+CHOSEN_BY = ("calibration", "operating_point", "abstention_error")  # of the config group `evaluation`
 PLACES = {"home": "mlruns", "  root": "data/chest_xray", "  cache_dir": "mlruns/cache"}
-JUDGED = EvaluationSettings(
-    operating_point="specificity:0.975",
-    calibration="platt",
-    abstention_error=0.02,
-    replicates=2000,
-    prevalences=[0.5],
-    subgroups=[],
-    maps=0,
-    robustness_images=0,
-    report=False,
-    seed=0,
-)
 
 
 def main() -> None:
@@ -88,7 +80,8 @@ WHAT = ("images", "patients")
 
 def join(store: Store, runs: dict[str, str], folder: Path) -> None:
     """Choose operating point and band for the members' mean, on the validation films that they share."""
-    model = load(store, list(runs.values()), JUDGED, operating_point="stored")
+    settings = judged([read_run(store, run_id) for run_id in runs.values()])
+    model = load(store, list(runs.values()), settings, operating_point="stored")
     if model.validation is None:
         raise TypeError("the models of runs hold their validation predictions")
     table = model.decision.calibration.apply(model.validation)
@@ -98,6 +91,20 @@ def join(store: Store, runs: dict[str, str], folder: Path) -> None:
     card = replace(card, evidence=own | {key: found[key.removeprefix("val/")] for key in own if key[4:] in found})
     save_ensemble(folder, list(runs), card)
     print(folder.name, {key: round(value, 4) for key, value in found.items()})
+
+
+def judged(members: list[StoredRun]) -> EvaluationSettings:
+    """Read from the members' own configs how they were judged, as what they answer together will be.
+
+    Raises:
+        InputError: one was judged in another way than the first.
+    """
+    nodes = [plain(load_stored(run.config, origin=f"run_id={run.run_id}")["evaluation"]) for run in members]
+    for run, node in zip(members, nodes, strict=True):
+        if other := [key for key in CHOSEN_BY if node[key] != nodes[0][key]]:
+            differs = ", ".join(f"evaluation.{key}={node[key]}, {nodes[0][key]} in the first" for key in other)
+            raise InputError(f"run_id={run.run_id}: {differs}; train the members of an ensemble with one config")
+    return build(nodes[0])  # type: ignore[no-any-return]
 
 
 if __name__ == "__main__":

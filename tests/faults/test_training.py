@@ -61,6 +61,22 @@ def test_f13_what_is_no_number_ends_the_run_and_is_never_best(xray, tiny, home, 
         assert all(math.isfinite(one.value) for one in client.get_metric_history(run.info.run_id, metric)), metric
 
 
+def test_a_validation_of_one_class_names_the_keys_and_the_cure(xray, tiny):
+    few = ["trainer.limit_val_batches=1", "data.batch_size=2"]
+    outcome = xray("train", *tiny, *few)
+    assert (outcome.code, outcome.err.count("\n  ")) == (2, 0)
+    said = outcome.err.splitlines()[-1]
+    assert "trainer.limit_val_batches=1: the 2 images" in said
+    assert "monitor=val/auroc" in said
+    assert xray("train", *tiny, *few, "trainer.max_epochs=1", "monitor=val/loss", "mode=min").code == 0
+
+
+def test_a_smoke_test_validates_on_both_classes_though_records_come_class_by_class(xray, tiny):
+    outcome = xray("train", *tiny, "trainer=smoke", "trainer.max_epochs=1", "data.batch_size=2")
+    assert outcome.code == 0, outcome.err
+    assert "val/auroc=" in outcome.out
+
+
 def workers_of(process):
     """The processes that prepare its batches."""
     with_spawn = psutil.Process(process.pid).children()

@@ -14,8 +14,8 @@ from xray_pneumonia.training.checkpoints import (
     clear,
     drop_previous,
     newest_valid,
-    verify,
 )
+from xray_pneumonia.training.hashes import verify
 
 
 def checkpoint(epoch):

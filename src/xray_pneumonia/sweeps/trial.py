@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
@@ -19,11 +19,11 @@ from xray_pneumonia.config import build
 from xray_pneumonia.errors import InputError, Stopped
 from xray_pneumonia.sweeps import replicates
 from xray_pneumonia.sweeps.liveness import heartbeat
-from xray_pneumonia.sweeps.plan import read_settings
 from xray_pneumonia.sweeps.reporting import EpochReport, Watch, ending
 from xray_pneumonia.sweeps.samplers import build_pruner
 from xray_pneumonia.sweeps.settings import SweepSettings
 from xray_pneumonia.sweeps.storage import lost_connection, open_storage, patiently, resolve
+from xray_pneumonia.sweeps.ticket import Ticket
 from xray_pneumonia.tracking.liveness import identity
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.search import PARENT, find
@@ -31,37 +31,6 @@ from xray_pneumonia.tracking.store import Store, open_store
 
 log = logging.getLogger(__name__)
 Train = Callable[[DictConfig, Watch], Any]
-
-
-@dataclass(frozen=True)
-class Ticket:
-    """What the sweeper hands to a job: `sweep.trial`."""
-
-    id: int
-    number: int
-    study: str
-    parent: str
-    objectives: dict[str, str]
-    point: dict[str, Any]
-
-
-def take_trial(cfg: DictConfig) -> "Trial | None":
-    """Take the sweep's keys out of a config: what is left is one training, the same with or without a sweep.
-
-    Raises:
-        InputError: a search was asked for without `-m`.
-    """
-    with open_dict(cfg):
-        node = cfg.pop("sweep", None)
-        cfg.pop("workers", None)
-    if node is None:
-        return None
-    if node.trial is None:
-        if node.space or node.seeds or node.folds:
-            raise InputError("sweep: a sweep needs -m: xray train -m sweep=...")
-        return None
-    settings = read_settings(OmegaConf.create({"sweep": node}))
-    return Trial(settings, Ticket(**settings.trial or {}), cfg)
 
 
 @dataclass

@@ -1,14 +1,8 @@
-"""Checkpoints that are whole or not there: written aside, flushed, read back, hashed, then renamed.
+"""Checkpoints that are whole or not there: written aside, flushed, read back, hashed (see `hashes`), then renamed."""
 
-Beside each file stands its SHA-256, in the form that `sha256sum -c` reads. The hash is written before the rename,
-with that of the file it replaces, so that whatever a kill leaves under a name can be told from damage.
-"""
-
-import hashlib
 import logging
 import os
 import shutil
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +12,8 @@ import torch
 from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from xray_pneumonia.errors import CheckpointDamaged, CheckpointNotSaved, InputError
+from xray_pneumonia.training.hashes import LAST, PREVIOUS, beside, digest, is_whole, record, recorded, verify
 
-LAST = "last.ckpt"
-PREVIOUS = "last.prev.ckpt"  # what `last.ckpt` was before; the way back when that one is damaged
 DAMAGED = "last.damaged.ckpt"
 BEST = "best.ckpt"
 STATE = "xray"  # the key of a checkpoint under which `keeper.Keeper` keeps what Lightning does not
@@ -51,7 +44,7 @@ class AtomicCheckpointIO(CheckpointIO):
     def remove_checkpoint(self, path: Any) -> None:
         """Delete a checkpoint that a better one replaced."""
         Path(path).unlink(missing_ok=True)
-        _sums(Path(path)).unlink(missing_ok=True)
+        beside(Path(path)).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -118,44 +111,16 @@ def clear(folder: Path, saved: Saved) -> None:
     if saved.path.name != LAST and os.path.lexists(folder / LAST):
         os.replace(folder / LAST, folder / DAMAGED)
     previous = folder / PREVIOUS
-    also = [_digest(previous)] if saved.path.name == LAST and previous.is_file() and _is_whole(previous) else []
-    _record(folder / LAST, [_digest(saved.path), *also])
-    if (folder / BEST).is_file() and _is_whole(folder / BEST):
-        _record(folder / BEST, [_digest(folder / BEST)])
+    also = [digest(previous)] if saved.path.name == LAST and previous.is_file() and is_whole(previous) else []
+    record(folder / LAST, [digest(saved.path), *also])
+    if (folder / BEST).is_file() and is_whole(folder / BEST):
+        record(folder / BEST, [digest(folder / BEST)])
 
 
 def drop_previous(folder: Path) -> None:
     """Remove the way back once the training is over."""
     (folder / PREVIOUS).unlink(missing_ok=True)
-    _record(folder / LAST, [_recorded(folder / LAST)[0]])
-
-
-def verify(path: Path) -> None:
-    """Compare a file with the hash beside it.
-
-    Raises:
-        CheckpointDamaged: it is no regular file, cannot be read, or is not what was written.
-    """
-    try:
-        if not stat.S_ISREG(path.lstat().st_mode):
-            raise CheckpointDamaged(f"{path}: damaged: it is a link or no file at all")
-        found = _digest(path)
-    except OSError as error:
-        raise CheckpointDamaged(f"{path}: damaged: {error.strerror}") from error
-    known = _recorded(path.with_name(LAST) if path.name == PREVIOUS else path)
-    if found not in known:
-        written = f"not {known[0][:12]}..., which was written" if known else "and no hash is beside it"
-        raise CheckpointDamaged(
-            f"{path}: damaged: {path.stat().st_size} bytes whose sha256 is {found[:12]}..., {written}"
-        )
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        verify(path)
-    except CheckpointDamaged:
-        return False
-    return True
+    record(folder / LAST, [recorded(folder / LAST)[0]])
 
 
 def _read(path: Path) -> Saved:
@@ -176,44 +141,16 @@ def _replace(path: Path, checkpoint: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         torch.load(draft, map_location="cpu", weights_only=True, mmap=True)
-        digest = _digest(draft)
-        _record(path, [digest, *_recorded(path)[:1]])
+        written = digest(draft)
+        record(path, [written, *recorded(path)[:1]])
         if path.name == LAST and path.exists():
             os.replace(path, path.with_name(PREVIOUS))
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
     if path.name != LAST:
-        _record(path, [digest])
+        record(path, [written])
     _flush(path.parent)
-
-
-def _record(path: Path, digests: list[str]) -> None:
-    """Write the hash of a file, and of the one before it where it is kept or still there."""
-    names = [path.name, PREVIOUS if path.name == LAST else path.name]
-    draft = path.with_name(f".{path.name}.sha256.tmp")
-    try:
-        with draft.open("w", encoding="ascii") as file:
-            file.writelines(f"{digest}  {name}\n" for digest, name in zip(digests, names, strict=False))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, _sums(path))
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def _recorded(path: Path) -> list[str]:
-    sums = _sums(path)
-    return [line[:64] for line in sums.read_text(encoding="ascii").splitlines()] if sums.is_file() else []
-
-
-def _sums(path: Path) -> Path:
-    return path.with_name(f"{path.name}.sha256")
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(folder: Path) -> None:

@@ -10,8 +10,9 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from xray_pneumonia.training import randomness
-from xray_pneumonia.training.checkpoints import LAST, STATE
+from xray_pneumonia.training.checkpoints import STATE
 from xray_pneumonia.training.clock import EpochClock
+from xray_pneumonia.training.hashes import LAST
 from xray_pneumonia.training.stopping import Stopping
 
 

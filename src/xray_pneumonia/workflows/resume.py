@@ -21,7 +21,8 @@ from xray_pneumonia.tracking.beginning import run_folder
 from xray_pneumonia.tracking.liveness import alive
 from xray_pneumonia.tracking.search import Found, find, get, mark_running
 from xray_pneumonia.tracking.store import Store, open_existing, open_store
-from xray_pneumonia.training.checkpoints import BEST, Saved, clear, newest_valid, verify
+from xray_pneumonia.training.checkpoints import BEST, Saved, clear, newest_valid
+from xray_pneumonia.training.hashes import verify
 from xray_pneumonia.training.trainer import TrainerSettings
 from xray_pneumonia.workflows.recording import RECORDS, config_sha256, records_table
 

@@ -22,19 +22,18 @@ from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.metrics import classification_metrics
 from xray_pneumonia.models.pixels import takes
 from xray_pneumonia.ranges import Monitor, Seed
-from xray_pneumonia.sweeps.trial import take_trial
+from xray_pneumonia.sweeps.ticket import take_trial
 from xray_pneumonia.tracking.logger import RunLogger
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.store import masked, open_or_journal
-from xray_pneumonia.training import checkpoints, speed
+from xray_pneumonia.training import checkpoints, hashes, speed
 from xray_pneumonia.training.callbacks import build_callbacks
 from xray_pneumonia.training.classifier import PneumoniaClassifier
 from xray_pneumonia.training.inference import predict_logits
 from xray_pneumonia.training.trainer import TrainerSettings, build_trainer, fit
 from xray_pneumonia.training.watching import Recheck
 from xray_pneumonia.workflows import resume
-from xray_pneumonia.workflows.recording import THRESHOLD, Trained, record_bundle, record_origin, record_result
-from xray_pneumonia.workflows.validation import judge_shift, judge_validation
+from xray_pneumonia.workflows.recording import THRESHOLD, Trained, record_origin
 from xray_pneumonia.workflows.watching import Watch
 
 
@@ -153,6 +152,10 @@ def _conclude(
     cfg: DictConfig, classifier: PneumoniaClassifier, data: XRayDataModule, run: Run, trainer: pl.Trainer
 ) -> Trained:
     """Judge the best epoch on validation and record what came out."""
+    # Pages, figures and heat maps: they take seconds to import, which no first step waits for.
+    from xray_pneumonia.workflows.result import record_bundle, record_result
+    from xray_pneumonia.workflows.validation import judge_shift, judge_validation
+
     folder = run.folder / "checkpoints"
     best_epoch = _load_best(classifier, folder / checkpoints.BEST)
     table = _predict(classifier.net, data, trainer.strategy.root_device)
@@ -190,7 +193,7 @@ class _Maker:
 
 def _load_best(classifier: PneumoniaClassifier, path: Path) -> int:
     """Load the best epoch's weights; returns its number, counted from 1."""
-    checkpoints.verify(path)
+    hashes.verify(path)
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     classifier.load_state_dict(checkpoint["state_dict"])
     return int(checkpoint["epoch"]) + 1

@@ -1,0 +1,36 @@
+"""From a command to its first step: only what that step needs is imported before it."""
+
+import subprocess
+import sys
+
+from hydra import compose, initialize_config_module
+
+from xray_pneumonia.config import build
+
+# matplotlib is not among them: Lightning needs torchmetrics, which imports it wherever it is installed.
+LATER = ["albumentations", "captum", "jinja2", "optuna", "plotly", "sklearn", "xray_pneumonia.evaluation.figures"]
+COMMAND = f"""
+import sys
+from xray_pneumonia import cli
+from xray_pneumonia.errors import InputError
+from xray_pneumonia.training.classifier import PneumoniaClassifier
+
+def first_step(*_):
+    print("imported:", *(name for name in {LATER} if name in sys.modules))
+    raise InputError("that was the first step")
+
+PneumoniaClassifier.on_train_batch_end = first_step
+sys.exit(cli.main())
+"""
+
+
+def test_the_first_step_waits_for_nothing_that_a_later_one_needs(tiny, tmp_path):
+    with initialize_config_module("xray_pneumonia.conf", version_base="1.3"):
+        cfg = compose("train", [*tiny, "augmentation=light"])
+    build(cfg.data, build(cfg.augmentation)).prepare()  # audited once, with scikit-learn, then never again
+    options = ["augmentation=light", "tracking.experiment_name=start", "resume=new"]
+    command = [sys.executable, "-c", COMMAND, "train", *tiny, *options]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1] == "xray: that was the first step"
+    assert done.stdout.splitlines()[-1].strip() == "imported:"
