@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("root", type=Path, help="a folder of X-rays in the public layout")
     parser.add_argument("--originals", type=Path, help="a folder with full-size films")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=20, help="of each training; the first four only warm up")
+    parser.add_argument("--steps", type=int, default=16, help="of each training; the first four only warm up")
     asked, start = parser.parse_args(), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         timed("xray_none", asked.root, folder, steps=asked.steps)  # makes the cache and the store
@@ -156,7 +156,7 @@ def main() -> None:
         if asked.originals:
             rows.append(originals_row(asked.originals.resolve(), Path(folder)))
     append(rows, seconds=time.perf_counter() - start, rounds=asked.rounds)
-    subprocess.run([sys.executable, str(HERE / "inference.py")], check=True)
+    subprocess.run([sys.executable, str(HERE / "inference.py"), "--images", "256"], check=True)
 
 
 if __name__ == "__main__":
