@@ -2,7 +2,7 @@
 # make test                         set up, lint, types, tests
 # make quick                        the tests without the slow ones
 # make long                         the tests that take minutes, or a server: faults, Slurm, PostgreSQL, simulations
-# make bench [DATA=DIR] [FILMS=DIR]  every figure on speed, alternately, in a quarter of an hour on a quiet machine
+# make bench [DATA=DIR] [FILMS=DIR]  every figure on speed, alternately, in ten minutes on a quiet machine
 PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= $(patsubst %/train,%,$(wildcard data/chest_xray/train))

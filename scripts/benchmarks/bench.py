@@ -32,28 +32,6 @@ start = time.perf_counter()
 cache = open_cache(scan(sys.argv[1]), folder=sys.argv[2], image_size=128)
 print(len(cache.records), time.perf_counter() - start)
 """
-GROWTH = """
-import sys, time
-import numpy as np, pandas as pd, psutil
-from pathlib import Path
-from xray_pneumonia.data.batches import Batches, EpochSampler
-from xray_pneumonia.data.cache import ImageCache
-images, folder = int(sys.argv[1]), Path(sys.argv[2])
-array = np.lib.format.open_memmap(folder / f"{images}.npy", mode="w+", dtype=np.uint8, shape=(images, 128, 128))
-noise = np.random.default_rng(0).integers(0, 256, (1000, 128, 128), np.uint8)
-for start in range(0, images, 1000):
-    array[start : start + 1000] = noise
-array.flush()
-del array
-cached = np.load(folder / f"{images}.npy", mmap_mode="r")
-cache = ImageCache(pd.DataFrame({"label": np.arange(images) % 2}), cached, folder)
-batches = Batches(cache, augmentation=None, seed=0, sides=[128], epochs=1)
-start = time.perf_counter()
-for key in EpochSampler(np.arange(images), batch_size=64, shuffle=True, seed=0):
-    batches[key]
-seconds = time.perf_counter() - start
-print(psutil.Process().memory_info().rss / 2**20, seconds / images * 1e6)
-"""
 
 
 def answer(*command: str, threads: int | None = None) -> str:
@@ -67,12 +45,17 @@ def answer(*command: str, threads: int | None = None) -> str:
     return done.stdout.splitlines()[-1]
 
 
-def contest(root: Path, home: str, *, rounds: int) -> dict[str, dict[str, float]]:
+def timed(way: str, root: Path, home: str, *, steps: int) -> str:
+    """Time one way."""
+    return answer(str(HERE / "steps.py"), way, str(root), home, "--steps", str(steps))
+
+
+def contest(root: Path, home: str, *, rounds: int, steps: int) -> dict[str, dict[str, float]]:
     """Run all ways alternately; returns the median of all that each of them prints."""
     found: dict[str, list[dict[str, float]]] = {}
     for number in range(rounds):
         for way in (*BARE, *XRAY, "first_day"):
-            found.setdefault(way, []).append(json.loads(answer(str(HERE / "steps.py"), way, str(root), home)))
+            found.setdefault(way, []).append(json.loads(timed(way, root, home, steps=steps)))
             print(
                 f"round {number + 1}: {way} {found[way][-1]['step'] * 1000:.0f} ms a step", file=sys.stderr, flush=True
             )
@@ -100,6 +83,7 @@ def steps_rows(found: dict[str, dict[str, float]]) -> list[Row]:
         ("lever: freed memory kept", ratio("allocator", "layout"), ""),
         ("lever: pooling before activation", ratio("pooling", "allocator"), ""),
         ("lever: all threads against one", ratio("pooling", "one_thread"), ""),
+        ("lever: fused RMSprop", ratio("pooling", "plain_step"), ""),
         ("lever: fused AdamW, resnet", ratio("xray_none", "xray_plain_step"), ""),
         ("`augmentation=strong` against `none`, resnet", ratio("xray_strong", "xray_none"), "<= 1.10"),
         ("typing `xray train` to the first step", f"{found['xray_strong']['first']:.1f} s", "<= 9 s"),
@@ -122,12 +106,15 @@ def originals_row(originals: Path, folder: Path) -> Row:
     return (f"{images} originals into the cache", f"{float(seconds):.1f} s", "<= 25 s")
 
 
-def growth_rows(folder: Path) -> list[Row]:
-    """Read an epoch from caches of 5,000 and of 100,000 images."""
-    found = {n: [float(x) for x in answer("-c", GROWTH, str(n), str(folder)).split()] for n in (5_000, 100_000)}
-    small, large = found[5_000], found[100_000]
+def growth_rows(folder: Path, *, steps: int) -> list[Row]:
+    """Train on caches of 5,000 and of 100,000 images."""
+    growth = str(HERE / "growth.py")
+    small, large = (
+        [float(each) for each in answer(growth, str(images), str(folder), "--steps", str(steps)).split()]
+        for images in (5_000, 100_000)
+    )
     return [
-        ("memory of 100,000 images against 5,000", f"{large[0] - small[0]:+.0f} MB", "<= +200 MB"),
+        ("memory of a training on 100,000 images against 5,000", f"{large[0] - small[0]:+.0f} MB", "<= +200 MB"),
         ("time to serve an image of 100,000, of 5,000", f"{large[1]:.1f} us, {small[1]:.1f} us", "flat"),
     ]
 
@@ -159,18 +146,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("root", type=Path, help="a folder of X-rays in the public layout")
     parser.add_argument("--originals", type=Path, help="a folder with full-size films")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=16, help="of each training; the first four only warm up")
     asked, start = parser.parse_args(), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        answer(str(HERE / "steps.py"), "xray_none", str(asked.root), folder)  # makes the cache and the store
-        rows = steps_rows(contest(asked.root, folder, rounds=asked.rounds))
-        rows += growth_rows(Path(folder))
+        timed("xray_none", asked.root, folder, steps=asked.steps)  # makes the cache and the store
+        rows = steps_rows(contest(asked.root, folder, rounds=asked.rounds, steps=asked.steps))
+        rows += growth_rows(Path(folder), steps=asked.steps)
         if asked.originals:
             rows.append(originals_row(asked.originals.resolve(), Path(folder)))
     append(rows, seconds=time.perf_counter() - start, rounds=asked.rounds)
-    inference = HERE / "inference.py"
-    if inference.exists():
-        subprocess.run([sys.executable, str(inference)], check=False)
+    subprocess.run([sys.executable, str(HERE / "inference.py"), "--images", "256"], check=True)
 
 
 if __name__ == "__main__":

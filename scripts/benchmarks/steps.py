@@ -16,14 +16,15 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-STEPS, WARM, BATCH = 20, 4, 64
+WARM, BATCH = 4, 64
 BARE = (
     "array",
     "layout",
     "allocator",
     "pooling",
     "one_thread",
-)  # each adds a lever to the one before; the last is apart
+    "plain_step",
+)  # each adds a lever to the one before; the last two have all but one
 XRAY = {
     "xray": ["experiment=seed_final"],
     "xray_none": ["model=resnet", "augmentation=none"],
@@ -58,15 +59,15 @@ def composed(root: str, home: str, *overrides: str) -> Any:
         return compose("train", [f"data.root={root}", f"home={home}", "experiment=seed_final", *overrides])
 
 
-def bare(way: str, root: str, home: str, clock: Clock) -> dict[str, float]:
+def bare(way: str, root: str, home: str, clock: Clock, steps: int) -> dict[str, float]:
     """Train without any framework, with the levers up to `way`."""
     from torch.utils.flop_counter import FlopCounterMode
 
     from xray_pneumonia.config import build
     from xray_pneumonia.training import speed
 
-    cfg = composed(root, home, "augmentation=none")
-    levers = BARE[1:] if way == "one_thread" else BARE[1 : BARE.index(way) + 1]
+    cfg = composed(root, home, "augmentation=none", f"optimizer.fused={way != 'plain_step'}")
+    levers = BARE[1 : BARE.index(way) + 1]
     if way == "one_thread":
         torch.set_num_threads(1)
     if "allocator" in levers:
@@ -80,7 +81,7 @@ def bare(way: str, root: str, home: str, clock: Clock) -> dict[str, float]:
     net = speed.lay_out(net, channels_last="layout" in levers)
     optimizer, loss = build(cfg.optimizer, net.parameters()), build(cfg.loss, data.class_counts())
     batches = batches_for_ever(data.train_dataloader)
-    for _ in range(STEPS):
+    for _ in range(steps):
         clock.tick()
         batch = next(batches)
         optimizer.zero_grad()
@@ -107,7 +108,7 @@ def ceiling(side: int = 2048) -> float:
     return 2 * side**3 / min(seconds)
 
 
-def first_day(root: str, home: str, clock: Clock) -> None:
+def first_day(root: str, home: str, clock: Clock, steps: int) -> None:
     """Train as one does on the first day with Lightning: files decoded in every epoch, default trainer."""
     import pytorch_lightning as pl
     from torch.utils.data import DataLoader
@@ -134,11 +135,11 @@ def first_day(root: str, home: str, clock: Clock) -> None:
 
     prepare = T.Compose([T.Grayscale(), T.Resize((128, 128)), T.ToTensor()])
     loader = DataLoader(ImageFolder(f"{root}/train", prepare), batch_size=BATCH, shuffle=True)
-    trainer = pl.Trainer(max_epochs=1, limit_train_batches=STEPS, default_root_dir=home, enable_progress_bar=False)
+    trainer = pl.Trainer(max_epochs=1, limit_train_batches=steps, default_root_dir=home, enable_progress_bar=False)
     trainer.fit(FirstDay(), loader)
 
 
-def through_xray(overrides: list[str], root: str, home: str, clock: Clock) -> None:
+def through_xray(overrides: list[str], root: str, home: str, clock: Clock, steps: int) -> None:
     """Train by the command line, MLflow on."""
     from xray_pneumonia import cli
 
@@ -147,7 +148,7 @@ def through_xray(overrides: list[str], root: str, home: str, clock: Clock) -> No
         return self._step(batch, self.outputs["fitting"])  # type: ignore[no-any-return]
 
     sys.argv = ["xray", "train", *overrides, f"data.root={root}", f"home={home}", "trainer=cpu", "trainer.max_epochs=1"]
-    sys.argv += [f"trainer.limit_train_batches={STEPS}", "trainer.limit_val_batches=2", "evaluation=quick"]
+    sys.argv += [f"trainer.limit_train_batches={steps}", "trainer.limit_val_batches=2", "evaluation=quick"]
     from xray_pneumonia.training.classifier import PneumoniaClassifier
 
     PneumoniaClassifier.training_step = watched  # type: ignore[method-assign, assignment]
@@ -162,17 +163,18 @@ def main() -> None:
     parser.add_argument("way", choices=[*BARE, *XRAY, "first_day"])
     parser.add_argument("root", type=Path)
     parser.add_argument("home", type=Path)
+    parser.add_argument("--steps", type=int, default=20, help="of which the first four only warm up")
     asked = parser.parse_args()
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     root, home, clock = str(asked.root.resolve()), str(asked.home.resolve()), Clock()
     torch.manual_seed(0)
     more: dict[str, float] = {}
     if asked.way in BARE:
-        more = bare(asked.way, root, home, clock)
+        more = bare(asked.way, root, home, clock, asked.steps)
     elif asked.way in XRAY:
-        through_xray(XRAY[asked.way], root, home, clock)
+        through_xray(XRAY[asked.way], root, home, clock, asked.steps)
     else:
-        first_day(root, home, clock)
+        first_day(root, home, clock, asked.steps)
     clock.report(**more)
 
 

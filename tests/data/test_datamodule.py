@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from xray_pneumonia.config import build
-from xray_pneumonia.data.batches import AheadLoader
+from xray_pneumonia.data.batches import AheadLoader, EpochSampler
 from xray_pneumonia.data.beside import arrange
 from xray_pneumonia.data.records import fingerprint
 from xray_pneumonia.errors import DataRefused, InputError
@@ -211,25 +211,40 @@ def test_a_gpu_takes_the_images_where_they_fill_a_quarter_of_it(monkeypatch, cap
     assert arrange(torch.device("cpu"), images, None, wanted="auto").resident is None
 
 
-def test_processes_share_the_batches_out(make):
-    data = make("data.batch_size=16", "augmentation=none")
-    data.prepare()
-    whole = [key[1] for key in data.train_dataloader().sampler]
-    shares = []
-    for rank in range(2):
-        sampler = data.train_dataloader().sampler
-        sampler.share(rank=rank, world=2)
-        shares.append([key[1] for key in sampler])
-        assert len(shares[-1]) == len(sampler)
-    assert len(shares[0]) == len(shares[1])
-    assert {tuple(rows) for share in shares for rows in share} == {tuple(rows) for rows in whole}
-    seen = []
-    for rank in range(2):
-        sampler = data.val_dataloader().sampler
-        sampler.share(rank=rank, world=2)
-        assert len(list(sampler)) == len(sampler) > 0
-        seen += [row for _, rows in sampler for row in rows.tolist()]
-    assert sorted(seen) == np.flatnonzero(data.records["split"] == "val").tolist()
+def dealt(loader, world):
+    """What each of several processes gets."""
+    hands = []
+    for rank in range(world):
+        loader.sampler.share(rank=rank, world=world)
+        hands.append(list(loader.sampler))
+        assert len(hands[-1]) == len(loader.sampler) > 0
+    return hands
+
+
+@pytest.mark.parametrize(("size", "world"), [(4, 2), (3, 4), (200, 3)])
+def test_processes_share_each_batch_out(make, size, world):
+    whole, several = (make(f"data.batch_size={each}", "augmentation=none") for each in (size * world, size))
+    whole.prepare()
+    several.prepare()
+    hands = dealt(several.train_dataloader(), world)
+    for batch, *parts in zip(whole.train_dataloader().sampler, *hands, strict=True):
+        assert batch.weight == 1
+        assert all(len(part.rows) for part in parts)
+        assert sorted(row for part in parts if part.weight for row in part.rows) == sorted(batch.rows)
+        assert [part.weight * len(batch.rows) / world for part in parts] == pytest.approx(
+            [len(part.rows) if part.weight else 0 for part in parts]
+        )
+    seen = [row for hand in dealt(several.val_dataloader(), world) for part in hand for row in part.rows.tolist()]
+    assert sorted(seen) == np.flatnonzero(several.records["split"] == "val").tolist()
+
+
+def test_a_row_stands_in_where_there_are_fewer_than_processes():
+    samplers = [EpochSampler(np.arange(13), batch_size=4, shuffle=True, seed=0) for _ in range(3)]
+    for rank, sampler in enumerate(samplers):
+        sampler.share(rank=rank, world=3)
+    last = [list(sampler)[-1] for sampler in samplers]
+    assert [len(hand.rows) for hand in last] == [1, 1, 1]
+    assert [hand.weight for hand in last] == [3, 0, 0]
 
 
 def test_a_sample_by_patient(make):

@@ -2,12 +2,18 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_module
+from torch import nn
 
+from xray_pneumonia.config import build
 from xray_pneumonia.models.cnn import CNN
 from xray_pneumonia.training import speed
+from xray_pneumonia.training.callbacks import Preparation, build_callbacks
+from xray_pneumonia.training.optimizers import rmsprop
 
 
 def net_of(filters):
@@ -55,3 +61,55 @@ def test_the_allocator_keeps_freed_memory_in_a_process_of_its_own():
         "assert kept == hasattr(ctypes.CDLL(None), 'gnu_get_libc_version') or sys.platform != 'linux'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("trainer", "prepared"), [("ddp", [{"keep_freed_memory": True, "threads": 1}]), ("cpu", [])])
+def test_each_process_of_several_is_prepared(monkeypatch, tmp_path, trainer, prepared):
+    with initialize_config_module("xray_pneumonia.conf", version_base="1.3"):
+        settings = build(compose("train", [f"trainer={trainer}"]).trainer)
+    made = build_callbacks(settings, monitor="val/auroc", mode="max", folder=tmp_path, identity={})
+    seen = []
+    monkeypatch.setattr(speed, "prepare_process", lambda **settings: seen.append(settings))
+    for callback in made:
+        if isinstance(callback, Preparation):
+            callback.setup(None, None, "fit")
+    assert seen == prepared
+
+
+def trained(net, *, fused):
+    """The weights after five steps of the seed's optimiser."""
+    optimizer = rmsprop(net.parameters(), lr=1e-4, rho=0.9, epsilon=1e-7, weight_decay=0, fused=fused)
+    draws = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        images = torch.randint(0, 256, (16, 1, 32, 32), dtype=torch.uint8, generator=draws)
+        labels = torch.randint(0, 2, (16,), generator=draws).float()
+        optimizer.zero_grad()
+        nn.functional.binary_cross_entropy_with_logits(net(images), labels).backward()
+        optimizer.step()
+    return [weight.detach().contiguous() for weight in net.parameters()]
+
+
+def require_same_bits_whatever_becomes_of_memory():
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    plain = trained(net_of([16, 32]), fused=True)
+    speed.prepare_process(keep_freed_memory=True, threads=None)
+    assert not torch.utils.deterministic.fill_uninitialized_memory
+    fast = trained(net_of([16, 32]), fused=True)
+    assert all(torch.equal(one, other) for one, other in zip(plain, fast, strict=True))
+
+
+def test_what_becomes_of_memory_changes_no_bit():
+    """In a process of its own: what glibc was told cannot be taken back."""
+    code = "import test_speed; test_speed.require_same_bits_whatever_becomes_of_memory()"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
+
+
+def test_the_levers_of_arithmetic_change_a_training_by_rounding_alone():
+    plain, fast = net_of([16, 32]), speed.lay_out(net_of([16, 32]), channels_last=True)
+    before = [weight.detach().clone() for weight in plain.parameters()]
+    for number, (convolution, pool, activation) in enumerate(plain.blocks):
+        plain.blocks[number] = nn.Sequential(convolution, activation, pool)
+    weights = trained(plain, fused=False)
+    assert max(float((one - other).abs().max()) for one, other in zip(weights, before, strict=True)) > 5e-4
+    torch.testing.assert_close(trained(fast, fused=True), weights, rtol=0, atol=1e-6)

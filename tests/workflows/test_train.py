@@ -205,15 +205,29 @@ def test_signals_close_the_run(start, tiny, client, number, code):
     assert client.get_run(run.info.run_id).info.status == "KILLED"
 
 
+SEED_CNN = ["model=cnn", "model.filters=[8,16]", "model.activations=[relu,tanh]", "model.dense=16"]  # no batch norm
+HALF = 11  # images; 67 are three whole steps of 22 and one of 1, for which one of two processes has none
+
+
 @pytest.mark.slow
-def test_two_processes_train_one_net(start, tiny, client):
-    process = start("train", *tiny, "trainer=ddp", "trainer.max_epochs=2", "tracking.experiment_name=ddp")
+def test_two_processes_train_as_one_whose_batches_are_twice_as_large(start, xray, tiny, client, folder):
+    asked = [override for override in tiny if not override.startswith(("model", "augmentation"))]
+    asked = ["train", *asked, *SEED_CNN, "optimizer=sgd", "augmentation=light"]
+    process = start(*asked, "trainer=ddp", f"data.batch_size={HALF}", "tracking.experiment_name=ddp")
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    run = client.get_run(out.splitlines()[-1].split()[0].removeprefix("run_id="))
-    assert run.info.status == "FINISHED"
-    assert [m.step for m in client.get_metric_history(run.info.run_id, "val/auroc")] == [1, 2]
-    assert len(client.search_runs([run.info.experiment_id])) == 1
+    two = out.splitlines()[-1].split()[0].removeprefix("run_id=")
+    assert len(client.search_runs([client.get_run(two).info.experiment_id])) == 1
+    whole = xray(*asked, f"data.batch_size={2 * HALF}")
+    assert whole.code == 0, whole.err
+    one = whole.run_id
+    weights = [torch.load(folder(run) / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for run in (one, two)]
+    torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=1e-6)
+    for key in PER_EPOCH:
+        if not key.startswith("time/"):
+            histories = [[(m.step, m.value) for m in client.get_metric_history(run, key)] for run in (one, two)]
+            assert [step for step, _ in histories[1]] == [1, 2]
+            np.testing.assert_allclose(histories[1], histories[0], atol=1e-6, err_msg=key)
 
 
 @pytest.mark.slow

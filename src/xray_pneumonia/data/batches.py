@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,22 @@ from xray_pneumonia.data.images import Gray
 MAPPED = 32 * 2**20  # bytes of the cache that stay mapped after they were read
 
 Batch = Mapping[str, Any]
+Rows = np.ndarray[Any, np.dtype[np.int64]]
+
+
+class Hand(NamedTuple):
+    """What one process gets of a batch.
+
+    Args:
+        epoch: counted from 0.
+        rows: (B,) numbers in the records.
+        weight: what the mean over these rows counts, so that the mean over all processes is that of the whole batch; 0
+            where the rows only stand in, since there were fewer than processes.
+    """
+
+    epoch: int
+    rows: Rows
+    weight: float
 
 
 def side_of(epoch: int, *, sides: Sequence[int], epochs: int) -> int:
@@ -53,15 +69,16 @@ class Batches(Dataset[Batch]):
         self._seed, self._sides, self._epochs = seed, sides, epochs
         self._read = 0
 
-    def __getitem__(self, key: tuple[int, np.ndarray[Any, np.dtype[np.int64]]]) -> Batch:
-        """Give `image` uint8 (B, 1, H, W), `label` float (B,) and `index` (B,), the row in the records.
+    def __getitem__(self, hand: Hand) -> Batch:
+        """Give `image` uint8 (B, 1, H, W), `label` float (B,), `index` (B,), the row in the records, and the `weight`.
 
         Where images do not travel, `side`, their pixels, comes instead; where they are changed later, `changes`.
         """
-        epoch, rows = key
+        epoch, rows, weight = hand
         side = side_of(epoch, sides=self._sides, epochs=self._epochs)
         who: dict[str, Any] = {"seed": self._seed, "epoch": epoch, "records": rows}
-        batch: dict[str, Any] = {"label": torch.from_numpy(self._labels[rows]), "index": torch.from_numpy(rows)}
+        labels, index = torch.from_numpy(self._labels[rows]), torch.from_numpy(rows)
+        batch: dict[str, Any] = {"label": labels, "index": index, "weight": weight}
         if self._later is not None:
             batch["changes"] = self._later.draw(side=side, **who)
         if not self._travels:
@@ -71,7 +88,7 @@ class Batches(Dataset[Batch]):
             images = self._augmentation(images, **who)
         return batch | {"image": torch.from_numpy(images)[:, None]}
 
-    def _rows(self, rows: np.ndarray[Any, np.dtype[np.int64]]) -> Gray:
+    def _rows(self, rows: Rows) -> Gray:
         images: Gray = np.asarray(self._images[rows])
         self._read += images.nbytes
         if self._read > MAPPED:
@@ -95,14 +112,14 @@ class AheadLoader(DataLoader[Batch]):
                 yield batch
 
 
-class EpochSampler(Sampler[tuple[int, Any]]):
+class EpochSampler(Sampler[Hand]):
     """Deal the rows into batches: their order is a pure function of (seed, epoch), or stays as it is.
 
-    With several processes and `shuffle`, each takes every n-th batch, and the first ones are dealt again so that all
-    make the same number of steps; without it, each takes every n-th row, and every row comes once.
+    With several processes and `shuffle`, a batch has `batch_size` rows for each of them, dealt out in turn: together
+    they make the steps of one process whose batches are as large. Without it, each takes every n-th row.
     """
 
-    def __init__(self, rows: np.ndarray[Any, np.dtype[np.int64]], *, batch_size: int, shuffle: bool, seed: int) -> None:
+    def __init__(self, rows: Rows, *, batch_size: int, shuffle: bool, seed: int) -> None:
         self._rows, self._batch_size, self._shuffle, self._seed = rows, batch_size, shuffle, seed
         self._rank, self._world = 0, 1
         self._begun, self._done = -1, 0
@@ -121,21 +138,26 @@ class EpochSampler(Sampler[tuple[int, Any]]):
         """Choose the epoch; Lightning calls this before each one."""
         self.epoch = epoch
 
-    def __iter__(self) -> Iterator[tuple[int, Any]]:
-        """Yield (epoch, row numbers)."""
+    def __iter__(self) -> Iterator[Hand]:
+        """Yield what is dealt to this process."""
         if not self._shuffle:
-            return iter([(self.epoch, batch) for batch in self._batches(self._rows[self._rank :: self._world])])
+            mine = self._rows[self._rank :: self._world]
+            return iter([Hand(self.epoch, rows, 1.0) for rows in _cut(mine, self._batch_size)])
         order = np.random.default_rng([self._seed, self.epoch]).permutation(len(self._rows))
-        batches = self._batches(self._rows[order])
-        batches += batches[: -len(batches) % self._world]
-        mine = batches[self._rank :: self._world]
-        return iter([(self.epoch, batch) for batch in mine[self._done if self.epoch == self._begun else 0 :]])
+        batches = _cut(self._rows[order], self._batch_size * self._world)
+        return iter([self._dealt(batch) for batch in batches[self._done if self.epoch == self._begun else 0 :]])
 
-    def _batches(self, rows: np.ndarray[Any, np.dtype[np.int64]]) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
-        return [rows[start : start + self._batch_size] for start in range(0, len(rows), self._batch_size)]
+    def _dealt(self, batch: Rows) -> Hand:
+        rows = batch[self._rank :: self._world]
+        weight = len(rows) * self._world / len(batch)
+        return Hand(self.epoch, rows if len(rows) else batch[:1], weight)
 
     def __len__(self) -> int:
         """Count the batches of this process."""
         if self._shuffle:
             return -(-len(self._rows) // (self._batch_size * self._world))
         return -(-len(self._rows[self._rank :: self._world]) // self._batch_size)
+
+
+def _cut(rows: Rows, size: int) -> list[Rows]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]

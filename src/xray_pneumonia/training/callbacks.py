@@ -17,6 +17,7 @@ from pytorch_lightning.callbacks import (
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from xray_pneumonia.training import speed
 from xray_pneumonia.training.clock import EpochClock
 from xray_pneumonia.training.keeper import Keeper
 from xray_pneumonia.training.trainer import TrainerSettings
@@ -103,6 +104,17 @@ class Bar(Callback):
             self._progress = None
 
 
+class Preparation(Callback):
+    """Prepare each process of several: those that Lightning spawns inherit nothing of what the first one set."""
+
+    def __init__(self, settings: TrainerSettings) -> None:
+        self._settings = settings
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Come before anything is allocated."""
+        speed.prepare_process(keep_freed_memory=self._settings.keep_freed_memory, threads=self._settings.threads)
+
+
 def build_callbacks(
     settings: TrainerSettings, *, monitor: str, mode: str, folder: Path, identity: Mapping[str, str]
 ) -> list[Callback]:
@@ -119,6 +131,8 @@ def build_callbacks(
     minutes, steps = settings.checkpoint_minutes, settings.checkpoint_steps
     keeper = Keeper(folder, identity=identity, minutes=minutes, steps=steps, clock=clock)
     callbacks: list[Callback] = [keeper, clock, EpochLine()]
+    if settings.devices > 1:
+        callbacks.append(Preparation(settings))
     if sys.stderr.isatty():
         callbacks.append(Bar(clock))
     if settings.ema_decay is not None:

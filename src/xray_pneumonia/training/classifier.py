@@ -91,8 +91,10 @@ class PneumoniaClassifier(pl.LightningModule):
 
     def _step(self, batch: Mapping[str, Tensor], outputs: nn.Module) -> Tensor:
         logits = self(batch["image"])
-        outputs.update(logits, batch["label"], batch["index"])  # type: ignore[operator]
-        return self.loss(logits, batch["label"])  # type: ignore[no-any-return]
+        weight = batch["weight"]  # of this process, whose gradients are averaged with those of the others
+        counted = slice(None) if weight else slice(0)
+        outputs.update(logits[counted], batch["label"][counted], batch["index"][counted])  # type: ignore[operator]
+        return self.loss(logits, batch["label"]) * weight  # type: ignore[no-any-return]
 
     def on_train_epoch_end(self) -> None:
         """Log the training metrics, as they were while the weights changed."""

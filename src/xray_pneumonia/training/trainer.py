@@ -28,7 +28,9 @@ class TrainerSettings:
     Args:
         max_epochs: passes over the training images.
         accelerator: `auto` takes a GPU where there is one.
-        devices: processes on the CPU, or GPUs.
+        devices: processes on the CPU, or GPUs. Several of them make the steps that one would make on batches so many
+            times as large, but for what a process does by itself: dropout draws the same mask in each of them, and
+            batch norm takes the mean and variance of its part of a batch, of which the first process's are kept.
         precision: of the arithmetic; bf16 is emulated, and slow, on many CPUs.
         patience: stop after so many epochs without a better monitored metric; null never stops early.
         ema_decay: average the weights exponentially with this decay; null uses them as they are.
