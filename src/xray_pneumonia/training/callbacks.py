@@ -11,12 +11,12 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import (
     Callback,
     EarlyStopping,
-    EMAWeightAveraging,
     ModelCheckpoint,
 )
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from xray_pneumonia.training.averaging import Averaging
 from xray_pneumonia.training.clock import EpochClock
 from xray_pneumonia.training.keeper import Keeper
 from xray_pneumonia.training.trainer import TrainerSettings
@@ -122,7 +122,7 @@ def build_callbacks(
     if sys.stderr.isatty():
         callbacks.append(Bar(clock))
     if settings.ema_decay is not None:
-        callbacks.append(EMAWeightAveraging(decay=settings.ema_decay))
+        callbacks.append(Averaging(decay=settings.ema_decay))
     if settings.patience is not None:
         callbacks.append(EarlyStopping(monitor, mode=mode, patience=settings.patience))
     # Lightning puts averaged weights, which are the ones that were validated, into whole checkpoints alone.
