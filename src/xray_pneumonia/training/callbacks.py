@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from xray_pneumonia.training.averaging import Averaging
 from xray_pneumonia.training.clock import EpochClock
+from xray_pneumonia.training.compiling import Compiling
 from xray_pneumonia.training.keeper import Keeper
 from xray_pneumonia.training.trainer import TrainerSettings
 
@@ -129,6 +130,8 @@ def build_callbacks(
         callbacks.append(Bar(clock))
     if settings.ema_decay is not None:
         callbacks.append(Averaging(decay=settings.ema_decay))
+    if settings.compile:
+        callbacks.append(Compiling())
     if settings.patience is not None:
         callbacks.append(EarlyStopping(monitor, mode=mode, patience=settings.patience))
     # Lightning puts averaged weights, which are the ones that were validated, into whole checkpoints alone.
