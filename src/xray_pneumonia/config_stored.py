@@ -41,7 +41,11 @@ MEANT_BEFORE: dict[str, dict[str, Any]] = {
     "xray_pneumonia.training.optimizers.adamw": {"fused": False},
     "xray_pneumonia.training.optimizers.rmsprop": {"fused": False},
     "xray_pneumonia.training.optimizers.sgd": {"fused": False},
-    "xray_pneumonia.training.trainer.TrainerSettings": {"checkpoint_minutes": 10, "checkpoint_steps": None},
+    "xray_pneumonia.training.trainer.TrainerSettings": {
+        "checkpoint_minutes": 10,
+        "checkpoint_steps": None,
+        "compile": False,
+    },
 }
 HEADER = ("schema", "version")
 FORBIDDEN = re.compile(r"[\x00-\x09\x0b-\x1f\x7f\ufeff\u0085\u2028\u2029]")

@@ -13,7 +13,7 @@ from xray_pneumonia.data.cache import ImageCache, let_go
 from xray_pneumonia.data.changing import shrunk
 from xray_pneumonia.data.images import Gray
 
-MAPPED = 32 * 2**20  # bytes of the cache that stay mapped after they were read
+MAPPED = 2 * 2**20  # bytes read of the cache before their pages are let go: the system maps many around each
 
 Batch = Mapping[str, Any]
 Rows = np.ndarray[Any, np.dtype[np.int64]]

@@ -11,14 +11,15 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import (
     Callback,
     EarlyStopping,
-    EMAWeightAveraging,
     ModelCheckpoint,
 )
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from xray_pneumonia.training import speed
+from xray_pneumonia.training.averaging import Averaging
 from xray_pneumonia.training.clock import EpochClock
+from xray_pneumonia.training.compiling import Compiling
 from xray_pneumonia.training.keeper import Keeper
 from xray_pneumonia.training.trainer import TrainerSettings
 
@@ -56,10 +57,14 @@ class EpochLine(Callback):
 
 
 class Bar(Callback):
-    """A bar for each epoch, on standard error: the loss, the validation AUROC so far, the images per second."""
+    """A bar for each epoch, on standard error: the loss, the validation AUROC so far, the images per second.
+
+    On a GPU the loss is read at the end of an epoch alone: to read it is to wait for the step that is under way.
+    """
 
     def __init__(self, clock: EpochClock) -> None:
         self._clock = clock
+        self._loss = self._auroc = ""  # as they were last read
         self._progress: Progress | None = None
 
     def on_train_batch_start(
@@ -75,6 +80,8 @@ class Bar(Callback):
             TextColumn("{task.fields[facts]}"),
         )
         self._progress = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+        auroc = trainer.callback_metrics.get("val/auroc")
+        self._auroc = "" if auroc is None else f"auroc {float(auroc):.4f} "
         title = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
         self._progress.add_task(title, total=float(trainer.num_training_batches), facts="")
         self._progress.start()
@@ -82,12 +89,12 @@ class Bar(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move it; the loss is read seldom, since reading it waits for the device."""
+        """Move it, seldom; nothing here waits for a GPU before the epoch is over."""
         if self._progress is None or (batch_idx % 5 and not trainer.is_last_batch):
             return
-        auroc = trainer.callback_metrics.get("val/auroc")
-        facts = f"loss {float(outputs['loss']):.3f}" + (f" auroc {float(auroc):.4f}" if auroc is not None else "")
-        facts += f" {self._clock.images_per_second:.0f} img/s"
+        if trainer.is_last_batch or outputs["loss"].device.type == "cpu":
+            self._loss = f"loss {float(outputs['loss']):.3f} "
+        facts = f"{self._loss}{self._auroc}{self._clock.images_per_second:.0f} img/s"
         self._progress.update(self._progress.task_ids[0], completed=batch_idx + 1, facts=facts)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -136,7 +143,9 @@ def build_callbacks(
     if sys.stderr.isatty():
         callbacks.append(Bar(clock))
     if settings.ema_decay is not None:
-        callbacks.append(EMAWeightAveraging(decay=settings.ema_decay))
+        callbacks.append(Averaging(decay=settings.ema_decay))
+    if settings.compile:
+        callbacks.append(Compiling())
     if settings.patience is not None:
         callbacks.append(EarlyStopping(monitor, mode=mode, patience=settings.patience))
     # Lightning puts averaged weights, which are the ones that were validated, into whole checkpoints alone.

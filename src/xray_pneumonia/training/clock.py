@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback
 
 
@@ -31,8 +32,10 @@ class EpochClock(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count images."""
+        """Count images; the last step of an epoch is waited for, since a GPU has only been told of it until then."""
         self._images += len(batch["label"]) * trainer.world_size
+        if trainer.is_last_batch and pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
         self._trained = time.perf_counter() - self._start
 
     @property

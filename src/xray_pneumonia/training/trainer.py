@@ -40,6 +40,7 @@ class TrainerSettings:
         limit_val_batches: the same for validation.
         deterministic: same seed, same bits; costs speed on some GPUs.
         channels_last: the memory layout that convolutions read faster.
+        compile: compile the net for the training; pays off in long ones on a GPU.
         keep_freed_memory: keep freed blocks in the process (glibc).
         threads: of one process; null leaves it to torch.
         checkpoint_minutes: between two checkpoints in the middle of an epoch; null for none but at a signal.
@@ -58,6 +59,7 @@ class TrainerSettings:
     limit_val_batches: Count | None
     deterministic: bool
     channels_last: bool
+    compile: bool
     keep_freed_memory: bool
     threads: Count | None
     checkpoint_minutes: Positive | None
