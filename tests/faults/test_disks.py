@@ -63,7 +63,7 @@ def test_killed_at_any_rename_a_whole_checkpoint_is_there(tmp_path, rename):
         assert done.returncode != 0
         after = [path.read_bytes() for path in tmp_path.glob("*.ckpt")]
         assert before["last.ckpt"] in after
-        assert saved.epoch == (2 if rename < 3 else 3)
+        assert saved.epoch in ({2} if rename < 3 else {2, 3})  # strace kills before the call, or after it
     else:
         assert (done.returncode, saved.epoch) == (0, 3)
     assert save(tmp_path, 4).returncode == 0
