@@ -82,9 +82,9 @@ def _shared(batch: Any) -> Any:
 
     Left to torch it happens in a thread that drops what it cannot move, and the batch is waited for in vain.
     """
-    batch = default_convert(batch)
+    batch = default_convert(batch)  # type: ignore[no-untyped-call]
     for tensor in _tensors(batch):
-        tensor.share_memory_()
+        tensor.share_memory_()  # type: ignore[no-untyped-call]
     return batch
 
 
