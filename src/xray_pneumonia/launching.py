@@ -39,7 +39,9 @@ def launch(verb: str, arguments: list[str]) -> None:
     import hydra
     from hydra.errors import HydraException
 
-    if any(argument.startswith("--experimental-rerun") for argument in arguments):
+    if any(
+        argument.startswith("--e") for argument in arguments
+    ):  # Hydra takes the beginning of an option for all of it
         raise InputError("--experimental-rerun unpickles a file, which could run anything; use `xray reproduce`")
     failures: list[BaseException] = []
 
@@ -101,6 +103,8 @@ def _uncollected() -> Iterator[None]:
 
 def _explained(error: Exception, verb: str, arguments: list[str]) -> str:
     """Say in one line what Hydra says in several, with the nearest valid name."""
+    from hydra.errors import OverrideParseException
+
     text = " ".join(str(error).split())
     group = re.search(
         r"Could not find '([\w/]+)/([^/']+)' Available options in '[\w/]+': (.*?) Config search path", text
@@ -114,6 +118,9 @@ def _explained(error: Exception, verb: str, arguments: list[str]) -> str:
         key = unknown.group(1)
         value = next((a.partition("=")[2] for a in arguments if a.lstrip("+").startswith(f"{key}=")), "")
         return f"{key}={value}: unknown key{schema.nearest(key, _known_keys(verb, arguments))}"
+    if isinstance(error, OverrideParseException):
+        quotes = "a value with spaces or other signs than letters stands in quotes of its own: 'key=\"a (b)\"'"
+        return f"{error.override}: cannot be read; {quotes if '=' in error.override else 'say key=value'}"
     return f"{' '.join(arguments)}: {text}"
 
 

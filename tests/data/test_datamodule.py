@@ -45,6 +45,16 @@ def test_train_and_validation_share_no_patient_and_the_small_split_joins_the_poo
     assert 0.08 < share < 0.25
 
 
+@pytest.mark.parametrize("size", [16, 100_000])
+def test_every_image_comes_in_an_epoch_even_where_a_batch_holds_more_than_there_are(make, size):
+    data = make(f"data.batch_size={size}")
+    data.prepare()
+    images = (data.records["split"] == "train").sum()
+    loader = data.train_dataloader()
+    assert len(loader) == -(-images // size)
+    assert sum(len(batch["label"]) for batch in loader) == images
+
+
 def test_the_cut_does_not_follow_the_seed_of_the_run(make):
     cuts = []
     for overrides in (["seed=1"], ["seed=2"], ["data.split_seed=5"]):

@@ -101,8 +101,8 @@ class Place:
     def train(self, *overrides):
         return Training(self._arguments(*overrides), self.folder)
 
-    def train_inside(self, *around, **environment):
-        return Command(around, self._arguments(), self.folder, **environment)
+    def train_inside(self, *around, overrides=(), **environment):
+        return Command(around, self._arguments(*overrides), self.folder, **environment)
 
     def resume(self):
         return self.train(f"resume={self.run.info.run_id}")

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 
 import pytest
@@ -63,7 +64,7 @@ def test_killed_at_any_rename_a_whole_checkpoint_is_there(tmp_path, rename):
         assert done.returncode != 0
         after = [path.read_bytes() for path in tmp_path.glob("*.ckpt")]
         assert before["last.ckpt"] in after
-        assert saved.epoch == (2 if rename < 3 else 3)
+        assert saved.epoch in ({2} if rename < 3 else {2, 3})  # strace kills before the call, or after it
     else:
         assert (done.returncode, saved.epoch) == (0, 3)
     assert save(tmp_path, 4).returncode == 0
@@ -88,7 +89,8 @@ def test_a_full_disk_fails_the_run(place):
     mounts()
     folder = place.home / "artifacts" / place.name
     mounted = f'mkdir -p {folder} && mount -t tmpfs -o size=400k tmpfs {folder} && exec "$@"'
-    training = place.train_inside("unshare", "-m", "sh", "-c", mounted, "sh")
+    large = ["model.width=16"]  # two of its checkpoints are more than the disk holds
+    training = place.train_inside("unshare", "-m", "sh", "-c", mounted, "sh", overrides=large)
     assert training.code == 1, training.err
     assert "cannot be saved: it needs" in training.err
     assert "last.ckpt" in training.err or "best.ckpt" in training.err
@@ -108,11 +110,11 @@ def test_a_full_tmpdir_is_none_of_our_business(place, tmp_path):
 
 def test_a_folder_that_can_no_longer_be_written_stops_the_run_at_the_first_save(place):
     needs("mount")
-    training = place.train().until("STEP", 4)
+    training = place.train().until("STEP", 4).signal(signal.SIGSTOP)  # a busy machine mounts late
     subprocess.run(["mount", "--bind", place.checkpoints, place.checkpoints], check=True)
     try:
         subprocess.run(["mount", "-o", "remount,bind,ro", place.checkpoints], check=True)
-        assert training.end() == 1, training.err
+        assert training.signal(signal.SIGCONT).end() == 1, training.err
     finally:
         subprocess.run(["umount", "-l", place.checkpoints], check=True)
     assert "last.ckpt: cannot be saved" in training.err

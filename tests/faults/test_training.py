@@ -226,3 +226,14 @@ def test_a_worker_leaves_no_process_behind(monkeypatch):
     with pytest.raises(loader.LoaderFailed, match=r"data\.num_workers=0"):
         list(loader.Loader(Broken(), num_workers=2, timeout=60))
     assert not multiprocessing.active_children()
+
+
+def test_a_worker_without_shared_memory_says_so_at_once(monkeypatch, within):
+    def full(_):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </x>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    batches = [{"image": torch.zeros(8), "changes": {"blur": (torch.zeros(8), torch.zeros(0))}}]
+    with within(60), pytest.raises(loader.LoaderFailed, match=r"/dev/shm"):
+        list(loader.Loader(batches, batch_size=None, num_workers=1, timeout=60))
+    assert not multiprocessing.active_children()

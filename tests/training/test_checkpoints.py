@@ -9,6 +9,7 @@ import torch
 
 from xray_pneumonia.errors import CheckpointDamaged, CheckpointNotSaved, InputError
 from xray_pneumonia.training.checkpoints import (
+    LIGHTNING,
     STATE,
     AtomicCheckpointIO,
     clear,
@@ -103,6 +104,24 @@ def test_without_its_hash_nothing_is_believed(tmp_path):
 
 def test_none_at_all_is_no_error(tmp_path):
     assert newest_valid(tmp_path) is None
+
+
+@pytest.mark.parametrize("version", ["1.9.5", "99.0.0", "2", "x" * 10_000, None, 7])
+def test_one_of_another_lightning_is_refused_with_both_versions(tmp_path, version):
+    theirs = {"state_dict": {}, "pytorch-lightning_version": version}  # before 2 it has no state of ours
+    for written in (theirs, {**theirs, **GOOD}):
+        AtomicCheckpointIO().save_checkpoint(written, tmp_path / "last.ckpt")
+        with pytest.raises(
+            InputError, match=rf"{str(version)[:40]}, and {LIGHTNING} is installed.*resume=new"
+        ) as caught:
+            newest_valid(tmp_path)
+        assert len(str(caught.value)) < 1000
+
+
+def test_one_of_the_same_lightning_goes_on_whatever_its_last_number(tmp_path):
+    like = ".".join(LIGHTNING.split(".")[:2])
+    AtomicCheckpointIO().save_checkpoint(GOOD | {"pytorch-lightning_version": f"{like}.99"}, tmp_path / "last.ckpt")
+    assert newest_valid(tmp_path).epoch == 1
 
 
 def test_no_code_runs_on_loading(tmp_path, capsys):

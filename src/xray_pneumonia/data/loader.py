@@ -6,11 +6,12 @@ import ctypes
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 from weakref import WeakSet
 
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, default_convert
 
 from xray_pneumonia.errors import LoaderFailed
 
@@ -50,7 +51,8 @@ class Loader(DataLoader[T]):
             raise LoaderFailed(reason) from error
 
     def _get_iterator(self) -> Any:
-        self.worker_init_fn = _die_with_parent
+        if self.num_workers:
+            self.worker_init_fn, self.collate_fn = _die_with_parent, _shared
         self._batches = super()._get_iterator()
         for worker in getattr(self._batches, "_workers", []):
             worker.terminate = worker.kill
@@ -73,6 +75,25 @@ def _dismiss_all() -> None:
 def _die_with_parent(_: int) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _shared(batch: Any) -> Any:
+    """Move a batch into shared memory in the worker itself, where no room is an error.
+
+    Left to torch it happens in a thread that drops what it cannot move, and the batch is waited for in vain.
+    """
+    batch = default_convert(batch)  # type: ignore[no-untyped-call]
+    for tensor in _tensors(batch):
+        tensor.share_memory_()  # type: ignore[no-untyped-call]
+    return batch
+
+
+def _tensors(part: Any) -> Iterator[Tensor]:
+    if isinstance(part, Tensor):
+        yield part
+    elif isinstance(part, Mapping | list | tuple):
+        for one in part.values() if isinstance(part, Mapping) else part:
+            yield from _tensors(one)
 
 
 def _explained(said: str, alive: list[int]) -> str | None:

@@ -2,9 +2,9 @@
 
 import logging
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from xray_pneumonia.errors import CheckpointDamaged, CheckpointNotSaved, InputError
 from xray_pneumonia.training.hashes import LAST, PREVIOUS, beside, digest, is_whole, record, recorded, verify
+from xray_pneumonia.training.room import shortage
 
 DAMAGED = "last.damaged.ckpt"
 BEST = "best.ckpt"
 STATE = "xray"  # the key of a checkpoint under which `keeper.Keeper` keeps what Lightning does not
+LIGHTNING = version("pytorch-lightning")
 log = logging.getLogger(__name__)
 
 
@@ -33,7 +35,7 @@ class AtomicCheckpointIO(CheckpointIO):
         try:
             _replace(path, checkpoint)
         except (OSError, RuntimeError) as error:  # torch words a full disk as a RuntimeError
-            raise CheckpointNotSaved(f"{path}: cannot be saved: {_room(path, checkpoint)}{error}") from error
+            raise CheckpointNotSaved(f"{path}: cannot be saved: {shortage(path.parent, checkpoint)}{error}") from error
 
     def load_checkpoint(
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = True
@@ -77,7 +79,7 @@ def newest_valid(folder: Path) -> Saved | None:
     """Find the newest whole checkpoint to go on from, loudly where the newest one is damaged; None where none is.
 
     Raises:
-        InputError: there are checkpoints, and all are damaged.
+        InputError: there are checkpoints, and all are damaged, or the newest whole one is of another Lightning.
     """
     problems = []
     for name in (LAST, PREVIOUS):
@@ -126,9 +128,17 @@ def drop_previous(folder: Path) -> None:
 def _read(path: Path) -> Saved:
     verify(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)[STATE]
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        writer = str(checkpoint.get("pytorch-lightning_version", LIGHTNING))
+        alike = writer.split(".")[:2] == LIGHTNING.split(".")[:2]  # within these its loops stay as they are
+        state = checkpoint[STATE] if alike else None
     except Exception as error:  # hashed as it is, but none of ours
         raise CheckpointDamaged(f"{path}: damaged: {' '.join(str(error).split())[:200]}") from error
+    if state is None:
+        raise InputError(
+            f"{path}: was written by pytorch-lightning {writer[:40]}, and {LIGHTNING} is installed, which counts a "
+            "loop's steps in its own way; go on with that version, or start again with resume=new"
+        )
     return Saved(path, state["epoch"], state["batch"], state["trained"], state["identity"])
 
 
@@ -160,31 +170,3 @@ def _flush(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _room(path: Path, checkpoint: dict[str, Any]) -> str:
-    try:
-        free = shutil.disk_usage(path.parent).free
-    except OSError:
-        return ""
-    return f"it needs {_size(checkpoint)} bytes, {free} are free: "
-
-
-def _size(checkpoint: dict[str, Any]) -> int:
-    counter = _Counter()
-    torch.save(checkpoint, counter)  # type: ignore[arg-type]
-    return counter.written
-
-
-class _Counter:
-    """A file that only counts."""
-
-    def __init__(self) -> None:
-        self.written = 0
-
-    def write(self, data: Any) -> int:
-        self.written += memoryview(data).nbytes
-        return memoryview(data).nbytes
-
-    def flush(self) -> None:
-        """Do nothing."""
