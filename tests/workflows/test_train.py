@@ -152,6 +152,11 @@ def test_averaged_weights_are_the_ones_that_are_kept(xray, tiny, client):
     assert loss == pytest.approx(validated, rel=1e-4)
 
 
+def test_gradients_are_clipped_for_fused_optimisers_in_mixed_precision(xray, tiny):
+    outcome = xray("train", *tiny, "trainer.precision=bf16-mixed", "trainer.gradient_clip=0.5", "optimizer=adamw")
+    assert outcome.code == 0, outcome.err
+
+
 def test_a_loss_that_is_no_number_fails_the_run(xray, tiny, client):
     wild = ["optimizer=sgd", "optimizer.lr=1e6", "scheduler=constant", "tracking.experiment_name=diverge"]
     outcome = xray("train", *tiny, *wild)
