@@ -30,7 +30,9 @@ def cache_of(images: int, folder: Path) -> ImageCache:
     for start in range(0, images, PIECE):
         array[start : start + PIECE] = noise[: images - start]
     array.flush()
-    return ImageCache(pd.DataFrame({"label": np.arange(images) % 2}), np.load(path, mmap_mode="r"), folder)
+    return ImageCache(
+        pd.DataFrame({"label": np.arange(images) % 2}), np.load(path, mmap_mode="r", allow_pickle=False), folder
+    )
 
 
 def main() -> None:

@@ -6,13 +6,13 @@ import time
 
 from xray_pneumonia import cli
 from xray_pneumonia.training.classifier import PneumoniaClassifier
-from xray_pneumonia.workflows import train
+from xray_pneumonia.workflows import train, validation
 
 PLACES = [
     (PneumoniaClassifier, "training_step", "STEP"),
     (PneumoniaClassifier, "validation_step", "CHECK"),
     (train, "_classifier", "PREPARED"),
-    (train, "judge_validation", "JUDGE"),
+    (validation, "judge_validation", "JUDGE"),
 ]
 
 

@@ -27,7 +27,7 @@ from xray_pneumonia.data import synthetic
 from xray_pneumonia.evaluation import figures
 from xray_pneumonia.training.checkpoints import BEST, newest_valid
 from xray_pneumonia.training.hashes import verify
-from xray_pneumonia.workflows import train  # what every child needs, imported once
+from xray_pneumonia.workflows import result  # what every child needs, imported once
 
 TINY = [
     *("model=resnet", "model.width=4", "model.depth=1", "model.stages=2", "model.dropout=0.3"),
@@ -54,7 +54,7 @@ class Trainings:
             log = os.open(self.folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(log, 1)
             os.dup2(log, 2)
-            train.record_bundle = figures.save = lambda *_, **__: None
+            result.record_bundle = figures.save = lambda *_, **__: None
             sys.argv = ["xray", "train", f"data.root={self.data}", f"home={self.home}", *TINY, *extra]
             code = cli.main()
         finally:

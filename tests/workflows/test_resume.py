@@ -14,7 +14,7 @@ from xray_pneumonia.data.datamodule import EpochSampler, XRayDataModule
 from xray_pneumonia.training import randomness
 from xray_pneumonia.training.classifier import Outputs, PneumoniaClassifier
 from xray_pneumonia.training.keeper import Keeper
-from xray_pneumonia.workflows import train
+from xray_pneumonia.workflows import validation
 
 # Eight batches an epoch, dropout, augmentation: every random state matters.
 BUSY = ["model.dropout=0.3", "data.batch_size=8", "augmentation=light", "trainer.max_epochs=3", "trainer.patience=null"]
@@ -144,7 +144,7 @@ def compare(interrupted, client, whole):
 
 
 STEP, CHECK = (PneumoniaClassifier, "training_step"), (PneumoniaClassifier, "validation_step")
-SAVE, JUDGE = (Keeper, "_save"), (train, "judge_validation")
+SAVE, JUDGE = (Keeper, "_save"), (validation, "judge_validation")
 OFTEN = "trainer.checkpoint_steps=2"
 
 

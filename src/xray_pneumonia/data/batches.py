@@ -26,12 +26,12 @@ class Hand(NamedTuple):
         epoch: counted from 0.
         rows: (B,) numbers in the records.
         weight: what the mean over these rows counts, so that the mean over all processes is that of the whole batch; 0
-            where the rows only stand in, since there were fewer than processes.
+            where the rows only stand in, since there were fewer than processes; None where one process has them all.
     """
 
     epoch: int
     rows: Rows
-    weight: float
+    weight: float | None = None
 
 
 def side_of(epoch: int, *, sides: Sequence[int], epochs: int) -> int:
@@ -70,15 +70,18 @@ class Batches(Dataset[Batch]):
         self._read = 0
 
     def __getitem__(self, hand: Hand) -> Batch:
-        """Give `image` uint8 (B, 1, H, W), `label` float (B,), `index` (B,), the row in the records, and the `weight`.
+        """Give `image` uint8 (B, 1, H, W), `label` float (B,) and `index` (B,), the row in the records.
 
-        Where images do not travel, `side`, their pixels, comes instead; where they are changed later, `changes`.
+        A batch that processes share carries its `weight` too. Where images do not travel, `side`, their pixels, comes
+        instead; where they are changed later, `changes`.
         """
         epoch, rows, weight = hand
         side = side_of(epoch, sides=self._sides, epochs=self._epochs)
         who: dict[str, Any] = {"seed": self._seed, "epoch": epoch, "records": rows}
         labels, index = torch.from_numpy(self._labels[rows]), torch.from_numpy(rows)
-        batch: dict[str, Any] = {"label": labels, "index": index, "weight": weight}
+        batch: dict[str, Any] = {"label": labels, "index": index}
+        if weight is not None:
+            batch["weight"] = weight
         if self._later is not None:
             batch["changes"] = self._later.draw(side=side, **who)
         if not self._travels:
@@ -142,12 +145,14 @@ class EpochSampler(Sampler[Hand]):
         """Yield what is dealt to this process."""
         if not self._shuffle:
             mine = self._rows[self._rank :: self._world]
-            return iter([Hand(self.epoch, rows, 1.0) for rows in _cut(mine, self._batch_size)])
+            return iter([Hand(self.epoch, rows) for rows in _cut(mine, self._batch_size)])
         order = np.random.default_rng([self._seed, self.epoch]).permutation(len(self._rows))
         batches = _cut(self._rows[order], self._batch_size * self._world)
         return iter([self._dealt(batch) for batch in batches[self._done if self.epoch == self._begun else 0 :]])
 
     def _dealt(self, batch: Rows) -> Hand:
+        if self._world == 1:
+            return Hand(self.epoch, batch)
         rows = batch[self._rank :: self._world]
         weight = len(rows) * self._world / len(batch)
         return Hand(self.epoch, rows if len(rows) else batch[:1], weight)

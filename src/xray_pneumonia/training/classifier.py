@@ -91,10 +91,11 @@ class PneumoniaClassifier(pl.LightningModule):
 
     def _step(self, batch: Mapping[str, Tensor], outputs: nn.Module) -> Tensor:
         logits = self(batch["image"])
-        weight = batch["weight"]  # of this process, whose gradients are averaged with those of the others
-        counted = slice(None) if weight else slice(0)
+        loss: Tensor = self.loss(logits, batch["label"])
+        weight = batch.get("weight")  # of this process, whose gradients are averaged with those of the others
+        counted = slice(0) if weight == 0 else slice(None)
         outputs.update(logits[counted], batch["label"][counted], batch["index"][counted])  # type: ignore[operator]
-        return self.loss(logits, batch["label"]) * weight  # type: ignore[no-any-return]
+        return loss if weight is None else loss * weight
 
     def on_train_epoch_end(self) -> None:
         """Log the training metrics, as they were while the weights changed."""
