@@ -27,11 +27,12 @@ from xray_pneumonia.sweeps.plan import Plan
 from xray_pneumonia.sweeps.progress import Progress
 from xray_pneumonia.sweeps.spaces import overrides
 from xray_pneumonia.sweeps.storage import open_storage, resolve
-from xray_pneumonia.sweeps.study import Claim, SweepStudy
+from xray_pneumonia.sweeps.study import DONE, Claim, SweepStudy
 from xray_pneumonia.sweeps.trial import decode
 from xray_pneumonia.tracking import search
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.store import Store, open_store
+from xray_pneumonia.tracking.sync import sync
 
 POLL = 1.0  # seconds between two looks at what others do
 log = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ def _lead(sweep: Sweep, study: SweepStudy, store: Store) -> float:
                 _wait(study, progress, team=team)
         _work(sweep, study, parent=parent.run_id, progress=progress)
         _wait(study, progress)
-        _close_forgotten(store, study, parent)
+        _end_forgotten(store, study, parent, name=plan.name)
         progress.conclude(arguments=sweep.shared())
         _require_success(plan, study)
     progress.print(store)
@@ -156,12 +157,19 @@ def _wait(study: SweepStudy, progress: Progress, *, team: "workers.Team | None" 
         progress.update()
 
 
-def _close_forgotten(store: Store, study: SweepStudy, parent: Run) -> None:
-    """End the runs that could not be ended when their trials were, for the store was away."""
-    open_ = {str(trial.number) for trial in study.trials() if not trial.state.is_finished()}
-    for run in search.find(store, {search.PARENT: parent.run_id}, status="RUNNING"):
-        if run.tags.get("sweep.trial") not in open_:
-            search.close(store, run.run_id, status="FAILED", reason="the store was away when its trial ended")
+def _end_forgotten(store: Store, study: SweepStudy, parent: Run, *, name: str) -> None:
+    """End the runs that could not be ended when their trials were, for the store was away.
+
+    What they left in the journals of this machine is sent; those of other machines end as their trials did.
+    """
+    for sent in sync(store.uri, store.home, tags={"sweep.name": name}):
+        log.info("run %s: %s", sent.run_id, sent.problem or f"sent late, {sent.status}")
+    states = {str(trial.number): trial.state for trial in study.trials()}
+    for run in search.find(store, {"sweep.name": name}, status="RUNNING"):
+        state = states.get(run.tags.get("sweep.trial", ""), TrialState.FAIL)
+        if state.is_finished() and run.run_id not in {parent.run_id, parent.journal.identity}:
+            status = "FINISHED" if state in DONE else "FAILED"
+            search.close(store, run.run_id, status=status, reason="the store was away when its trial ended")
 
 
 def _too_many(plan: Plan, study: SweepStudy) -> bool:

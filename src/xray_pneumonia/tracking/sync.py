@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from xray_pneumonia.tracking.beginning import go_back
 from xray_pneumonia.tracking.journal import Journal, journals
@@ -16,6 +17,7 @@ from xray_pneumonia.tracking.store import Store, masked
 
 STALE_AFTER = 600.0  # seconds; a living process gives a sign each minute
 GONE = "its process is gone"
+NO_TAGS: Mapping[str, str] = MappingProxyType({})
 log = logging.getLogger(__name__)
 
 
@@ -68,18 +70,23 @@ def _ended(journal: Journal) -> str | None:
     return ended
 
 
-def sync(uri: str, home: Path) -> Iterator[Synced]:
+def sync(uri: str, home: Path, *, tags: Mapping[str, str] = NO_TAGS) -> Iterator[Synced]:
     """Send every journal that waits, each to the store it was written for.
 
     Args:
         uri: of the store of journals whose own URI holds a password, which is never written down.
         home: where the journals are.
+        tags: only those of runs that began with these tags.
     """
     away: dict[str, str] = {}  # a store that did not answer once is not waited for again
     for journal in journals(home):
-        if journal.acquire():
-            one = _sync(journal, uri, home.resolve(), away)
-            yield one
+        if (not tags or tags.items() <= _first_tags(journal).items()) and journal.acquire():
+            yield _sync(journal, uri, home.resolve(), away)
+
+
+def _first_tags(journal: Journal) -> Mapping[str, str]:
+    head = next(journal.entries(), None)
+    return dict(head.value["tags"]) if head else NO_TAGS
 
 
 def _sync(journal: Journal, uri: str, home: Path, away: dict[str, str]) -> Synced:
