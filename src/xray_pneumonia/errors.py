@@ -10,6 +10,10 @@ class InputError(Exception):
     """
 
 
+class Busy(InputError):
+    """A living process is at this run (exit code 2)."""
+
+
 class DataRefused(InputError):
     """The audit found errors in the data that would make every figure a lie (exit code 2)."""
 

@@ -4,7 +4,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 
@@ -17,30 +16,18 @@ from xray_pneumonia.sweeps import workers
 
 pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
 JOBS = 2
-TINY = [
-    "model=resnet",
-    "model.width=4",
-    "model.stages=2",
-    "model.depth=1",
-    "data=synthetic",
-    "data.synthetic_patients=80",
-    "data.image_size=32",
-    "trainer.max_epochs=1",
-    "tracking.system_metrics=false",
-    "evaluation=quick",
-]
 
 
 @pytest.fixture
-def sweep(tmp_path):
+def sweep(command, tmp_path):
     """Start a sweep whose trials joblib runs; nothing in its environment says how many threads."""
 
     def started(*arguments):
         names = {"MLFLOW_TRACKING_URI", *workers.THREADS}
-        command = [sys.executable, "-m", "xray_pneumonia.cli", "train", "-m", *TINY, *arguments]
+        keys = ("trainer.threads=null", "evaluation=quick", *arguments, "hydra/launcher=joblib")
         with (tmp_path / "log").open("w") as log:
             return subprocess.Popen(
-                [*command, "hydra/launcher=joblib", f"hydra.launcher.n_jobs={JOBS}", "sweep.name=jobs"],
+                [*command, *keys, f"hydra.launcher.n_jobs={JOBS}", "sweep.name=jobs"],
                 cwd=tmp_path,
                 env={key: value for key, value in os.environ.items() if key not in names},
                 stdout=subprocess.PIPE,

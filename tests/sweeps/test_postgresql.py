@@ -1,26 +1,12 @@
 """Several processes, one study, on PostgreSQL; the server is restarted in the middle."""
 
 import subprocess
-import sys
 import time
 from collections import Counter
 
 import optuna
 import pytest
 from mlflow import MlflowClient
-
-TINY = [
-    "model=resnet",
-    "model.width=4",
-    "model.stages=2",
-    "model.depth=1",
-    "data=synthetic",
-    "data.synthetic_patients=80",
-    "data.image_size=32",
-    "trainer.max_epochs=1",
-    "trainer.threads=1",
-    "tracking.system_metrics=false",
-]
 
 
 def watch_until(url, process, *, complete):
@@ -40,9 +26,9 @@ def watch_until(url, process, *, complete):
 
 
 @pytest.mark.long
-def test_eight_workers_survive_a_restart_of_the_server(postgresql, tmp_path):
-    command = [
-        *(sys.executable, "-m", "xray_pneumonia.cli", "train", "-m", *TINY, f"home={tmp_path}"),
+def test_eight_workers_survive_a_restart_of_the_server(command, postgresql, tmp_path):
+    sweep = [
+        *(*command, f"home={tmp_path}"),
         *("optimizer.lr=tag(log,interval(1e-4,1e-2))", "sweep.n_trials=16", "sweep.name=pg", "workers=8"),
         *(
             f"sweep.storage={postgresql.url('sweeps')}",
@@ -51,7 +37,7 @@ def test_eight_workers_survive_a_restart_of_the_server(postgresql, tmp_path):
         ),
     ]
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
+        process = subprocess.Popen(sweep, stdout=subprocess.DEVNULL, stderr=log)
     try:
         storage = watch_until(postgresql.url("sweeps"), process, complete=2)
         postgresql.control("-m", "immediate", "restart")

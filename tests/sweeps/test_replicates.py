@@ -61,3 +61,19 @@ def test_the_machine_is_divided(monkeypatch):
     assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["4", "5", "4"]
     assert {share["OMP_NUM_THREADS"] for share in shares} == {"2"}
     assert "CUDA_VISIBLE_DEVICES" not in workers.share(0, 2, gpus=0)
+
+
+def test_jobs_that_joblib_starts_take_a_gpu_each(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    taken, held = [], []
+    for _ in range(3):
+        monkeypatch.setattr(workers, "_held", [])  # another process
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+        workers.settle_on_gpu(tmp_path)
+        taken.append(workers.os.environ["CUDA_VISIBLE_DEVICES"])
+        workers.settle_on_gpu(tmp_path)  # the next trial of this process stays where it is
+        assert workers.os.environ["CUDA_VISIBLE_DEVICES"] == taken[-1]
+        held += workers._held
+    assert taken == ["4", "5", "4"]
+    assert len(held) == 3

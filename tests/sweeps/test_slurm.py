@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,19 +11,6 @@ import pytest
 from mlflow import MlflowClient
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "slurm_one_node.sh"
-SMALL = [
-    "model=resnet",
-    "model.width=4",
-    "model.stages=2",
-    "model.depth=1",
-    "data=synthetic",
-    "data.synthetic_patients=80",
-    "data.image_size=32",
-    "trainer.max_epochs=40",
-    "trainer.patience=null",
-    "trainer.threads=1",
-    "tracking.system_metrics=false",
-]
 
 
 @pytest.fixture
@@ -53,10 +39,10 @@ def wait_for(condition, *, seconds):
 
 
 @pytest.mark.long
-def test_a_cancelled_trial_is_replaced_and_a_requeued_one_goes_on(slurm, tmp_path):
+def test_a_cancelled_trial_is_replaced_and_a_requeued_one_goes_on(command, slurm, tmp_path):
     home = tmp_path / "mlruns"
-    command = [
-        *(sys.executable, "-m", "xray_pneumonia.cli", "train", "-m", *SMALL, f"home={home}"),
+    sweep = [
+        *(*command, f"home={home}", "trainer.max_epochs=40", "trainer.patience=null"),
         *("hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=20", "hydra.launcher.mem_gb=1"),
         *("optimizer.lr=1e-4,3e-4,1e-3", "sweep.parallel=3", "sweep.name=slurm"),
     ]
@@ -73,7 +59,7 @@ def test_a_cancelled_trial_is_replaced_and_a_requeued_one_goes_on(slurm, tmp_pat
         return next((t for t in begun if "worker" in t.user_attrs), None)
 
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, cwd=tmp_path)
+        process = subprocess.Popen(sweep, stdout=subprocess.DEVNULL, stderr=log, cwd=tmp_path)
     cancelled = wait_for(lambda: underway(0), seconds=180)
     subprocess.run(["scancel", cancelled.user_attrs["worker"]["slurm"]], check=True)
     requeued = wait_for(lambda: underway(1), seconds=180)

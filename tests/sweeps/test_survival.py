@@ -4,7 +4,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from contextlib import suppress
@@ -14,32 +13,9 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-TINY = [
-    "model=resnet",
-    "model.width=4",
-    "model.stages=2",
-    "model.depth=1",
-    "data=synthetic",
-    "data.synthetic_patients=80",
-    "data.image_size=32",
-    "trainer.max_epochs=1",
-    "trainer.threads=1",
-    "tracking.system_metrics=false",
-]
 
-
-def command(home, *arguments):
-    return [sys.executable, "-m", "xray_pneumonia.cli", "train", "-m", f"home={home}", *TINY, *arguments]
-
-
-def start(home, *arguments, **options):
-    return subprocess.Popen(
-        command(home, *arguments),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        **options,
-    )
+def start(command):
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
 def kill_after(process, seconds):
@@ -53,8 +29,8 @@ def kill_after(process, seconds):
     process.wait()
 
 
-def finish(home, *arguments):
-    done = subprocess.run(command(home, *arguments), capture_output=True, text=True, check=False)
+def finish(command):
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -91,21 +67,21 @@ def require_accounted(home, name, n_trials):
 
 
 @pytest.mark.long
-def test_twenty_kills_of_twenty_trials(tmp_path):
-    arguments = ("optimizer.lr=tag(log,interval(1e-4,1e-2))", "sweep.n_trials=20", "sweep.name=kill")
+def test_twenty_kills_of_twenty_trials(command, tmp_path):
+    command += (f"home={tmp_path}", "optimizer.lr=tag(log,interval(1e-4,1e-2))", "sweep.n_trials=20", "sweep.name=kill")
     dice = random.Random(0)
     for _ in range(20):
-        kill_after(start(tmp_path, *arguments), dice.uniform(3, 14))
-    finish(tmp_path, *arguments)
+        kill_after(start(command), dice.uniform(3, 14))
+    finish(command)
     require_accounted(tmp_path, "kill", 20)
 
 
 @pytest.mark.long
-def test_a_killed_grid_is_completed_without_a_point_twice(tmp_path):
-    arguments = ("optimizer.lr=1e-4,3e-4,1e-3,3e-3", "sweep.name=grid")
+def test_a_killed_grid_is_completed_without_a_point_twice(command, tmp_path):
+    command += (f"home={tmp_path}", "optimizer.lr=1e-4,3e-4,1e-3,3e-3", "sweep.name=grid")
     for seconds in (9, 8):
-        kill_after(start(tmp_path, *arguments), seconds)
-    finish(tmp_path, *arguments)
+        kill_after(start(command), seconds)
+    finish(command)
     require_accounted(tmp_path, "grid", 4)
     complete = [trial for trial in load(tmp_path, "grid").trials if trial.state.name == "COMPLETE"]
     assert sorted(trial.params["optimizer.lr"] for trial in complete) == ["0.0001", "0.0003", "0.001", "0.003"]

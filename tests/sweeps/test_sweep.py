@@ -14,19 +14,6 @@ from mlflow import MlflowClient
 
 from xray_pneumonia import cli
 
-TINY = [
-    "model=resnet",
-    "model.width=4",
-    "model.stages=2",
-    "model.depth=1",
-    "data=synthetic",
-    "data.synthetic_patients=80",
-    "data.image_size=32",
-    "trainer.max_epochs=1",
-    "trainer.threads=1",
-    "tracking.system_metrics=false",
-]
-
 
 @pytest.fixture
 def xray(tmp_path, monkeypatch, capfd):
@@ -53,8 +40,8 @@ def study(home, name):
     return optuna.load_study(study_name=name, storage=f"sqlite:///{home}/mlruns/sweeps.db")
 
 
-def test_a_grid_is_one_parent_run_and_a_failing_point_does_not_end_it(xray, tmp_path):
-    code, out, err = xray("-m", *TINY, "data.batch_size=0,64", "sweep.name=grid")
+def test_a_grid_is_one_parent_run_and_a_failing_point_does_not_end_it(xray, small, tmp_path):
+    code, out, err = xray("-m", *small, "data.batch_size=0,64", "sweep.name=grid")
     assert code == 0, err
     [parent] = runs(tmp_path, "sweep")
     assert parent.info.status == "FINISHED"
@@ -75,7 +62,7 @@ def test_a_grid_is_one_parent_run_and_a_failing_point_does_not_end_it(xray, tmp_
         (["data.batch_size=64,16"], "space.data.batch_size: was 0,64, now 64,16"),
         (["data.batch_size=0,64", "model.dropout=0.1"], "fixed.model.dropout: was absent, now 0.1"),
     ):
-        code, _, err = xray("-m", *TINY, *changed, "sweep.name=grid")
+        code, _, err = xray("-m", *small, *changed, "sweep.name=grid")
         assert code == 2
         assert message in err
 
@@ -84,8 +71,8 @@ def test_a_grid_is_one_parent_run_and_a_failing_point_does_not_end_it(xray, tmp_
     assert "1 of 2" in out
 
 
-def test_a_sweep_of_which_nothing_can_run_blames_the_input(xray, tmp_path):
-    code, _, err = xray("-m", *TINY, "data.batch_size=0,-1", "sweep.max_failures=null")
+def test_a_sweep_of_which_nothing_can_run_blames_the_input(xray, small, tmp_path):
+    code, _, err = xray("-m", *small, "data.batch_size=0,-1", "sweep.max_failures=null")
     assert code == 2
     assert "no trial could run; trial 0: InputError: data.batch_size=0" in err
     [parent] = runs(tmp_path, "sweep")
@@ -93,8 +80,8 @@ def test_a_sweep_of_which_nothing_can_run_blames_the_input(xray, tmp_path):
 
 
 @pytest.mark.long
-def test_what_failed_is_tried_again_and_what_is_done_stays(xray, tmp_path):
-    arguments = ["-m", *TINY, "data.batch_size=64,0,32", "sweep.name=grid"]
+def test_what_failed_is_tried_again_and_what_is_done_stays(xray, small, tmp_path):
+    arguments = ["-m", *small, "data.batch_size=64,0,32", "sweep.name=grid"]
     assert xray(*arguments)[0] == 0
     assert len(runs(tmp_path, "train")) == 3
     code, out, err = xray(*arguments, "sweep.max_failures=0")
@@ -120,6 +107,8 @@ def test_wrong_input_makes_nothing(xray, tmp_path):
         (["optimizer.lrr=1,2"], "did you mean optimizer.lr"),
         (["model=resnet,resnett"], "did you mean resnet"),
         (["optimizer.lr=1e-3"], "nothing to sweep over"),
+        (["optimizer.lr=1e-3,1e-4", "monitor=val/aurocc"], "monitor='val/aurocc': should be"),
+        (["optimizer.lr=1e-3,1e-4", "sweep.objectives={val/dice:max}"], "val/dice"),
     ):
         code, _, err = xray("-m", *arguments)
         assert code == 2, err
@@ -160,11 +149,11 @@ def damaged(path, kind):
         ("newer", "another version of Optuna"),
     ],
 )
-def test_a_database_that_cannot_serve_is_refused_and_not_altered(xray, tmp_path, kind, message):
+def test_a_database_that_cannot_serve_is_refused_and_not_altered(xray, small, tmp_path, kind, message):
     path = tmp_path / "mlruns" / "sweeps.db"
     damaged(path, kind)
     before = path.read_bytes() if path.is_file() else None
-    code, _, err = xray("-m", *TINY, "data.batch_size=64,32")
+    code, _, err = xray("-m", *small, "data.batch_size=64,32")
     assert code == 2, err
     assert message in err
     assert "sweep.storage=" in err
@@ -172,16 +161,16 @@ def test_a_database_that_cannot_serve_is_refused_and_not_altered(xray, tmp_path,
 
 
 @pytest.mark.parametrize("url", ["postgres://me:secret@host/db", "mysql://me:secret@host/db", "file:./x"])
-def test_an_unusable_url_is_refused_without_its_password(xray, url):
-    code, _, err = xray("-m", *TINY, "data.batch_size=64,32", f"sweep.storage='{url}'")
+def test_an_unusable_url_is_refused_without_its_password(xray, small, url):
+    code, _, err = xray("-m", *small, "data.batch_size=64,32", f"sweep.storage='{url}'")
     assert code == 2
     assert "sweep.storage=" in err
     assert "secret" not in err
 
 
 @pytest.mark.long
-def test_pruning_replicates_and_the_best_config(xray, tmp_path):
-    arguments = ["-m", *TINY, "trainer.max_epochs=3", "trainer.patience=null", "optimizer.lr=1e-6,1e-2,2e-6,3e-6"]
+def test_pruning_replicates_and_the_best_config(xray, small, tmp_path):
+    arguments = ["-m", *small, "trainer.max_epochs=3", "trainer.patience=null", "optimizer.lr=1e-6,1e-2,2e-6,3e-6"]
     code, _, err = xray(*arguments, "sweep.seeds=[1,2]", "sweep.name=seeds")
     assert code == 0, err
     groups = runs(tmp_path, "trial")
@@ -212,7 +201,7 @@ def test_pruning_replicates_and_the_best_config(xray, tmp_path):
 
     code, _, err = xray(
         "-m",
-        *TINY,
+        *small,
         "trainer.max_epochs=4",
         "trainer.patience=null",
         "optimizer.lr=interval(1e-6,1e-2)",
@@ -235,8 +224,7 @@ def test_pruning_replicates_and_the_best_config(xray, tmp_path):
 
 
 @pytest.mark.long
-def test_workers_share_one_study(tmp_path):
-    command = [sys.executable, "-m", "xray_pneumonia.cli", "train", "-m", *TINY]
+def test_workers_share_one_study(command, tmp_path):
     arguments = ["optimizer.lr=interval(1e-4,1e-2)", "sweep.n_trials=6", "sweep.name=team", "workers=3"]
     environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
     done = subprocess.run(
@@ -251,3 +239,35 @@ def test_workers_share_one_study(tmp_path):
     children = runs(tmp_path, "train")
     assert sorted(int(run.data.tags["sweep.trial"]) for run in children) == list(range(6))
     assert done.stdout.splitlines()[-1].startswith(f"sweep_id={parent.info.run_id} trials=6 ")
+
+
+def test_a_run_that_the_store_kept_open_ends_as_its_trial_did(xray, small, tmp_path):
+    arguments = ["-m", *small, "data.batch_size=0,64", "sweep.name=grid"]
+    assert xray(*arguments)[0] == 0
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
+    for run in runs(tmp_path, "train"):
+        client.update_run(run.info.run_id, status="RUNNING")
+    assert xray(*arguments, "sweep.max_failures=null")[0] == 0
+    by_trial = {run.data.tags["sweep.trial"]: run.info.status for run in runs(tmp_path, "train")}
+    assert by_trial == {"0": "FAILED", "1": "FINISHED", "2": "FAILED"}  # trial 2 is 0 once more
+
+
+@pytest.mark.slow
+def test_two_sweeps_of_one_name_at_once_are_one(command, tmp_path):
+    sweep = [*command, "optimizer.lr=tag(log,interval(1e-4,1e-2))", "sweep.n_trials=6", "sweep.name=twins"]
+    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    twins = [
+        subprocess.Popen(
+            sweep, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    said = [twin.communicate(timeout=600) for twin in twins]
+    assert [twin.returncode for twin in twins] == [0, 0], said
+    trials = study(tmp_path, "twins").trials
+    assert [(t.number, t.state.name) for t in trials] == [(number, "COMPLETE") for number in range(6)]
+    assert {t.user_attrs["worker"]["pid"] for t in trials} == {twin.pid for twin in twins}
+    [parent] = runs(tmp_path, "sweep")
+    assert parent.info.status == "FINISHED"
+    assert sorted(int(run.data.tags["sweep.trial"]) for run in runs(tmp_path, "train")) == list(range(6))
+    assert [out.splitlines()[-1].split()[0] for out, _ in said] == [f"sweep_id={parent.info.run_id}"] * 2

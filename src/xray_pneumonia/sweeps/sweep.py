@@ -8,18 +8,18 @@ import time
 import uuid
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from optuna.trial import FrozenTrial, TrialState
 
-from xray_pneumonia.config import build
-from xray_pneumonia.errors import InputError
+from xray_pneumonia.config import build, check
+from xray_pneumonia.errors import Busy, InputError
 from xray_pneumonia.sweeps import launches, workers
 from xray_pneumonia.sweeps import plan as plans
 from xray_pneumonia.sweeps.composing import WarmLoader
@@ -53,9 +53,9 @@ class Sweep:
     context: HydraContext
     task: TaskFunction
 
-    def compose(self, lines: Sequence[str]) -> None:
-        """Let Hydra compose the config of a trial, to see whether it can."""
-        self.context.config_loader.load_sweep_config(self.config, list(lines))
+    def compose(self, lines: Sequence[str]) -> DictConfig:
+        """Let Hydra compose the config of a trial."""
+        return self.context.config_loader.load_sweep_config(self.config, list(lines))
 
     def lines(self, claim: Claim, *, parent: str) -> list[str]:
         """Word a trial as overrides."""
@@ -102,28 +102,51 @@ def run(config: DictConfig, arguments: Sequence[str], *, context: HydraContext, 
 
 
 def _lead(sweep: Sweep, study: SweepStudy, store: Store) -> float:
-    """Keep the parent run, run the trials or have them run, and record the end."""
-    plan, count = sweep.plan, int(sweep.config.workers)
+    """Keep the parent run, run the trials or have them run, and record the end.
+
+    While another command leads, work along; when that is done or dead, lead.
+    """
+    plan = sweep.plan
     with ExitStack() as stack:
-        with study.alone():  # two commands at once would make two parents
-            known = search.find(store, {"sweep.name": plan.name, "verb": "sweep"})
-            tags, run_id = {"verb": "sweep", "sweep.name": plan.name}, known[0].run_id if known else None
-            opened = start_run(store, name=plan.name, tags=tags, system_metrics=False, run_id=run_id)
-            parent = stack.enter_context(opened)
-        _record_plan(parent, plan, resumed=bool(known))
+        while (parent := _parent(plan, study, store, stack)) is None:
+            [known] = search.find(store, {"sweep.name": plan.name, "verb": "sweep"})
+            _train(sweep, study, parent=known.run_id, progress=None)
+            time.sleep(POLL)
         study.bury()
         progress = Progress(plan, study, parent)
         log.info("sweep %s: %d of %d trials to go", plan.name, max(0, study.room()), plan.n_trials)
-        if study.room() > 0 and count > 1:
-            with workers.started(count, parent=parent.run_id, session=study.session) as team:
-                _wait(study, progress, team=team)
-        _work(sweep, study, parent=parent.run_id, progress=progress)
+        _train(sweep, study, parent=parent.run_id, progress=progress)
         _wait(study, progress)
         _end_forgotten(store, study, parent, name=plan.name)
         progress.conclude(arguments=sweep.shared())
         _require_success(plan, study)
     progress.print(store)
     return progress.best()
+
+
+def _parent(plan: Plan, study: SweepStudy, store: Store, stack: ExitStack) -> Run | None:
+    """Open the parent run for as long as the stack stands; None while another process has it."""
+    with study.alone():  # two commands at once would make two parents
+        known = search.find(store, {"sweep.name": plan.name, "verb": "sweep"})
+        tags, run_id = {"verb": "sweep", "sweep.name": plan.name}, known[0].run_id if known else None
+        try:
+            parent = stack.enter_context(
+                start_run(store, name=plan.name, tags=tags, system_metrics=False, run_id=run_id)
+            )
+        except Busy:
+            if study.room() > 0:
+                log.info("sweep %s: another process leads it; this one works along", plan.name)
+            return None
+    _record_plan(parent, plan, resumed=bool(known))
+    return parent
+
+
+def _train(sweep: Sweep, study: SweepStudy, *, parent: str, progress: Progress | None) -> None:
+    count = int(sweep.config.workers)
+    if study.room() > 0 and count > 1:
+        with workers.started(count, parent=parent, session=study.session) as team:
+            _wait(study, progress, team=team)
+    _work(sweep, study, parent=parent, progress=progress)
 
 
 def _work(sweep: Sweep, study: SweepStudy, *, parent: str, progress: Progress | None) -> None:
@@ -149,12 +172,13 @@ def _work(sweep: Sweep, study: SweepStudy, *, parent: str, progress: Progress | 
             progress.update()
 
 
-def _wait(study: SweepStudy, progress: Progress, *, team: "workers.Team | None" = None) -> None:
+def _wait(study: SweepStudy, progress: Progress | None, *, team: "workers.Team | None" = None) -> None:
     """Wait for trials that run elsewhere; those whose process dies are replaced."""
     while team.working() if team else study.running():
         time.sleep(POLL)
         study.bury()
-        progress.update()
+        if progress:
+            progress.update()
 
 
 def _end_forgotten(store: Store, study: SweepStudy, parent: Run, *, name: str) -> None:
@@ -192,8 +216,16 @@ def _require_success(plan: Plan, study: SweepStudy) -> None:
 
 
 def _require_composable(sweep: Sweep) -> None:
-    """Let a wrong key or choice fail before anything is made: compose every value that can be listed once."""
+    """Let what no trial could run with fail before anything is made.
+
+    What the trials share is checked as a training's config is; every value that can be listed is composed once.
+    """
+    from xray_pneumonia.workflows.train import TrainConfig  # which imports this package
+
     lines = sweep.shared()
+    shared = OmegaConf.masked_copy(sweep.compose(lines), [field.name for field in fields(TrainConfig)])
+    if not OmegaConf.missing_keys(shared):  # else the space fills them
+        check(shared, TrainConfig)
     seen: set[str] = set()
     for parameter in sweep.plan.space.parameters:
         if parameter.finite and not parameter.when:

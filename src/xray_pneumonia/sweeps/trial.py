@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
@@ -24,6 +25,7 @@ from xray_pneumonia.sweeps.samplers import build_pruner
 from xray_pneumonia.sweeps.settings import SweepSettings
 from xray_pneumonia.sweeps.storage import lost_connection, open_storage, patiently, resolve
 from xray_pneumonia.sweeps.ticket import Ticket
+from xray_pneumonia.sweeps.workers import settle_on_gpu
 from xray_pneumonia.tracking.liveness import identity
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.search import PARENT, find
@@ -70,6 +72,8 @@ class Trial:
         if patiently(lambda: self._storage.get_trial(self.ticket.id)).state != TrialState.RUNNING:
             log.warning("trial %d was closed and replaced in the meantime; nothing to do", self.ticket.number)
             return math.nan
+        if "joblib" in HydraConfig.get().launcher._target_:
+            settle_on_gpu(Path(self.cfg.home))
         self._requeued = "worker" in patiently(lambda: self._trial.user_attrs)
         patiently(lambda: self._trial.set_user_attr("worker", identity()))
         with heartbeat(self._storage, self.ticket.id):

@@ -1,21 +1,26 @@
 """Several processes on one study: each takes the next trial when it is free, so none waits for the slowest."""
 
+import itertools
 import json
 import logging
 import os
+import platform
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 ROLE = "XRAY_SWEEP_WORKER"
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 log = logging.getLogger(__name__)
+_held: list[FileLock] = []
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,28 @@ def share(number: int, count: int, *, gpus: int) -> dict[str, str]:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
         divided["CUDA_VISIBLE_DEVICES"] = visible.split(",")[number % gpus]
     return divided
+
+
+def settle_on_gpu(home: Path) -> None:
+    """Take a GPU for the life of this process: a free one, or one in turn where jobs outnumber them.
+
+    joblib starts all its jobs alike and tells them nothing, so they agree through locked files.
+
+    Args:
+        home: of the sweep.
+    """
+    gpus = torch.cuda.device_count()
+    if gpus < 2 or _held:
+        return
+    for slot in itertools.count():
+        lock = FileLock(home / "gpus" / f"{platform.node()}-{slot}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        _held.append(lock)
+        os.environ["CUDA_VISIBLE_DEVICES"] = share(slot, 1, gpus=gpus)["CUDA_VISIBLE_DEVICES"]
+        return
 
 
 def capacity(launcher: Any) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xray_pneumonia.errors import InputError
+from xray_pneumonia.errors import Busy
 from xray_pneumonia.tracking.delivery import TOKEN
 from xray_pneumonia.tracking.journal import FOLDER, Journal
 from xray_pneumonia.tracking.liveness import who
@@ -57,11 +57,11 @@ def go_on(store: Store, run_id: str) -> Begun:
 
     Raises:
         StoreAway: all that is known of it is in the store, which does not answer.
-        InputError: another process is at it.
+        Busy: another process is at it.
     """
     journal = Journal(store.home / FOLDER / run_id)
     if not journal.acquire():
-        raise InputError(f"run_id={run_id}: a living process is at this run; wait for it")
+        raise Busy(f"run_id={run_id}: a living process is at this run; wait for it")
     fresh = next(journal.entries(), None) is None
     try:
         made = find_run(store, journal.identity or run_id)
