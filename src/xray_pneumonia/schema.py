@@ -3,6 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any, get_type_hints
 
 
@@ -17,18 +18,27 @@ def problems(values: dict[str, Any], target: Callable[..., Any], *, prefix: str)
     Returns:
         One line for each wrong key: the key, its value, what it should be.
     """
-    from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+    from pydantic import ValidationError
+
+    names, adapter = _adapter(target)
+    try:
+        adapter.validate_python(values)
+    except ValidationError as error:
+        return _worded(error.errors(), values, names, prefix=prefix)
+    return []
+
+
+@cache
+def _adapter(target: Callable[..., Any]) -> tuple[list[str], Any]:
+    """Make pydantic's validator of the keyword-only parameters of a target, which takes it milliseconds."""
+    from pydantic import ConfigDict, TypeAdapter, with_config
     from typing_extensions import TypedDict
 
     hints = get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
     names = [p.name for p in inspect.signature(target).parameters.values() if p.kind is p.KEYWORD_ONLY]
     rules = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
     schema = with_config(rules)(TypedDict("schema", {name: hints[name] for name in names}))  # type: ignore[misc, operator]
-    try:
-        TypeAdapter(schema).validate_python(values)
-    except ValidationError as error:
-        return _worded(error.errors(), values, names, prefix=prefix)
-    return []
+    return names, TypeAdapter(schema)
 
 
 def _worded(errors: list[Any], values: dict[str, Any], names: list[str], *, prefix: str) -> list[str]:
