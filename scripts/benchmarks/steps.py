@@ -1,9 +1,11 @@
 """Seconds per step of one way to train, in a process of its own: python scripts/benchmarks/steps.py WAY ROOT HOME.
 
-Prints one JSON line. Every way takes its time at the beginning of each step, in the same manner.
+Prints one JSON line. Every way takes its time at the beginning of each step, in the same manner. With --turns, two ways
+take turns step by step, so that whatever else the machine does meets both alike.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -35,20 +37,41 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Clock:
-    """When each step began."""
+    """How long each step took.
 
-    def __init__(self) -> None:
-        self._ticks: list[float] = []
+    Args:
+        turns: where to read that it is this way's turn, and where to write that it is the other's; None takes no turns.
+    """
+
+    def __init__(self, turns: tuple[int, int] | None = None) -> None:
+        self._turns = turns
+        self._begun = self._first = 0.0
+        self._steps: list[float] = []
 
     def tick(self) -> None:
-        """Begin a step."""
-        self._ticks.append(time.time())
+        """End a step and begin the next one."""
+        now = time.time()
+        if self._first:
+            self._steps.append(now - self._begun)
+        else:
+            self._first = now
+        if self._turns:
+            self._wait_for_turn(*self._turns)
+        self._begun = time.time()
 
-    def report(self, **more: float) -> None:
+    def _wait_for_turn(self, mine: int, other: int) -> None:
+        if self._steps:
+            with contextlib.suppress(BrokenPipeError):  # the other is done
+                os.write(other, b".")
+        os.read(mine, 1)
+
+    def report(self, **more: Any) -> None:
         """Print seconds a step, and from the start of the process to the first one."""
+        counted = self._steps[WARM:]
+        if self._turns:
+            more["steps"] = counted
         born = psutil.Process().create_time()
-        seconds = (self._ticks[-1] - self._ticks[WARM]) / (len(self._ticks) - 1 - WARM)
-        print(json.dumps({"step": seconds, "first": self._ticks[0] - born, **more}))
+        print(json.dumps({"step": sum(counted) / len(counted), "first": self._first - born, **more}))
 
 
 def composed(root: str, home: str, *overrides: str) -> Any:
@@ -164,9 +187,11 @@ def main() -> None:
     parser.add_argument("root", type=Path)
     parser.add_argument("home", type=Path)
     parser.add_argument("--steps", type=int, default=20, help="of which the first four only warm up")
+    parser.add_argument("--turns", type=int, nargs=2, help="descriptors: to read one's turn, to write the other's")
     asked = parser.parse_args()
     os.environ.pop("MLFLOW_TRACKING_URI", None)
-    root, home, clock = str(asked.root.resolve()), str(asked.home.resolve()), Clock()
+    root, home = str(asked.root.resolve()), str(asked.home.resolve())
+    clock = Clock(asked.turns and tuple(asked.turns))
     torch.manual_seed(0)
     more: dict[str, float] = {}
     if asked.way in BARE:

@@ -108,8 +108,13 @@ def _lead(sweep: Sweep, study: SweepStudy, store: Store) -> float:
     """
     plan = sweep.plan
     with ExitStack() as stack:
+        said = ""
         while (parent := _parent(plan, study, store, stack)) is None:
             [known] = search.find(store, {"sweep.name": plan.name, "verb": "sweep"})
+            does = "works along" if study.room() > 0 else "waits for its end"
+            if does != said:
+                log.info("sweep %s: pid %s leads it; this process %s", plan.name, known.tags.get("pid", "?"), does)
+                said = does
             _train(sweep, study, parent=known.run_id, progress=None)
             time.sleep(POLL)
         study.bury()
@@ -134,8 +139,6 @@ def _parent(plan: Plan, study: SweepStudy, store: Store, stack: ExitStack) -> Ru
                 start_run(store, name=plan.name, tags=tags, system_metrics=False, run_id=run_id)
             )
         except Busy:
-            if study.room() > 0:
-                log.info("sweep %s: another process leads it; this one works along", plan.name)
             return None
     _record_plan(parent, plan, resumed=bool(known))
     return parent
