@@ -102,18 +102,24 @@ class SweepStudy:
         return patiently(lambda: self.study.get_trials(deepcopy=False))
 
     def claim(self, count: int) -> list[Claim]:
-        """Take up to `count` trials; none when the budget is reached or others are at the rest of it."""
+        """Take up to `count` trials; none when the budget is spent, others are at its rest, or too many failed."""
         return patiently(lambda: self._claim(count))
 
     def _claim(self, count: int) -> list[Claim]:
         with locked(self._storage):
-            self._bury()
-            room = self.room()
-            return [self._ask() for _ in range(min(count, room))]
+            trials = self._bury()
+            if self._too_many(trials):
+                return []
+            claims: list[Claim] = []
+            for _ in range(min(count, self._room(trials))):
+                claims.append(self._ask(number=len(trials) if not claims else len(self.trials())))
+            return claims
 
     def room(self) -> int:
         """Count the trials that still have to be started."""
-        trials = self.trials()
+        return self._room(self.trials())
+
+    def _room(self, trials: list[FrozenTrial]) -> int:
         spent = sum(t.state in DONE or t.state == TrialState.RUNNING or self._failed_here(t) for t in trials)
         room = self._plan.n_trials - spent
         if self._plan.kind == "grid":  # its points wait in the queue, and there are no others
@@ -128,13 +134,20 @@ class SweepStudy:
         """List the trials of this command that failed by themselves."""
         return [trial for trial in self.trials() if self._failed_here(trial)]
 
+    def too_many(self) -> bool:
+        """Tell whether more trials of this command failed than `sweep.max_failures`."""
+        return self._too_many(self.trials())
+
+    def _too_many(self, trials: list[FrozenTrial]) -> bool:
+        most = self._plan.settings.max_failures
+        return most is not None and sum(self._failed_here(trial) for trial in trials) > most
+
     def _failed_here(self, trial: FrozenTrial) -> bool:
         attrs = trial.user_attrs
         session = attrs.get("owner", {}).get("session")
         return trial.state == TrialState.FAIL and session == self.session and "reason" in attrs
 
-    def _ask(self) -> Claim:
-        number = len(self.trials())
+    def _ask(self, *, number: int) -> Claim:
         self.study.sampler = build_sampler(self._plan.settings, kind=self._plan.kind, number=number)
         trial = self.study.ask()
         trial.set_user_attr("owner", {**identity(), "session": self.session})
@@ -154,10 +167,13 @@ class SweepStudy:
         with self.alone():
             self._bury()
 
-    def _bury(self) -> None:
-        for trial in self.trials():
-            if trial.state == TrialState.RUNNING and not self._alive(trial):
-                self.close(trial)
+    def _bury(self) -> list[FrozenTrial]:
+        """Bury, and list the trials as they stand then."""
+        trials = self.trials()
+        gone = [trial for trial in trials if trial.state == TrialState.RUNNING and not self._alive(trial)]
+        for trial in gone:
+            self.close(trial)
+        return self.trials() if gone else trials
 
     def _alive(self, trial: FrozenTrial) -> bool:
         who: dict[str, Any] | None = trial.user_attrs.get("worker") or trial.user_attrs.get("owner")

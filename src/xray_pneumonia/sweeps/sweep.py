@@ -162,7 +162,7 @@ def _work(sweep: Sweep, study: SweepStudy, *, parent: str, progress: Progress | 
         hydra_context=context, task_function=sweep.task, config=sweep.config
     )
     batch = sweep.plan.settings.parallel or workers.capacity(sweep.config.hydra.launcher)
-    while not workers.orphaned() and not _too_many(sweep.plan, study) and (claims := study.claim(batch)):
+    while not workers.orphaned() and (claims := study.claim(batch)):
         for claim in claims:
             log.info("trial %d: %s", claim.number, " ".join(overrides(claim.point)))
         lines = [sweep.lines(claim, parent=parent) for claim in claims]
@@ -199,11 +199,6 @@ def _end_forgotten(store: Store, study: SweepStudy, parent: Run, *, name: str) -
             search.close(store, run.run_id, status=status, reason="the store was away when its trial ended")
 
 
-def _too_many(plan: Plan, study: SweepStudy) -> bool:
-    most = plan.settings.max_failures
-    return most is not None and len(study.failures()) > most
-
-
 def _require_success(plan: Plan, study: SweepStudy) -> None:
     """Refuse to call a sweep done that bore more failures than it should, or nothing else."""
     failed = study.failures()
@@ -214,7 +209,7 @@ def _require_success(plan: Plan, study: SweepStudy) -> None:
         if all(trial.user_attrs.get("input") for trial in failed):
             raise InputError(f"no trial could run; {reason}")
         raise SweepFailed(f"every trial failed; {reason}")
-    if _too_many(plan, study):
+    if study.too_many():
         raise SweepFailed(f"{len(failed)} trials failed, sweep.max_failures={plan.settings.max_failures}; {reason}")
 
 

@@ -69,12 +69,13 @@ class Trial:
         Returns:
             The first objective; NaN where there is none.
         """
-        if patiently(lambda: self._storage.get_trial(self.ticket.id)).state != TrialState.RUNNING:
+        known = patiently(lambda: self._storage.get_trial(self.ticket.id))
+        if known.state != TrialState.RUNNING:
             log.warning("trial %d was closed and replaced in the meantime; nothing to do", self.ticket.number)
             return math.nan
         if "joblib" in HydraConfig.get().launcher._target_:
             settle_on_gpu(Path(self.cfg.home))
-        self._requeued = "worker" in patiently(lambda: self._trial.user_attrs)
+        self._requeued = "worker" in known.user_attrs
         patiently(lambda: self._trial.set_user_attr("worker", identity()))
         with heartbeat(self._storage, self.ticket.id):
             try:
