@@ -7,7 +7,6 @@ import shutil
 import socket
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 
@@ -198,27 +197,15 @@ def test_a_rerun_reads_what_is_new_changed_or_failed_and_ends_as_one_run_would(
     assert before[changed]["sha256"] != {row["path"]: row for row in again}[changed]["sha256"]
 
 
-def rows_of(jsonl):
-    """Give the rows, and their probabilities apart: with other films in its batch, one may round otherwise."""
-    rows = [json.loads(line) for line in jsonl.read_text().splitlines()]
-    probabilities = [row.pop("probability", None) for row in rows]
-    for row in rows:
-        row.pop("gate", None)
-    return rows, [value for value in probabilities if value is not None]
-
-
 def test_a_torn_last_line_is_read_again(read, ward, tmp_path):
     assert read(ward).code == 0
     whole = (tmp_path / "out" / "predictions.jsonl").read_bytes()
-    rows, probabilities = rows_of(tmp_path / "out" / "predictions.jsonl")
-    table = pd.read_csv(tmp_path / "out" / "predictions.csv")
+    table = (tmp_path / "out" / "predictions.csv").read_bytes()
     for cut in (len(whole) - 1, len(whole) - 40, len(whole) // 2, 0):
         (tmp_path / "out" / "predictions.jsonl").write_bytes(whole[:cut])
         assert read(ward).code == 0
-        again, found = rows_of(tmp_path / "out" / "predictions.jsonl")
-        assert again == rows
-        assert found == pytest.approx(probabilities, abs=1e-6)
-        pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out" / "predictions.csv"), table, atol=1e-6)
+        assert (tmp_path / "out" / "predictions.jsonl").read_bytes() == whole
+        assert (tmp_path / "out" / "predictions.csv").read_bytes() == table
 
 
 @pytest.mark.parametrize("what", ["model", "input", "modalities"])
