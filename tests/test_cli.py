@@ -148,6 +148,26 @@ def test_our_own_bugs_end_with_1(xray, monkeypatch):
     assert "Traceback" not in outcome.err
 
 
+@pytest.mark.parametrize(
+    "given", [["++hydra.run.dir=/proc/no/a"], ["home=/proc/no"], ["-m", "home=/proc/no", "seed=1,2"]]
+)
+def test_a_folder_that_cannot_be_made_is_wrong_input(xray, tiny, given):
+    outcome = xray("train", *given, *(one for one in tiny if not one.startswith("home=")))
+    assert outcome.code == 2
+    key = next(one.lstrip("+") for one in given if "/proc/no" in one)
+    assert outcome.err.splitlines()[-1] == (
+        f"xray: {key}: cannot be used: No such file or directory; name another place"
+    )
+
+
+def test_other_errors_of_files_stay_errors(xray, monkeypatch):
+    def fail(_):
+        raise FileNotFoundError(2, "No such file or directory", "/elsewhere")
+
+    monkeypatch.setattr("xray_pneumonia.workflows.train.main", fail)
+    assert xray("train", "home=/proc/no").code == 1
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_become_exit_codes(xray, monkeypatch, number, code):
     from xray_pneumonia.workflows import download

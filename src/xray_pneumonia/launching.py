@@ -44,7 +44,7 @@ def launch(verb: str, arguments: list[str]) -> None:
     ):  # Hydra takes the beginning of an option for all of it
         raise InputError("--experimental-rerun unpickles a file, which could run anything; use `xray reproduce`")
     failures: list[BaseException] = []
-
+    given = arguments
     arguments, literal = _literally(verb, arguments)
 
     def task(cfg: DictConfig) -> Any:
@@ -59,6 +59,8 @@ def launch(verb: str, arguments: list[str]) -> None:
             hydra.main(version_base="1.3", config_path=f"pkg://{PACKAGE}", config_name=verb)(task)()
     except HydraException as error:
         raise InputError(_explained(error, verb, arguments)) from error
+    except OSError as error:  # the folders of Hydra
+        failures.append(error)
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise InputError(
             f"{' '.join(arguments)}: a config file cannot be read: {' '.join(str(error).split())}"
@@ -66,7 +68,7 @@ def launch(verb: str, arguments: list[str]) -> None:
     finally:
         sys.argv = before
     if failures:
-        raise failures[0]
+        raise _named(failures[0], given)
 
 
 def _literally(verb: str, arguments: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -99,6 +101,20 @@ def _uncollected() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+def _named(error: BaseException, arguments: list[str]) -> BaseException:
+    """Make an error about a path that the command line names one about the user's input."""
+    if not isinstance(error, OSError) or not error.filename:
+        return error
+    place = Path(os.fsdecode(error.filename)).absolute()
+    for argument in arguments:
+        value = argument.partition("=")[2]
+        if value and Path(value).expanduser().absolute().is_relative_to(place):
+            wrong = InputError(f"{argument.lstrip('+')}: cannot be used: {error.strerror}; name another place")
+            wrong.__cause__ = error
+            return wrong
+    return error
 
 
 def _explained(error: Exception, verb: str, arguments: list[str]) -> str:

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 
 import pytest
 
@@ -37,8 +38,6 @@ for size in sizes:
 
 
 def save(folder, *sizes, around=()):
-    import sys
-
     command = [*around, sys.executable, "-c", SAVE, str(folder), *map(str, sizes)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
@@ -96,6 +95,20 @@ def test_a_full_disk_fails_the_run(place):
     assert "last.ckpt" in training.err or "best.ckpt" in training.err
     assert place.run.info.status == "FAILED"
     assert "CheckpointNotSaved" in place.run.data.tags["reason"]
+
+
+def test_a_full_disk_is_named_by_predict_and_keeps_what_is_answered(tmp_path, xrays):
+    mounts()
+    disk, copy = tmp_path / "disk", tmp_path / "copy"
+    disk.mkdir()
+    inside = f'mount -t tmpfs -o size=24k tmpfs {disk} && "$@"; code=$?; cp -r {disk}/out {copy}; exit $code'
+    predict = [sys.executable, "-m", "xray_pneumonia.cli", "predict", f"input={xrays}", f"output={disk}/out"]
+    command = ["unshare", "-m", "sh", "-c", inside, "sh", *predict, "batch_size=4"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"output={disk}/out: cannot be written: No space left on device; make room" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len((copy / "predictions.jsonl").read_text().splitlines()) > 4
 
 
 def test_a_full_tmpdir_is_none_of_our_business(place, tmp_path):

@@ -1,13 +1,13 @@
 """`xray predict`: a row for every file, whatever the file; what may stop it, and what it must not do."""
 
 import csv
+import errno
 import json
 import os
 import shutil
 import socket
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 
@@ -156,6 +156,8 @@ def test_nothing_usable_is_exit_code_2(read, tmp_path):
         (["input=in", "output=in/a.png"], "lies in the input"),
         (["input=in", "output=a_file"], "is a file"),
         (["input=in", "output=full"], "holds other files"),
+        (["input=in", "output=/dev/full"], "output=/dev/full: is a file; name a new folder"),
+        (["input=in", "output=/dev/full/o"], "output=/dev/full/o: cannot be written: Not a directory; name another"),
         (["input=in", "output=o", "model=nothing_like_it"], "model=nothing_like_it"),
         (["input=in", "output=o", "limits.seconds=0"], "limits.seconds=0"),
         (["input=in", "output=o", "batch_size=0"], "batch_size=0"),
@@ -198,27 +200,38 @@ def test_a_rerun_reads_what_is_new_changed_or_failed_and_ends_as_one_run_would(
     assert before[changed]["sha256"] != {row["path"]: row for row in again}[changed]["sha256"]
 
 
-def rows_of(jsonl):
-    """Give the rows, and their probabilities apart: with other films in its batch, one may round otherwise."""
-    rows = [json.loads(line) for line in jsonl.read_text().splitlines()]
-    probabilities = [row.pop("probability", None) for row in rows]
-    for row in rows:
-        row.pop("gate", None)
-    return rows, [value for value in probabilities if value is not None]
-
-
 def test_a_torn_last_line_is_read_again(read, ward, tmp_path):
     assert read(ward).code == 0
     whole = (tmp_path / "out" / "predictions.jsonl").read_bytes()
-    rows, probabilities = rows_of(tmp_path / "out" / "predictions.jsonl")
-    table = pd.read_csv(tmp_path / "out" / "predictions.csv")
+    table = (tmp_path / "out" / "predictions.csv").read_bytes()
     for cut in (len(whole) - 1, len(whole) - 40, len(whole) // 2, 0):
         (tmp_path / "out" / "predictions.jsonl").write_bytes(whole[:cut])
         assert read(ward).code == 0
-        again, found = rows_of(tmp_path / "out" / "predictions.jsonl")
-        assert again == rows
-        assert found == pytest.approx(probabilities, abs=1e-6)
-        pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out" / "predictions.csv"), table, atol=1e-6)
+        assert (tmp_path / "out" / "predictions.jsonl").read_bytes() == whole
+        assert (tmp_path / "out" / "predictions.csv").read_bytes() == table
+
+
+@pytest.mark.parametrize("full_after", range(6))  # identity, both files begun, rows in one, in both, in one again
+def test_a_full_disk_is_named_and_the_same_command_goes_on(read, ward, tmp_path, monkeypatch, full_after):
+    done = []
+
+    def fsync(_):
+        done.append(1)
+        if len(done) > full_after:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        outcome = read(ward, "batch_size=4")
+    assert outcome.code == 2
+    assert outcome.err.splitlines()[-1] == (
+        f"xray: output={tmp_path / 'out'}: cannot be written: No space left on device; make room and run the same "
+        "command again, it goes on"
+    )
+    assert read(ward).code == 0
+    assert read(ward, output="whole").code == 0
+    for name in ("predictions.jsonl", "predictions.csv"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 @pytest.mark.parametrize("what", ["model", "input", "modalities"])

@@ -49,13 +49,15 @@ class Gate:
 
     def strangeness(self, images: Gray) -> Vector:
         """Give both rules' raw scores, (N, 2); the higher, the stranger."""
-        small = thumbnails(images)
+        return np.reshape([self._rules(small) for small in thumbnails(images)], (len(images), 2))
+
+    def _rules(self, small: Vector) -> tuple[float, float]:
+        """Score one thumbnail (D,): products of many at once would round by what is beside it."""
         apart = small - self.mean
-        along = apart @ self.axes.T
-        outside = (apart**2).sum(axis=1) - (along**2).sum(axis=1)
-        look = ((along**2 / self.variances).sum(axis=1) + outside / self.noise) / apart.shape[1]
-        turned = np.maximum(1 - small @ self.direction[:-1] - self.direction[-1], 0)
-        return np.stack([look, turned], axis=1)
+        along = self.axes @ apart
+        outside = apart @ apart - along @ along
+        look = ((along**2 / self.variances).sum() + outside / self.noise[0]) / len(apart)
+        return look, max(1 - small @ self.direction[:-1] - self.direction[-1], 0.0)
 
     def passes(self, images: Gray) -> npt.NDArray[np.bool_]:
         """Tell which of (N, H, W) images look like upright frontal chest films."""

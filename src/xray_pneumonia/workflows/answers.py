@@ -6,10 +6,11 @@ answers what is left; it ends with the rows in the order in which a run without 
 """
 
 import csv
+import errno
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from io import StringIO
 from itertools import chain
 from pathlib import Path
@@ -27,6 +28,7 @@ COLUMNS = (
     "path", "decision", "probability", "label", "operating_point", "reason", "flags", "error", "message", "sha256",
     "width", "height", "mode", "heat_map",
 )  # fmt: skip
+FULL = {errno.ENOSPC, errno.EDQUOT}
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -47,27 +49,36 @@ class Answers:
 
     def __enter__(self) -> Self:
         try:
-            self._require_ours()
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.folder / LOCK)
-            self._lock.acquire(timeout=0)
+            with ExitStack() as stack:
+                self._require_ours()
+                self.folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(FileLock(self.folder / LOCK, timeout=0))
+                self._begin(stack)
+                self._held = stack.pop_all()
         except Timeout as error:
             raise InputError(f"output={self.folder}: another `xray predict` is writing there; wait for it") from error
         except OSError as error:
-            raise InputError(f"output={self.folder}: cannot be written: {error.strerror}") from error
+            raise self._unwritable(error) from error
+        return self
+
+    def _begin(self, stack: ExitStack) -> None:
         _write_aside(self.folder / IDENTITY, [json.dumps(self._identity, indent=2) + "\n"])
         if (self.folder / ROWS).exists():
             self._known = {row["path"]: row["stamp"] for row in self.rows() if not row["error"]}
         self.resumed = bool(self._known)
         self._rewrite(row for row in self.rows() if not row["error"])
-        self._rows = (self.folder / ROWS).open("a", encoding="utf-8")
-        self._table = (self.folder / TABLE).open("a", encoding="utf-8", newline="")
-        return self
+        self._rows = stack.enter_context((self.folder / ROWS).open("a", encoding="utf-8"))
+        self._table = stack.enter_context((self.folder / TABLE).open("a", encoding="utf-8", newline=""))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._rows.close()
-        self._table.close()
-        self._lock.release()
+        with suppress(OSError):  # on a full disk `add` has said so
+            self._held.close()
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> InputError:
+        cure = "make room and run the same command again, it goes on" if error.errno in FULL else "name another folder"
+        return InputError(f"output={self.folder}: cannot be written: {error.strerror}; {cure}")
 
     def lack(self, found: Found) -> bool:
         """Tell whether a file has no answer yet, or has changed since it got one."""
@@ -121,7 +132,7 @@ class Answers:
         if not self.folder.is_dir():
             raise InputError(f"output={self.folder}: is a file; name a new folder")
         if not before.exists():
-            if any(entry.name != LOCK for entry in self.folder.iterdir()):
+            if any(entry.name not in {LOCK, _draft(before).name} for entry in self.folder.iterdir()):
                 raise InputError(f"output={self.folder}: holds other files; name a new or an empty folder")
             return
         try:
@@ -159,9 +170,13 @@ def _csv_line(cells: Iterable[str]) -> str:
     return buffer.getvalue()
 
 
+def _draft(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
+
+
 def _write_aside(path: Path, lines: Iterable[str]) -> None:
     """Write a file whole or not at all."""
-    draft = path.with_name(f".{path.name}.tmp")
+    draft = _draft(path)
     with draft.open("w", encoding="utf-8", newline="") as file:
         file.writelines(lines)
         file.flush()
