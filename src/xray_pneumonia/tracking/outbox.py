@@ -14,6 +14,7 @@ from xray_pneumonia.tracking.store import first_line
 POLL = 1.0  # seconds until entries are seen that another process wrote
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 60.0  # seconds between two attempts while the store fails
 STUCK = 60.0  # seconds without any progress after which the end of a run waits no longer
+LEAVING = 5.0  # seconds that the end of a run waits for an attempt under way
 BEAT = 60.0  # seconds between two signs of life in the store
 AT_ONCE = 200  # entries read from the journal at a time
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ class Outbox:
         self._changed = threading.Condition()
         self._attempts = self._failures = 0
         self._sent = journal.sent
-        self._hurry = self._stopped = self._slow = False
+        self._hurry = self._stopped = self._slow = self._over = self._left = False
         self._moved = self._beaten = time.monotonic()
         self.problem = ""
         self._thread = threading.Thread(target=self._work, name="outbox", daemon=True)
@@ -74,8 +75,15 @@ class Outbox:
             done = not self._behind()
             self._stopped = True
             self._changed.notify_all()
-        self._thread.join(timeout=5)
+        self._thread.join(timeout=LEAVING)
         return done
+
+    def leave(self) -> None:
+        """Let another process send, as soon as no attempt is under way: two at once would make two runs."""
+        with self._changed:
+            self._left = True
+            if self._over:
+                self._journal.release()
 
     def _behind(self) -> bool:
         return next(self._journal.entries(self._sent), None) is not None
@@ -92,6 +100,10 @@ class Outbox:
                 self._attempts += 1
                 self._changed.notify_all()
                 self._changed.wait_for(lambda: self._hurry or self._stopped, self._pause())
+        with self._changed:
+            self._over = True
+            if self._left:
+                self._journal.release()
 
     def _pause(self) -> float:
         return min(FIRST_PAUSE * 2 ** (self._failures - 1), LONGEST_PAUSE) if self._failures else POLL

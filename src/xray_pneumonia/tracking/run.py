@@ -176,11 +176,11 @@ class Run:
         if done and not self.journal.refused:
             self.journal.remove()
             return True
-        self.journal.release()
         log.warning(
             "run %s: unsynced (%s): %d entries are kept in %s; send them with `%s`",
             *(self.run_id, problem, self.journal.unsent() + self.journal.refused, self.journal.folder, CURE),
         )
+        self.outbox.leave() if self.outbox else self.journal.release()
         return False
 
 
