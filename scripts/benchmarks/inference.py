@@ -24,13 +24,12 @@ import xray_pneumonia
 from xray_pneumonia.data.images import Gray, decode, read_bytes
 from xray_pneumonia.data.synthetic import draw, draw_patients
 from xray_pneumonia.reading.bundles import Bundle, open_bundle
-from xray_pneumonia.reading.engines import fold_batch_norms, in_batches, torch_engine
+from xray_pneumonia.reading.engines import SMALL_BATCH, fold_batch_norms, in_batches, torch_engine
 from xray_pneumonia.reading.graph import GRAPH, read_graph, write_graph
 from xray_pneumonia.reading.opening import farthest, open_reader
 from xray_pneumonia.reading.reader import Engine, Vector
 
 ROUNDS, THREADS = 5, 2
-SMALL_BATCH = 16  # what fits the caches of a processor
 FINAL = Path(xray_pneumonia.__file__).parent / "weights" / "final"
 FILE_SIDE = 224
 

@@ -5,22 +5,17 @@ import re
 import shutil
 import sys
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
-import xray_pneumonia
-from xray_pneumonia.data.images import decode, read_bytes
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.reading import opening
 from xray_pneumonia.reading.engines import fold_batch_norms, in_batches, torch_engine
 from xray_pneumonia.reading.graph import GRAPH, read_graph, write_graph
 from xray_pneumonia.reading.opening import farthest, open_folder, open_reader, probes
 
-FINAL = Path(xray_pneumonia.__file__).parent / "weights" / "final"
 NETS = {
     "resnet": ("model=resnet", "model.width=16", "model.depth=1"),
     "per image": ("model=resnet", "model.width=16", "model.depth=1", "model.per_image=true"),
@@ -63,25 +58,6 @@ def test_batches_cover_everything_in_order():
     images = np.arange(11, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 2), np.uint8)
     assert engine(images).tolist() == list(range(11))
     assert engine(images[:0]).tolist() == []
-
-
-def test_batches_have_one_shape():
-    seen = []
-    engine = in_batches(lambda batch: seen.append(batch.shape) or np.zeros(len(batch)), 4)
-    assert len(engine(np.zeros((6, 2, 2), np.uint8))) == 6
-    assert set(seen) == {(4, 2, 2)}
-
-
-@pytest.mark.parametrize("engine", ["torch", "onnx"])
-@pytest.mark.parametrize("model", ["final", "final_ensemble"])
-def test_an_answer_knows_nothing_of_the_films_beside_it(model, engine, xrays):
-    reader = open_reader(FINAL.parent / model, name="it", engine=engine)
-    files = sorted((xrays / "train").rglob("*.*"))[:23]
-    films = np.stack([decode(read_bytes(film), reader.card.image_size).pixels for film in files])
-    whole = reader.read(films)
-    for size in (1, 2, 5):
-        parts = [reader.read(films[start : start + size]) for start in range(0, len(films), size)]
-        assert pd.concat(parts, ignore_index=True).equals(whole)
 
 
 def test_an_ensemble_becomes_one_graph(ensemble, tmp_path, films):

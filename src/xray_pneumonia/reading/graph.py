@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.models.bundle import MOST_BYTES, Card, parse_card, require_plain
 from xray_pneumonia.reading.bundles import Bundle, require_classes
-from xray_pneumonia.reading.engines import ALONE, in_batches
+from xray_pneumonia.reading.engines import SMALL_BATCH, in_batches
 from xray_pneumonia.reading.reader import Engine, Gray, Vector
 
 GRAPH = "model.onnx"  # beside the weights
@@ -97,7 +97,7 @@ def read_graph(path: Path) -> tuple[Card, Engine]:
     def run(batch: Gray) -> Vector:
         return np.asarray(session.run(OUTPUTS[1:], {INPUT: np.ascontiguousarray(batch)[:, None]})[0], np.float64)
 
-    return card, in_batches(run, ALONE)
+    return card, in_batches(run, SMALL_BATCH)
 
 
 def require_writer() -> None:
