@@ -89,7 +89,7 @@ def tax(root: Path, home: str, *, steps: int) -> str:
             os.close(end)
     said = [process.communicate()[0] for process in running]
     ours, bare = (json.loads(each.splitlines()[-1])["steps"] for each in said)
-    ratios = np.array([one / other for one, other in zip(ours, bare, strict=True)])
+    ratios = np.array([one / other for one, other in zip(ours, bare, strict=False)])  # an epoch may be short
     draws = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
     low, high = np.quantile(np.median(draws, axis=1), (0.025, 0.975))
     return f"{np.median(ratios):.3f} (95 %: {low:.3f} to {high:.3f}, {len(ratios)} pairs of steps)"
@@ -181,7 +181,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         timed("xray_none", asked.root, folder, steps=asked.steps)  # makes the cache and the store
         rows = steps_rows(contest(asked.root, folder, rounds=asked.rounds, steps=asked.steps))
-        rows.append(("`xray train` against our bare loop", tax(asked.root, folder, steps=5 * asked.steps), "<= 1.02"))
+        rows.append(("`xray train` against our bare loop", tax(asked.root, folder, steps=4 * asked.steps), "<= 1.02"))
         rows += growth_rows(Path(folder), steps=asked.steps)
         if asked.originals:
             rows.append(originals_row(asked.originals.resolve(), Path(folder)))
