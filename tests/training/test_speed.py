@@ -113,3 +113,24 @@ def test_the_levers_of_arithmetic_change_a_training_by_rounding_alone():
     weights = trained(plain, fused=False)
     assert max(float((one - other).abs().max()) for one, other in zip(weights, before, strict=True)) > 5e-4
     torch.testing.assert_close(trained(fast, fused=True), weights, rtol=0, atol=1e-6)
+
+
+SMALL = [
+    *("data=synthetic", "data.synthetic_patients=240", "data.image_size=32", "augmentation=none"),
+    *("model=cnn", "model.filters=[16,32,32]", "model.dense=32", "optimizer=rmsprop"),
+    *("trainer=cpu", "trainer.max_epochs=2", "trainer.keep_freed_memory=false"),
+    *("tracking.system_metrics=false", "evaluation=quick"),
+]
+PLAIN = ["trainer.channels_last=false", "optimizer.fused=false"]
+
+
+@pytest.mark.slow
+def test_the_fast_path_reaches_the_validation_auroc_of_the_plain_one(xray, home):
+    def auroc(*overrides):
+        outcome = xray("train", *SMALL, f"home={home}", *overrides)
+        assert outcome.code == 0, outcome.err
+        return float(outcome.out.splitlines()[-1].partition("val/auroc=")[2])
+
+    fast, plain = ([auroc(f"seed={seed}", *keys) for seed in range(3)] for keys in ([], PLAIN))
+    assert len(set(plain)) > 1  # else the three seeds say nothing
+    assert fast == pytest.approx(plain, abs=0.005)  # three times the learning rate moves it by 0.2
