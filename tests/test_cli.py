@@ -168,6 +168,19 @@ def test_other_errors_of_files_stay_errors(xray, monkeypatch):
     assert xray("train", "home=/proc/no").code == 1
 
 
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("data=synthetic", "data=synthetic: `xray evaluate` chooses no data; it has data.root"),
+        ("loss=focal", "loss=focal: `xray evaluate` chooses no loss; leave it out"),
+    ],
+)
+def test_a_group_of_another_verb_is_named(xray, argument, message):
+    outcome = xray("evaluate", "run_id=x", argument)
+    assert outcome.code == 2
+    assert outcome.err.splitlines()[-1] == f"xray: {message}"
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_become_exit_codes(xray, monkeypatch, number, code):
     from xray_pneumonia.workflows import download

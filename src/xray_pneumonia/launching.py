@@ -133,7 +133,12 @@ def _explained(error: Exception, verb: str, arguments: list[str]) -> str:
     if unknown:
         key = unknown.group(1)
         value = next((a.partition("=")[2] for a in arguments if a.lstrip("+").startswith(f"{key}=")), "")
-        return f"{key}={value}: unknown key{schema.nearest(key, _known_keys(verb, arguments))}"
+        known = _known_keys(verb, arguments)
+        if key in groups():
+            own = [each for each in known if each.startswith(f"{key}.")]
+            cure = f"it has {', '.join(own)}" if own else "leave it out"
+            return f"{key}={value}: `xray {verb}` chooses no {key}; {cure}"
+        return f"{key}={value}: unknown key{schema.nearest(key, known)}"
     if isinstance(error, OverrideParseException):
         quotes = "a value with spaces or other signs than letters stands in quotes of its own: 'key=\"a (b)\"'"
         return f"{error.override}: cannot be read; {quotes if '=' in error.override else 'say key=value'}"
@@ -144,10 +149,14 @@ def _known_keys(verb: str, arguments: list[str]) -> list[str]:
     """List the keys of a verb's config with the chosen groups, and the groups themselves."""
     from hydra import compose, initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
 
     GlobalHydra.instance().clear()
     with initialize_config_module(PACKAGE, version_base="1.3"):
-        cfg = compose(verb, [argument for argument in arguments if argument.partition("=")[0] in groups()])
+        try:
+            cfg = compose(verb, [argument for argument in arguments if argument.partition("=")[0] in groups()])
+        except HydraException:  # the unknown key is a group that another verb chooses
+            cfg = compose(verb)
     return [*groups(), *(key for key, _ in leaves(plain(cfg, resolve=False)))]
 
 
