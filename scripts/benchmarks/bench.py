@@ -88,6 +88,8 @@ def tax(root: Path, home: str, *, steps: int) -> str:
         for end in ends:
             os.close(end)
     said = [process.communicate()[0] for process in running]
+    if any(process.returncode for process in running):
+        sys.exit("taking turns failed; `steps.py xray` and `steps.py pooling` say why when they run alone")
     ours, bare = (json.loads(each.splitlines()[-1])["steps"] for each in said)
     ratios = np.array([one / other for one, other in zip(ours, bare, strict=False)])  # an epoch may be short
     draws = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))

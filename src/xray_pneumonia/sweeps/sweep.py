@@ -1,9 +1,6 @@
 """The story of `-m`: plan, open the study, run its trials, record what came out."""
 
-import json
 import logging
-import os
-import platform
 import time
 import uuid
 from collections.abc import Sequence
@@ -19,10 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.trial import FrozenTrial, TrialState
 
 from xray_pneumonia.config import build, check
-from xray_pneumonia.errors import Busy, InputError
+from xray_pneumonia.errors import InputError
 from xray_pneumonia.sweeps import launches, workers
 from xray_pneumonia.sweeps import plan as plans
 from xray_pneumonia.sweeps.composing import WarmLoader
+from xray_pneumonia.sweeps.parent import end_forgotten, open_parent
 from xray_pneumonia.sweeps.plan import Plan
 from xray_pneumonia.sweeps.progress import Progress
 from xray_pneumonia.sweeps.spaces import overrides
@@ -30,9 +28,7 @@ from xray_pneumonia.sweeps.storage import open_storage, resolve
 from xray_pneumonia.sweeps.study import DONE, Claim, SweepStudy
 from xray_pneumonia.sweeps.trial import decode
 from xray_pneumonia.tracking import search
-from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.store import Store, open_store
-from xray_pneumonia.tracking.sync import sync
 
 POLL = 1.0  # seconds between two looks at what others do
 log = logging.getLogger(__name__)
@@ -109,39 +105,23 @@ def _lead(sweep: Sweep, study: SweepStudy, store: Store) -> float:
     plan = sweep.plan
     with ExitStack() as stack:
         said = ""
-        while (parent := _parent(plan, study, store, stack)) is None:
-            [known] = search.find(store, {"sweep.name": plan.name, "verb": "sweep"})
+        while isinstance(parent := open_parent(plan, study, store, stack), search.Found):
             does = "works along" if study.room() > 0 else "waits for its end"
             if does != said:
-                log.info("sweep %s: pid %s leads it; this process %s", plan.name, known.tags.get("pid", "?"), does)
+                log.info("sweep %s: pid %s leads it; this process %s", plan.name, parent.tags.get("pid", "?"), does)
                 said = does
-            _train(sweep, study, parent=known.run_id, progress=None)
+            _train(sweep, study, parent=parent.run_id, progress=None)
             time.sleep(POLL)
         study.bury()
         progress = Progress(plan, study, parent)
         log.info("sweep %s: %d of %d trials to go", plan.name, max(0, study.room()), plan.n_trials)
         _train(sweep, study, parent=parent.run_id, progress=progress)
         _wait(study, progress)
-        _end_forgotten(store, study, parent, name=plan.name)
+        end_forgotten(store, study, parent, name=plan.name)
         progress.conclude(arguments=sweep.shared())
         _require_success(plan, study)
     progress.print(store)
     return progress.best()
-
-
-def _parent(plan: Plan, study: SweepStudy, store: Store, stack: ExitStack) -> Run | None:
-    """Open the parent run for as long as the stack stands; None while another process has it."""
-    with study.alone():  # two commands at once would make two parents
-        known = search.find(store, {"sweep.name": plan.name, "verb": "sweep"})
-        tags, run_id = {"verb": "sweep", "sweep.name": plan.name}, known[0].run_id if known else None
-        try:
-            parent = stack.enter_context(
-                start_run(store, name=plan.name, tags=tags, system_metrics=False, run_id=run_id)
-            )
-        except Busy:
-            return None
-    _record_plan(parent, plan, resumed=bool(known))
-    return parent
 
 
 def _train(sweep: Sweep, study: SweepStudy, *, parent: str, progress: Progress | None) -> None:
@@ -184,28 +164,13 @@ def _wait(study: SweepStudy, progress: Progress | None, *, team: "workers.Team |
             progress.update()
 
 
-def _end_forgotten(store: Store, study: SweepStudy, parent: Run, *, name: str) -> None:
-    """End the runs that could not be ended when their trials were, for the store was away.
-
-    What they left in the journals of this machine is sent; those of other machines end as their trials did.
-    """
-    for sent in sync(store.uri, store.home, tags={"sweep.name": name}):
-        log.info("run %s: %s", sent.run_id, sent.problem or f"sent late, {sent.status}")
-    states = {str(trial.number): trial.state for trial in study.trials()}
-    for run in search.find(store, {"sweep.name": name}, status="RUNNING"):
-        state = states.get(run.tags.get("sweep.trial", ""), TrialState.FAIL)
-        if state.is_finished() and run.run_id not in {parent.run_id, parent.journal.identity}:
-            status = "FINISHED" if state in DONE else "FAILED"
-            search.close(store, run.run_id, status=status, reason="the store was away when its trial ended")
-
-
 def _require_success(plan: Plan, study: SweepStudy) -> None:
     """Refuse to call a sweep done that bore more failures than it should, or nothing else."""
     failed = study.failures()
     if not failed:
         return
     reason = f"trial {failed[0].number}: {failed[0].user_attrs['reason']}"
-    if not any(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in study.trials()):
+    if not any(trial.state in DONE for trial in study.trials()):
         if all(trial.user_attrs.get("input") for trial in failed):
             raise InputError(f"no trial could run; {reason}")
         raise SweepFailed(f"every trial failed; {reason}")
@@ -233,34 +198,6 @@ def _require_composable(sweep: Sweep) -> None:
                 if line not in seen and len(seen) < 32:
                     sweep.compose([*lines, line])
                     seen.add(line)
-
-
-def _record_plan(parent: Run, plan: Plan, *, resumed: bool) -> None:
-    described = plan.describe()
-    parent.path("space.json").write_text(json.dumps(described, indent=2), encoding="utf-8")
-    parent.set_tags(
-        {
-            "host": platform.node(),
-            "pid": str(os.getpid()),
-            "sweep.sampler": plan.kind,
-            "sweep.pruner": plan.settings.pruner,
-            "sweep.n_trials": plan.n_trials,
-            "mlflow.note.content": _note(plan, described),
-        }
-    )
-    if not resumed:
-        parent.log_params({f"space/{key}": text for key, text in described["space"].items()})
-        parent.log_params({f"fixed/{key}": text for key, text in described["fixed"].items()})
-
-
-def _note(plan: Plan, described: dict[str, Any]) -> str:
-    rows = [
-        f"| `{key}` | `{json.dumps(text) if isinstance(text, dict) else text}` |"
-        for key, text in described["space"].items()
-    ]
-    goal = ", ".join(f"{mode} {name}" for name, mode in plan.objectives.items())
-    head = f"Sweep `{plan.name}`: {plan.n_trials} trials, sampler {plan.kind}, pruner {plan.settings.pruner}, {goal}."
-    return "\n".join([head, "", "| key | range |", "| --- | --- |", *rows, "", "Its trials: `trials.csv`, live."])
 
 
 def _inquest(store: Store, trial: FrozenTrial) -> tuple[TrialState, list[float]] | None:
