@@ -45,6 +45,7 @@ MEANT_BEFORE: dict[str, dict[str, Any]] = {
         "checkpoint_minutes": 10,
         "checkpoint_steps": None,
         "compile": False,
+        "keep": "best",
     },
 }
 HEADER = ("schema", "version")

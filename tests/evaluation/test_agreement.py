@@ -13,7 +13,7 @@ from xray_pneumonia.evaluation.agreement import (
     IDENTICAL,
     Band,
     Weights,
-    at_best,
+    at_kept,
     compare_histories,
     compare_weights,
     declare_band,
@@ -110,11 +110,13 @@ def test_weights_in_another_memory_layout_are_the_same_and_lost_ones_are_not():
     assert compare_weights({"a": image, "n": count}, {"a": image}) == Weights(2, 1, math.inf)
 
 
-def test_the_best_epoch_is_the_earliest_of_equals():
-    history = {"val/loss": {1: 0.5, 2: 0.3, 3: 0.3}, "val/auroc": {1: 0.7, 2: 0.8, 3: 0.9}}
-    assert at_best(history, ["val/auroc"], monitor="val/loss", mode="min") == {"val/auroc": 0.8}
-    assert at_best(history, ["val/auroc"], monitor="val/auroc", mode="max") == {"val/auroc": 0.9}
-    assert at_best({}, ["val/auroc"], monitor="val/auroc", mode="max") == {}
+def test_the_kept_epoch_is_the_earliest_of_equals_or_the_last():
+    history = {"val/loss": {1: 0.5, 2: 0.3, 3: 0.3, 4: 0.6}, "val/auroc": {1: 0.7, 2: 0.8, 3: 0.9, 4: 0.85}}
+    assert at_kept(history, ["val/auroc"], monitor="val/loss", mode="min") == {"val/auroc": 0.8}
+    assert at_kept(history, ["val/auroc"], monitor="val/auroc", mode="max") == {"val/auroc": 0.9}
+    assert at_kept(history, ["val/auroc"], monitor=None, mode="max") == {"val/auroc": 0.85}
+    assert at_kept({}, ["val/auroc"], monitor="val/auroc", mode="max") == {}
+    assert at_kept({}, ["val/auroc"], monitor=None, mode="max") == {}
 
 
 def test_a_band_from_seeds_holds_as_many_further_seeds_as_it_says():

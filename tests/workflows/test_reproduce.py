@@ -171,7 +171,7 @@ def test_a_bundle_whose_weights_or_metrics_were_changed_is_different(again, bund
         (bundle / "model.json").write_text(json.dumps({**card, "weights_sha256": digest}))
     outcome = again(f"model={bundle}")
     assert outcome.code == 1
-    assert "departs first in the weights of the best epoch" in outcome.err
+    assert "departs first in the weights of the kept epoch" in outcome.err
     (bundle / "model.safetensors").write_bytes(original)
     (bundle / "model.json").write_text(json.dumps(card))
     rows = (bundle / "history.csv").read_text().splitlines()

@@ -32,7 +32,7 @@ class Departure:
 
 @dataclass(frozen=True)
 class Band:
-    """How far metrics of the best epoch may be off where bits cannot agree.
+    """How far metrics of the kept epoch may be off where bits cannot agree.
 
     Args:
         widths: half-width by metric.
@@ -71,8 +71,8 @@ class Verdict:
         metrics: that were compared in each.
         first: the first departure.
         departures: how many values departed.
-        weights: of the best epoch.
-        stored: the band's metrics in the best epoch, then.
+        weights: of the kept epoch.
+        stored: the band's metrics in the kept epoch, then.
         found: the same, now.
         band: as declared before the training.
     """
@@ -97,7 +97,7 @@ class Verdict:
         """Say it in one line."""
         if self.level == IDENTICAL:
             return f"bit-identical: {self.metrics} metrics of {self.epochs} epochs, {self.weights.tensors} tensors"
-        where = "the weights of the best epoch"
+        where = "the weights of the kept epoch"
         if self.first is not None:
             where = f"epoch {self.first.epoch}, {self.first.metric}: {self.first.stored} then, {self.first.found} now"
         return f"{self.level}: departs first in {where}"
@@ -110,7 +110,7 @@ def judge(
     *,
     band: Band,
     circumstances: dict[str, tuple[str, str]],
-    monitor: str,
+    monitor: str | None,
     mode: str,
 ) -> Verdict:
     """Compare; anything but the same bits is different, unless circumstances differ and the band holds.
@@ -121,11 +121,11 @@ def judge(
         weights: compared already.
         band: declared before the training.
         circumstances: what differs of machine, threads, versions and code.
-        monitor: the metric that chooses the best epoch.
+        monitor: the metric that chooses the epoch that is kept; None keeps the last.
         mode: `max` or `min`.
     """
     departures = compare_histories(stored, found)
-    then, now = (at_best(side, list(band.widths), monitor=monitor, mode=mode) for side in (stored, found))
+    then, now = (at_kept(side, list(band.widths), monitor=monitor, mode=mode) for side in (stored, found))
     missed = band.misses(then, now)
     level: Level = DIFFERENT  # type: ignore[assignment]
     if not departures and not weights.differing:
@@ -179,14 +179,14 @@ def _gap(one: Tensor | None, other: Tensor | None) -> float | None:
     return math.inf if math.isnan(gap) else gap
 
 
-def at_best(history: History, names: Sequence[str], *, monitor: str, mode: str) -> dict[str, float]:
-    """Read metrics in the epoch in which the monitored one was best, the earliest of equals."""
-    monitored = history.get(monitor, {})
-    if not monitored:
-        return {}
-    sign = -1 if mode == "max" else 1
-    best = min(sorted(monitored), key=lambda epoch: sign * monitored[epoch])
-    return {name: history[name][best] for name in names if best in history.get(name, {})}
+def at_kept(history: History, names: Sequence[str], *, monitor: str | None, mode: str) -> dict[str, float]:
+    """Read metrics in the epoch in which the monitored one was best, the earliest of equals; None means the last."""
+    if monitor is None:
+        kept = max((epoch for name in names for epoch in history.get(name, {})), default=-1)
+    else:
+        sign, monitored = -1 if mode == "max" else 1, history.get(monitor, {})
+        kept = min(sorted(monitored), key=lambda epoch: sign * monitored[epoch], default=-1)
+    return {name: history[name][kept] for name in names if kept in history.get(name, {})}
 
 
 def declare_band(seeds: Mapping[str, Sequence[float]], default: Mapping[str, float]) -> Band:

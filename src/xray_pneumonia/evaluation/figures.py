@@ -44,7 +44,7 @@ def learning_curves(history: History, *, best_epoch: int) -> Figure:
         for stage, label in {"train": "training", "val": "validation"}.items():
             points = history.get(f"{stage}/{metric}", [])
             axes.plot(*zip(*points, strict=True) if points else ([], []), "o-", ms=3, color=COLOURS[stage], label=label)
-        axes.axvline(best_epoch, color="#c9c9c9", ls="--", lw=1, label=f"best epoch ({best_epoch})")
+        axes.axvline(best_epoch, color="#c9c9c9", ls="--", lw=1, label=f"epoch {best_epoch}: the model")
         axes.set(title=title, xlabel="epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)

@@ -57,7 +57,7 @@ def summary(judgement: Judgement, *, split: str) -> list[str]:
     ]
     if split == "val":
         sentences.append(
-            "These patients were never trained on, but the best epoch, the calibration and the operating point were "
+            "These patients were never trained on, but calibration and operating point, and often the epoch, were "
             "chosen on them, so every figure here is slightly flattered. Only a test split of other patients, and "
             "then another hospital, can confirm it."
         )

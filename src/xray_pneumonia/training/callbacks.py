@@ -129,7 +129,7 @@ def build_callbacks(
 
     Args:
         settings: the config group `trainer`.
-        monitor: the metric that chooses the best epoch.
+        monitor: the metric that chooses the best epoch, where that is kept.
         mode: `max` or `min`.
         folder: where `best.ckpt` (weights) and `last.ckpt` (everything) go.
         identity: of config, data and schedule.
@@ -153,7 +153,7 @@ def build_callbacks(
     best = ModelCheckpoint(
         dirpath=folder,
         filename="best",
-        monitor=monitor,
+        monitor=monitor if settings.keep == "best" else None,  # else each epoch replaces the one before
         mode=mode,
         save_weights_only=bare,
         enable_version_counter=False,

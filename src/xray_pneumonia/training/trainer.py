@@ -27,6 +27,8 @@ class TrainerSettings:
 
     Args:
         max_epochs: passes over the training images.
+        keep: the epoch that becomes the model: the best by the monitored metric, or the last, so that none is chosen
+            on validation; a schedule that ends at a low learning rate makes the last a good one.
         accelerator: `auto` takes a GPU where there is one.
         devices: processes on the CPU, or GPUs. Several of them make the steps that one would make on batches so many
             times as large, but for what a process does by itself: dropout draws the same mask in each of them, and
@@ -48,6 +50,7 @@ class TrainerSettings:
     """
 
     max_epochs: Count
+    keep: Literal["best", "last"]
     accelerator: Literal["auto", "cpu", "gpu"]
     devices: Count
     precision: Literal["32-true", "bf16-mixed", "16-mixed"]

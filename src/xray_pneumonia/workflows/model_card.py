@@ -38,7 +38,7 @@ def model_facts(
         "Net": f"{_last(config['model'])}, input {data['image_size']} x {data['image_size']} gray pixels",
         "Training": f"{_last(config['loss'])}, class weights {config['loss'].get('class_weights')}; "
         f"{_last(config['optimizer'])}, learning rate {config['optimizer'].get('lr'):g}; at most "
-        f"{config['trainer']['max_epochs']} epochs, the best by {config['monitor']}; seed {config['seed']}",
+        f"{config['trainer']['max_epochs']} epochs, {_kept(config)}; seed {config['seed']}",
         "Records": f"fingerprint {tags.get('records_fingerprint', 'unknown')[:16]}",
         "Config": f"sha256 {tags.get('config_sha256', 'unknown')[:16]}",
         "Code": f"commit {tags.get('mlflow.source.git.commit', 'unknown')[:12]}, uncommitted changes: "
@@ -73,7 +73,7 @@ def checklist_answers(
         "missing": "unreadable files stop the run or are left out by name; no values are imputed",
         "partitions": f"split `{data['split']}` (validation {data['val_fraction']:.0%}); no patient and no "
         "two copies of a film on both sides",
-        "model": f"{_last(config['model'])}; best epoch by {config['monitor']} on validation",
+        "model": f"{_last(config['model'])}; {_kept(config)} of its epochs",
         "measures": "discrimination, calibration, error rates and predictive values, each with an interval by patient",
         "updating": "calibration and operating point fitted on validation, never on the split judged here",
         "imbalance": f"class weights in the loss: {config['loss'].get('class_weights')}; calibrated after",
@@ -93,6 +93,11 @@ def checklist_answers(
         "limits": " ".join(LIMITS[:2]),
         "usability": "a gate stops what is no upright frontal film; uncertain films are left to a closer look",
     }
+
+
+def _kept(config: Mapping[str, Any]) -> str:
+    chosen = config["trainer"].get("keep", "best") == "best"
+    return f"the best by {config['monitor']} on validation" if chosen else "the last"
 
 
 def _last(node: Mapping[str, Any]) -> str:

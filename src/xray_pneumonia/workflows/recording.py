@@ -26,7 +26,7 @@ RECORDS = "records.csv"
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training leaves behind: the run, and the best epoch with its predictions on validation."""
+    """What a training leaves behind: the run, and the kept epoch with its predictions on validation."""
 
     run_id: str
     uri: str

@@ -77,7 +77,7 @@ class Proof:
             compare_weights(self.evidence.weights, read_weights(run.folder / "checkpoints" / BEST)),
             band=self.band,
             circumstances=self.circumstances,
-            monitor=config.monitor,
+            monitor=config.monitor if config.trainer.keep == "best" else None,
             mode=config.mode,
         )
         text = json.dumps({"of": self.evidence.name, **self.verdict.plain()}, indent=2)
@@ -195,7 +195,7 @@ def _promise(evidence: Evidence, differs: dict[str, tuple[str, str]], store: Sto
 
 
 def _seeds(evidence: Evidence, names: list[str]) -> dict[str, list[float]]:
-    """Read the best epoch's metrics of the runs that differ from this one in the seed alone, itself included."""
+    """Read the kept epoch's metrics of the runs that differ from this one in the seed alone, itself included."""
     run = evidence.run
     if run is None:
         return {}
@@ -219,11 +219,11 @@ def _print(evidence: Evidence, verdict: Verdict, console: Console) -> None:
     for name, value in verdict.stored.items():
         found = verdict.found.get(name, float("nan"))
         off = "same" if value == found else f"off by {abs(value - found):.2g}, band {verdict.band.widths[name]:.2g}"
-        rows.add_row(f"{name}, best epoch", f"{value:.6f}", f"{found:.6f}", off)
+        rows.add_row(f"{name}, kept epoch", f"{value:.6f}", f"{found:.6f}", off)
     same = f"{verdict.epochs * verdict.metrics} values"
     departed = "same" if not verdict.departures else f"{verdict.departures} depart"
     rows.add_row("metrics of all epochs", same, "", departed)
     changed = "same" if not verdict.weights.differing else f"{verdict.weights.differing} differ"
-    rows.add_row("weights of the best epoch", f"{verdict.weights.tensors} tensors", "", changed)
+    rows.add_row("weights of the kept epoch", f"{verdict.weights.tensors} tensors", "", changed)
     console.print(rows)
     console.print(f"{str(verdict)[:1].upper()}{str(verdict)[1:]}.", highlight=False)

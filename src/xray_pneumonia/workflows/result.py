@@ -22,7 +22,7 @@ CURVES = [f"{stage}/{name}" for stage in ("train", "val") for name in ("loss", "
 
 
 def record_result(run: Run, trained: Trained, data: XRayDataModule) -> None:
-    """Record predictions, metrics and figures of the best epoch."""
+    """Record predictions, metrics and figures of the kept epoch."""
     table = trained.predictions
     predictions.write(table, run.path("predictions/val.csv"))
     run.log_metrics({"best/epoch": trained.best_epoch, **{f"best/{k}": v for k, v in trained.metrics.items()}})

@@ -57,14 +57,14 @@ class TrainConfig:
 
 
 def main(cfg: DictConfig) -> float:
-    """Train and print; returns the best epoch's validation AUROC."""
+    """Train and print; returns the kept epoch's validation AUROC."""
     anchor(cfg)
     wanted = resume.take_resume(cfg)
     trial = take_trial(cfg)
     if trial:
         return trial.run(lambda each, watch: train(_checked(each), watch=watch))
     trained = _train_or_resume(cfg, wanted)
-    _print(trained, Console(width=None if Console().is_terminal else 80))
+    _print(trained, Console(width=None if Console().is_terminal else 80), keep=cfg.trainer.keep)
     print(f"run_id={trained.run_id} val/auroc={trained.metrics['auroc']:.6f}", flush=True)
     return trained.metrics["auroc"]
 
@@ -151,7 +151,7 @@ def _fit(
 def _conclude(
     cfg: DictConfig, classifier: PneumoniaClassifier, data: XRayDataModule, run: Run, trainer: pl.Trainer
 ) -> Trained:
-    """Judge the best epoch on validation and record what came out."""
+    """Judge the kept epoch on validation and record what came out."""
     # Pages, figures and heat maps: they take seconds to import, which no first step waits for.
     from xray_pneumonia.workflows.result import record_bundle, record_result
     from xray_pneumonia.workflows.validation import judge_shift, judge_validation
@@ -192,7 +192,7 @@ class _Maker:
 
 
 def _load_best(classifier: PneumoniaClassifier, path: Path) -> int:
-    """Load the best epoch's weights; returns its number, counted from 1."""
+    """Load the kept epoch's weights; returns its number, counted from 1."""
     hashes.verify(path)
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     classifier.load_state_dict(checkpoint["state_dict"])
@@ -208,7 +208,7 @@ def _metrics(table: pd.DataFrame) -> dict[str, float]:
     return classification_metrics(table["logit"].to_numpy(), table["label"].to_numpy(), threshold=THRESHOLD)
 
 
-def _print(trained: Trained, console: Console) -> None:
+def _print(trained: Trained, console: Console, *, keep: str) -> None:
     """Print the result with what it rests on."""
     table = trained.predictions
     title = f"Validation: {len(table)} images of {table['patient'].nunique()} patients, none of them trained on"
@@ -217,8 +217,7 @@ def _print(trained: Trained, console: Console) -> None:
         rows.add_column(name.replace("_", " "), justify="right")
     rows.add_row(*(f"{value:.4f}" for value in trained.metrics.values()))
     console.print(rows)
-    console.print(
-        f"Best of {trained.epochs} epochs: {trained.best_epoch}, chosen on these same images, so slightly flattered. "
-        f"Threshold {THRESHOLD:g}."
-    )
+    kept = f"Best of {trained.epochs} epochs: {trained.best_epoch}, chosen on these same images, so slightly flattered."
+    last = f"The last of {trained.epochs} epochs: none was chosen on these images."
+    console.print(f"{kept if keep == 'best' else last} Threshold {THRESHOLD:g}.")
     console.print(f"See it: mlflow ui --backend-store-uri {masked(trained.uri)}", soft_wrap=True, highlight=False)
