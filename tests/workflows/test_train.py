@@ -92,6 +92,17 @@ def weights(folder, run_id, which="last"):
     return torch.load(folder(run_id) / f"checkpoints/{which}.ckpt", weights_only=True)["state_dict"]
 
 
+def test_the_last_epoch_is_the_model_where_that_is_asked_for(xray, tiny, client, folder):
+    asked = [*tiny, "trainer.max_epochs=3", "monitor=val/loss", "mode=max"]  # the worst one, long before the last
+    one, other = (xray("train", *asked, f"trainer.keep={keep}") for keep in ("best", "last"))
+    kept = [client.get_run(run.run_id).data.metrics["best/epoch"] for run in (one, other)]
+    assert kept[0] < kept[1] == 3
+    assert f"Best of 3 epochs: {kept[0]:.0f}, chosen on these same images" in one.out
+    assert "The last of 3 epochs: none was chosen on these images." in other.out
+    last, best = (weights(folder, other.run_id, which) for which in ("last", "best"))
+    assert all(torch.equal(last[name], best[name]) for name in last)
+
+
 @pytest.mark.parametrize("augmentation", ["none", "light"])
 def test_same_config_and_seed_same_bits(xray, tiny, client, folder, augmentation):
     asked = [*tiny, f"augmentation={augmentation}", "model.dropout=0.3", "seed=0"]
