@@ -2,6 +2,7 @@
 
 Ways to train run in pairs, each in a process of its own, and take turns step by step, so that what else the machine
 does meets both; medians of the ratios of neighbouring steps are printed and appended to RESULTS.md beside this file.
+What works ahead in a thread is timed in whole trainings, alternately.
 Nothing else should run on the machine.
 """
 
@@ -21,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from steps import WARM
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "RESULTS.md"
@@ -30,7 +30,6 @@ Row = tuple[str, str, str]  # what, measured, must reach
 RACES = [  # what, one, the other, how many times the steps (closer races need more), must reach
     ("`xray train` against first-day Lightning", "xray", "first_day", 2, "<= 0.45"),
     ("`xray train` against our bare loop", "xray", "pooling", 4, "<= 1.02"),
-    ("`augmentation=strong` against `none`, resnet", "xray_strong", "xray_none", 4, "<= 1.10"),
     ("lever: channels_last", "layout", "array", 1, ""),
     ("lever: freed memory kept", "allocator", "layout", 1, ""),
     ("lever: pooling before activation", "pooling", "allocator", 1, ""),
@@ -127,11 +126,20 @@ def races(root: Path, home: str, *, steps: int) -> list[Row]:
     return [*rows, ("share of the matrix-product ceiling", share, ">= 50 %")]
 
 
-def first_step_row(root: Path, home: str, *, rounds: int) -> Row:
-    """Time a start with a warm cache."""
-    seconds = sorted(json.loads(timed("xray_strong", root, home, steps=WARM + 2))["first"] for _ in range(rounds))
-    told = f"{statistics.median(seconds):.1f} s ({seconds[0]:.1f} to {seconds[-1]:.1f}, {rounds} starts)"
-    return ("typing `xray train` to the first step", told, "<= 9 s")
+def alone_rows(root: Path, home: str, *, rounds: int, steps: int) -> list[Row]:
+    """Run whole trainings alternately: a thread that prepares batches would work on in the other's turn."""
+    found: dict[str, list[dict[str, float]]] = {"xray_strong": [], "xray_none": []}
+    for _ in range(rounds):
+        for way, known in found.items():
+            known.append(json.loads(timed(way, root, home, steps=steps)))
+    starts = sorted(each["first"] for each in found["xray_strong"])
+    strong, none = (statistics.median(each["step"] for each in known) for known in found.values())
+    told = f"{strong / none:.3f} ({rounds} rounds; {strong * 1000:.0f} and {none * 1000:.0f} ms)"
+    waited = f"{statistics.median(starts):.1f} s ({starts[0]:.1f} to {starts[-1]:.1f}, {rounds} starts)"
+    return [
+        ("`augmentation=strong` against `none`, resnet", told, "<= 1.10"),
+        ("typing `xray train` to the first step", waited, "<= 9 s"),
+    ]
 
 
 def originals_row(originals: Path, folder: Path) -> Row:
@@ -190,13 +198,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("root", type=Path, help="a folder of X-rays in the public layout")
     parser.add_argument("--originals", type=Path, help="a folder with full-size films")
-    parser.add_argument("--rounds", type=int, default=3, help="of whole starts")
+    parser.add_argument("--rounds", type=int, default=3, help="of whole trainings")
     parser.add_argument("--steps", type=int, default=16, help="of each training, or more; the first four only warm up")
     asked, start = parser.parse_args(), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         timed("xray_none", asked.root, folder, steps=asked.steps)  # makes the cache and the store
         rows = races(asked.root, folder, steps=asked.steps)
-        rows.append(first_step_row(asked.root, folder, rounds=asked.rounds))
+        rows += alone_rows(asked.root, folder, rounds=asked.rounds, steps=4 * asked.steps)
         rows += growth_rows(Path(folder), steps=asked.steps)
         if asked.originals:
             rows.append(originals_row(asked.originals.resolve(), Path(folder)))
