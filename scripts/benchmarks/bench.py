@@ -106,8 +106,9 @@ def race(one: str, other: str, root: Path, home: str, *, steps: int) -> Race:
     if any(process.returncode for process in running):
         sys.exit(f"taking turns failed; `steps.py {one}` and `steps.py {other}` say why when they run alone")
     ours, theirs = (json.loads(each.splitlines()[-1]) for each in said)
-    ratios = np.array([mine / its for mine, its in zip(ours["steps"], theirs["steps"], strict=False)])
-    medians = np.median(np.random.default_rng(0).choice(ratios, (2000, len(ratios))), axis=1)  # an epoch may be short
+    pairs = zip(ours["steps"], theirs["steps"], strict=False)  # an epoch may end before the steps are through
+    ratios = np.array([mine / its for mine, its in pairs])
+    medians = np.median(np.random.default_rng(0).choice(ratios, (2000, len(ratios))), axis=1)
     low, high = np.quantile(medians, (0.025, 0.975))
     found = Race(float(np.median(ratios)), float(low), float(high), len(ratios), ours, theirs)
     print(f"{one} against {other}: {found.told()}", file=sys.stderr, flush=True)
@@ -117,8 +118,8 @@ def race(one: str, other: str, root: Path, home: str, *, steps: int) -> Race:
 def races(root: Path, home: str, *, steps: int) -> list[Row]:
     """Run them all."""
     rows = [
-        (what, race(one, other, root, home, steps=steps * patience).told(), target)
-        for what, one, other, patience, target in RACES
+        (what, race(one, other, root, home, steps=steps * times).told(), target)
+        for what, one, other, times, target in RACES
     ]
     found = race("ceiling", "pooling", root, home, steps=2 * steps)
     scale = found.other["flop"] / found.one["flop"]  # a step of training does so many times the work of a product

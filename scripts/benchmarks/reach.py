@@ -25,17 +25,21 @@ def main() -> None:
     asked = parser.parse_args()
     settings = TrackingSettings(uri=None, experiment_name="xray", run_name=None, system_metrics=False, required=True)
     store = open_database(settings, home=asked.home.resolve())
-    goal = max(value for _, value in history(store, asked.baseline, METRIC))
+    goal = best(store, asked.baseline)
     baseline = reached(store, asked.baseline, goal)
     assert baseline is not None
     print(f"to reach a validation accuracy of {goal:.4f}")
     for run_id in [asked.baseline, *asked.runs]:
         found, told = get(store, run_id), reached(store, run_id, goal)
         if told is None:
-            best = max(value for _, value in history(store, run_id, METRIC))
-            print(f"  {run_id[:8]} {found.name:24} never: {best:.4f} at most")
+            print(f"  {run_id[:8]} {found.name:24} never: {best(store, run_id):.4f} at most")
         else:
             print(f"  {run_id[:8]} {found.name:24} epoch {told[0]:3}, {told[1]:6.0f} s: {told[1] / baseline[1]:.2f}")
+
+
+def best(store: Store, run_id: str) -> float:
+    """Return the best validation accuracy of a run."""
+    return max(value for _, value in history(store, run_id, METRIC))
 
 
 def reached(store: Store, run_id: str, goal: float) -> tuple[int, float] | None:
