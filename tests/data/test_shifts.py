@@ -20,9 +20,10 @@ def films(count=300, seed=0):
         sick = number % 3 != 0
         subtype = ["normal", "bacteria", "virus"][number % 3] if sick else "normal"
         patient = f"person{number}" if sick else f"{['IM-', 'NORMAL2-IM-'][number % 2]}{number:04d}"
+        size = {"width": int(rng.integers(900, 1500)) + 300 * sick, "height": int(rng.integers(700, 1400))}
         image = rng.normal(100 + 50 * rng.random(), 10 + 20 * rng.random(), (32, 32)).clip(0, 255).astype(np.uint8)
         for _ in range(1 + number % 2):
-            rows.append({"patient": patient, "subtype": subtype, "label": int(sick), "bytes": int(rng.integers(1e4))})
+            rows.append({"patient": patient, "subtype": subtype, "label": int(sick), "bytes": int(rng.integers(1e4)), **size})
             images.append(image)
     return pd.DataFrame(rows), np.stack(images)
 
@@ -46,6 +47,9 @@ def test_every_shift_holds_out_whole_patients_of_both_classes(kind):
         ("flat", lambda records, images: -images.std(axis=(1, 2))),
         ("small_files", lambda records, images: -records["bytes"].groupby(records["patient"]).transform("mean")),
         ("large_files", lambda records, images: records["bytes"].groupby(records["patient"]).transform("mean")),
+        ("small_films", lambda records, images: -records["width"] * records["height"]),
+        ("large_films", lambda records, images: records["width"] * records["height"]),
+        ("shape", lambda records, images: (1 - 2 * records["label"]) * records["width"] / records["height"]),
         ("earliest", lambda records, images: -records["patient"].str.extract(r"(\d+)$")[0].astype(int)),
     ],
 )
@@ -57,6 +61,31 @@ def test_the_outermost_share_of_each_class_goes(kind, measure):
         of_class = records["label"].to_numpy() == label
         assert shifted[of_class].mean() == pytest.approx(SHARE, abs=0.02)
         assert values[of_class & shifted].min() >= values[of_class & ~shifted].max()
+
+
+def test_prevalence_holds_out_as_many_ill_as_the_official_test_has():
+    records, images = films(3000)
+    shifted, beside = hold_out("prevalence", records, images, leakage_groups(records, []), seed=0)
+    assert records["label"][shifted].mean() == pytest.approx(0.625, abs=0.01)
+    assert records["label"].mean() == pytest.approx(2 / 3, abs=0.01)
+    assert shifted.mean() == pytest.approx(SHARE, abs=0.01)
+    assert not beside.any()
+
+
+def test_of_few_normals_half_are_kept():
+    records, images = films(3000)
+    records = records[(records["label"] == 1) | (records.index % 12 == 0)].reset_index(drop=True)
+    shifted, _ = hold_out("prevalence", records, images, leakage_groups(records, []), seed=0)
+    assert shifted[records["label"] == 0].mean() == pytest.approx(0.5, abs=0.02)
+    assert records["label"][shifted].mean() == pytest.approx(0.625, abs=0.02)
+
+
+@pytest.mark.parametrize("kind", ["small_films", "large_films", "shape"])
+def test_resized_films_have_lost_their_shape(kind):
+    records, images = films()
+    records = records.assign(width=224, height=224)
+    with pytest.raises(InputError, match=f"data.split={kind}: all {len(records)} images are alike"):
+        hold_out(kind, records, images, leakage_groups(records, []), seed=0)
 
 
 def test_blurred_films_are_the_soft_ones():
@@ -97,10 +126,10 @@ def test_the_shift_is_judged_at_the_operating_point_of_plain_validation(tiny, xr
     assert "data.split=dark" in refused.err
 
 
-def test_the_stored_search_holds_every_shift():
+def test_the_stored_search_holds_every_shift_that_resized_films_can_show():
     from hydra import compose, initialize_config_module
 
     with initialize_config_module("xray_pneumonia.conf", version_base="1.3"):
         space = compose("train", ["sweep=shifts"]).sweep.space["data.split"]
     named = space.removeprefix("choice(").removesuffix(")").replace(" ", "").split(",")
-    assert named == ["patient", *KINDS]
+    assert named == ["patient", *(kind for kind in KINDS if kind not in {"small_films", "large_films", "shape"})]
