@@ -1,6 +1,7 @@
 """The command line: exit codes, one clear line, nothing written for wrong input."""
 
 import ast
+import os
 import signal
 import subprocess
 import sys
@@ -26,6 +27,40 @@ def test_usage(xray, arguments, code):
         assert "did you mean train?" in outcome.err
     if arguments == ("--version",):
         assert outcome.out.strip() == f"xray {__version__}"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("verb", "code", "message"),
+    [
+        ("--help", 1, "xray: standard output: No space left on device"),
+        ("sweeps", 1, "xray: standard output: No space left on device"),
+        ("trian", 2, "did you mean train?"),  # prints nothing there
+    ],
+)
+def test_a_full_standard_output_is_named(tmp_path, verb, code, message, unbuffered):
+    with Path("/dev/full").open("w") as full:
+        done = _command(verb, cwd=tmp_path, stdout=full, unbuffered=unbuffered)
+    assert done.returncode == code
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("verb", ["--help", "sweeps"])
+def test_a_reader_that_is_gone_ends_it_without_a_word(tmp_path, verb, unbuffered):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = _command(verb, cwd=tmp_path, stdout=writer, unbuffered=unbuffered)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def _command(verb, *, cwd, stdout, unbuffered):
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    command = [sys.executable, "-m", "xray_pneumonia.cli", verb]
+    return subprocess.run(command, cwd=cwd, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 WRONG = {

@@ -40,8 +40,21 @@ def main() -> int:
     """Run `xray`; returns the exit code.
 
     0 done; 1 failed; 2 the user's input is wrong; 3 done, but some files could not be read;
-    130 interrupted; 143 terminated.
+    130 interrupted; 141 whoever read standard output is gone (`| head`); 143 terminated.
     """
+    try:
+        code = _run()
+        if sys.stdout is not None:  # it may have been closed from the start
+            sys.stdout.flush()
+    except OSError as error:
+        lost = _unprinted(error)
+        if lost is None:
+            raise
+        return lost
+    return code
+
+
+def _run() -> int:
     verb, *rest = sys.argv[1:] or [""]
     usage = USAGE.format(verbs="\n".join(f"  {name:<10} {what}" for name, what in VERBS.items()))
     if verb in {"-h", "--help", "--version"}:
@@ -73,9 +86,27 @@ def _guarded(verb: str, arguments: list[str]) -> int:
         except Stopped as stop:
             return _complain(str(stop), code=stop.exit_code)
         except Exception as error:
+            if isinstance(error, OSError) and (lost := _unprinted(error)) is not None:
+                return lost
             message = f"failed: {type(error).__name__}: {error}"
             return _complain(f"{message} (XRAY_DEBUG=1 shows where)", error, code=1)
     return 0
+
+
+def _unprinted(error: OSError) -> int | None:
+    """Say so if standard output takes no more; returns the exit code, None where the error came from elsewhere."""
+    if error.filename is not None:
+        return None
+    try:
+        print(flush=True)  # fails again if it was this
+    except BrokenPipeError:
+        code = 128 + signal.SIGPIPE
+    except OSError as again:
+        code = _complain(f"standard output: {again.strerror}; what was still to be printed is lost", error, code=1)
+    else:
+        return None
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+    return code
 
 
 @contextmanager

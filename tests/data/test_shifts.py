@@ -20,10 +20,11 @@ def films(count=300, seed=0):
         sick = number % 3 != 0
         subtype = ["normal", "bacteria", "virus"][number % 3] if sick else "normal"
         patient = f"person{number}" if sick else f"{['IM-', 'NORMAL2-IM-'][number % 2]}{number:04d}"
+        facts = {"patient": patient, "subtype": subtype, "label": int(sick)}
         size = {"width": int(rng.integers(900, 1500)) + 300 * sick, "height": int(rng.integers(700, 1400))}
         image = rng.normal(100 + 50 * rng.random(), 10 + 20 * rng.random(), (32, 32)).clip(0, 255).astype(np.uint8)
         for _ in range(1 + number % 2):
-            rows.append({"patient": patient, "subtype": subtype, "label": int(sick), "bytes": int(rng.integers(1e4)), **size})
+            rows.append({**facts, **size, "bytes": int(rng.integers(1e4))})
             images.append(image)
     return pd.DataFrame(rows), np.stack(images)
 
