@@ -86,15 +86,17 @@ def xray(capsys, monkeypatch, home, *arguments):
     return code, out, err
 
 
-def folder_of(out, split):
-    report = next(line for line in out.splitlines() if line.startswith("Report: "))
-    return Path(report.removeprefix("Report: ")).parent
+def folder_of(out, *, what="Report"):
+    written = next(line for line in out.splitlines() if line.startswith(f"{what}: "))
+    path = Path(written.removeprefix(f"{what}: "))
+    assert path.is_file()
+    return path.parent
 
 
 def test_validation_gives_the_report_and_the_numbers(capsys, monkeypatch, home, run):
     code, out, err = xray(capsys, monkeypatch, home, f"run_id={run.run_id}", "evaluation.report=true")
     assert code == 0, err
-    folder = folder_of(out, "val")
+    folder = folder_of(out)
     page = (folder / "report.html").read_text()
     assert "slightly flattered" in page
     assert "upside down" in page
@@ -108,6 +110,18 @@ def test_validation_gives_the_report_and_the_numbers(capsys, monkeypatch, home, 
     stored = run.store.client.get_run(out.split("run_id=")[1][:32])
     assert stored.data.tags["mlflow.parentRunId"] == run.run_id
     assert stored.data.metrics["val/auroc"] == pytest.approx(known["at_operating_point"]["auroc"]["value"])
+
+
+def test_without_a_report_the_numbers_are_kept_and_named(capsys, monkeypatch, home, run):
+    arguments = [f"run_id={run.run_id}", "evaluation.robustness_images=4"]
+    code, out, err = xray(capsys, monkeypatch, home, *arguments)
+    assert code == 0, err
+    assert "Report:" not in out
+    folder = folder_of(out, what="Numbers")
+    assert {path.name for path in folder.iterdir()} == {"evaluation.json", "predictions.csv"}
+    known = json.loads((folder / "evaluation.json").read_text())
+    assert known["images"] == len(predictions.read(folder / "predictions.csv"))
+    assert {one["kind"] for one in known["robustness"]} >= {"as it is", "narrower"}
 
 
 def test_the_ledger_is_written_before_anything_is_predicted(capsys, monkeypatch, home, store_run):
@@ -134,7 +148,7 @@ def test_openings_are_counted_and_later_runs_are_marked(capsys, monkeypatch, hom
     )  # fmt: skip
     assert code == 0, err
     assert f"Run {late.run_id} was trained after a test had been opened" in " ".join(out.split())
-    page = (folder_of(out, "test") / "report.html").read_text()
+    page = (folder_of(out) / "report.html").read_text()
     assert "sensitivity:0.8" in page
     assert "Compared with seed 0" in page
     assert "DeLong" in page
@@ -147,7 +161,7 @@ def test_an_ensemble_is_the_mean_of_calibrated_logits(capsys, monkeypatch, home,
     for chosen in (f"[{run.run_id},{other.run_id}]", run.run_id, other.run_id):
         code, out, err = xray(capsys, monkeypatch, home, f"run_id={chosen}", "evaluation.report=true")
         assert code == 0, err
-        tables.append(predictions.read(folder_of(out, "val") / "predictions.csv"))
+        tables.append(predictions.read(folder_of(out) / "predictions.csv"))
     both, first, second = (np.log(one["probability"] / (1 - one["probability"])) for one in tables)
     assert both.to_numpy() == pytest.approx(((first + second) / 2).to_numpy(), abs=1e-4)
 
@@ -179,7 +193,7 @@ def test_a_shipped_model_opens_a_test_split_that_stands_alone(capsys, monkeypatc
     code, out, err = xray(capsys, monkeypatch, home, *arguments, "compare_to=final_seed2")
     assert code == 0, err
     assert len(openings(run.store)) == before + 1
-    folder = folder_of(out, "test")
+    folder = folder_of(out)
     known = json.loads((folder / "evaluation.json").read_text())
     reader = load_reader(name, tracking=run.store, home=home, engine="torch")
     assert known["decision"]["threshold"] == reader.card.operating_point

@@ -32,7 +32,7 @@ def look_closer(
     predict: Callable[[Gray], Vector],
     gate: Gate | None,
 ) -> None:
-    """Add to the dossier what needs the images.
+    """Add to the dossier what needs the images; without a report, the corruptions alone.
 
     Args:
         dossier: gets it.
@@ -44,13 +44,15 @@ def look_closer(
         gate: of the model; None where none can be had.
     """
     table, images = judgement.table, held_out.images
-    dossier.shortcuts = shortcuts(table, images)
     if settings.robustness_images != 0:
         rows = sample(table, images=settings.robustness_images, seed=settings.seed)
         dossier.robustness_images = len(rows)
         dossier.robustness = robustness(
             table.iloc[rows], images[rows], judgement.decision, predict=predict, seed=settings.seed
         )
+    if not settings.report:
+        return
+    dossier.shortcuts = shortcuts(table, images)
     if gate is not None:
         dossier.gate = _judge_gate(gate, images, seed=settings.seed)
     _draw_maps(dossier, net, judgement, images, settings)

@@ -1,7 +1,8 @@
-"""The dossier of a judged model: figures, tables and the one report, written into a run."""
+"""The dossier of a judged model: numbers, figures and the one report, written into a run."""
 
 import json
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,8 +56,10 @@ class Dossier:
     pictures: dict[str, Figure] = field(default_factory=dict)
 
 
-def write_dossier(run: Run, dossier: Dossier, judgement: Judgement, images: Gray, settings: EvaluationSettings) -> None:
-    """Write everything below `evaluation/<split>/` of a run.
+def write_dossier(
+    run: Run, dossier: Dossier, judgement: Judgement, images: Gray, settings: EvaluationSettings
+) -> tuple[str, Path]:
+    """Write below `evaluation/<split>/` of a run: the numbers always, pictures and report where they are asked for.
 
     Args:
         run: that keeps it.
@@ -64,11 +67,16 @@ def write_dossier(run: Run, dossier: Dossier, judgement: Judgement, images: Gray
         judgement: the numbers.
         images: (N, H, W), row i is that of the judgement's table.
         settings: what is asked for.
+
+    Returns:
+        What a reader should open first: what it is, and where.
     """
     folder = f"evaluation/{dossier.split}"
-    table = judgement.table
-    predictions.write(table[list(predictions.COLUMNS)], run.path(f"{folder}/predictions.csv"))
-    run.path(f"{folder}/evaluation.json").write_text(_as_json(dossier, judgement), encoding="utf-8")
+    numbers = run.path(f"{folder}/evaluation.json")
+    numbers.write_text(_as_json(dossier, judgement), encoding="utf-8")
+    predictions.write(judgement.table[list(predictions.COLUMNS)], run.path(f"{folder}/predictions.csv"))
+    if not settings.report:
+        return "Numbers", numbers
     pictures = _pictures(dossier, judgement, images, settings) | dossier.pictures
     for name, picture in pictures.items():
         figures.save(picture, run.path(f"{folder}/figures/{name}.png"))
@@ -85,7 +93,9 @@ def write_dossier(run: Run, dossier: Dossier, judgement: Judgement, images: Gray
         uniform_border=explain.UNIFORM,
         limits=LIMITS,
     )
-    run.path(f"{folder}/report.html").write_text(page, encoding="utf-8")
+    written = run.path(f"{folder}/report.html")
+    written.write_text(page, encoding="utf-8")
+    return "Report", written
 
 
 def _pictures(dossier: Dossier, judgement: Judgement, images: Gray, settings: EvaluationSettings) -> dict[str, Figure]:

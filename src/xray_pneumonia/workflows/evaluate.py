@@ -79,16 +79,16 @@ def main(cfg: DictConfig) -> None:
     name = tracking.run_name or f"{cfg.split}: {model.name}"[:250]
     with start_run(store, name=name, tags=tags, system_metrics=False) as run:
         _record_origin(run, cfg, values, held_out)
-        judgement, dossier = evaluate(run, model, held_out, settings, rival=rival)
+        judgement, dossier, (what, where) = evaluate(run, model, held_out, settings, rival=rival)
     _print(judgement, dossier, Console(width=None if Console().is_terminal else 100))
-    print(f"Report: {run.folder / 'evaluation' / cfg.split / 'report.html'}")
+    print(f"{what}: {where}")
     print(f"See it: mlflow ui --backend-store-uri {masked(store.uri)}")
     print(f"run_id={run.run_id} {cfg.split}/auroc={judgement.at_point['auroc'].value:.6f}", flush=True)
 
 
 def evaluate(
     run: Run, model: Ensemble, held_out: HeldOut, settings: EvaluationSettings, *, rival: Ensemble | None
-) -> tuple[Judgement, Dossier]:
+) -> tuple[Judgement, Dossier, tuple[str, Path]]:
     """Open the split, predict, judge and write the dossier into a run; the ledger comes first."""
     openings = _open(model, held_out)
     table = _predict(model, held_out)
@@ -97,13 +97,12 @@ def evaluate(
     dossier = _dossier(model, held_out, judgement, settings, openings=openings)
     if rival is not None:
         dossier.rival, dossier.differences = rival.name, _compare(judgement, rival, held_out, settings)
-    if settings.report:
-        gate = model.first.gate or learn_gate(held_out)
-        look_closer(dossier, judgement, held_out, settings, net=model.first.net, predict=model.logits, gate=gate)
-        write_dossier(run, dossier, judgement, held_out.images, settings)
+    gate = (model.first.gate or learn_gate(held_out)) if settings.report else None
+    look_closer(dossier, judgement, held_out, settings, net=model.first.net, predict=model.logits, gate=gate)
+    written = write_dossier(run, dossier, judgement, held_out.images, settings)
     run.log_metrics({f"{held_out.split}/{name}": value for name, value in judgement.metrics().items()})
     run.set_tags({"openings": len(openings), "chosen_after_opening": any(dossier.chosen_after.values())})
-    return judgement, dossier
+    return judgement, dossier, written
 
 
 def _record_origin(run: Run, cfg: DictConfig, values: dict[str, Any], held_out: HeldOut) -> None:
@@ -130,7 +129,7 @@ def _open(model: Ensemble, held_out: HeldOut) -> list[Opening]:
         runs=[member.run.run_id for member in model.members],
     )
     if len(found) > 1:
-        log.warning("these images have been opened %d times before; see the ledger in the report", len(found) - 1)
+        log.warning("these images have been opened %d times before; the experiment `ledger` says by whom", len(found) - 1)
     return found
 
 
