@@ -129,7 +129,9 @@ def _open(model: Ensemble, held_out: HeldOut) -> list[Opening]:
         runs=[member.run.run_id for member in model.members],
     )
     if len(found) > 1:
-        log.warning("these images have been opened %d times before; the experiment `ledger` says by whom", len(found) - 1)
+        log.warning(
+            "these images have been opened %d times before; the experiment `ledger` says by whom", len(found) - 1
+        )
     return found
 
 
