@@ -96,6 +96,15 @@ def test_broken_files_are_listed(root, tmp_path):
     found.require_clean(ignore=frozenset({"broken_files"}))
 
 
+def test_nothing_that_can_be_read_is_listed_too(root, tmp_path):
+    for path in root.glob("*/*/*"):
+        path.write_bytes(b"")
+    found = look(root, tmp_path)
+    assert "broken_files" in codes(found, "error")
+    with pytest.raises(DataRefused, match="IM-"):
+        found.require_clean()
+
+
 def test_one_class_in_a_split(root, tmp_path):
     for path in (root / "test/NORMAL").iterdir():
         path.unlink()

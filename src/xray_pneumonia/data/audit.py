@@ -177,7 +177,7 @@ def _unknown_patients(records: pd.DataFrame) -> list[Finding]:
         name.stem == patient and not PATIENT.match(name.name)
         for name, patient in zip(names, records["patient"], strict=True)
     ]
-    alone = records[own]
+    alone = records[np.array(own, bool)]  # a list that is empty would choose columns
     message = (
         "films whose names follow no known scheme, so each counts as a patient of its own: `by patient` means by file, "
         "and figures flatter where a patient has several; name the patients in a CSV's column `patient` (data.root=CSV)"
