@@ -51,10 +51,18 @@ def groups() -> list[str]:
 
 
 def anchor(cfg: DictConfig) -> None:
-    """Make the paths of a composed config absolute, so that it means the same from any folder."""
-    cfg.home = str(Path(cfg.home).expanduser().resolve())
-    if "data" in cfg and not OmegaConf.is_missing(cfg.data, "root") and cfg.data.root is not None:
-        cfg.data.root = str(Path(cfg.data.root).expanduser().resolve())
+    """Make the paths of a composed config absolute, so that it means the same from any folder.
+
+    A folder may be called 2026, which Hydra reads as a number; what is no path at all is left for `check` to refuse.
+    """
+    cfg.home = _absolute(cfg.home)
+    if "data" in cfg and not OmegaConf.is_missing(cfg.data, "root"):
+        cfg.data.root = _absolute(cfg.data.root)
+
+
+def _absolute(place: object) -> object:
+    named = isinstance(place, str | int) and not isinstance(place, bool)
+    return str(Path(str(place)).expanduser().resolve()) if named else place
 
 
 def check(cfg: DictConfig, root: type) -> dict[str, Any]:
