@@ -95,3 +95,16 @@ def test_what_was_read_of_a_large_cache_is_no_memory_of_the_process(tmp_path):
     kept = psutil.Process().memory_info().rss - before
     assert mapped - kept > 25 * 2**20
     assert images[1999].sum() == 128 * 128
+
+
+def test_a_link_is_not_taken_for_its_target(xrays, tmp_path):
+    real, linked = shutil.copytree(xrays, tmp_path / "real"), tmp_path / "linked"
+    for path in real.glob("*/*/*"):
+        link = linked / path.relative_to(real)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path)
+    errors = [
+        set(open_cache(scan(root), folder=tmp_path / "cache", image_size=32).records["error"])
+        for root in (linked, real, linked)
+    ]
+    assert errors == [{"link_outside_root"}, {""}, {"link_outside_root"}]

@@ -70,7 +70,8 @@ def let_go(images: Gray) -> None:
 
 def cache_key(records: pd.DataFrame, image_size: int) -> str:
     """Name the cache of these records: 32 hex digits."""
-    columns = records[["id", "label", "patient", "split", "stamp"]].to_numpy().tolist()
+    told = records[["id", "label", "patient", "split", "stamp"]]
+    columns = told.assign(refused=records["path"].eq("")).to_numpy().tolist()  # a link has the stamp of its target
     text = json.dumps([images.DECODER_VERSION, image_size, columns])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
