@@ -42,6 +42,15 @@ def test_classes_far_apart_close_the_band():
     assert fit_band(frame, error=0.05, threshold=0.5) == Band(0.5, 0.5)
 
 
+@pytest.mark.parametrize("gap", [2, 14])
+@pytest.mark.parametrize("threshold", [0.01, 0.3, 0.5, 0.7, 0.99])
+def test_no_answer_contradicts_the_operating_point(gap, threshold):
+    chances = np.linspace(0, 1, 201)
+    answers = fit_band(table(0, gap=gap), error=0.1, threshold=threshold).answer(chances)
+    assert set(answers[chances >= threshold]) <= {"pneumonia", "look closer"}
+    assert set(answers[chances < threshold]) <= {"normal", "look closer"}
+
+
 def test_too_few_images_promise_nothing():
     band = fit_band(table(0, 20), error=0.01, threshold=0.5)
     assert (band.low, band.high) == (0, 1)

@@ -14,7 +14,7 @@ class EvaluationSettings:
     """How a model is judged, and how its operating point and calibration are chosen on validation.
 
     Args:
-        operating_point: the policy: `youden`, `sensitivity>=x`, `specificity>=x` or `cost=c`.
+        operating_point: the policy: `youden`, `middle`, `sensitivity>=x`, `specificity>=x` or `cost=c`.
         calibration: `temperature`, `platt` or `none`.
         abstention_error: the share of either class that the band may answer wrongly.
         replicates: patients are resampled so often for every interval.
