@@ -106,10 +106,13 @@ WRONG = {
     "partial": (["+loss._partial_=true"], "loss._partial_"),
     "unpickled rerun": (["--experimental-rerun", "x.pickle"], "unpickles a file"),
     "unpickled rerun in short": (["--exp=x.pickle"], "unpickles a file"),
-    "two equals signs": (["data.root=a b=c"], "data.root=a b=c: cannot be read"),
+    "two equals signs": (["tracking.run_name=a b=c"], "tracking.run_name=a b=c: cannot be read"),
     "no value": (["data.root"], "data.root: cannot be read; say key=value"),
     "half a quote": (["data.root='x"], "data.root='x: cannot be read"),
-    "letters from elsewhere": (["data.root=Röntgen bild"], """stands in quotes of its own: 'key="a (b)"'"""),
+    "letters from elsewhere": (["monitor=Röntgen bild"], """stands in quotes of its own: 'key="a (b)"'"""),
+    "a folder with letters from elsewhere": (["data.root=Röntgen (1) = b"], "Röntgen (1) = b: no such folder"),
+    "a folder that is a number": (["data.root=2024_01"], "2024_01: no such folder"),
+    "a folder of runs that is a number": (["home=2024_02", "data.root=07"], "07: no such folder"),
     "letters in quotes": (['data.root="Röntgen = bild"'], "Röntgen = bild: no such folder"),
     "a line break": (["data.root=a\nb"], "data.root=a\nb: cannot be read"),
     "the disk's root for Hydra": (["data.root=nowhere", "++hydra.run.dir=/"], "xray download"),
@@ -206,7 +209,7 @@ def test_other_errors_of_files_stay_errors(xray, monkeypatch):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("data=synthetic", "data=synthetic: `xray evaluate` chooses no data; it has data.root"),
+        ("data=synthetic", "data=synthetic: `xray evaluate` chooses no data; it has data.root, data.broken"),
         ("loss=focal", "loss=focal: `xray evaluate` chooses no loss; leave it out"),
     ],
 )

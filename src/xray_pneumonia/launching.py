@@ -28,6 +28,8 @@ LITERAL = {
     "register": ("run_id", "name", "alias"),
     "reproduce": ("model", "run_id"),
 }
+PLACES = ("data.root", "home")  # of every verb; a sweep over several is written with commas, as ever
+SPECIAL = ("'", '"', "\\", "\n", "${", ",")
 
 
 def launch(verb: str, arguments: list[str]) -> None:
@@ -45,7 +47,7 @@ def launch(verb: str, arguments: list[str]) -> None:
         raise InputError("--experimental-rerun unpickles a file, which could run anything; use `xray reproduce`")
     failures: list[BaseException] = []
     given = arguments
-    arguments, literal = _literally(verb, arguments)
+    arguments, literal = _literally(verb, [_quoted(argument) for argument in arguments])
 
     def task(cfg: DictConfig) -> Any:
         cfg.update(literal)
@@ -76,6 +78,21 @@ def _literally(verb: str, arguments: list[str]) -> tuple[list[str], dict[str, st
     parts = [(argument, *argument.partition("=")) for argument in arguments]
     literal = {key: value for _, key, equals, value in parts if equals and key in LITERAL.get(verb, ())}
     return [argument for argument, key, _, _ in parts if key not in literal], literal
+
+
+def _quoted(argument: str) -> str:
+    """Quote a folder whose name Hydra's grammar would take for something else: 2024_01, or films (1)."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    key, _, value = argument.partition("=")
+    if key not in PLACES or value in ("", "null") or any(sign in value for sign in SPECIAL):
+        return argument
+    try:
+        read = OverridesParser.create().parse_override(argument).value()
+    except HydraException:
+        read = None
+    return argument if read == value else f'{key}="{value}"'
 
 
 def _run(verb: str, cfg: DictConfig, failures: list[BaseException]) -> Any:

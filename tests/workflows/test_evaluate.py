@@ -203,6 +203,56 @@ def test_a_shipped_model_opens_a_test_split_that_stands_alone(capsys, monkeypatc
     assert "cannot tell what was opened before" in (folder / "report.html").read_text()
 
 
+def test_a_test_split_is_opened_whatever_ails_the_other_splits(capsys, monkeypatch, home, run, tmp_path):
+    shutil.copytree(OmegaConf.load(run.folder / "config.yaml").data.root, tmp_path / "films")
+    train, test = tmp_path / "films" / "train", tmp_path / "films" / "test"
+    leaked, other = sorted((train / "NORMAL").iterdir())[:2]
+    shutil.copyfile(leaked, test / "NORMAL" / "leaked.jpeg")
+    other.write_bytes(b"no film")
+    for film in (train / "PNEUMONIA").iterdir():
+        film.unlink()
+    arguments = ["model=final", "split=test", f"data.root={tmp_path / 'films'}", "evaluation.report=true"]
+    code, out, err = xray(capsys, monkeypatch, home, *arguments)
+    assert code == 0, err
+    found = "Of these images, 1 show a film that is in another split of the folder too. The figures flatter."
+    assert found in " ".join(out.split())
+    page = (folder_of(out) / "report.html").read_text()
+    assert found in page
+    assert "1 by bytes or looks, of other splits of the folder" in page
+    assert "unknown_patients" in err
+
+
+def test_a_broken_film_of_the_split_is_refused_and_its_cure_works(capsys, monkeypatch, home, run, tmp_path):
+    shutil.copytree(Path(OmegaConf.load(run.folder / "config.yaml").data.root) / "test", tmp_path / "films" / "test")
+    films = sorted((tmp_path / "films" / "test" / "NORMAL").iterdir())
+    films[0].write_bytes(b"no film")
+    for split, root in (("test", tmp_path / "films"), ("external", tmp_path / "films" / "test")):
+        arguments = ["model=final", f"split={split}", f"data.root={root}"]
+        code, _, err = xray(capsys, monkeypatch, home, *arguments)
+        assert code == 2
+        cure = "data.broken=quarantine"
+        assert cure in err
+        code, out, err = xray(capsys, monkeypatch, home, *arguments, cure)
+        assert code == 0, err
+        assert films[0].name in err
+        known = json.loads((folder_of(out, what="Numbers") / "evaluation.json").read_text())
+        assert known["images"] == sum(1 for _ in (tmp_path / "films" / "test").glob("*/*")) - 1
+
+
+def test_the_ledger_knows_images_again_by_another_name(capsys, monkeypatch, home, run, tmp_path):
+    shutil.copytree(Path(OmegaConf.load(run.folder / "config.yaml").data.root) / "test", tmp_path / "films" / "test")
+    for number, film in enumerate(sorted((tmp_path / "films" / "test").glob("*/*"))):
+        film.write_bytes(film.read_bytes() + b"\0")  # images that no other test opens
+        film.rename(film.with_stem(f"film{number}"))
+    arguments = ["model=final", f"data.root={tmp_path / 'films'}", "split=test"]
+    code, out, _ = xray(capsys, monkeypatch, home, *arguments)
+    assert (code, "opened once, just now" in out) == (0, True)
+    (tmp_path / "films" / "test").rename(tmp_path / "films" / "abroad")
+    arguments = ["model=final", f"data.root={tmp_path / 'films' / 'abroad'}", "split=external"]
+    code, out, err = xray(capsys, monkeypatch, home, *arguments)
+    assert (code, "opened twice, this one included" in out) == (0, True), err
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -215,7 +265,10 @@ def test_a_shipped_model_opens_a_test_split_that_stands_alone(capsys, monkeypatc
         (["run_id=RUN", "data.root=/nowhere", "split=test"], "/nowhere"),
         ([], "name one of them"),
         (["run_id=RUN", "model=final"], "name one of them"),
-        (["model=finale"], "those that came with this package are final,"),
+        (["model=finale"], "model=finale: no such model; those that came with this package are final,"),
+        (["run_id=RUN", "compare_to=finale"], "compare_to=finale: no such model; those that came"),
+        (["run_id=RUN", "data.broken=maybe"], "data.broken='maybe'"),
+        (["run_id=RUN", "split=external", "data.root=2024_01"], "2024_01: no such folder"),
         (["model=final", "operating_point=youden"], "stands in a folder without them"),
         (["model=final", "data.root=ROOT"], "not the records that run"),
     ],

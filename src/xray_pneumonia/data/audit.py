@@ -79,14 +79,15 @@ def audit(cache: ImageCache) -> Audit:
         stored = json.loads(file.read_text(encoding="utf-8"))
         findings = [Finding(**finding) for finding in stored["findings"]]
         return Audit(findings, [(a, b) for a, b in stored["twins"]], stored["shortcuts"])
-    fresh = _audit(cache.records, cache.images)
+    fresh = examine(cache.records, cache.images)
     draft = file.with_suffix(f".{os.getpid()}.tmp")
     draft.write_text(json.dumps(asdict(fresh)), encoding="utf-8")
     os.replace(draft, file)
     return fresh
 
 
-def _audit(records: pd.DataFrame, images: Gray) -> Audit:
+def examine(records: pd.DataFrame, images: Gray) -> Audit:
+    """Audit records, or a part of them; their index says which of the images (N, H, W) are theirs."""
     readable = records[records["error"] == ""]
     exact = _exact_pairs(readable)
     near = _near_pairs(readable, images)
@@ -164,7 +165,7 @@ def _shared_patients(records: pd.DataFrame) -> list[Finding]:
     shared = splits[splits.str.contains(" and ")]
     message = (
         "patients in several splits of the folder; train and val are cut anew by patient, but figures on test may "
-        "flatter (data.drop_test_patients=true leaves their training images out)"
+        "flatter (`xray train data.drop_test_patients=true` leaves their training images out)"
     )
     examples = [f"{patient}: {names}" for patient, names in shared.head(SHOWN).items()]
     return [Finding("warning", "patients_across_splits", len(shared), message, examples)] if len(shared) else []

@@ -35,7 +35,7 @@ def scan(root: str | Path) -> pd.DataFrame:
     if not root.exists():
         raise InputError(
             f"data.root={root}: no such folder; fetch the public X-rays with `xray download`, name a folder "
-            "with data.root=DIR, or try generated X-rays with data=synthetic"
+            "with data.root=DIR, or try generated X-rays: `xray train data=synthetic`"
         )
     rows = list(_csv_rows(root) if root.is_file() else _folder_rows(_unnest(root)))
     if not rows:
@@ -184,7 +184,7 @@ def scan_external(root: str | Path) -> pd.DataFrame:
     """
     root = Path(root)
     inner = _unnest(root) if root.is_dir() else root
-    if root.exists() and (root.is_file() or any((inner / split).is_dir() for split in SPLITS)):
+    if not root.exists() or root.is_file() or any((inner / split).is_dir() for split in SPLITS):
         table = scan(root)
     else:
         table = _sorted(_class_rows(root))

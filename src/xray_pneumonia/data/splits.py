@@ -23,8 +23,24 @@ def leakage_groups(records: pd.DataFrame, twins: list[tuple[int, int]]) -> Group
     """
     patients = pd.factorize(records["patient"])[0]
     first = pd.Series(np.arange(len(records))).groupby(patients).transform("first").to_numpy()
-    pairs = np.concatenate([np.stack([np.arange(len(records)), first], axis=1), np.reshape(twins, (-1, 2))]).astype(int)
-    graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(records), len(records)))
+    return _joined([*twins, *enumerate(first)], len(records))
+
+
+def in_other_splits(split: pd.Series, twins: list[tuple[int, int]]) -> npt.NDArray[np.bool_]:
+    """Find the pictures whose film is in another split too.
+
+    Args:
+        split: (N,) of each record; the index is 0..N-1.
+        twins: pairs of rows that show the same film.
+    """
+    films = _joined(twins, len(split))
+    return split.groupby(films).transform("nunique").to_numpy() > 1
+
+
+def _joined(pairs: list[tuple[int, int]], size: int) -> Groups:
+    """Number the groups (size,) of what pairs connect."""
+    left, right = np.reshape(pairs, (-1, 2)).astype(int).T
+    graph = coo_array((np.ones(len(left)), (left, right)), shape=(size, size))
     return np.asarray(connected_components(graph, directed=False)[1], np.int64)
 
 

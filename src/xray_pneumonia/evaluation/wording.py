@@ -37,6 +37,11 @@ def number(value: float) -> str:
     return "undefined" if np.isnan(value) else f"{value:.3f}"
 
 
+def times(count: int) -> str:
+    """Word how often."""
+    return {1: "once", 2: "twice"}.get(count, f"{count} times")
+
+
 def spread(estimate: Estimate) -> str:
     """Write an interval as `93.4 to 96.9 %`."""
     return "no interval" if np.isnan(estimate.low) else f"{100 * estimate.low:.1f} to {100 * estimate.high:.1f} %"

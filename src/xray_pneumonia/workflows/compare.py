@@ -81,7 +81,8 @@ def main(cfg: DictConfig) -> None:
     table.to_csv(folder / "runs.csv")
     show(table, list(cfg.metrics), cfg.format)
     if cfg.format != "csv":
-        print("\n".join(["", *basis([run.metrics for run in found], cfg.metrics, threshold=THRESHOLD)]))
+        kept = {run.params.get("trainer.keep", "best") for run in found}
+        print("\n".join(["", *basis([run.metrics for run in found], cfg.metrics, kept=kept, threshold=THRESHOLD)]))
     pair = _pair(cfg.pair, groups)
     if pair:
         by_id = {run.run_id: run for run in found}

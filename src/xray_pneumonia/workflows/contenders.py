@@ -17,7 +17,13 @@ from xray_pneumonia.workflows.trained import find_model
 
 
 def find(
-    store: Store, cfg: DictConfig, settings: EvaluationSettings, *, run_id: Any = None, name: str | None = None
+    store: Store,
+    cfg: DictConfig,
+    settings: EvaluationSettings,
+    *,
+    run_id: Any = None,
+    name: str | None = None,
+    key: str = "model",
 ) -> Ensemble:
     """Find the model that is judged.
 
@@ -27,6 +33,7 @@ def find(
         settings: how to choose on validation what a run does not carry.
         run_id: of one run, or of several that answer as one.
         name: what `xray predict` would call it; instead of `run_id`.
+        key: of the command line that names it so.
 
     Raises:
         InputError: there is no such model, or it is damaged or altered.
@@ -38,12 +45,12 @@ def find(
         return load(store, run_ids, settings, operating_point=cfg.operating_point)
     if cfg.operating_point != STORED:
         raise InputError(
-            f"operating_point={cfg.operating_point}: it would be chosen on the predictions of a run, and model={name} "
+            f"operating_point={cfg.operating_point}: it would be chosen on the predictions of a run, and {key}={name} "
             f"stands in a folder without them; leave operating_point={STORED}"
         )
-    place = find_model(name, tracking=build(cfg.tracking), home=Path(cfg.home))
+    place = find_model(name, tracking=build(cfg.tracking), home=Path(cfg.home), key=key)
     if place.is_file():
-        raise InputError(f"model={name}: an exported graph draws no heat maps; name the folder of its bundle")
+        raise InputError(f"{key}={name}: an exported graph draws no heat maps; name the folder of its bundle")
     return load_folder(store, place, name=name)
 
 
@@ -53,7 +60,7 @@ def find_rival(store: Store, cfg: DictConfig, settings: EvaluationSettings) -> E
     if named is None:
         return None
     if isinstance(named, str) and not RUN_ID.match(named):
-        return find(store, cfg, settings, name=named)
+        return find(store, cfg, settings, name=named, key="compare_to")
     return find(store, cfg, settings, run_id=named)
 
 

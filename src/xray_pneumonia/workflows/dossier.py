@@ -35,6 +35,7 @@ class Dossier:
         openings: of these images, the present one last.
         chosen_after: for each model, how often a test had been opened for its experiment before it was trained.
         leaks: images whose bytes were trained on; None where unknown.
+        elsewhere: images whose film is in another split of the folder too; None where there is no other.
         rival: the model that is compared.
     """
 
@@ -46,6 +47,7 @@ class Dossier:
     openings: list[Opening] = field(default_factory=list)
     chosen_after: dict[str, int] = field(default_factory=dict)
     leaks: int | None = None
+    elsewhere: int | None = None
     shortcuts: dict[str, Estimate] = field(default_factory=dict)
     robustness: pd.DataFrame | None = None
     robustness_images: int = 0
@@ -54,6 +56,25 @@ class Dossier:
     rival: str = ""
     maps: dict[str, float | str] = field(default_factory=dict)
     pictures: dict[str, Figure] = field(default_factory=dict)
+
+    @property
+    def leakage(self) -> list[str]:
+        """What makes the figures flatter."""
+        found = []
+        if self.leaks:
+            found.append(f"Of these images, {self.leaks} are, byte for byte, images the model was trained on.")
+        if self.elsewhere:
+            found.append(f"Of these images, {self.elsewhere} show a film that is in another split of the folder too.")
+        return [f"{sentence} The figures flatter." for sentence in found]
+
+    @property
+    def leak_check(self) -> str:
+        """What was looked for, and what was found."""
+        known = [] if self.leaks is None else [f"{self.leaks} by their bytes, of those the run was trained on"]
+        known += (
+            [] if self.elsewhere is None else [f"{self.elsewhere} by bytes or looks, of other splits of the folder"]
+        )
+        return "; ".join(known) or "not looked for: neither the model nor the folder tells what was trained on"
 
 
 def write_dossier(
@@ -128,6 +149,8 @@ def _as_json(dossier: Dossier, judgement: Judgement) -> str:
         "images": judgement.images,
         "patients": judgement.patients,
         "openings": len(dossier.openings),
+        "leaks": dossier.leaks,
+        "elsewhere": dossier.elsewhere,
         "decision": asdict(judgement.decision),
         "at_operating_point": {name: asdict(one) for name, one in judgement.at_point.items()},
         "at_0.5": {name: asdict(one) for name, one in judgement.at_half.items()},

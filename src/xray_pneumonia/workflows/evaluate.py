@@ -1,7 +1,6 @@
 """`xray evaluate`: judge a trained model on a split, with intervals, in one report."""
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
+from typing_extensions import TypedDict
 
 from xray_pneumonia.config import Node, anchor, build, check, leaves, plain
 from xray_pneumonia.config_stored import load_stored
@@ -18,7 +18,7 @@ from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.comparison import Difference, compare
 from xray_pneumonia.evaluation.judgement import Judgement, judge
 from xray_pneumonia.evaluation.settings import EvaluationSettings
-from xray_pneumonia.evaluation.wording import SPLITS, TITLES, number
+from xray_pneumonia.evaluation.wording import SPLITS, TITLES, number, times
 from xray_pneumonia.tracking.ledger import Opening, opened_before, record_opening
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run, start_run
@@ -28,11 +28,18 @@ from xray_pneumonia.workflows.closer_look import learn_gate, look_closer
 from xray_pneumonia.workflows.contenders import find, find_rival, require_comparable
 from xray_pneumonia.workflows.dossier import Dossier, write_dossier
 from xray_pneumonia.workflows.ensemble import Ensemble
-from xray_pneumonia.workflows.held_out import RECORD_COLUMNS, HeldOut, Split, open_split, training_leaks
+from xray_pneumonia.workflows.held_out import RECORD_COLUMNS, Broken, HeldOut, Split, open_split, training_leaks
 from xray_pneumonia.workflows.model_card import checklist_answers, model_facts
 
 DRIFT = 0.05  # logits of one model on one image differ less between machines
 log = logging.getLogger(__name__)
+
+
+class Films(TypedDict):
+    """The keys of `data`."""
+
+    root: str | None
+    broken: Broken | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +52,7 @@ class EvaluateConfig:
     split: Split
     compare_to: str | list[str] | None
     operating_point: str
-    data: Mapping[str, str | None]
+    data: Films
     evaluation: Node
     tracking: Node
 
@@ -66,6 +73,7 @@ def main(cfg: DictConfig) -> None:
         model.first.run,
         cfg.split,
         root=cfg.data.root,
+        broken=cfg.data.broken,
         home=home,
         image_size=model.first.card.image_size,
         validation_ids=None if model.validation is None else set(model.validation["id"]),
@@ -123,14 +131,14 @@ def _open(model: Ensemble, held_out: HeldOut) -> list[Opening]:
     found = record_opening(
         run.store,
         split=held_out.split,
-        fingerprint=held_out.fingerprint,
+        fingerprint=held_out.contents,
         experiment=run.store.experiment_name,
         config_sha256=",".join(member.run.tags.get("config_sha256", "") for member in model.members),
         runs=[member.run.run_id for member in model.members],
     )
     if len(found) > 1:
         log.warning(
-            "these images have been opened %d times before; the experiment `ledger` says by whom", len(found) - 1
+            "these images have been opened %s before; the experiment `ledger` says by whom", times(len(found) - 1)
         )
     return found
 
@@ -178,6 +186,7 @@ def _dossier(
         openings=openings,
         chosen_after={run_id: count for run_id, count in counts.items() if count},
         leaks=training_leaks(runs[0], held_out.records) if held_out.split != "val" else None,
+        elsewhere=held_out.elsewhere,
     )
 
 
@@ -222,7 +231,10 @@ def _print(judgement: Judgement, dossier: Dossier, console: Console) -> None:
         rows.add_row(words, str(judgement.at_point[name]), *plain)
     console.print(rows)
     if dossier.openings:
-        times = "once, just now" if len(dossier.openings) == 1 else f"{len(dossier.openings)} times, this one included"
-        console.print(f"Ledger: these images were opened {times}.")
+        count = len(dossier.openings)
+        when = "just now" if count == 1 else "this one included"
+        console.print(f"Ledger: these images were opened {times(count)}, {when}.")
+    for leak in dossier.leakage:
+        console.print(leak)
     for run_id, count in dossier.chosen_after.items():
-        console.print(f"Run {run_id} was trained after a test had been opened {count} times for its experiment.")
+        console.print(f"Run {run_id} was trained after a test had been opened {times(count)} for its experiment.")

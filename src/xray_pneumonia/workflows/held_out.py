@@ -1,5 +1,6 @@
 """The images that a model is judged on: its own validation split, a test split, another hospital's folder."""
 
+import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +12,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from xray_pneumonia.config import Node, build, check
 from xray_pneumonia.config_stored import load_stored
-from xray_pneumonia.data.audit import audit
+from xray_pneumonia.data.audit import Audit, audit, examine
 from xray_pneumonia.data.cache import open_cache
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.images import Gray
 from xray_pneumonia.data.records import fingerprint, scan_external
+from xray_pneumonia.data.splits import in_other_splits
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.gate import MOST
 from xray_pneumonia.tracking.archive import StoredRun
 
 Split = Literal["val", "shift", "test", "external"]
+Broken = Literal["refuse", "quarantine"]
 RECORD_COLUMNS = ("mode", "width", "height", "bytes")  # joined to the predictions, for subgroups and shortcuts
 log = logging.getLogger(__name__)
 
@@ -29,7 +32,8 @@ log = logging.getLogger(__name__)
 class HeldOut:
     """The records of a split (index 0..N-1) and their images (N, H, W).
 
-    `films` are training films and `validation` the model's validation films, where they are at hand.
+    `films` are training films and `validation` the model's validation films, where they are at hand. `elsewhere` counts
+    the records whose film is in another split of the folder too, by its bytes or its looks; None without such a folder.
     """
 
     split: Split
@@ -38,11 +42,17 @@ class HeldOut:
     images: Gray
     films: Gray | None
     validation: Gray | None
+    elsewhere: int | None = None
 
     @property
     def fingerprint(self) -> str:
-        """The identity of these images and their labels, 64 hex digits."""
+        """The identity of these records: names, images, labels and split; 64 hex digits."""
         return fingerprint(self.records)
+
+    @property
+    def contents(self) -> str:
+        """The identity of these images, whatever they are called and wherever they stand; 64 hex digits."""
+        return hashlib.sha256("".join(sorted(set(self.records["sha256"]))).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +64,14 @@ class StoredData:
 
 
 def open_split(
-    run: StoredRun, split: Split, *, root: str | None, home: Path, image_size: int, validation_ids: set[str] | None
+    run: StoredRun,
+    split: Split,
+    *,
+    root: str | None,
+    broken: Broken | None,
+    home: Path,
+    image_size: int,
+    validation_ids: set[str] | None,
 ) -> HeldOut:
     """Open a split as the run's config describes its data, or another folder.
 
@@ -62,6 +79,7 @@ def open_split(
         run: whose config it is.
         split: which.
         root: another folder than the config's.
+        broken: what to do with files that cannot be read; None does as the config says, and refuses them elsewhere.
         home: where caches are.
         image_size: of the model, in pixels.
         validation_ids: of the images that it was chosen on; None where only the cut itself tells.
@@ -72,7 +90,7 @@ def open_split(
     if split == "external":
         if root is None:
             raise InputError("data.root=null: split=external needs data.root=DIR, the folder of the other hospital")
-        return _external(root, home=home, image_size=image_size)
+        return _external(root, broken=broken or "refuse", home=home, image_size=image_size)
     stored = _stored_data(run)
     stored.data.cache_dir = str(home / "cache")
     if root is not None:
@@ -81,8 +99,10 @@ def open_split(
         stored.data.root = str(home / "synthetic" / str(stored.data.synthetic_patients))
     if split == "test":
         stored.data.max_images = None
+    if broken is not None:
+        stored.data.broken = broken
     data: XRayDataModule = build(stored.data, build(stored.augmentation))
-    _require_test(data, stored) if split == "test" else _prepare(run, data, stored)
+    _open_test(data, stored) if split == "test" else _prepare(run, data, stored)
     if split == "shift" and data.shift_dataloader() is None:
         raise InputError(
             f"split=shift: run {run.run_id} held out no shift (its data.split={stored.data.split}); train one with "
@@ -114,18 +134,26 @@ def _prepare(run: StoredRun, data: XRayDataModule, stored: DictConfig) -> None:
         )
 
 
-def _require_test(data: XRayDataModule, stored: DictConfig) -> None:
+def _open_test(data: XRayDataModule, stored: DictConfig) -> None:
+    """Pass the gate with the films of the test split alone: what ails the others harms no figure on it."""
     data.open()
-    quarantined = {"broken_files"} if stored.data.broken == "quarantine" else set()
-    data.audit.require_clean(ignore=frozenset(quarantined))
-    if not data.records["split"].eq("test").any():
+    own = data.records[data.records["split"] == "test"]
+    if own.empty:
         raise InputError(
             f"data.root={stored.data.root}: holds no split called test; name a folder that does with data.root=DIR, or "
             "use split=external for a folder of NORMAL and PNEUMONIA"
         )
+    _pass(examine(own, data.images), stored.data.broken)
     for finding in data.audit.warnings:
         if "across_splits" in finding.code:
             log.warning("%s", finding)
+
+
+def _pass(findings: Audit, broken: Broken) -> None:
+    """Refuse what would make the figures a lie, and log what else was found."""
+    findings.require_clean(ignore=frozenset({"broken_files"} if broken == "quarantine" else ()))
+    for finding in (*findings.errors, *findings.warnings):
+        log.warning("%s", finding)
 
 
 def cut(data: XRayDataModule, split: Split, root: str, validation_ids: set[str]) -> HeldOut:
@@ -133,21 +161,22 @@ def cut(data: XRayDataModule, split: Split, root: str, validation_ids: set[str])
     readable = data.records["error"] == ""
     rows = np.flatnonzero(data.records["split"].eq(split) & readable)
     chosen_on = data.records["id"].isin(validation_ids)
-    films = np.flatnonzero(data.records["split"].eq("train") & readable & ~chosen_on)
-    validation = np.flatnonzero(chosen_on & readable)
-    films = films[np.linspace(0, len(films) - 1, min(MOST, len(films))).astype(int)]
+    known = np.flatnonzero(data.records["split"].eq("train") & readable & ~chosen_on)
+    known = known[np.linspace(0, len(known) - 1, min(MOST, len(known))).astype(int)]
     records = data.records.iloc[rows].reset_index(drop=True)
-    pictures = [np.asarray(data.images[part]) if len(part) else None for part in (films, validation)]
-    return HeldOut(split, root, records, np.asarray(data.images[rows]), *pictures)
+    parts = (known, np.flatnonzero(chosen_on & readable))
+    films, validation = (np.asarray(data.images[part]) if len(part) else None for part in parts)
+    alone = split != "test" or data.records["split"].eq("test").all()
+    elsewhere = None if alone else int(in_other_splits(data.records["split"], data.audit.twins)[rows].sum())
+    return HeldOut(split, root, records, np.asarray(data.images[rows]), films, validation, elsewhere)
 
 
-def _external(root: str, *, home: Path, image_size: int) -> HeldOut:
+def _external(root: str, *, broken: Broken, home: Path, image_size: int) -> HeldOut:
     cache = open_cache(scan_external(root), folder=home / "cache", image_size=image_size)
-    findings = audit(cache)
-    findings.require_clean()
-    for finding in findings.warnings:
-        log.warning("%s", finding)
-    return HeldOut("external", root, cache.records, np.asarray(cache.images), None, None)
+    _pass(audit(cache), broken)
+    readable = np.flatnonzero(cache.records["error"] == "")
+    records = cache.records.iloc[readable].reset_index(drop=True)
+    return HeldOut("external", root, records, np.asarray(cache.images[readable]), None, None)
 
 
 def training_leaks(run: StoredRun, records: pd.DataFrame) -> int | None:

@@ -1,7 +1,7 @@
 """Tables of a comparison, as a terminal, a program or a document wants them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 import pandas as pd
@@ -42,19 +42,23 @@ def show(table: pd.DataFrame, metrics: list[str], kind: Format) -> None:
         console.print(f"group {place}: {said}", highlight=False)
 
 
-def basis(runs: Sequence[Mapping[str, float]], metrics: Sequence[str], *, threshold: float) -> list[str]:
+def basis(
+    runs: Sequence[Mapping[str, float]], metrics: Sequence[str], *, kept: Collection[str], threshold: float
+) -> list[str]:
     """Say what the figures rest on: how many images and patients, which epoch, which threshold.
 
     Args:
         runs: the metrics of each, by name.
         metrics: the headings of the figures; those of the shifted split start with `shift/`.
+        kept: which epochs their trainings kept: best, last, or some this and some that.
         threshold: of the figures on validation.
     """
     sentences = []
     if any("/" not in name for name in metrics):
         sentences.append(
-            f"Best epoch, on {_span(runs, 'data/val_images')} validation images of {_span(runs, 'data/val_patients')} "
-            f"patients at threshold {threshold:g}; the epoch was chosen on the same images, so this flatters."
+            f"{' or '.join(sorted(kept)).capitalize()} epoch, on {_span(runs, 'data/val_images')} validation images of "
+            f"{_span(runs, 'data/val_patients')} patients at threshold {threshold:g}; "
+            + ("none was chosen on them." if "best" not in kept else "the best was chosen on them, so this flatters.")
         )
     if any("/" in name for name in metrics):
         sentences.append(

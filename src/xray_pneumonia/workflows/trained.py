@@ -36,8 +36,8 @@ def load_reader(model: str, *, tracking: TrackingSettings, home: Path, engine: E
     return open_reader(place, name=model, engine=engine)
 
 
-def find_model(model: str, *, tracking: TrackingSettings, home: Path) -> Path:
-    """Find a trained model's folder or exported file; the arguments are those of `load_reader`.
+def find_model(model: str, *, tracking: TrackingSettings, home: Path, key: str = "model") -> Path:
+    """Find a trained model's folder or exported file; the arguments are those of `load_reader`, and the key naming it.
 
     Raises:
         InputError: there is no such model.
@@ -53,7 +53,7 @@ def find_model(model: str, *, tracking: TrackingSettings, home: Path) -> Path:
     exported = folder.suffix == ".onnx" and folder.is_file()
     if exported or (folder / CARD).is_file() or (folder / ENSEMBLE).is_file():
         return folder.resolve()
-    raise InputError(f"model={model}: {_explain(model, folder, sorted(shipped))}")
+    raise InputError(f"{key}={model}: {_explain(model, folder, sorted(shipped))}")
 
 
 def shipped_models() -> dict[str, Path]:
