@@ -218,7 +218,7 @@ def test_a_test_split_is_opened_whatever_ails_the_other_splits(capsys, monkeypat
     assert found in " ".join(out.split())
     page = (folder_of(out) / "report.html").read_text()
     assert found in page
-    assert "1 by bytes or looks, of other splits of the folder" in page
+    assert "1 by bytes or looks, of other splits here" in page
     assert "unknown_patients" in err
 
 

@@ -71,9 +71,7 @@ class Dossier:
     def leak_check(self) -> str:
         """What was looked for, and what was found."""
         known = [] if self.leaks is None else [f"{self.leaks} by their bytes, of those the run was trained on"]
-        known += (
-            [] if self.elsewhere is None else [f"{self.elsewhere} by bytes or looks, of other splits of the folder"]
-        )
+        known += [] if self.elsewhere is None else [f"{self.elsewhere} by bytes or looks, of other splits here"]
         return "; ".join(known) or "not looked for: neither the model nor the folder tells what was trained on"
 
 
