@@ -144,7 +144,7 @@ def _explained(error: Exception, verb: str, arguments: list[str]) -> str:
     )
     if group:
         name, value, options = group.groups()
-        near = schema.nearest(value, options.split())
+        near = schema.nearest(value, options.split()) or "."
         return f"{name}={value}: there is no such choice{near} There are {', '.join(options.split())}"
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:

@@ -136,9 +136,12 @@ def _csv_table(csv: Path) -> pd.DataFrame:
     try:
         with csv.open(encoding="utf-8") as file:
             separator = max(",;\t", key=file.readline().count)
-        table = pd.read_csv(csv, sep=separator, dtype=str, keep_default_na=False)
+        table = pd.read_csv(csv, sep=separator, dtype=str, keep_default_na=False, compression=None)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise InputError(f"{csv}: is not a CSV table in UTF-8: {error}") from error
+        raise InputError(
+            f"data.root={csv}: is neither a folder of films nor a CSV table in UTF-8 ({error}); unpack an archive and "
+            "name its folder, or the CSV that lists the films"
+        ) from error
     table.columns = pd.Index([str(name).strip().lower() for name in table.columns])
     if any(list(table.columns).count(column) != 1 for column in CSV_COLUMNS):
         raise InputError(
