@@ -1,10 +1,12 @@
 """Put trained models into the package, where `xray predict` finds them: `final`, and the members of its ensemble.
 
-python scripts/freeze.py HOME final=RUN_ID final_seed1=RUN_ID ... final_seed5=RUN_ID
+python scripts/freeze.py HOME [operating_point=POLICY] final=RUN_ID final_seed1=RUN_ID ... final_seed5=RUN_ID
 
 Each becomes a folder of src/xray_pneumonia/weights with weights, card, gate, and what reproducing it needs; places
-of this machine are left out of its config. The models called NAME_seed1, NAME_seed2 ... become the ensemble
-NAME_ensemble, which names them and holds no weights. Every change of these files stays in the history for ever.
+of this machine are left out of its config. With POLICY the operating point is chosen anew on the runs' validation
+predictions: their config then says so, and `judged` in environment.json by which code. The models called NAME_seed1,
+NAME_seed2 ... become the ensemble NAME_ensemble, which names them and holds no weights. Every change of these files
+stays in the history for ever.
 """
 
 import hashlib
@@ -25,8 +27,9 @@ from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.models.bundle import CARD, WEIGHTS, Card, file_sha256, read_bundle
 from xray_pneumonia.reading.ensemble import save_ensemble
 from xray_pneumonia.tracking.archive import StoredRun, read_run
+from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.store import Store, TrackingSettings, open_database
-from xray_pneumonia.workflows.ensemble import joint_card, load
+from xray_pneumonia.workflows.ensemble import STORED, joint_card, load
 from xray_pneumonia.workflows.evidence import CONFIG, ENVIRONMENT
 
 SHIPPED = Path(__file__).parents[1] / "src" / "xray_pneumonia" / "weights"
@@ -40,30 +43,40 @@ def main() -> None:
     settings = TrackingSettings(uri=None, experiment_name="xray", run_name=None, system_metrics=False, required=True)
     store = open_database(settings, home=Path(home).resolve())
     runs = dict(pair.split("=") for pair in named)
+    policy = runs.pop("operating_point", STORED)
     for name, run_id in runs.items():
-        freeze(read_run(store, run_id), SHIPPED / name)
+        freeze(store, run_id, SHIPPED / name, policy=policy)
     members = sorted(name for name in runs if re.search(r"_seed\d+$", name))
     if members:
-        join(store, {name: runs[name] for name in members}, SHIPPED / f"{members[0].rpartition('_')[0]}_ensemble")
+        folder = SHIPPED / f"{members[0].rpartition('_')[0]}_ensemble"
+        join(store, {name: runs[name] for name in members}, folder, policy=policy)
 
 
-def freeze(run: StoredRun, folder: Path) -> None:
+def freeze(store: Store, run_id: str, folder: Path, *, policy: str) -> None:
     """Copy the bundle of a run, without the places of the machine that trained it."""
+    run = read_run(store, run_id)
     bundle = run.bundle()
     card = read_bundle(bundle)[0]
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for path in bundle.iterdir():
         shutil.copyfile(path, folder / path.name)
+    if policy != STORED:
+        chosen = joint_card(load(store, [run_id], judged([run]), operating_point=policy))
+        card = replace(chosen, net=card.net)
     card = replace(card, evidence=evidence(run, card), weights_sha256=file_sha256(folder / WEIGHTS))
     (folder / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
     config = (folder / CONFIG).read_text(encoding="utf-8")
     for key, value in PLACES.items():
         config = re.sub(rf"^{key}: .*$", f"{key}: {value}", config, flags=re.MULTILINE)
+    if policy != STORED:
+        config = re.sub(r"^  operating_point: .*$", f"  operating_point: {policy}", config, flags=re.MULTILINE)
     (folder / CONFIG).write_text(config, encoding="utf-8")
     known = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
     known["machine"].pop("platform", None)
     known["config_sha256"] = hashlib.sha256(config.encode()).hexdigest()
+    if policy != STORED:
+        known["judged"] = {"operating_point": policy, **json.loads(collect().environment)["code"]}
     (folder / ENVIRONMENT).write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
 
 
@@ -78,10 +91,10 @@ def evidence(run: StoredRun, card: Card) -> dict[str, float]:
 WHAT = ("images", "patients")
 
 
-def join(store: Store, runs: dict[str, str], folder: Path) -> None:
+def join(store: Store, runs: dict[str, str], folder: Path, *, policy: str) -> None:
     """Choose operating point and band for the members' mean, on the validation films that they share."""
     settings = judged([read_run(store, run_id) for run_id in runs.values()])
-    model = load(store, list(runs.values()), settings, operating_point="stored")
+    model = load(store, list(runs.values()), settings, operating_point=policy)
     if model.validation is None:
         raise TypeError("the models of runs hold their validation predictions")
     table = model.decision.calibration.apply(model.validation)

@@ -81,7 +81,7 @@ def page(judgement):
 def test_the_page_says_what_it_rests_on(page):
     assert "160 images of 80 patients" in page
     assert "15 of 16 right is 93.8 %, anywhere from 71.7 % to 98.9 %" in page
-    assert "trained <strong>after</strong> a test had been opened 2 times" in page
+    assert "trained <strong>after</strong> a test had been opened twice" in page
     assert "3 of these images are, byte for byte" in page
     assert page.count('class="open"') == len(ITEMS) - 1
 

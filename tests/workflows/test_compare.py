@@ -116,8 +116,8 @@ def test_figures_say_what_they_rest_on(compare, written):
     _, ids = written
     said = compare("format=markdown").out
     assert "Best epoch, on 60 validation images of 29 to 30 patients at threshold 0.5" in said
-    assert "the best was chosen on them" in said
-    rested = side_by_side.basis([{}], ["auroc"], kept={"last"}, threshold=0.5)
+    assert "the epoch was chosen on them" in said
+    rested = side_by_side.basis([{}], ["auroc"], kept={"last"}, chosen=False, threshold=0.5)
     assert rested[0].startswith("Last epoch, on")
     assert rested[0].endswith("none was chosen on them.")
     shifted = compare(f"run_ids=[{ids['narrow']}]", "metrics=[shift/auroc]").out

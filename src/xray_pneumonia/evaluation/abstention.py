@@ -22,6 +22,10 @@ class Band:
     low: float
     high: float
 
+    def reaching(self, threshold: float) -> "Band":
+        """Widen it to an operating point, so that no answer contradicts the label."""
+        return Band(min(self.low, threshold), max(self.high, threshold))
+
     def answer(self, probability: npt.ArrayLike) -> npt.NDArray[np.str_]:
         """Answer (N,) images."""
         chance = np.asarray(probability, np.float64)
@@ -36,9 +40,8 @@ def fit_band(table: pd.DataFrame, *, error: float, threshold: float) -> Band:
     Class-conditional split conformal prediction (Vovk, ACML 2012): a label stays possible for an image
     unless it is stranger than all but `error` of its own class on validation. Where exactly one label
     stays possible, the image is answered; where both do, it is looked at closer. Where the classes are so
-    well apart that none would, any threshold in between keeps the promise, and the band closes. The band reaches to
-    the operating point, so that no answer contradicts it. With exchangeable images at most `error` of each class gets
-    the other's answer.
+    well apart that none would, any threshold in between keeps the promise, and the band closes there. It always
+    reaches to the operating point. With exchangeable images at most `error` of each class gets the other's answer.
 
     Args:
         table: predictions on validation, calibrated.
@@ -48,7 +51,10 @@ def fit_band(table: pd.DataFrame, *, error: float, threshold: float) -> Band:
     ill = np.sort(table.loc[table["label"] == 1, "probability"].to_numpy(np.float64))
     well = np.sort(1 - table.loc[table["label"] == 0, "probability"].to_numpy(np.float64))
     possible_ill, possible_well = _least(ill, error), 1 - _least(well, error)
-    return Band(min(possible_ill, threshold), max(possible_well, threshold))
+    if possible_ill > possible_well:
+        closed = float(np.clip(threshold, possible_well, possible_ill))
+        return Band(closed, closed).reaching(threshold)
+    return Band(possible_ill, possible_well).reaching(threshold)
 
 
 def outcomes(table: pd.DataFrame, band: Band) -> pd.DataFrame:

@@ -59,7 +59,7 @@ class Reader:
     def band(self) -> Band:
         """Where it does not answer; closed at the operating point in a model without a band."""
         low, high = self.card.band or [self.card.operating_point] * 2
-        return Band(low, high)
+        return Band(low, high).reaching(self.card.operating_point)
 
     def read(self, pixels: Gray) -> pd.DataFrame:
         """Answer images.

@@ -27,6 +27,7 @@ class Opening:
     who: str
     split: str
     fingerprint: str
+    contents: str
     experiment: str
     config_sha256: str
     runs: str
@@ -38,14 +39,15 @@ class Opening:
 
 
 def record_opening(
-    store: Store, *, split: str, fingerprint: str, experiment: str, config_sha256: str, runs: list[str]
+    store: Store, *, split: str, fingerprint: str, contents: str, experiment: str, config_sha256: str, runs: list[str]
 ) -> list[Opening]:
     """Write that a split is about to be opened; returns all openings of the same images, this one last.
 
     Args:
         store: where runs are kept.
         split: `test` or `external`; `val` is not sealed and not written.
-        fingerprint: of the images that are opened.
+        fingerprint: of the records that are opened: names, images, labels and split.
+        contents: of the images alone, which are the same ones by whatever name they are opened.
         experiment: whose models are judged.
         config_sha256: of the models' configs.
         runs: the models.
@@ -54,6 +56,7 @@ def record_opening(
         tags = {
             "ledger.split": split,
             "ledger.fingerprint": fingerprint,
+            "ledger.contents": contents,
             "ledger.experiment": experiment,
             "ledger.config_sha256": config_sha256,
             "ledger.runs": ",".join(runs),
@@ -62,7 +65,7 @@ def record_opening(
         with FileLock(store.home / ".ledger.lock"):
             made = store.client.create_run(ensure_experiment(store.uri, EXPERIMENT, store.home), tags=tags)
             store.client.set_terminated(made.info.run_id, "FINISHED")
-    return [opening for opening in openings(store) if opening.fingerprint == fingerprint]
+    return [one for one in openings(store) if one.fingerprint == fingerprint or one.contents == contents]
 
 
 def openings(store: Store, *, experiment: str | None = None, before: int | None = None) -> list[Opening]:
@@ -95,7 +98,7 @@ def opened_before(store: Store, *, experiment: str, started: int) -> int:
 
 
 def _opening(started: int, tags: dict[str, str]) -> Opening:
-    names = ("who", "split", "fingerprint", "experiment", "config_sha256", "runs")
+    names = ("who", "split", "fingerprint", "contents", "experiment", "config_sha256", "runs")
     return Opening(started, *(tags.get(f"ledger.{name}", "") for name in names))
 
 

@@ -82,7 +82,9 @@ def main(cfg: DictConfig) -> None:
     show(table, list(cfg.metrics), cfg.format)
     if cfg.format != "csv":
         kept = {run.params.get("trainer.keep", "best") for run in found}
-        print("\n".join(["", *basis([run.metrics for run in found], cfg.metrics, kept=kept, threshold=THRESHOLD)]))
+        chosen = "best" in kept or any(run.params.get("trainer.patience") != "None" for run in found)
+        metrics = [run.metrics for run in found]
+        print("\n".join(["", *basis(metrics, cfg.metrics, kept=kept, chosen=chosen, threshold=THRESHOLD)]))
     pair = _pair(cfg.pair, groups)
     if pair:
         by_id = {run.run_id: run for run in found}

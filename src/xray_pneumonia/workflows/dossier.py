@@ -59,20 +59,25 @@ class Dossier:
 
     @property
     def leakage(self) -> list[str]:
-        """What makes the figures flatter."""
+        """What makes the figures flatter, or may."""
         found = []
         if self.leaks:
             found.append(f"Of these images, {self.leaks} are, byte for byte, images the model was trained on.")
         if self.elsewhere:
             found.append(f"Of these images, {self.elsewhere} show a film that is in another split of the folder too.")
-        return [f"{sentence} The figures flatter." for sentence in found]
+        surely = "The figures flatter."
+        perhaps = "The figures flatter if the model was trained on them."
+        return [*found, surely if self.leaks else perhaps] if found else []
 
     @property
     def leak_check(self) -> str:
         """What was looked for, and what was found."""
-        known = [] if self.leaks is None else [f"{self.leaks} by their bytes, of those the run was trained on"]
-        known += [] if self.elsewhere is None else [f"{self.elsewhere} by bytes or looks, of other splits here"]
-        return "; ".join(known) or "not looked for: neither the model nor the folder tells what was trained on"
+        known = ["not looked for by their bytes: the model does not list them"]
+        if self.leaks is not None:
+            known = [f"{self.leaks}, by their bytes"]
+        if self.elsewhere is not None:
+            known.append(f"{self.elsewhere} by bytes or looks in other splits of the folder")
+        return "; ".join(known)
 
 
 def write_dossier(

@@ -134,7 +134,7 @@ def load_folder(store: Store, folder: Path, *, name: str) -> Ensemble:
     members = [Member(_as_run(store, part), part.net, part.card, None, part.gate) for part in parts]
     calibrations = [Calibration(part.card.temperature, part.card.bias) for part in parts]
     card = bundle.card
-    band = Band(*(card.band or [card.operating_point] * 2))
+    band = Band(*(card.band or [card.operating_point] * 2)).reaching(card.operating_point)
     fitted = Calibration(card.temperature, card.bias)
     decision = Decision(fitted, card.operating_point, card.operating_point_policy, band)
     return Ensemble(name, members, calibrations, None, decision, _device())
@@ -213,7 +213,8 @@ def _decision(
         settings = settings.with_policy(operating_point)
     elif len(members) == 1 and card.operating_point_policy != FIXED:
         table, point = fitted.apply(validation), card.operating_point
-        band = Band(*card.band) if card.band else fit_band(table, error=settings.abstention_error, threshold=point)
+        known = Band(*card.band).reaching(point) if card.band else None
+        band = known or fit_band(table, error=settings.abstention_error, threshold=point)
         return Decision(fitted, point, card.operating_point_policy, band)
     return decide_calibrated(validation, fitted, settings)
 

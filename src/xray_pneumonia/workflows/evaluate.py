@@ -131,7 +131,8 @@ def _open(model: Ensemble, held_out: HeldOut) -> list[Opening]:
     found = record_opening(
         run.store,
         split=held_out.split,
-        fingerprint=held_out.contents,
+        fingerprint=held_out.fingerprint,
+        contents=held_out.contents,
         experiment=run.store.experiment_name,
         config_sha256=",".join(member.run.tags.get("config_sha256", "") for member in model.members),
         runs=[member.run.run_id for member in model.members],
@@ -230,11 +231,13 @@ def _print(judgement: Judgement, dossier: Dossier, console: Console) -> None:
         plain = [number(value) for value in (judgement.at_half[name].value, *other)]
         rows.add_row(words, str(judgement.at_point[name]), *plain)
     console.print(rows)
+    if dossier.split == "val":
+        console.print("Calibration and operating point were chosen on these images, so they flatter.")
     if dossier.openings:
         count = len(dossier.openings)
         when = "just now" if count == 1 else "this one included"
         console.print(f"Ledger: these images were opened {times(count)}, {when}.")
-    for leak in dossier.leakage:
-        console.print(leak)
+    if dossier.leakage:
+        console.print(" ".join(dossier.leakage))
     for run_id, count in dossier.chosen_after.items():
         console.print(f"Run {run_id} was trained after a test had been opened {times(count)} for its experiment.")

@@ -75,7 +75,8 @@ def checklist_answers(
         "two copies of a film on both sides",
         "model": f"{_last(config['model'])}; {_kept(config)} of its epochs",
         "measures": "discrimination, calibration, error rates and predictive values, each with an interval by patient",
-        "updating": "calibration and operating point fitted on validation, never on the split judged here",
+        "updating": "calibration and operating point fitted on validation, "
+        + ("the very split judged here" if split == "val" else "never on the split judged here"),
         "imbalance": f"class weights in the loss: {config['loss'].get('class_weights')}; calibrated after",
         "fairness": "subgroups by "
         + (", ".join(sorted({one.column for one in judgement.subgroups})) or "nothing known")

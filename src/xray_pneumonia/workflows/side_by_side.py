@@ -43,7 +43,12 @@ def show(table: pd.DataFrame, metrics: list[str], kind: Format) -> None:
 
 
 def basis(
-    runs: Sequence[Mapping[str, float]], metrics: Sequence[str], *, kept: Collection[str], threshold: float
+    runs: Sequence[Mapping[str, float]],
+    metrics: Sequence[str],
+    *,
+    kept: Collection[str],
+    chosen: bool,
+    threshold: float,
 ) -> list[str]:
     """Say what the figures rest on: how many images and patients, which epoch, which threshold.
 
@@ -51,6 +56,7 @@ def basis(
         runs: the metrics of each, by name.
         metrics: the headings of the figures; those of the shifted split start with `shift/`.
         kept: which epochs their trainings kept: best, last, or some this and some that.
+        chosen: whether an epoch, or where to stop, was chosen on validation in any of them.
         threshold: of the figures on validation.
     """
     sentences = []
@@ -58,7 +64,7 @@ def basis(
         sentences.append(
             f"{' or '.join(sorted(kept)).capitalize()} epoch, on {_span(runs, 'data/val_images')} validation images of "
             f"{_span(runs, 'data/val_patients')} patients at threshold {threshold:g}; "
-            + ("none was chosen on them." if "best" not in kept else "the best was chosen on them, so this flatters.")
+            + ("the epoch was chosen on them, so this flatters." if chosen else "none was chosen on them.")
         )
     if any("/" in name for name in metrics):
         sentences.append(

@@ -64,7 +64,7 @@ def main(cfg: DictConfig) -> float:
     if trial:
         return trial.run(lambda each, watch: train(_checked(each), watch=watch))
     trained = _train_or_resume(cfg, wanted)
-    _print(trained, Console(width=None if Console().is_terminal else 80), keep=cfg.trainer.keep)
+    _print(trained, Console(width=None if Console().is_terminal else 80), cfg.trainer)
     print(f"run_id={trained.run_id} val/auroc={trained.metrics['auroc']:.6f}", flush=True)
     return trained.metrics["auroc"]
 
@@ -208,7 +208,7 @@ def _metrics(table: pd.DataFrame) -> dict[str, float]:
     return classification_metrics(table["logit"].to_numpy(), table["label"].to_numpy(), threshold=THRESHOLD)
 
 
-def _print(trained: Trained, console: Console, *, keep: str) -> None:
+def _print(trained: Trained, console: Console, trainer: DictConfig) -> None:
     """Print the result with what it rests on."""
     table = trained.predictions
     title = f"Validation: {len(table)} images of {table['patient'].nunique()} patients, none of them trained on"
@@ -218,6 +218,7 @@ def _print(trained: Trained, console: Console, *, keep: str) -> None:
     rows.add_row(*(f"{value:.4f}" for value in trained.metrics.values()))
     console.print(rows)
     kept = f"Best of {trained.epochs} epochs: {trained.best_epoch}, chosen on these same images, so slightly flattered."
-    last = f"The last of {trained.epochs} epochs: none was chosen on these images."
-    console.print(f"{kept if keep == 'best' else last} Threshold {THRESHOLD:g}.")
+    stopped = "none" if trainer.patience is None else "where it stops"
+    last = f"The last of {trained.epochs} epochs: {stopped} was chosen on these images."
+    console.print(f"{kept if trainer.keep == 'best' else last} Threshold {THRESHOLD:g}.")
     console.print(f"See it: mlflow ui --backend-store-uri {masked(trained.uri)}", soft_wrap=True, highlight=False)
