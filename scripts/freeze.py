@@ -44,15 +44,16 @@ def main() -> None:
     store = open_database(settings, home=Path(home).resolve())
     runs = dict(pair.split("=") for pair in named)
     policy = runs.pop("operating_point", STORED)
+    code = json.loads(collect().environment)["code"]
     for name, run_id in runs.items():
-        freeze(store, run_id, SHIPPED / name, policy=policy)
+        freeze(store, run_id, SHIPPED / name, policy=policy, code=code)
     members = sorted(name for name in runs if re.search(r"_seed\d+$", name))
     if members:
         folder = SHIPPED / f"{members[0].rpartition('_')[0]}_ensemble"
         join(store, {name: runs[name] for name in members}, folder, policy=policy)
 
 
-def freeze(store: Store, run_id: str, folder: Path, *, policy: str) -> None:
+def freeze(store: Store, run_id: str, folder: Path, *, policy: str, code: dict[str, object]) -> None:
     """Copy the bundle of a run, without the places of the machine that trained it."""
     run = read_run(store, run_id)
     bundle = run.bundle()
@@ -76,7 +77,7 @@ def freeze(store: Store, run_id: str, folder: Path, *, policy: str) -> None:
     known["machine"].pop("platform", None)
     known["config_sha256"] = hashlib.sha256(config.encode()).hexdigest()
     if policy != STORED:
-        known["judged"] = {"operating_point": policy, **json.loads(collect().environment)["code"]}
+        known["judged"] = {"operating_point": policy, **code}
     (folder / ENVIRONMENT).write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
 
 

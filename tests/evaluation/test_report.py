@@ -24,7 +24,8 @@ MAPS = {"border": 0.6, "measured": 3, "likeness": np.nan, "bound": 0.5}  # of fi
 class Facts:
     """What the page asks of a dossier."""
 
-    model, split, run_ids, leaks, rival = "<b>net</b>", "test", ["0" * 32], 3, ""
+    model, split, run_ids, rival = "<b>net</b>", "test", ["0" * 32], ""
+    leakage, leak_check = ["3 leaks.", "They flatter."], "3, by their bytes"
     facts, answers, openings, chosen_after = {"Net": "CNN"}, {"title": "x"}, [], {"0" * 32: 2}
     shortcuts, robustness, gate, differences, maps = {}, None, [("films", 9, 0.01)], [], {"none": "no map"} | MAPS
 
@@ -82,7 +83,8 @@ def test_the_page_says_what_it_rests_on(page):
     assert "160 images of 80 patients" in page
     assert "15 of 16 right is 93.8 %, anywhere from 71.7 % to 98.9 %" in page
     assert "trained <strong>after</strong> a test had been opened twice" in page
-    assert "3 of these images are, byte for byte" in page
+    assert "3 leaks. They flatter." in page
+    assert "3, by their bytes" in page
     assert page.count('class="open"') == len(ITEMS) - 1
 
 
