@@ -7,7 +7,7 @@ import pandas as pd
 
 from xray_pneumonia.evaluation.judgement import Judgement
 from xray_pneumonia.evaluation.settings import EvaluationSettings
-from xray_pneumonia.evaluation.wording import SPLITS, percent, spread
+from xray_pneumonia.evaluation.wording import SPLITS, percent, spread, times
 
 USE = "a second opinion beside a radiologist's reading of an upright frontal chest film; never the only reading"
 LIMITS = (
@@ -89,7 +89,8 @@ def checklist_answers(
         "code": "config, code commit, versions and fingerprints are in the run",
         "participants": f"{judgement.patients} patients, {len(records)} records in the split",
         "specification": "weights, config and pre-processing are in the run as one bundle",
-        "performance": leads + (f"; the split had been opened {openings} times, this one included" if openings else ""),
+        "performance": leads
+        + (f"; the split had been opened {times(openings)}, this one included" if openings else ""),
         "heterogeneity": f"{len(judgement.subgroups)} subgroups with intervals" if judgement.subgroups else "",
         "limits": " ".join(LIMITS[:2]),
         "usability": "a gate stops what is no upright frontal film; uncertain films are left to a closer look",
