@@ -98,7 +98,9 @@ def test_the_last_epoch_is_the_model_where_that_is_asked_for(xray, tiny, client,
     kept = [client.get_run(run.run_id).data.metrics["best/epoch"] for run in (one, other)]
     assert kept[0] < kept[1] == 3
     assert f"Best of 3 epochs: {kept[0]:.0f}, chosen on these same images" in one.out
-    assert "The last of 3 epochs: none was chosen on these images." in other.out
+    assert "The last of 3 epochs: where it stops was chosen on these images." in other.out
+    patient = xray("train", *asked, "trainer.keep=last", "trainer.patience=null")
+    assert "The last of 3 epochs: none was chosen on these images." in patient.out
     last, best = (weights(folder, other.run_id, which) for which in ("last", "best"))
     assert all(torch.equal(last[name], best[name]) for name in last)
 
