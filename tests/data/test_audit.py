@@ -93,7 +93,7 @@ def test_broken_files_are_listed(root, tmp_path):
     found = look(root, tmp_path)
     with pytest.raises(DataRefused, match=r"IM-9000-0001.jpeg: empty_file"):
         found.require_clean()
-    found.require_clean(ignore=frozenset({"broken_files"}))
+    found.require_clean(broken="quarantine")
 
 
 def test_nothing_that_can_be_read_is_listed_too(root, tmp_path):

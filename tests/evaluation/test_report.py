@@ -25,7 +25,7 @@ class Facts:
     """What the page asks of a dossier."""
 
     model, split, run_ids, rival = "<b>net</b>", "test", ["0" * 32], ""
-    leakage, leak_check = ["3 leaks.", "They flatter."], "3, by their bytes"
+    leakage, leak_check = "3 leaks. They flatter.", "3, by their bytes"
     facts, answers, openings, chosen_after = {"Net": "CNN"}, {"title": "x"}, [], {"0" * 32: 2}
     shortcuts, robustness, gate, differences, maps = {}, None, [("films", 9, 0.01)], [], {"none": "no map"} | MAPS
 

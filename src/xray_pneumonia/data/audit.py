@@ -25,6 +25,8 @@ SHORTCUT_AUROC = 0.7
 SHOWN = 10  # examples listed of each finding
 
 Pairs = npt.NDArray[np.int64]
+Broken = Literal["refuse", "quarantine"]  # what becomes of files that cannot be read
+BROKEN_FILES = "broken_files"
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,9 @@ class Audit:
         """The findings that are logged."""
         return [finding for finding in self.findings if finding.level == "warning"]
 
-    def require_clean(self, *, ignore: frozenset[str] = frozenset()) -> None:
-        """Raise DataRefused with every error found, but those whose code is ignored."""
-        errors = [finding for finding in self.errors if finding.code not in ignore]
+    def require_clean(self, *, broken: Broken = "refuse") -> None:
+        """Raise DataRefused with every error found, but broken files where they are quarantined."""
+        errors = [one for one in self.errors if broken == "refuse" or one.code != BROKEN_FILES]
         if errors:
             raise DataRefused("the audit refuses these data:\n  " + "\n  ".join(map(str, errors)))
 
@@ -110,7 +112,7 @@ def _broken(records: pd.DataFrame) -> list[Finding]:
     broken = records[records["error"] != ""]
     examples = [f"{row.id}: {row.error}: {row.detail}" for row in broken.head(SHOWN).itertuples()]
     message = "files that cannot be read; remove or replace them, or leave them out with data.broken=quarantine"
-    return [Finding("error", "broken_files", len(broken), message, examples)] if len(broken) else []
+    return [Finding("error", BROKEN_FILES, len(broken), message, examples)] if len(broken) else []
 
 
 def _classes(records: pd.DataFrame) -> list[Finding]:

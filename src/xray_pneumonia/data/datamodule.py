@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from xray_pneumonia.data import records as tables
 from xray_pneumonia.data import splits, synthetic
-from xray_pneumonia.data.audit import Audit, audit
+from xray_pneumonia.data.audit import Audit, Broken, audit
 from xray_pneumonia.data.augment import Augmentation
 from xray_pneumonia.data.batches import AheadLoader, Batch, Batches, EpochSampler
 from xray_pneumonia.data.beside import Beside, Residence, arrange
@@ -69,7 +69,7 @@ class XRayDataModule(pl.LightningDataModule):
         folds: Count | None,
         fold: Whole,
         max_images: Count | None,
-        broken: Literal["refuse", "quarantine"],
+        broken: Broken,
         drop_test_patients: bool,
         num_workers: Workers,
         resident: Residence,
@@ -122,7 +122,7 @@ class XRayDataModule(pl.LightningDataModule):
             raise InputError(
                 f"data.root={self._root}: holds a test split alone, and no training film is ever cut from one"
             )
-        self.audit.require_clean(ignore=frozenset({"broken_files"} if self._broken == "quarantine" else ()))
+        self.audit.require_clean(broken=self._broken)
         for warning in self.audit.warnings:
             log.warning("%s", warning)
         groups = splits.leakage_groups(self.records, self.audit.twins)

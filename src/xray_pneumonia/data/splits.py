@@ -1,5 +1,7 @@
 """Cut train by patient: stratified, seeded, and never a patient (or a twin picture) on both sides."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -23,7 +25,8 @@ def leakage_groups(records: pd.DataFrame, twins: list[tuple[int, int]]) -> Group
     """
     patients = pd.factorize(records["patient"])[0]
     first = pd.Series(np.arange(len(records))).groupby(patients).transform("first").to_numpy()
-    return _joined([*twins, *enumerate(first)], len(records))
+    same = np.stack([np.arange(len(records)), first], axis=1)
+    return _joined(np.concatenate([same, np.reshape(twins, (-1, 2))]), len(records))
 
 
 def in_other_splits(split: pd.Series, twins: list[tuple[int, int]]) -> npt.NDArray[np.bool_]:
@@ -33,13 +36,13 @@ def in_other_splits(split: pd.Series, twins: list[tuple[int, int]]) -> npt.NDArr
         split: (N,) of each record; the index is 0..N-1.
         twins: pairs of rows that show the same film.
     """
-    films = _joined(twins, len(split))
+    films = _joined(np.reshape(twins, (-1, 2)), len(split))
     return split.groupby(films).transform("nunique").to_numpy() > 1
 
 
-def _joined(pairs: list[tuple[int, int]], size: int) -> Groups:
-    """Number the groups (size,) of what pairs connect."""
-    left, right = np.reshape(pairs, (-1, 2)).astype(int).T
+def _joined(pairs: npt.NDArray[Any], size: int) -> Groups:
+    """Number the groups (size,) of what pairs (P, 2) connect."""
+    left, right = pairs.astype(int).T
     graph = coo_array((np.ones(len(left)), (left, right)), shape=(size, size))
     return np.asarray(connected_components(graph, directed=False)[1], np.int64)
 

@@ -1,5 +1,6 @@
 """Abstention: "normal", "pneumonia" or "look closer", by split conformal prediction fitted on validation."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,10 +52,12 @@ def fit_band(table: pd.DataFrame, *, error: float, threshold: float) -> Band:
     ill = np.sort(table.loc[table["label"] == 1, "probability"].to_numpy(np.float64))
     well = np.sort(1 - table.loc[table["label"] == 0, "probability"].to_numpy(np.float64))
     possible_ill, possible_well = _least(ill, error), 1 - _least(well, error)
-    if possible_ill > possible_well:
-        closed = float(np.clip(threshold, possible_well, possible_ill))
-        return Band(closed, closed).reaching(threshold)
     return Band(possible_ill, possible_well).reaching(threshold)
+
+
+def stored_band(known: Sequence[float] | None, *, threshold: float) -> Band:
+    """Read the band that a model carries; one without a band answers everything, by its operating point."""
+    return Band(*(known or (threshold, threshold))).reaching(threshold)
 
 
 def outcomes(table: pd.DataFrame, band: Band) -> pd.DataFrame:

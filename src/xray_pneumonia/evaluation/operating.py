@@ -14,7 +14,6 @@ POLICIES = (
     "youden, middle, sensitivity:0.95, specificity:0.95 (at least so much) or cost:5 (a missed pneumonia costs so many "
     "false alarms)"
 )
-MIDDLE = "middle"
 POLICY = re.compile(
     r"^(?:(youden|middle)|(sensitivity|specificity)(?:>=|:)(0?\.\d+|0|1|1\.0)|(cost)[=:](\d+(?:\.\d+)?))$"
 )
@@ -63,7 +62,7 @@ def choose(table: pd.DataFrame, *, policy: str) -> OperatingPoint:
     well = np.sort(table.loc[table["label"] == 0, "probability"].to_numpy(np.float64))
     if not (len(ill) and len(well)):
         raise InputError("an operating point needs images of both classes to be chosen on")
-    if name == MIDDLE:
+    if name == "middle":
         return OperatingPoint(_middle(well, ill), policy)
     scores = np.unique(np.concatenate([[0.0], ill, well, [1.0]]))
     thresholds = np.concatenate([[0.0], (scores[1:] + scores[:-1]) / 2])

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.special import expit
 from torch import nn
 
-from xray_pneumonia.evaluation.abstention import Band
+from xray_pneumonia.evaluation.abstention import Band, stored_band
 from xray_pneumonia.evaluation.gate import Gate
 from xray_pneumonia.models.bundle import Card
 
@@ -58,8 +58,7 @@ class Reader:
     @property
     def band(self) -> Band:
         """Where it does not answer; closed at the operating point in a model without a band."""
-        low, high = self.card.band or [self.card.operating_point] * 2
-        return Band(low, high).reaching(self.card.operating_point)
+        return stored_band(self.card.band, threshold=self.card.operating_point)
 
     def read(self, pixels: Gray) -> pd.DataFrame:
         """Answer images.

@@ -58,16 +58,16 @@ class Dossier:
     pictures: dict[str, Figure] = field(default_factory=dict)
 
     @property
-    def leakage(self) -> list[str]:
-        """What makes the figures flatter, or may."""
+    def leakage(self) -> str:
+        """What makes the figures flatter, or may; nothing where nothing was found."""
         found = []
         if self.leaks:
             found.append(f"Of these images, {self.leaks} are, byte for byte, images the model was trained on.")
         if self.elsewhere:
             found.append(f"Of these images, {self.elsewhere} show a film that is in another split of the folder too.")
-        surely = "The figures flatter."
-        perhaps = "The figures flatter if the model was trained on them."
-        return [*found, surely if self.leaks else perhaps] if found else []
+        if found:
+            found.append(f"The figures flatter{'' if self.leaks else ' if the model was trained on them'}.")
+        return " ".join(found)
 
     @property
     def leak_check(self) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from xray_pneumonia.data.images import Gray
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import calibration, predictions
-from xray_pneumonia.evaluation.abstention import Band, fit_band
+from xray_pneumonia.evaluation.abstention import fit_band, stored_band
 from xray_pneumonia.evaluation.calibration import Calibration
 from xray_pneumonia.evaluation.decision import FIXED, Decision, decide_calibrated
 from xray_pneumonia.evaluation.gate import Gate
@@ -134,7 +134,7 @@ def load_folder(store: Store, folder: Path, *, name: str) -> Ensemble:
     members = [Member(_as_run(store, part), part.net, part.card, None, part.gate) for part in parts]
     calibrations = [Calibration(part.card.temperature, part.card.bias) for part in parts]
     card = bundle.card
-    band = Band(*(card.band or [card.operating_point] * 2)).reaching(card.operating_point)
+    band = stored_band(card.band, threshold=card.operating_point)
     fitted = Calibration(card.temperature, card.bias)
     decision = Decision(fitted, card.operating_point, card.operating_point_policy, band)
     return Ensemble(name, members, calibrations, None, decision, _device())
@@ -213,8 +213,10 @@ def _decision(
         settings = settings.with_policy(operating_point)
     elif len(members) == 1 and card.operating_point_policy != FIXED:
         table, point = fitted.apply(validation), card.operating_point
-        known = Band(*card.band).reaching(point) if card.band else None
-        band = known or fit_band(table, error=settings.abstention_error, threshold=point)
+        if card.band:
+            band = stored_band(card.band, threshold=point)
+        else:
+            band = fit_band(table, error=settings.abstention_error, threshold=point)
         return Decision(fitted, point, card.operating_point_policy, band)
     return decide_calibrated(validation, fitted, settings)
 

@@ -13,6 +13,7 @@ from typing_extensions import TypedDict
 
 from xray_pneumonia.config import Node, anchor, build, check, leaves, plain
 from xray_pneumonia.config_stored import load_stored
+from xray_pneumonia.data.audit import Broken
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.comparison import Difference, compare
@@ -28,7 +29,7 @@ from xray_pneumonia.workflows.closer_look import learn_gate, look_closer
 from xray_pneumonia.workflows.contenders import find, find_rival, require_comparable
 from xray_pneumonia.workflows.dossier import Dossier, write_dossier
 from xray_pneumonia.workflows.ensemble import Ensemble
-from xray_pneumonia.workflows.held_out import RECORD_COLUMNS, Broken, HeldOut, Split, open_split, training_leaks
+from xray_pneumonia.workflows.held_out import RECORD_COLUMNS, HeldOut, Split, open_split, training_leaks
 from xray_pneumonia.workflows.model_card import checklist_answers, model_facts
 
 DRIFT = 0.05  # logits of one model on one image differ less between machines
@@ -238,6 +239,6 @@ def _print(judgement: Judgement, dossier: Dossier, console: Console) -> None:
         when = "just now" if count == 1 else "this one included"
         console.print(f"Ledger: these images were opened {times(count)}, {when}.")
     if dossier.leakage:
-        console.print(" ".join(dossier.leakage))
+        console.print(dossier.leakage)
     for run_id, count in dossier.chosen_after.items():
         console.print(f"Run {run_id} was trained after a test had been opened {times(count)} for its experiment.")

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from xray_pneumonia.config import Node, build, check
 from xray_pneumonia.config_stored import load_stored
-from xray_pneumonia.data.audit import Audit, audit, examine
+from xray_pneumonia.data.audit import Audit, Broken, audit, examine
 from xray_pneumonia.data.cache import open_cache
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.images import Gray
@@ -23,7 +23,6 @@ from xray_pneumonia.evaluation.gate import MOST
 from xray_pneumonia.tracking.archive import StoredRun
 
 Split = Literal["val", "shift", "test", "external"]
-Broken = Literal["refuse", "quarantine"]
 RECORD_COLUMNS = ("mode", "width", "height", "bytes")  # joined to the predictions, for subgroups and shortcuts
 log = logging.getLogger(__name__)
 
@@ -151,8 +150,8 @@ def _open_test(data: XRayDataModule, stored: DictConfig) -> None:
 
 def _pass(findings: Audit, broken: Broken) -> None:
     """Refuse what would make the figures a lie, and log what else was found."""
-    findings.require_clean(ignore=frozenset({"broken_files"} if broken == "quarantine" else ()))
-    for finding in (*findings.errors, *findings.warnings):
+    findings.require_clean(broken=broken)
+    for finding in findings.findings:
         log.warning("%s", finding)
 
 
