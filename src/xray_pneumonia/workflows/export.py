@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -89,7 +89,7 @@ def require_equal(model: TrainedModel, path: Path, images: Gray) -> float:
         AnswersDiffer: a probability differs by more than `TOLERANCE`, or any answer is another.
     """
     card, graph = read_graph(path)
-    exported = TrainedModel(model.name, card, graph=graph)
+    exported = replace(model, card=card, graph=graph)
     both = np.concatenate([images, extreme_images(card.image_size)])
     pairs = [(one(each) for one in (model.logits, exported.logits)) for each in (both, both[:1])]
     difference = max(float(np.abs(expit(first) - expit(second)).max()) for first, second in pairs)
