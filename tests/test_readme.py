@@ -28,7 +28,7 @@ WRONG = ["train", "optimizer.lrr=1"]  # shown for its message
 # Appended to a command of the README so that it takes seconds; a later value wins.
 TINY = {
     "train": "data.image_size=32 data.progressive=null trainer.max_epochs=1 trainer.accelerator=cpu evaluation=quick "
-    "trainer.keep_freed_memory=false tracking.system_metrics=false sweep.n_trials=2",
+    "trainer.keep_freed_memory=false tracking.system_metrics=false",
     "evaluate": "evaluation=quick",
     "download": "--cfg job",  # the network is not needed to read its config
 }
@@ -42,9 +42,9 @@ def commands(page: Path) -> list[str]:
             fence = None if fence is not None else line.removeprefix("```")
         elif fence == "bash":
             found.append(line)
-        elif fence is None and line.startswith("    "):
+        elif fence is None and re.match(r"    (\$ )?(xray|make|python) ", line):
             found.append(line.strip().removeprefix("$ "))
-        elif fence is None:
+        elif fence is None and not line.startswith("    "):
             cells = re.findall(r"`((?:xray|mlflow ui) [^`]+|xray \w+)`", line)
             found += [cell for cell in cells if cell.count(" ") > 1 or f"| `{cell}` |" in line]
     return [re.split(r"\s{2,}[#(]", command)[0] for command in found]
