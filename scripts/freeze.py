@@ -20,17 +20,17 @@ from pathlib import Path
 import pandas as pd
 
 from xray_pneumonia.config import build, plain
-from xray_pneumonia.config_stored import load_stored
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.evaluation.measures import measure
+from xray_pneumonia.evaluation.metrics import measure
 from xray_pneumonia.evaluation.settings import EvaluationSettings
-from xray_pneumonia.models.bundle import CARD, WEIGHTS, Card, file_sha256, read_bundle
-from xray_pneumonia.reading.ensemble import save_ensemble
-from xray_pneumonia.tracking.archive import StoredRun, read_run
+from xray_pneumonia.inference.bundle import CARD, WEIGHTS, Card, file_sha256, read_bundle
+from xray_pneumonia.inference.ensemble import save_ensemble
+from xray_pneumonia.stored_config import load_stored
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.store import Store, TrackingSettings, open_database
+from xray_pneumonia.tracking.stored_runs import StoredRun, read_run
 from xray_pneumonia.workflows.ensemble import STORED, joint_card, load
-from xray_pneumonia.workflows.evidence import CONFIG, ENVIRONMENT
+from xray_pneumonia.workflows.training_record import CONFIG, ENVIRONMENT
 
 SHIPPED = Path(__file__).parents[1] / "src" / "xray_pneumonia" / "weights"
 CHOSEN_BY = ("calibration", "operating_point", "abstention_error")  # of the config group `evaluation`

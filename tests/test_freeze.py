@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 
-from xray_pneumonia.config_stored import stored_text
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.tracking.archive import StoredRun
+from xray_pneumonia.stored_config import stored_text
 from xray_pneumonia.tracking.store import Store
+from xray_pneumonia.tracking.stored_runs import StoredRun
 
 judged = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "freeze.py"))["judged"]
 

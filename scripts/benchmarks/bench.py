@@ -41,7 +41,7 @@ RACES = [  # what, one, the other, how many times the steps (closer races need m
 CACHE = """
 import sys, time
 from xray_pneumonia.data.records import scan
-from xray_pneumonia.data.cache import open_cache
+from xray_pneumonia.data.images.cache import open_cache
 start = time.perf_counter()
 cache = open_cache(scan(sys.argv[1]), folder=sys.argv[2], image_size=128)
 print(len(cache.records), time.perf_counter() - start)

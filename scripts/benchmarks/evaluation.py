@@ -9,7 +9,7 @@ import pandas as pd
 from hydra import compose, initialize_config_module
 
 from xray_pneumonia.config import build
-from xray_pneumonia.evaluation.explain import grad_cam
+from xray_pneumonia.evaluation.gradcam import grad_cam
 from xray_pneumonia.evaluation.intervals import bootstrap
 from xray_pneumonia.evaluation.predictions import tabulate
 

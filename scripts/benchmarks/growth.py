@@ -15,9 +15,9 @@ from hydra import compose, initialize_config_module
 from torch import nn
 
 from xray_pneumonia.config import build
-from xray_pneumonia.data.batches import Batches, EpochSampler
-from xray_pneumonia.data.cache import ImageCache
-from xray_pneumonia.training import speed
+from xray_pneumonia.data.images.cache import ImageCache
+from xray_pneumonia.data.loaders import Batches, EpochSampler
+from xray_pneumonia.training import performance
 
 SIDE, PIECE = 128, 1000
 
@@ -44,8 +44,8 @@ def main() -> None:
     asked = parser.parse_args()
     with initialize_config_module("xray_pneumonia.conf", version_base="1.3"):
         cfg = compose("train", ["model=resnet"])
-    speed.keep_memory()
-    net = speed.lay_out(build(cfg.model), channels_last=True)
+    performance.keep_memory()
+    net = performance.lay_out(build(cfg.model), channels_last=True)
     optimizer, loss = build(cfg.optimizer, net.parameters()), nn.BCEWithLogitsLoss()
     batches = Batches(cache_of(asked.images, asked.folder), augmentation=None, seed=0, sides=[SIDE], epochs=1)
     serving = 0.0

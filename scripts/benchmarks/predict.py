@@ -18,11 +18,11 @@ import torch
 from hydra import compose, initialize_config_module
 
 from xray_pneumonia.config import build, plain
-from xray_pneumonia.data.images import decode, read_bytes
-from xray_pneumonia.evaluation.gate import fit_gate
-from xray_pneumonia.models.bundle import Card, save_bundle
-from xray_pneumonia.reading.bundles import GATE
-from xray_pneumonia.reading.opening import EngineName, open_reader
+from xray_pneumonia.data.images.decode import decode, read_bytes
+from xray_pneumonia.evaluation.input_gate import fit_gate
+from xray_pneumonia.inference.bundle import Card, save_bundle
+from xray_pneumonia.inference.bundles import GATE
+from xray_pneumonia.inference.loading import EngineName, open_reader
 
 SINGLES = 200
 FILES = 10_000

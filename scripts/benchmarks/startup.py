@@ -20,7 +20,7 @@ from xray_pneumonia.config import build
 with initialize_config_module("xray_pneumonia.conf", version_base="1.3"):
     cfg = compose("train", [f"data.root={sys.argv[1]}", f"home={sys.argv[2]}", "augmentation=none"])
 data = build(cfg.data, build(cfg.augmentation))
-import xray_pneumonia.data.records as records, xray_pneumonia.data.cache as cache
+import xray_pneumonia.data.records as records, xray_pneumonia.data.images.cache as cache
 start = time.perf_counter()
 table = records.scan(sys.argv[1])
 cache.open_cache(table, folder=cfg.data.cache_dir, image_size=cfg.data.image_size)

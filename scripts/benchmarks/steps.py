@@ -88,21 +88,21 @@ def bare(way: str, root: str, home: str, clock: Clock, steps: int) -> dict[str, 
     from torch.utils.flop_counter import FlopCounterMode
 
     from xray_pneumonia.config import build
-    from xray_pneumonia.training import speed
+    from xray_pneumonia.training import performance
 
     cfg = composed(root, home, "augmentation=none", f"optimizer.fused={way != 'plain_step'}")
     levers = BARE[1 : BARE.index(way) + 1]
     if way == "one_thread":
         torch.set_num_threads(1)
     if "allocator" in levers:
-        speed.keep_memory()
+        performance.keep_memory()
     data = build(cfg.data, build(cfg.augmentation))
     data.prepare()
     net = build(cfg.model)
     if "pooling" not in levers:
         for number, (convolution, pool, activation) in enumerate(net.blocks):
             net.blocks[number] = nn.Sequential(convolution, activation, pool)
-    net = speed.lay_out(net, channels_last="layout" in levers)
+    net = performance.lay_out(net, channels_last="layout" in levers)
     optimizer, loss = build(cfg.optimizer, net.parameters()), build(cfg.loss, data.class_counts())
     batches = batches_for_ever(data.train_dataloader)
     for _ in range(steps):

@@ -73,7 +73,7 @@ def _guarded(verb: str, arguments: list[str]) -> int:
         warnings.simplefilter("ignore")  # of the libraries: what a user must know is logged
     with _stopped_once():
         try:
-            from xray_pneumonia.launching import launch
+            from xray_pneumonia.compose import launch
             from xray_pneumonia.packages import require_sound
 
             if verb != "doctor":  # which reports them

@@ -1,4 +1,4 @@
-"""Check and build: configs in, objects out; the only door to Hydra's instantiate. `launching` composes them.
+"""Check and build: configs in, objects out; the only door to Hydra's instantiate. `compose` composes them.
 
 The signatures of the constructors are the schema: their keyword-only parameters are the keys that a
 config may set, with their types and ranges; positional parameters are handed in by the workflows.
@@ -20,7 +20,7 @@ TARGETS = frozenset(
     {
         "xray_pneumonia.data.augment.Augmentation",
         "xray_pneumonia.data.datamodule.XRayDataModule",
-        "xray_pneumonia.data.decoding.Limits",
+        "xray_pneumonia.data.images.sandbox.Limits",
         "xray_pneumonia.evaluation.settings.EvaluationSettings",
         "xray_pneumonia.models.cnn.CNN",
         "xray_pneumonia.models.mlp.MLP",

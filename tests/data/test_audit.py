@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from xray_pneumonia.data.audit import audit
-from xray_pneumonia.data.cache import open_cache
+from xray_pneumonia.data.images.cache import open_cache
 from xray_pneumonia.data.records import scan
 from xray_pneumonia.errors import DataRefused
 

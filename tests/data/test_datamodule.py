@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from xray_pneumonia.config import build
-from xray_pneumonia.data.batches import AheadLoader, EpochSampler
-from xray_pneumonia.data.beside import arrange
+from xray_pneumonia.data.device_images import arrange
+from xray_pneumonia.data.loaders import AheadLoader, EpochSampler
 from xray_pneumonia.data.records import fingerprint
 from xray_pneumonia.errors import DataRefused, InputError
 

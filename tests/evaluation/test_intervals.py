@@ -16,7 +16,7 @@ from xray_pneumonia.evaluation.intervals import (
     replicate,
     wilson,
 )
-from xray_pneumonia.evaluation.measures import measure
+from xray_pneumonia.evaluation.metrics import measure
 
 GAP = 1.8  # between the classes, in standard deviations
 

@@ -4,7 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from xray_pneumonia.evaluation import figures, predictions, report
+from xray_pneumonia.evaluation import predictions
+from xray_pneumonia.evaluation.report import figures
+from xray_pneumonia.evaluation.report.build import render
 
 
 @pytest.fixture
@@ -75,7 +77,7 @@ def test_learning_curves_of_any_length(history, tmp_path):
 
 
 def test_pages_are_self_contained_and_escape_what_they_show(table):
-    page = report.render(
+    page = render(
         "explore.html",
         figures={"Confusion": figures.confusion_matrix(table, threshold=0.5)},
         root="<script>alert(1)</script>",

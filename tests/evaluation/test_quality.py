@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from xray_pneumonia.data import synthetic
-from xray_pneumonia.data.images import decode, read_bytes
-from xray_pneumonia.evaluation.gate import fit_gate
+from xray_pneumonia.data.images.decode import decode, read_bytes
+from xray_pneumonia.evaluation.input_gate import fit_gate
 from xray_pneumonia.evaluation.overlay import overlay, thumbnail
 from xray_pneumonia.evaluation.quality import MEANINGS, flag
 

@@ -24,7 +24,7 @@ import torch
 
 from xray_pneumonia import cli
 from xray_pneumonia.data import synthetic
-from xray_pneumonia.evaluation import figures
+from xray_pneumonia.evaluation.report import figures
 from xray_pneumonia.training.checkpoints import BEST, newest_valid
 from xray_pneumonia.training.hashes import verify
 from xray_pneumonia.workflows import result  # what every child needs, imported once

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from xray_pneumonia.evaluation.agreement import compare_histories
-from xray_pneumonia.workflows.evidence import read_history
+from xray_pneumonia.workflows.training_record import read_history
 
 TINY = ["trainer.max_epochs=2", "augmentation=light", "model.dropout=0.3"]
 

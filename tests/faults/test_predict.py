@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_module
 
 from xray_pneumonia.config import build, plain
 from xray_pneumonia.data import synthetic
-from xray_pneumonia.models.bundle import Card, save_bundle
+from xray_pneumonia.inference.bundle import Card, save_bundle
 
 pytestmark = pytest.mark.slow
 FILES = 1000

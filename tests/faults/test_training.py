@@ -15,7 +15,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from xray_pneumonia.data import loader
+from xray_pneumonia.data import worker_loader
 from xray_pneumonia.data.unchanged import changed
 from xray_pneumonia.training.classifier import PneumoniaClassifier
 
@@ -111,8 +111,9 @@ def test_f14_a_killed_worker_is_named_and_the_checkpoint_is_whole(start, tiny, h
 HANGING = """
 import sys
 from xray_pneumonia import cli
-from xray_pneumonia.data import datamodule, loader
-loader.SILENCE = datamodule.SILENCE = 5.0
+from xray_pneumonia.data import datamodule
+from xray_pneumonia.data import worker_loader
+worker_loader.SILENCE = datamodule.SILENCE = 5.0
 sys.argv = ["xray", *sys.argv[1:]]
 sys.exit(cli.main())
 """
@@ -201,7 +202,7 @@ def test_f29_a_file_that_changes_mid_run_stops_it(xray, tiny, xrays, home, tmp_p
 
 
 def test_f29_a_touched_file_is_no_other(xrays, tmp_path):
-    from xray_pneumonia.data.cache import open_cache
+    from xray_pneumonia.data.images.cache import open_cache
     from xray_pneumonia.data.records import scan
 
     root = shutil.copytree(xrays, tmp_path / "xrays")
@@ -223,8 +224,8 @@ def test_a_worker_leaves_no_process_behind(monkeypatch):
         def __getitem__(self, _):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.raises(loader.LoaderFailed, match=r"data\.num_workers=0"):
-        list(loader.Loader(Broken(), num_workers=2, timeout=60))
+    with pytest.raises(worker_loader.LoaderFailed, match=r"data\.num_workers=0"):
+        list(worker_loader.Loader(Broken(), num_workers=2, timeout=60))
     assert not multiprocessing.active_children()
 
 
@@ -234,6 +235,6 @@ def test_a_worker_without_shared_memory_says_so_at_once(monkeypatch, within):
 
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)
     batches = [{"image": torch.zeros(8), "changes": {"blur": (torch.zeros(8), torch.zeros(0))}}]
-    with within(60), pytest.raises(loader.LoaderFailed, match=r"/dev/shm"):
-        list(loader.Loader(batches, batch_size=None, num_workers=1, timeout=60))
+    with within(60), pytest.raises(worker_loader.LoaderFailed, match=r"/dev/shm"):
+        list(worker_loader.Loader(batches, batch_size=None, num_workers=1, timeout=60))
     assert not multiprocessing.active_children()

@@ -11,9 +11,9 @@ from hydra import compose, initialize_config_module
 
 from xray_pneumonia.config import build
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.models.bundle import Card, file_sha256, parse_card, read_bundle, save_bundle
+from xray_pneumonia.inference.bundle import Card, file_sha256, parse_card, read_bundle, save_bundle
 from xray_pneumonia.models.cnn import CNN
-from xray_pneumonia.models.pixels import Pixels
+from xray_pneumonia.models.layers import Pixels
 from xray_pneumonia.models.torchvision import _one_channel
 
 

@@ -11,13 +11,13 @@ import torch
 from hydra import compose, initialize_config_module
 from safetensors.torch import save_file
 
-from xray_pneumonia.config_stored import MAX_BYTES, stored_text
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.models.bundle import read_bundle
+from xray_pneumonia.inference.bundle import read_bundle
+from xray_pneumonia.stored_config import MAX_BYTES, stored_text
 from xray_pneumonia.tracking import search
-from xray_pneumonia.tracking.archive import read_run
 from xray_pneumonia.tracking.run import start_run
 from xray_pneumonia.tracking.store import TrackingSettings, masked, open_store
+from xray_pneumonia.tracking.stored_runs import read_run
 
 SETTINGS = {
     "uri": None,

@@ -3,10 +3,10 @@ import time
 import pytest
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.tracking.archive import read_run
 from xray_pneumonia.tracking.ledger import opened_before, openings, record_opening
 from xray_pneumonia.tracking.run import start_run
 from xray_pneumonia.tracking.store import TrackingSettings, open_store
+from xray_pneumonia.tracking.stored_runs import read_run
 
 
 @pytest.fixture(scope="module")

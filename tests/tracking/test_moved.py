@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from xray_pneumonia.tracking.archive import read_run
 from xray_pneumonia.tracking.moved import follow
 from xray_pneumonia.tracking.run import start_run
 from xray_pneumonia.tracking.store import TrackingSettings, open_store
+from xray_pneumonia.tracking.stored_runs import read_run
 
 SETTINGS = {"uri": None, "experiment_name": "x", "run_name": None, "system_metrics": False, "required": False}
 KNOWN = {key: value for key, value in SETTINGS.items() if key in TrackingSettings.__dataclass_fields__}

@@ -13,7 +13,7 @@ from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.intervals import delong_difference
 from xray_pneumonia.tracking.run import start_run
 from xray_pneumonia.tracking.store import TrackingSettings, open_store
-from xray_pneumonia.workflows import side_by_side
+from xray_pneumonia.workflows import compare_tables as side_by_side
 
 LABELS = np.arange(60) % 2
 

@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from xray_pneumonia.data.images import decode, read_bytes
-from xray_pneumonia.reading.opening import open_reader
+from xray_pneumonia.data.images.decode import decode, read_bytes
+from xray_pneumonia.inference.loading import open_reader
 from xray_pneumonia.workflows import predict
-from xray_pneumonia.workflows.answers import Answers
+from xray_pneumonia.workflows.prediction_files import Answers
 
 EVIL = "=cmd|\"&' <script>alert(1)</script>.png"
 

@@ -12,8 +12,8 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
 
 from xray_pneumonia.data import datamodule
-from xray_pneumonia.training import speed
-from xray_pneumonia.workflows import evidence
+from xray_pneumonia.training import performance
+from xray_pneumonia.workflows import training_record
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def another_training(monkeypatch):
 
 def elsewhere(monkeypatch, **changes):
     """Pretend that this is another machine than the one of then."""
-    here = evidence.circumstances_now
+    here = training_record.circumstances_now
 
     def there(environment):
         return {**here(environment), **{key.replace("_", "."): value for key, value in changes.items()}}
@@ -141,7 +141,7 @@ def test_seeds_of_the_same_config_make_the_band(again, xray, tiny, monkeypatch, 
 
 def test_the_recorded_number_of_threads_is_used(again, trained, folder):
     before = torch.get_num_threads()
-    speed.prepare_process(keep_freed_memory=False, threads=3 - min(before, 2))
+    performance.prepare_process(keep_freed_memory=False, threads=3 - min(before, 2))
     try:
         outcome = again(f"run_id={trained}")
     finally:

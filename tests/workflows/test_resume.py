@@ -13,7 +13,7 @@ from PIL import Image
 from xray_pneumonia.data.datamodule import EpochSampler, XRayDataModule
 from xray_pneumonia.training import randomness
 from xray_pneumonia.training.classifier import Outputs, PneumoniaClassifier
-from xray_pneumonia.training.keeper import Keeper
+from xray_pneumonia.training.last_checkpoint import Keeper
 from xray_pneumonia.workflows import validation
 
 # Eight batches an epoch, dropout, augmentation: every random state matters.

@@ -8,7 +8,15 @@ from hydra import compose, initialize_config_module
 from xray_pneumonia.config import build
 
 # matplotlib is not among them: Lightning needs torchmetrics, which imports it wherever it is installed.
-LATER = ["albumentations", "captum", "jinja2", "optuna", "plotly", "sklearn", "xray_pneumonia.evaluation.figures"]
+LATER = [
+    "albumentations",
+    "captum",
+    "jinja2",
+    "optuna",
+    "plotly",
+    "sklearn",
+    "xray_pneumonia.evaluation.report.figures",
+]
 COMMAND = f"""
 import sys
 from xray_pneumonia import cli

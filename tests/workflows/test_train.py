@@ -13,7 +13,7 @@ import torch
 import yaml
 from mlflow import MlflowClient
 
-from xray_pneumonia.evaluation.metrics import classification_metrics
+from xray_pneumonia.evaluation.epoch_metrics import classification_metrics
 from xray_pneumonia.tracking.environment import tracking_uri
 
 PER_EPOCH = [
@@ -74,7 +74,7 @@ def test_the_printed_figure_is_that_of_the_stored_predictions_and_says_what_it_r
 
 
 def test_the_logged_model_answers_as_the_run_did(xray, tiny, client, folder, home, xrays):
-    from xray_pneumonia.data.images import decode, read_bytes
+    from xray_pneumonia.data.images.decode import decode, read_bytes
 
     outcome = xray("train", *tiny, "seed=4")
     run = client.get_run(outcome.run_id)

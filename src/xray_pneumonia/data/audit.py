@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from xray_pneumonia.data.cache import ImageCache
-from xray_pneumonia.data.images import Gray
+from xray_pneumonia.data.duplicates import near_pairs
+from xray_pneumonia.data.images.cache import ImageCache
+from xray_pneumonia.data.images.decode import Gray
 from xray_pneumonia.data.records import CLASSES, PATIENT
-from xray_pneumonia.data.twins import near_pairs
 from xray_pneumonia.errors import DataRefused
 
 AUDIT_VERSION = 3  # raise it whenever the same cache gives other findings, or words

@@ -12,15 +12,15 @@ from torch.utils.data import DataLoader
 from xray_pneumonia.data import records as tables
 from xray_pneumonia.data import splits, synthetic
 from xray_pneumonia.data.audit import Audit, Broken, audit
-from xray_pneumonia.data.augment import Augmentation
-from xray_pneumonia.data.batches import AheadLoader, Batch, Batches, EpochSampler
-from xray_pneumonia.data.beside import Beside, Residence, arrange
-from xray_pneumonia.data.cache import ImageCache, open_cache
-from xray_pneumonia.data.images import Gray
-from xray_pneumonia.data.loader import SILENCE, Loader
+from xray_pneumonia.data.augment.augmentation import Augmentation
+from xray_pneumonia.data.device_images import Beside, Residence, arrange
+from xray_pneumonia.data.images.cache import ImageCache, open_cache
+from xray_pneumonia.data.images.decode import Gray
+from xray_pneumonia.data.loaders import AheadLoader, Batch, Batches, EpochSampler
 from xray_pneumonia.data.shifts import Shift, hold_out
+from xray_pneumonia.data.worker_loader import SILENCE, Loader
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.ranges import Count, OpenFraction, Seed, Side, Stage, Whole, Workers
+from xray_pneumonia.types import Count, OpenFraction, Seed, Side, Stage, Whole, Workers
 
 MIN_VAL_IMAGES = 100  # fewer cannot choose anything: 15 of 16 right is anywhere from 70 % to 100 %
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.ndimage import laplace
 
-from xray_pneumonia.data.images import Gray
+from xray_pneumonia.data.images.decode import Gray
 from xray_pneumonia.data.splits import Groups
 from xray_pneumonia.errors import InputError
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from xray_pneumonia.evaluation.intervals import wilson
-from xray_pneumonia.evaluation.measures import Vector
+from xray_pneumonia.evaluation.metrics import Vector
 
 ANSWERS = ("normal", "look closer", "pneumonia")
 

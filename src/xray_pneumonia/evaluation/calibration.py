@@ -10,7 +10,7 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit
 
 from xray_pneumonia.evaluation.intervals import wilson
-from xray_pneumonia.evaluation.measures import BINS, Vector
+from xray_pneumonia.evaluation.metrics import BINS, Vector
 
 Method = Literal["temperature", "platt", "none"]
 COLDEST, HOTTEST = 0.05, 20.0

@@ -7,7 +7,7 @@ import pandas as pd
 
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.intervals import Estimate, delong_difference, interval, patient_weights
-from xray_pneumonia.evaluation.measures import NAMES, Vector, measure
+from xray_pneumonia.evaluation.metrics import NAMES, Vector, measure
 
 
 @dataclass(frozen=True)

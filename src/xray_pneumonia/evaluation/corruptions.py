@@ -8,7 +8,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter
 from scipy.ndimage import shift as moved
 
-from xray_pneumonia.evaluation.measures import Vector
+from xray_pneumonia.evaluation.metrics import Vector
 
 Gray = npt.NDArray[np.uint8]
 STRENGTHS = (1, 2, 3, 4, 5)

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from xray_pneumonia.evaluation import calibration, operating
+from xray_pneumonia.evaluation import calibration
+from xray_pneumonia.evaluation import threshold as operating
 from xray_pneumonia.evaluation.abstention import Band, fit_band
 from xray_pneumonia.evaluation.calibration import Calibration
 from xray_pneumonia.evaluation.settings import EvaluationSettings

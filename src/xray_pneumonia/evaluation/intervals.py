@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.stats import norm, rankdata
 
-from xray_pneumonia.evaluation.measures import BLOCK, Measures, Vector, measure
+from xray_pneumonia.evaluation.metrics import BLOCK, Measures, Vector, measure
 
 CONFIDENCE = 0.95
 

@@ -3,8 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
-from xray_pneumonia.evaluation.gate import Gate
-from xray_pneumonia.evaluation.measures import Vector
+from xray_pneumonia.evaluation.input_gate import Gate
+from xray_pneumonia.evaluation.metrics import Vector
 
 Gray = npt.NDArray[np.uint8]
 MEANINGS = {

@@ -9,7 +9,7 @@ import pandas as pd
 from xray_pneumonia.evaluation.corruptions import KINDS, STRENGTHS, corrupt
 from xray_pneumonia.evaluation.decision import Decision
 from xray_pneumonia.evaluation.intervals import delong
-from xray_pneumonia.evaluation.measures import Vector, measure
+from xray_pneumonia.evaluation.metrics import Vector, measure
 
 Gray = npt.NDArray[np.uint8]
 CLEAN = "as it is"

@@ -6,8 +6,8 @@ from typing import Annotated, Self
 from annotated_types import Ge
 
 from xray_pneumonia.evaluation.calibration import Method
-from xray_pneumonia.evaluation.operating import parse
-from xray_pneumonia.ranges import Count, OpenFraction, Seed, Whole
+from xray_pneumonia.evaluation.threshold import parse
+from xray_pneumonia.types import Count, OpenFraction, Seed, Whole
 
 
 class EvaluationSettings:

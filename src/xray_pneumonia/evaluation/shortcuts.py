@@ -6,7 +6,7 @@ import pandas as pd
 from PIL import Image
 
 from xray_pneumonia.evaluation.intervals import Estimate, delong
-from xray_pneumonia.evaluation.measures import Vector
+from xray_pneumonia.evaluation.metrics import Vector
 
 Gray = npt.NDArray[np.uint8]
 SIDE, RIM = 16, 2  # of the thumbnail whose rim alone is looked at: 112 of 256 pixels

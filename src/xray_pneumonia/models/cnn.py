@@ -5,8 +5,8 @@ from typing import Literal
 from torch import Tensor, nn
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.models.pixels import Pixels, initialise_like_keras
-from xray_pneumonia.ranges import BelowOne, Count, Fraction, Positive, Side
+from xray_pneumonia.models.layers import Pixels, initialise_like_keras
+from xray_pneumonia.types import BelowOne, Count, Fraction, Positive, Side
 
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
 POOLS = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}

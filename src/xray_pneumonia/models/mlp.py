@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from xray_pneumonia.models.pixels import Pixels, initialise_like_keras
-from xray_pneumonia.ranges import BelowOne, Count, Fraction, Positive, Side
+from xray_pneumonia.models.layers import Pixels, initialise_like_keras
+from xray_pneumonia.types import BelowOne, Count, Fraction, Positive, Side
 
 
 class MLP(nn.Module):

@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from xray_pneumonia.models.pixels import Pixels
-from xray_pneumonia.ranges import BelowOne, Count, Fraction, Positive, Stages
+from xray_pneumonia.models.layers import Pixels
+from xray_pneumonia.types import BelowOne, Count, Fraction, Positive, Stages
 
 
 class ResidualBlock(nn.Module):

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torchvision import models
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.models.pixels import Pixels
-from xray_pneumonia.ranges import BelowOne, Fraction, Positive
+from xray_pneumonia.models.layers import Pixels
+from xray_pneumonia.types import BelowOne, Fraction, Positive
 
 
 class TorchvisionNet(nn.Module):

@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial
 
 from xray_pneumonia.config import groups
 from xray_pneumonia.sweeps.plan import Plan
-from xray_pneumonia.sweeps.spaces import overrides
+from xray_pneumonia.sweeps.space import overrides
 
 
 def render(plan: Plan, trial: FrozenTrial, *, arguments: list[str], sweep_id: str) -> str:

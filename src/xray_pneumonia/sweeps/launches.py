@@ -9,7 +9,7 @@ from typing import Any
 from hydra.plugins.launcher import Launcher
 
 from xray_pneumonia.sweeps.study import Claim, SweepStudy
-from xray_pneumonia.tracking.liveness import queue_is_empty
+from xray_pneumonia.tracking.process import queue_is_empty
 
 POLL = 1.0  # seconds between two looks
 logging.getLogger("submitit").setLevel(logging.ERROR)  # it warns each time it asks a Slurm without accounting

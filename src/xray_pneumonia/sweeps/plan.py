@@ -12,7 +12,7 @@ from xray_pneumonia import schema
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.sweeps import syntax
 from xray_pneumonia.sweeps.settings import SweepSettings
-from xray_pneumonia.sweeps.spaces import Point, Space
+from xray_pneumonia.sweeps.space import Point, Space
 
 BUDGET = 20  # trials, where a search names none
 # Where and how a sweep runs; none of it changes what a trial's value means.

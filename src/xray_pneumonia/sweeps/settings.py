@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Len
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.ranges import Count, Monitor, Seed, Whole
+from xray_pneumonia.types import Count, Monitor, Seed, Whole
 
 # What a trial can be judged by: the best epoch's figures, the size of the net, the seconds of an epoch.
 Objective = Literal[Monitor, "model/parameters", "time/epoch_seconds"]

@@ -13,12 +13,12 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.sweeps import spaces
+from xray_pneumonia.sweeps import space
 from xray_pneumonia.sweeps.liveness import silence
 from xray_pneumonia.sweeps.plan import Plan
 from xray_pneumonia.sweeps.samplers import build_pruner, build_sampler
 from xray_pneumonia.sweeps.storage import locked, patiently
-from xray_pneumonia.tracking.liveness import alive, identity
+from xray_pneumonia.tracking.process import alive, identity
 
 MAXIMIZE, MINIMIZE = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -35,7 +35,7 @@ class Claim:
 
     number: int
     trial_id: int
-    point: spaces.Point
+    point: space.Point
 
 
 class SweepStudy:
@@ -212,9 +212,9 @@ class SweepStudy:
         return any(trial.number in numbers and "worker" in trial.user_attrs for trial in self.trials())
 
 
-def _point(trial: FrozenTrial) -> spaces.Point:
+def _point(trial: FrozenTrial) -> space.Point:
     """Read what a trial tries, also of one that waits or was killed while it asked."""
-    point: spaces.Point = trial._system_attrs.get("fixed_params") or trial.params
+    point: space.Point = trial._system_attrs.get("fixed_params") or trial.params
     return point
 
 

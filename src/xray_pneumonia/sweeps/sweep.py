@@ -20,10 +20,10 @@ from xray_pneumonia.errors import InputError
 from xray_pneumonia.sweeps import launches, workers
 from xray_pneumonia.sweeps import plan as plans
 from xray_pneumonia.sweeps.composing import WarmLoader
-from xray_pneumonia.sweeps.parent import end_forgotten, open_parent
+from xray_pneumonia.sweeps.parent_run import end_forgotten, open_parent
 from xray_pneumonia.sweeps.plan import Plan
 from xray_pneumonia.sweeps.progress import Progress
-from xray_pneumonia.sweeps.spaces import overrides
+from xray_pneumonia.sweeps.space import overrides
 from xray_pneumonia.sweeps.storage import open_storage, resolve
 from xray_pneumonia.sweeps.study import DONE, Claim, SweepStudy
 from xray_pneumonia.sweeps.trial import decode

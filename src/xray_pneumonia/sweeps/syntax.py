@@ -9,7 +9,7 @@ from hydra.errors import HydraException
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.sweeps.spaces import Parameter, Space, written
+from xray_pneumonia.sweeps.space import Parameter, Space, written
 
 
 def read(arguments: Sequence[str], configured: Mapping[str, Any]) -> Space:

@@ -24,9 +24,9 @@ from xray_pneumonia.sweeps.reporting import EpochReport, Watch, ending
 from xray_pneumonia.sweeps.samplers import build_pruner
 from xray_pneumonia.sweeps.settings import SweepSettings
 from xray_pneumonia.sweeps.storage import lost_connection, open_storage, patiently, resolve
-from xray_pneumonia.sweeps.ticket import Ticket
+from xray_pneumonia.sweeps.trial_spec import Ticket
 from xray_pneumonia.sweeps.workers import settle_on_gpu
-from xray_pneumonia.tracking.liveness import identity
+from xray_pneumonia.tracking.process import identity
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.search import PARENT, find
 from xray_pneumonia.tracking.store import Store, open_store

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from xray_pneumonia.errors import Busy
-from xray_pneumonia.tracking.delivery import TOKEN
 from xray_pneumonia.tracking.journal import FOLDER, Journal
-from xray_pneumonia.tracking.liveness import who
-from xray_pneumonia.tracking.reach import StoreAway
+from xray_pneumonia.tracking.process import who
+from xray_pneumonia.tracking.spool import TOKEN
 from xray_pneumonia.tracking.store import Store, first_line, masked
+from xray_pneumonia.tracking.store_errors import StoreAway
 
 STAGED = "staged"  # below the home: the files of runs whose store is not on this machine
 log = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import islice
 
-from xray_pneumonia.tracking.delivery import Delivery
 from xray_pneumonia.tracking.journal import Journal
+from xray_pneumonia.tracking.spool import Delivery
 from xray_pneumonia.tracking.store import first_line
 
 POLL = 1.0  # seconds until entries are seen that another process wrote

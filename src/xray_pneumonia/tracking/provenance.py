@@ -29,7 +29,7 @@ PACKAGES = (
     "safetensors",
 )
 # What a training computes with; the rest of the package names, stores and draws.
-COMPUTING = ("data/*.py", "models/*.py", "training/*.py", "evaluation/metrics.py", "workflows/train.py")
+COMPUTING = ("data/**/*.py", "models/*.py", "training/*.py", "evaluation/metrics.py", "workflows/train.py")
 MAX_DIFF = 2**20  # characters
 
 

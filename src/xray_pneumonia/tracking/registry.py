@@ -4,9 +4,9 @@ import re
 from dataclasses import dataclass
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.tracking.archive import StoredRun, read_run
 from xray_pneumonia.tracking.environment import tracking_uri
 from xray_pneumonia.tracking.store import Store, masked
+from xray_pneumonia.tracking.stored_runs import StoredRun, read_run
 
 NAMED = re.compile(r"^(?P<name>[^@/:\\]+)@(?P<alias>[\w-]+)$")
 

@@ -13,14 +13,14 @@ from typing import Any
 
 from xray_pneumonia.errors import Stopped
 from xray_pneumonia.tracking.beginning import Begun, begin, go_on, said_before
-from xray_pneumonia.tracking.delivery import Delivery, inventory
 from xray_pneumonia.tracking.environment import tracking_uri
 from xray_pneumonia.tracking.journal import Journal
 from xray_pneumonia.tracking.outbox import Outbox
 from xray_pneumonia.tracking.provenance import Provenance
 from xray_pneumonia.tracking.signature import signature
+from xray_pneumonia.tracking.spool import Delivery, inventory
 from xray_pneumonia.tracking.store import Store
-from xray_pneumonia.tracking.system import SystemMetrics
+from xray_pneumonia.tracking.system_metrics import SystemMetrics
 
 MAX_VALUE = 6000  # characters of a parameter, MLflow's limit
 SETTLE = 2.0  # seconds that whoever writes tags waits for a healthy store

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xray_pneumonia.tracking.liveness import who
 from xray_pneumonia.tracking.places import inside, local_folder
+from xray_pneumonia.tracking.process import who
 from xray_pneumonia.tracking.store import Store
 
 PARENT = "mlflow.parentRunId"

@@ -14,9 +14,9 @@ from filelock import FileLock
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.schema import nearest
 from xray_pneumonia.tracking.moved import follow
-from xray_pneumonia.tracking.reach import StoreAway, asked, require_not_just_away
-from xray_pneumonia.tracking.reach import first_line as first_line
-from xray_pneumonia.tracking.reach import masked as masked
+from xray_pneumonia.tracking.store_errors import StoreAway, asked, require_not_just_away
+from xray_pneumonia.tracking.store_errors import first_line as first_line
+from xray_pneumonia.tracking.store_errors import masked as masked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from xray_pneumonia.tracking.beginning import go_back
 from xray_pneumonia.tracking.journal import Journal, journals
-from xray_pneumonia.tracking.liveness import alive
+from xray_pneumonia.tracking.process import alive
 from xray_pneumonia.tracking.run import assume
 from xray_pneumonia.tracking.search import Found, close, everywhere
 from xray_pneumonia.tracking.store import Store, masked

@@ -16,11 +16,11 @@ from pytorch_lightning.callbacks import (
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from xray_pneumonia.training import speed
+from xray_pneumonia.training import performance
 from xray_pneumonia.training.averaging import Averaging
-from xray_pneumonia.training.clock import EpochClock
 from xray_pneumonia.training.compiling import Compiling
-from xray_pneumonia.training.keeper import Keeper
+from xray_pneumonia.training.last_checkpoint import Keeper
+from xray_pneumonia.training.progress import EpochClock
 from xray_pneumonia.training.trainer import TrainerSettings
 
 log = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ class Preparation(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Come before anything is allocated."""
-        speed.prepare_process(keep_freed_memory=self._settings.keep_freed_memory, threads=self._settings.threads)
+        performance.prepare_process(keep_freed_memory=self._settings.keep_freed_memory, threads=self._settings.threads)
 
 
 def build_callbacks(

@@ -11,9 +11,9 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from xray_pneumonia.errors import InputError, TrainingDiverged
-from xray_pneumonia.evaluation.metrics import classification_metrics
-from xray_pneumonia.ranges import Stage
+from xray_pneumonia.evaluation.epoch_metrics import classification_metrics
 from xray_pneumonia.training.optimizers import Horizon, Parameters
+from xray_pneumonia.types import Stage
 
 
 class Outputs(Metric):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from typing_extensions import TypedDict
 
-from xray_pneumonia.ranges import BelowOne, NonNegative, Positive
+from xray_pneumonia.types import BelowOne, NonNegative, Positive
 
 
 class WeightOfEach(TypedDict):

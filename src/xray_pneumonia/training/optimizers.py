@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 
-from xray_pneumonia.ranges import BelowOne, Fraction, NonNegative, OpenFraction, Positive, Whole
+from xray_pneumonia.types import BelowOne, Fraction, NonNegative, OpenFraction, Positive, Whole
 
 Parameters = Iterable[nn.Parameter]
 FAR_ON = 2.0**24  # steps; adding one more changes nothing in single precision, and rho to this power is nothing

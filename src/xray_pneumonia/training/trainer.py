@@ -12,8 +12,8 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.ranges import BelowOne, Count, Positive
 from xray_pneumonia.training.checkpoints import AtomicCheckpointIO
+from xray_pneumonia.types import BelowOne, Count, Positive
 
 for name in ("pytorch_lightning", "lightning_fabric"):
     logging.getLogger(name).setLevel(

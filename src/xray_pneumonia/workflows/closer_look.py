@@ -5,17 +5,18 @@ from collections.abc import Callable
 import numpy as np
 from torch import nn
 
-from xray_pneumonia.data.images import Gray
-from xray_pneumonia.evaluation import explain, figures_evaluation
+from xray_pneumonia.data.images.decode import Gray
+from xray_pneumonia.evaluation import gradcam
+from xray_pneumonia.evaluation.assessment import Judgement
 from xray_pneumonia.evaluation.cases import cases
-from xray_pneumonia.evaluation.gate import Gate, fit_gate, strangers
-from xray_pneumonia.evaluation.judgement import Judgement
-from xray_pneumonia.evaluation.measures import Vector
+from xray_pneumonia.evaluation.input_gate import Gate, fit_gate, strangers
+from xray_pneumonia.evaluation.metrics import Vector
+from xray_pneumonia.evaluation.report import figures_evaluation
 from xray_pneumonia.evaluation.robustness import robustness, sample
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.evaluation.shortcuts import shortcuts
 from xray_pneumonia.workflows.dossier import Dossier
-from xray_pneumonia.workflows.held_out import HeldOut
+from xray_pneumonia.workflows.evaluation_data import HeldOut
 
 SHOWN = 60  # films turned into strangers for the gate
 MAPPED = 200  # films whose maps are measured
@@ -83,19 +84,19 @@ def _draw_maps(
     threshold = judgement.decision.threshold
     chosen = cases(judgement.table.reset_index(drop=True), threshold=threshold, each=settings.maps)
     shown = images[chosen.index.to_numpy(np.int64)]
-    maps = explain.grad_cam(net, shown)
+    maps = gradcam.grad_cam(net, shown)
     if maps is None:
         dossier.maps = {"none": "the net has no layer whose output is a map of the image, so there is nothing to show"}
         return
     some = np.linspace(0, len(images) - 1, min(MAPPED, len(images))).astype(int)
-    every = explain.grad_cam(net, images[some])
+    every = gradcam.grad_cam(net, images[some])
     measured = every if every is not None else maps
-    likeness = explain.likeness_to_random(net, shown, seed=settings.seed)
+    likeness = gradcam.likeness_to_random(net, shown, seed=settings.seed)
     dossier.maps = {
-        "border": explain.border_attention(measured),
+        "border": gradcam.border_attention(measured),
         "measured": int(measured.any(axis=(1, 2)).sum()),
         "likeness": likeness,
-        "bound": explain.MOST_ALIKE,
+        "bound": gradcam.MOST_ALIKE,
     }
     if np.isnan(likeness):
         dossier.maps["none"] = (
@@ -103,10 +104,10 @@ def _draw_maps(
             "weights, so there is nothing to compare"
         )
         return
-    if likeness > explain.MOST_ALIKE:
+    if likeness > gradcam.MOST_ALIKE:
         dossier.maps["none"] = (
             f"the maps are withheld: nets with random weights draw much the same (rank correlation {likeness:.2f}, at "
-            f"most {explain.MOST_ALIKE:g} is allowed), so they do not show what this model has learned"
+            f"most {gradcam.MOST_ALIKE:g} is allowed), so they do not show what this model has learned"
         )
         return
     titles = [f"{row.case}: {row.subtype}\np = {row.probability:.3f}\n{row.patient}" for row in chosen.itertuples()]

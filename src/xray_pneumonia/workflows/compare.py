@@ -15,16 +15,17 @@ from omegaconf import DictConfig
 
 from xray_pneumonia.config import Node, anchor, build, check
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.evaluation import figures, predictions
+from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.comparison import Difference, compare
-from xray_pneumonia.evaluation.figures_runs import TITLES, overlaid_curves
-from xray_pneumonia.evaluation.runs import Entry, Group, group, pool, tabulate
-from xray_pneumonia.ranges import Count, Seed
+from xray_pneumonia.evaluation.report import figures
+from xray_pneumonia.evaluation.report.figures_runs import TITLES, overlaid_curves
+from xray_pneumonia.evaluation.run_groups import Entry, Group, group, pool, tabulate
 from xray_pneumonia.schema import nearest
 from xray_pneumonia.tracking import search
 from xray_pneumonia.tracking.search import Found
 from xray_pneumonia.tracking.store import Store, masked, open_existing
-from xray_pneumonia.workflows.side_by_side import Format, basis, show, show_test
+from xray_pneumonia.types import Count, Seed
+from xray_pneumonia.workflows.compare_tables import Format, basis, show, show_test
 
 TESTED = ("auroc", "accuracy", "sensitivity", "specificity")
 THRESHOLD = 0.5  # until an operating point is chosen on validation

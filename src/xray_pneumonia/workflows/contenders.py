@@ -8,12 +8,12 @@ from omegaconf import DictConfig
 from xray_pneumonia.config import build
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.settings import EvaluationSettings
-from xray_pneumonia.tracking.archive import RUN_ID
 from xray_pneumonia.tracking.registry import NAMED, find_registered
 from xray_pneumonia.tracking.store import Store
+from xray_pneumonia.tracking.stored_runs import RUN_ID
 from xray_pneumonia.workflows.ensemble import STORED, Ensemble, load, load_folder
-from xray_pneumonia.workflows.held_out import HeldOut
-from xray_pneumonia.workflows.trained import find_model
+from xray_pneumonia.workflows.evaluation_data import HeldOut
+from xray_pneumonia.workflows.find_model import find_model
 
 
 def find(

@@ -9,17 +9,20 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from xray_pneumonia.data.images import Gray
-from xray_pneumonia.evaluation import explain, figures, figures_evaluation, predictions, report, wording
+from xray_pneumonia.data.images.decode import Gray
+from xray_pneumonia.evaluation import gradcam, predictions
+from xray_pneumonia.evaluation.assessment import Judgement
 from xray_pneumonia.evaluation.cases import KINDS
-from xray_pneumonia.evaluation.checklist import fill
 from xray_pneumonia.evaluation.comparison import Difference
 from xray_pneumonia.evaluation.intervals import Estimate
-from xray_pneumonia.evaluation.judgement import Judgement
+from xray_pneumonia.evaluation.report import figures, figures_evaluation
+from xray_pneumonia.evaluation.report import text as wording
+from xray_pneumonia.evaluation.report.build import render
+from xray_pneumonia.evaluation.report.checklist import fill
+from xray_pneumonia.evaluation.report.model_card import LIMITS
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.tracking.ledger import Opening
 from xray_pneumonia.tracking.run import Run
-from xray_pneumonia.workflows.model_card import LIMITS
 
 
 @dataclass
@@ -104,7 +107,7 @@ def write_dossier(
     pictures = _pictures(dossier, judgement, images, settings) | dossier.pictures
     for name, picture in pictures.items():
         figures.save(picture, run.path(f"{folder}/figures/{name}.png"))
-    page = report.render(
+    page = render(
         "evaluation.html",
         figures=pictures,
         dossier=dossier,
@@ -114,7 +117,7 @@ def write_dossier(
         checklist=fill(dossier.answers),
         words=wording,
         case_kinds=KINDS,
-        uniform_border=explain.UNIFORM,
+        uniform_border=gradcam.UNIFORM,
         limits=LIMITS,
     )
     written = run.path(f"{folder}/report.html")

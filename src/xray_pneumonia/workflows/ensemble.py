@@ -13,22 +13,22 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from xray_pneumonia.data.images import Gray
+from xray_pneumonia.data.images.decode import Gray
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import calibration, predictions
 from xray_pneumonia.evaluation.abstention import fit_band, stored_band
 from xray_pneumonia.evaluation.calibration import Calibration
 from xray_pneumonia.evaluation.decision import FIXED, Decision, decide_calibrated
-from xray_pneumonia.evaluation.gate import Gate
-from xray_pneumonia.evaluation.measures import Vector
+from xray_pneumonia.evaluation.input_gate import Gate
+from xray_pneumonia.evaluation.metrics import Vector
 from xray_pneumonia.evaluation.settings import EvaluationSettings
-from xray_pneumonia.models.bundle import Card
-from xray_pneumonia.reading.bundles import Bundle, open_bundle
-from xray_pneumonia.reading.opening import open_folder
-from xray_pneumonia.tracking.archive import StoredRun, read_run
+from xray_pneumonia.inference.bundle import Card
+from xray_pneumonia.inference.bundles import Bundle, open_bundle
+from xray_pneumonia.inference.loading import open_folder
 from xray_pneumonia.tracking.store import Store
-from xray_pneumonia.training.inference import predict_logits
-from xray_pneumonia.workflows.evidence import read_papers
+from xray_pneumonia.tracking.stored_runs import StoredRun, read_run
+from xray_pneumonia.training.predict import predict_logits
+from xray_pneumonia.workflows.training_record import read_papers
 
 BATCH = 128
 STORED = "stored"  # the operating point that the model carries
@@ -76,7 +76,7 @@ class Ensemble:
 
 
 def joint_card(model: Ensemble) -> Card:
-    """Word what was chosen for several models together, for `reading.ensemble.save_ensemble`."""
+    """Word what was chosen for several models together, for `inference.ensemble.save_ensemble`."""
     decision = model.decision
     return replace(
         model.first.card,

@@ -12,25 +12,25 @@ from rich.table import Table
 from typing_extensions import TypedDict
 
 from xray_pneumonia.config import Node, anchor, build, check, leaves, plain
-from xray_pneumonia.config_stored import load_stored
 from xray_pneumonia.data.audit import Broken
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import predictions
+from xray_pneumonia.evaluation.assessment import Judgement, judge
 from xray_pneumonia.evaluation.comparison import Difference, compare
-from xray_pneumonia.evaluation.judgement import Judgement, judge
+from xray_pneumonia.evaluation.report.model_card import checklist_answers, model_facts
+from xray_pneumonia.evaluation.report.text import SPLITS, TITLES, number, times
 from xray_pneumonia.evaluation.settings import EvaluationSettings
-from xray_pneumonia.evaluation.wording import SPLITS, TITLES, number, times
+from xray_pneumonia.stored_config import load_stored
 from xray_pneumonia.tracking.ledger import Opening, opened_before, record_opening
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.store import masked, open_store
-from xray_pneumonia.training import speed
+from xray_pneumonia.training import performance
 from xray_pneumonia.workflows.closer_look import learn_gate, look_closer
 from xray_pneumonia.workflows.contenders import find, find_rival, require_comparable
 from xray_pneumonia.workflows.dossier import Dossier, write_dossier
 from xray_pneumonia.workflows.ensemble import Ensemble
-from xray_pneumonia.workflows.held_out import RECORD_COLUMNS, HeldOut, Split, open_split, training_leaks
-from xray_pneumonia.workflows.model_card import checklist_answers, model_facts
+from xray_pneumonia.workflows.evaluation_data import RECORD_COLUMNS, HeldOut, Split, open_split, training_leaks
 
 DRIFT = 0.05  # logits of one model on one image differ less between machines
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def main(cfg: DictConfig) -> None:
     settings: EvaluationSettings = build(cfg.evaluation)
     home, tracking = Path(cfg.home), build(cfg.tracking)
     store = open_store(tracking, home=home)
-    speed.prepare_process(keep_freed_memory=True, threads=None)
+    performance.prepare_process(keep_freed_memory=True, threads=None)
     if (cfg.run_id is None) == (cfg.model is None):
         raise InputError("run_id, model: name one of them: run_id=ID, or model=NAME of one that `xray predict` reads")
     model = find(store, cfg, settings, run_id=cfg.run_id, name=cfg.model)

@@ -13,13 +13,14 @@ from rich.table import Table
 
 from xray_pneumonia.config import Node, anchor, build, check, leaves
 from xray_pneumonia.data.audit import Audit
-from xray_pneumonia.data.augment import Augmentation
+from xray_pneumonia.data.augment.augmentation import Augmentation
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.records import CLASSES, fingerprint
-from xray_pneumonia.evaluation import figures, report
-from xray_pneumonia.ranges import Seed
+from xray_pneumonia.evaluation.report import figures
+from xray_pneumonia.evaluation.report.build import render
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.store import masked, open_store
+from xray_pneumonia.types import Seed
 
 log = logging.getLogger(__name__)
 SHOWN = 12  # sample images of each class
@@ -66,7 +67,7 @@ def _record(run: Run, cfg: DictConfig, data: XRayDataModule, augmentation: Augme
     pictures = _pictures(data, augmentation, cfg.seed)
     for title, picture in pictures.items():
         figures.save(picture, run.path(f"figures/{title.lower().replace(' ', '_')}.png"))
-    page = report.render(
+    page = render(
         "explore.html",
         figures=pictures,
         root=cfg.data.root,

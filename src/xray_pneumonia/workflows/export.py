@@ -15,17 +15,17 @@ from omegaconf import DictConfig
 
 from xray_pneumonia.config import Node, anchor, build, check
 from xray_pneumonia.errors import AnswersDiffer, InputError
-from xray_pneumonia.models.bundle import CARD, WEIGHTS
-from xray_pneumonia.ranges import Count
-from xray_pneumonia.reading.bundles import GATE, Bundle
-from xray_pneumonia.reading.engines import torch_engine
-from xray_pneumonia.reading.ensemble import ENSEMBLE
-from xray_pneumonia.reading.graph import GRAPH, read_graph, require_reader, require_writer, write_graph
-from xray_pneumonia.reading.opening import TOLERANCE, farthest, open_folder, probes
-from xray_pneumonia.reading.reader import Reader
-from xray_pneumonia.workflows.evidence import CONFIG, ENVIRONMENT, HISTORY
+from xray_pneumonia.inference.bundle import CARD, WEIGHTS
+from xray_pneumonia.inference.bundles import GATE, Bundle
+from xray_pneumonia.inference.engines import torch_engine
+from xray_pneumonia.inference.ensemble import ENSEMBLE
+from xray_pneumonia.inference.loading import TOLERANCE, farthest, open_folder, probes
+from xray_pneumonia.inference.model import Reader
+from xray_pneumonia.inference.onnx import GRAPH, read_graph, require_reader, require_writer, write_graph
+from xray_pneumonia.types import Count
+from xray_pneumonia.workflows.find_model import find_model
 from xray_pneumonia.workflows.samples import Sample, take_sample
-from xray_pneumonia.workflows.trained import find_model
+from xray_pneumonia.workflows.training_record import CONFIG, ENVIRONMENT, HISTORY
 
 PARTS = (WEIGHTS, CARD, ENSEMBLE, GATE, CONFIG, HISTORY, ENVIRONMENT)  # what a folder may hold
 log = logging.getLogger(__name__)

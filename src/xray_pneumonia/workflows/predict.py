@@ -14,19 +14,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from xray_pneumonia.config import Node, anchor, build, check
-from xray_pneumonia.data.decoding import Attempt, Decoders
 from xray_pneumonia.data.files import find_files, printable
-from xray_pneumonia.data.images import DECODER_VERSION
+from xray_pneumonia.data.images.decode import DECODER_VERSION
+from xray_pneumonia.data.images.sandbox import Attempt, Decoders
 from xray_pneumonia.errors import InputError, SomeFailed
-from xray_pneumonia.evaluation import explain
+from xray_pneumonia.evaluation import gradcam as explain
 from xray_pneumonia.evaluation.overlay import overlay
 from xray_pneumonia.evaluation.quality import flag
-from xray_pneumonia.ranges import Count, Whole
-from xray_pneumonia.reading.opening import EngineName
-from xray_pneumonia.reading.reader import Reader
-from xray_pneumonia.workflows.answers import Answers, Row
-from xray_pneumonia.workflows.second_opinion import Outcome, print_outcome, summarise, write_sheet
-from xray_pneumonia.workflows.trained import load_reader
+from xray_pneumonia.inference.loading import EngineName
+from xray_pneumonia.inference.model import Reader
+from xray_pneumonia.types import Count, Whole
+from xray_pneumonia.workflows.contact_sheet import Outcome, print_outcome, summarise, write_sheet
+from xray_pneumonia.workflows.find_model import load_reader
+from xray_pneumonia.workflows.prediction_files import Answers, Row
 
 HEAT_MAPS = "heat_maps"
 CHOSEN = ("run_id", "weights_sha256", "operating_point", "band", "temperature", "bias", "image_size", "net")

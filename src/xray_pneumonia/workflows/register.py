@@ -6,9 +6,9 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from xray_pneumonia.config import Node, anchor, build, check
-from xray_pneumonia.tracking.archive import read_run
 from xray_pneumonia.tracking.registry import register
 from xray_pneumonia.tracking.store import open_database
+from xray_pneumonia.tracking.stored_runs import read_run
 
 
 @dataclass(frozen=True, kw_only=True)

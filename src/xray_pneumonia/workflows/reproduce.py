@@ -26,18 +26,25 @@ from xray_pneumonia.evaluation.agreement import (
     declare_band,
     judge,
 )
-from xray_pneumonia.evaluation.runs import Entry, group
-from xray_pneumonia.ranges import Positive
+from xray_pneumonia.evaluation.run_groups import Entry, group
 from xray_pneumonia.tracking import search
-from xray_pneumonia.tracking.archive import read_run
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.registry import find_registered
 from xray_pneumonia.tracking.run import Run
 from xray_pneumonia.tracking.store import Store, TrackingSettings, masked, open_store
+from xray_pneumonia.tracking.stored_runs import read_run
 from xray_pneumonia.training.checkpoints import BEST
-from xray_pneumonia.workflows.evidence import Evidence, circumstances_now, of_folder, of_run, read_weights, what_differs
+from xray_pneumonia.types import Positive
+from xray_pneumonia.workflows.find_model import shipped_models
 from xray_pneumonia.workflows.train import TrainConfig, train
-from xray_pneumonia.workflows.trained import shipped_models
+from xray_pneumonia.workflows.training_record import (
+    Evidence,
+    circumstances_now,
+    of_folder,
+    of_run,
+    read_weights,
+    what_differs,
+)
 
 log = logging.getLogger(__name__)
 

@@ -10,12 +10,13 @@ from torch import nn
 from xray_pneumonia.config import plain
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.records import CLASSES, fingerprint
-from xray_pneumonia.evaluation import figures, predictions
-from xray_pneumonia.models.bundle import Card, save_bundle
-from xray_pneumonia.reading.bundles import GATE
+from xray_pneumonia.evaluation import predictions
+from xray_pneumonia.evaluation.report import figures
+from xray_pneumonia.inference.bundle import Card, save_bundle
+from xray_pneumonia.inference.bundles import GATE
 from xray_pneumonia.tracking.run import Run
-from xray_pneumonia.workflows.evidence import leave_evidence
-from xray_pneumonia.workflows.recording import THRESHOLD, Trained
+from xray_pneumonia.workflows.training_record import leave_evidence
+from xray_pneumonia.workflows.training_run import THRESHOLD, Trained
 from xray_pneumonia.workflows.validation import Chosen, measure_evidence
 
 CURVES = [f"{stage}/{name}" for stage in ("train", "val") for name in ("loss", "accuracy", "auroc")]

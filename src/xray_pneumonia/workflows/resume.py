@@ -10,21 +10,21 @@ import pandas as pd
 from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from xray_pneumonia.compose import asked
 from xray_pneumonia.config import build, leaves, plain
-from xray_pneumonia.config_stored import load_stored
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.records import fingerprint
 from xray_pneumonia.errors import CheckpointDamaged, InputError
-from xray_pneumonia.launching import asked
-from xray_pneumonia.tracking.archive import read_run
+from xray_pneumonia.stored_config import load_stored
 from xray_pneumonia.tracking.beginning import run_folder
-from xray_pneumonia.tracking.liveness import alive
+from xray_pneumonia.tracking.process import alive
 from xray_pneumonia.tracking.search import Found, find, get, mark_running
 from xray_pneumonia.tracking.store import Store, open_existing, open_store
+from xray_pneumonia.tracking.stored_runs import read_run
 from xray_pneumonia.training.checkpoints import BEST, Saved, clear, newest_valid
 from xray_pneumonia.training.hashes import verify
 from xray_pneumonia.training.trainer import TrainerSettings
-from xray_pneumonia.workflows.recording import RECORDS, config_sha256, records_table
+from xray_pneumonia.workflows.training_run import RECORDS, config_sha256, records_table
 
 ANEW = "new"  # resume=new: the unfinished run stays as it is
 PLACES = frozenset({"resume", "home", "tracking.uri", "tracking.experiment_name"})  # where to look, not what to train

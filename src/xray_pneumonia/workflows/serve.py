@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from xray_pneumonia.data.images import Gray, decode
-from xray_pneumonia.data.limits import ImageError
-from xray_pneumonia.reading.opening import open_reader
-from xray_pneumonia.reading.reader import Reader
+from xray_pneumonia.data.images.decode import Gray, decode
+from xray_pneumonia.data.images.limits import ImageError
+from xray_pneumonia.inference.loading import open_reader
+from xray_pneumonia.inference.model import Reader
 
 
 class BundleModel:

@@ -19,21 +19,21 @@ from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.unchanged import require_unchanged
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import predictions
-from xray_pneumonia.evaluation.metrics import classification_metrics
-from xray_pneumonia.models.pixels import takes
-from xray_pneumonia.ranges import Monitor, Seed
-from xray_pneumonia.sweeps.ticket import take_trial
-from xray_pneumonia.tracking.logger import RunLogger
+from xray_pneumonia.evaluation.epoch_metrics import classification_metrics
+from xray_pneumonia.models.layers import takes
+from xray_pneumonia.sweeps.trial_spec import take_trial
+from xray_pneumonia.tracking.lightning_logger import RunLogger
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.store import masked, open_or_journal
-from xray_pneumonia.training import checkpoints, hashes, speed
+from xray_pneumonia.training import checkpoints, hashes, performance
 from xray_pneumonia.training.callbacks import build_callbacks
 from xray_pneumonia.training.classifier import PneumoniaClassifier
-from xray_pneumonia.training.inference import predict_logits
+from xray_pneumonia.training.predict import predict_logits
 from xray_pneumonia.training.trainer import TrainerSettings, build_trainer, fit
 from xray_pneumonia.training.watching import Recheck
+from xray_pneumonia.types import Monitor, Seed
 from xray_pneumonia.workflows import resume
-from xray_pneumonia.workflows.recording import THRESHOLD, Trained, record_origin
+from xray_pneumonia.workflows.training_run import THRESHOLD, Trained, record_origin
 from xray_pneumonia.workflows.watching import Watch
 
 
@@ -96,9 +96,9 @@ def train(cfg: DictConfig, *, watch: Watch | None = None, resumption: resume.Res
     settings: TrainerSettings = build(cfg.trainer)
     build(cfg.evaluation)  # what it refuses is refused before any training
     data: XRayDataModule = build(cfg.data, build(cfg.augmentation))
-    net: nn.Module = speed.lay_out(build(cfg.model), channels_last=settings.channels_last)
+    net: nn.Module = performance.lay_out(build(cfg.model), channels_last=settings.channels_last)
     _grow(net, data, settings)
-    speed.prepare_process(keep_freed_memory=settings.keep_freed_memory, threads=settings.threads)
+    performance.prepare_process(keep_freed_memory=settings.keep_freed_memory, threads=settings.threads)
     data.prepare()
     classifier = _classifier(cfg, net, data)
     tracking = build(cfg.tracking)

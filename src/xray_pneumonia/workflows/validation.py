@@ -12,22 +12,22 @@ from torch import nn
 
 from xray_pneumonia.config import plain
 from xray_pneumonia.data.datamodule import XRayDataModule
-from xray_pneumonia.data.images import Gray
+from xray_pneumonia.data.images.decode import Gray
 from xray_pneumonia.evaluation import predictions
+from xray_pneumonia.evaluation.assessment import judge
 from xray_pneumonia.evaluation.decision import Decision, decide
-from xray_pneumonia.evaluation.gate import Gate
-from xray_pneumonia.evaluation.judgement import judge
-from xray_pneumonia.evaluation.measures import Vector, measure
+from xray_pneumonia.evaluation.input_gate import Gate
+from xray_pneumonia.evaluation.metrics import Vector, measure
+from xray_pneumonia.evaluation.report.model_card import checklist_answers, model_facts
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.tracking.ledger import opened_before
-from xray_pneumonia.tracking.reach import START, within
 from xray_pneumonia.tracking.run import Run
-from xray_pneumonia.training.inference import predict_logits
+from xray_pneumonia.tracking.store_errors import START, within
+from xray_pneumonia.training.predict import predict_logits
 from xray_pneumonia.workflows.closer_look import learn_gate, look_closer
 from xray_pneumonia.workflows.dossier import Dossier, write_dossier
 from xray_pneumonia.workflows.ensemble import predict
-from xray_pneumonia.workflows.held_out import RECORD_COLUMNS, HeldOut, cut
-from xray_pneumonia.workflows.model_card import checklist_answers, model_facts
+from xray_pneumonia.workflows.evaluation_data import RECORD_COLUMNS, HeldOut, cut
 
 EVIDENCE = ("auroc", "sensitivity", "specificity")
 log = logging.getLogger(__name__)

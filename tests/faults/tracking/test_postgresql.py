@@ -115,7 +115,7 @@ def test_no_room_at_the_start_is_named_with_its_cure_and_sent_later(postgresql, 
 
 @pytest.mark.parametrize("said", ["sorry, too many clients already", "remaining connection slots are reserved for x"])
 def test_whoever_asks_for_one_connection_too_many_is_told_the_cure(said):
-    from xray_pneumonia.tracking.reach import first_line, verdict
+    from xray_pneumonia.tracking.store_errors import first_line, verdict
 
     error = RuntimeError(
         f"(psycopg2.OperationalError) connection to server failed: FATAL:  {said}\n(Background on ...)"

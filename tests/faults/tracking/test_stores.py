@@ -17,9 +17,9 @@ from mlflow import MlflowClient
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.tracking import sync
 from xray_pneumonia.tracking.journal import journals
-from xray_pneumonia.tracking.reach import StoreAway
 from xray_pneumonia.tracking.run import start_run
 from xray_pneumonia.tracking.store import open_or_journal, open_store
+from xray_pneumonia.tracking.store_errors import StoreAway
 
 # MLflow's client keeps its connections until the interpreter takes them away.
 pytestmark = [
@@ -331,7 +331,8 @@ def _truncated(client, run_id, path, folder=None):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from xray_pneumonia.tracking import delivery, sync
+from xray_pneumonia.tracking import sync
+from xray_pneumonia.tracking import spool
 from xray_pneumonia.tracking.journal import Journal
 from xray_pneumonia.tracking.run import start_run
 from xray_pneumonia.tracking.store import TrackingSettings, open_store
@@ -357,7 +358,7 @@ else:
         print(run.run_id, flush=True)
         if how == "running":
             die()
-        delivery.Delivery._superseded = die  # asked just before the first file is sent
+        spool.Delivery._superseded = die  # asked just before the first file is sent
 """
 
 

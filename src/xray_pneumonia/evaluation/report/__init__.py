@@ -1,0 +1,1 @@
+"""Build the HTML reports: figures, wording, model card, checklist."""

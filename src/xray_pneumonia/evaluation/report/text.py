@@ -1,0 +1,136 @@
+"""Numbers in words, for readers who see patients and not distributions."""
+
+from typing import Any
+
+import numpy as np
+
+from xray_pneumonia.evaluation.abstention import ANSWERS
+from xray_pneumonia.evaluation.assessment import Judgement
+from xray_pneumonia.evaluation.intervals import Estimate, wilson
+
+TITLES = {
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "ppv": "positive predictive value",
+    "npv": "negative predictive value",
+    "f1": "F1",
+    "brier": "Brier score",
+    "log_loss": "log loss",
+    "calibration_error": "calibration error",
+}
+SPLITS = {"val": "validation", "shift": "shifted", "test": "test", "external": "external test"}
+LIKE_CHANCE = 0.02  # a share of attention so close to that of chance tells nothing
+BANDS = ((0.8, "poor"), (0.9, "fair"), (0.97, "good"), (2.0, "very good"))
+
+
+def percent(value: float) -> str:
+    """Write 0.953 as 95.3 %."""
+    return "undefined" if np.isnan(value) else f"{100 * value:.1f} %"
+
+
+def number(value: float) -> str:
+    """Write three digits."""
+    return "undefined" if np.isnan(value) else f"{value:.3f}"
+
+
+def times(count: int) -> str:
+    """Word how often."""
+    return {1: "once", 2: "twice"}.get(count, f"{count} times")
+
+
+def spread(estimate: Estimate) -> str:
+    """Write an interval as `93.4 to 96.9 %`."""
+    return "no interval" if np.isnan(estimate.low) else f"{100 * estimate.low:.1f} to {100 * estimate.high:.1f} %"
+
+
+def summary(judgement: Judgement, *, split: str) -> list[str]:
+    """Say in plain sentences what the model does on this split, for a clinician."""
+    at, counts = judgement.at_point, judgement.answers
+    found, cleared = at["sensitivity"], at["specificity"]
+    sentences = [
+        f"Of 100 chest films with pneumonia it calls about {_rounded(found.value)} pneumonia and misses "
+        f"{_rounded(1 - found.value)}; with other such patients this could be {_range(found)} of 100 found.",
+        f"Of 100 normal films it calls about {_rounded(cleared.value)} normal and alarms for "
+        f"{_rounded(1 - cleared.value)}; this could be {_range(cleared)} of 100 cleared.",
+        *_ordering(at["auroc"]),
+        *_worth(judgement),
+        _closer(judgement, counts.loc[:, ANSWERS[1]].sum() / max(1, counts.to_numpy().sum())),
+    ]
+    if split == "val":
+        sentences.append(
+            "These patients were never trained on, but calibration and operating point, and often the epoch, were "
+            "chosen on them, so every figure here is slightly flattered. Only a test split of other patients, and "
+            "then another hospital, can confirm it."
+        )
+    return sentences
+
+
+def small_sample(*, right: int, images: int) -> str:
+    """Say what so few images could have shown."""
+    low, high = wilson(right, images)
+    return f"{right} of {images} right is {percent(right / images)}, anywhere from {percent(low)} to {percent(high)}"
+
+
+def attention(maps: dict[str, Any], *, uniform: float) -> str:
+    """Say how much of the attention lies on the border, on how many maps that rests, and whether it is much.
+
+    Args:
+        maps: `border`, a share, and `measured`, the maps with any attention.
+        uniform: the share of the border in a map that is the same everywhere.
+    """
+    share, count = maps["border"], maps["measured"]
+    if np.isnan(share):
+        return (
+            "In none of the films does anything speak for PNEUMONIA to this model, so it has no attention to measure."
+        )
+    verdict = (
+        "more than" if share > uniform + LIKE_CHANCE else "less than" if share < uniform - LIKE_CHANCE else "about as"
+    )
+    return (
+        f"{percent(share)} of the attention (mean of {count} maps) lies within an eighth of the side from the edge, "
+        f"where there is no lung: {verdict} chance, as a map that is the same everywhere has {percent(uniform)} there."
+    )
+
+
+def _ordering(area: Estimate) -> list[str]:
+    if np.isnan(area.value):
+        return []
+    word = next(word for bound, word in BANDS if area.value < bound)
+    return [
+        f"Shown one film with pneumonia and one without, it ranks them rightly in {percent(area.value)} of such pairs "
+        f"({word} on these films; 50 % is chance)."
+    ]
+
+
+def _worth(judgement: Judgement) -> list[str]:
+    if not judgement.worth:
+        return []
+    rare = min(judgement.worth, key=lambda worth: worth.prevalence)
+    if np.isnan(rare.ppv.value):
+        return []
+    here = float(judgement.table["label"].mean())
+    return [
+        f"Here {percent(here)} of the films show pneumonia. Where only {percent(rare.prevalence)} of patients are ill, "
+        f"{percent(rare.ppv.value)} of its alarms would be true, and {percent(rare.npv.value)} of its all-clears."
+    ]
+
+
+def _closer(judgement: Judgement, share: float) -> str:
+    (normal, _, alarmed), (cleared, _, found) = judgement.answers.to_numpy(int)
+    wrong, answered = alarmed + cleared, normal + alarmed + cleared + found
+    return (
+        f'Allowed to say "look closer", it does so for {percent(share)} of the films; of the {answered} it answers, '
+        f"{wrong} {'is' if wrong == 1 else 'are'} wrong."
+    )
+
+
+def _rounded(share: float) -> str:
+    return "an unknown number" if np.isnan(share) else f"{100 * share:.0f}"
+
+
+def _range(estimate: Estimate) -> str:
+    return "any number" if np.isnan(estimate.low) else f"{100 * estimate.low:.0f} to {100 * estimate.high:.0f}"

@@ -1,0 +1,87 @@
+"""The operating point: the probability from which an image is called PNEUMONIA, chosen by a named policy."""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit, logit
+
+from xray_pneumonia.errors import InputError
+from xray_pneumonia.evaluation.metrics import Vector
+
+POLICIES = (
+    "youden, middle, sensitivity:0.95, specificity:0.95 (at least so much) or cost:5 (a missed pneumonia costs so many "
+    "false alarms)"
+)
+POLICY = re.compile(
+    r"^(?:(youden|middle)|(sensitivity|specificity)(?:>=|:)(0?\.\d+|0|1|1\.0)|(cost)[=:](\d+(?:\.\d+)?))$"
+)
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """A threshold on the calibrated probability, and the policy that chose it."""
+
+    threshold: float
+    policy: str
+
+
+def parse(policy: str) -> tuple[str, float]:
+    """Read a policy's name and number; `:` stands for `>=` and `=`, which a shell or Hydra would take for itself.
+
+    Raises:
+        InputError: there is no such policy.
+    """
+    found = POLICY.match(policy.replace(" ", ""))
+    if found is None:
+        raise InputError(f"evaluation.operating_point={policy!r}: no such policy; write {POLICIES}")
+    name, rate, bound, cost, price = found.groups()
+    return (name or rate or cost), float(bound or price or 0)
+
+
+def choose(table: pd.DataFrame, *, policy: str) -> OperatingPoint:
+    """Choose a threshold on a table of predictions: validation, never the split that is judged.
+
+    Every image moves `middle` a little and none much; the others hang on the few images at the edge of a class. Their
+    candidates lie halfway between neighbouring probabilities, so that no image sits on the edge. Among equals the
+    one with the widest gap between its neighbours wins.
+
+    Args:
+        table: predictions with calibrated probabilities.
+        policy: `youden` takes the most sensitivity + specificity (Youden, Cancer 1950); `middle` the probability
+            halfway between the classes' mean logits, where a linear discriminant of two equally wide and equally
+            frequent classes has it (Fisher, Annals of Eugenics 1936); `sensitivity>=x` the most specificity that
+            keeps it; `specificity>=x` the other way round; `cost=c` the least false alarms + c x misses.
+
+    Raises:
+        InputError: there is no such policy, or a class is missing.
+    """
+    name, bound = parse(policy)
+    ill = np.sort(table.loc[table["label"] == 1, "probability"].to_numpy(np.float64))
+    well = np.sort(table.loc[table["label"] == 0, "probability"].to_numpy(np.float64))
+    if not (len(ill) and len(well)):
+        raise InputError("an operating point needs images of both classes to be chosen on")
+    if name == "middle":
+        return OperatingPoint(_middle(well, ill), policy)
+    scores = np.unique(np.concatenate([[0.0], ill, well, [1.0]]))
+    thresholds = np.concatenate([[0.0], (scores[1:] + scores[:-1]) / 2])
+    gaps = np.concatenate([[0.0], np.diff(scores)])
+    sensitivity = 1 - np.searchsorted(ill, thresholds, side="left") / len(ill)
+    specificity = np.searchsorted(well, thresholds, side="left") / len(well)
+    if name == "youden":
+        merit = sensitivity + specificity
+    elif name == "cost":
+        merit = -(bound * (1 - sensitivity) * len(ill) + (1 - specificity) * len(well))
+    else:
+        kept, gained = (sensitivity, specificity) if name == "sensitivity" else (specificity, sensitivity)
+        merit = np.where(kept >= bound, gained, -1.0)
+    best = np.flatnonzero(merit >= merit.max() - 1e-12)
+    return OperatingPoint(float(thresholds[best[np.argmax(gaps[best])]]), policy)
+
+
+def _middle(well: Vector, ill: Vector) -> float:
+    """Return the probability halfway between two classes in logits."""
+    least = 1e-9  # of doubt, where a net that is certain has none
+    means = [logit(np.clip(probability, least, 1 - least)).mean() for probability in (well, ill)]
+    return float(expit(np.mean(means)))

@@ -1,0 +1,139 @@
+"""The bundle: `model.safetensors` and `model.json`, from which predictions can be made alone; no pickle."""
+
+import hashlib
+import json
+import stat
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from xray_pneumonia import schema
+from xray_pneumonia.errors import InputError
+from xray_pneumonia.types import Fraction, Positive, Side
+
+SCHEMA = 1  # raise it when a field changes its meaning
+WEIGHTS, CARD = "model.safetensors", "model.json"
+MOST_BYTES, MOST_OF_CARD = 2**31, 2**20  # more is no model of ours
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What travels with the weights.
+
+    Args:
+        net: the config group `model`; empty for an ensemble.
+        class_names: by label.
+        image_size: height and width of what the net sees, in pixels.
+        temperature: divides the logits; 1 until a calibration is fitted.
+        bias: is added after that.
+        operating_point: the probability from which an image is called PNEUMONIA.
+        operating_point_policy: how it was chosen.
+        band: calibrated probabilities between these two mean "look closer"; none in a model without one.
+        records_fingerprint: of the records it was trained on.
+        run_id: of the training; of several, joined by commas.
+        versions: of the packages that wrote it.
+        evidence: what its numbers rest on, such as `val/images`, `val/patients` and `val/auroc`.
+        weights_sha256: of the file of weights; empty in models from before it was kept.
+    """
+
+    net: dict[str, Any]
+    class_names: list[str]
+    image_size: Side
+    temperature: Positive
+    operating_point: Fraction
+    operating_point_policy: str
+    records_fingerprint: str
+    run_id: str
+    versions: dict[str, str]
+    bias: float = 0.0
+    band: list[Fraction] = field(default_factory=list)
+    schema: int = SCHEMA
+    evidence: dict[str, float] = field(default_factory=dict)
+    weights_sha256: str = ""
+
+
+def save_bundle(folder: Path, net: nn.Module, card: Card) -> None:
+    """Write the two files; the card gets the weights' hash."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in net.state_dict().items()}, folder / WEIGHTS)
+    written = asdict(card) | {"weights_sha256": file_sha256(folder / WEIGHTS)}
+    (folder / CARD).write_text(json.dumps(written, indent=2), encoding="utf-8")
+
+
+def read_bundle(folder: Path) -> tuple[Card, dict[str, Tensor]]:
+    """Read the card and the weights.
+
+    Raises:
+        InputError: a file is missing, of another schema, or the weights are not those of the card.
+    """
+    try:
+        text = require_plain(folder / CARD, most=MOST_OF_CARD).read_text(encoding="utf-8")
+        card = parse_card(text, name=str(folder / CARD))
+        weights = load_file(require_plain(folder / WEIGHTS, most=MOST_BYTES))
+    except (OSError, ValueError, KeyError, RecursionError, SafetensorError) as error:
+        raise InputError(f"{folder}: is no bundle ({CARD}, {WEIGHTS}): {error}") from error
+    if card.weights_sha256 and card.weights_sha256 != file_sha256(folder / WEIGHTS):
+        raise InputError(f"{folder}/{WEIGHTS}: is not the file that {CARD} was written with; fetch the model again")
+    return card, weights
+
+
+def parse_card(text: str, *, name: str) -> Card:
+    """Read a card, which is input like any other.
+
+    Args:
+        text: JSON.
+        name: what to call it when it is wrong.
+
+    Raises:
+        InputError: it is of another schema, or a field is missing, unknown or out of range.
+        ValueError: it is no JSON.
+    """
+    values = json.loads(text)
+    if not isinstance(values, Mapping):
+        raise InputError(f"{name}: holds no card of a model")
+    if values.get("schema", SCHEMA) != SCHEMA:
+        raise InputError(f"{name}: schema {values.get('schema')}; this version reads {SCHEMA}")
+    defaults = {one.name: one.default for one in fields(Card) if one.default is not MISSING}
+    values = {"band": [], "evidence": {}, **defaults, **values}
+    problems = schema.problems(values, Card, prefix="")
+    if not problems and (len(values["band"]) not in {0, 2} or values["band"] != sorted(values["band"])):
+        problems.append(f"band={values['band']!r}: should be empty or a lower and an upper probability")
+    if problems:
+        raise InputError(f"{name}: {problems[0][:500]}")
+    return Card(**values)
+
+
+def require_plain(path: Path, *, most: int) -> Path:
+    """Refuse, before it is opened, what is no regular file of its own folder; returns the path.
+
+    Args:
+        path: that somebody else may have made: a pipe, on which one would wait for ever, or a link to anywhere.
+        most: bytes.
+
+    Raises:
+        InputError: it is none, or larger.
+        OSError: it is not there.
+    """
+    try:
+        real = path.resolve(strict=True)
+    except RuntimeError as error:
+        raise InputError(f"{path}: is a link to itself") from error
+    if real.parent != path.parent.resolve():
+        raise InputError(f"{path}: is a link that leads out of its folder; put the file itself there")
+    found = real.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{path}: is no regular file")
+    if found.st_size > most:
+        raise InputError(f"{path}: has {found.st_size} bytes; at most {most} are read")
+    return path
+
+
+def file_sha256(path: Path) -> str:
+    """Hash a file, as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

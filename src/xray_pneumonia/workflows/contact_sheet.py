@@ -1,0 +1,137 @@
+"""What became of all files, in a table on the terminal and on one page for the eye: the contact sheet."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from heapq import nsmallest
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from xray_pneumonia.data.files import find_files, printable
+from xray_pneumonia.data.images.sandbox import Decoders
+from xray_pneumonia.evaluation.overlay import read_overlay, thumbnail
+from xray_pneumonia.evaluation.quality import MEANINGS
+from xray_pneumonia.evaluation.report.build import render
+from xray_pneumonia.evaluation.report.model_card import LIMITS, USE
+from xray_pneumonia.evaluation.report.text import percent
+from xray_pneumonia.inference.bundle import Card
+from xray_pneumonia.inference.model import Reader
+from xray_pneumonia.workflows.prediction_files import TABLE, Row
+
+SHEET = "contact_sheet.html"
+SIDE = 160  # pixels of a thumbnail, at most; the model's image size where that is smaller
+LISTED = 200  # failed files on the page
+MEANS = {
+    "look closer": "uncertain, or no film of the kind it knows",
+    "pneumonia": "speaks for pneumonia",
+    "normal": "speaks against pneumonia; other findings are unseen",
+}
+
+
+@dataclass
+class Outcome:
+    """Counts of all rows, the films that are shown (the least certain first) and the first failed files."""
+
+    files: int = 0
+    decisions: Counter[str] = field(default_factory=Counter)
+    flags: Counter[str] = field(default_factory=Counter)
+    failures: Counter[str] = field(default_factory=Counter)
+    shown: list[Row] = field(default_factory=list)
+    failed: list[Row] = field(default_factory=list)
+
+
+def summarise(rows: Iterable[Row], *, shown: int) -> Outcome:
+    """Count in one pass, which keeps no more rows than are shown."""
+    outcome = Outcome()
+
+    def counted() -> Iterable[Row]:
+        for row in rows:
+            outcome.files += 1
+            if row["error"]:
+                outcome.failures[row["error"]] += 1
+                outcome.failed += [row] if len(outcome.failed) < LISTED else []
+                continue
+            outcome.decisions[row["decision"]] += 1
+            outcome.flags.update(row["flags"])
+            yield row
+
+    outcome.shown = nsmallest(shown, counted(), key=_certainty)
+    return outcome
+
+
+def _certainty(row: Row) -> tuple[bool, float]:
+    return row["decision"] != "look closer", abs(row["probability"] - row["operating_point"])
+
+
+def write_sheet(folder: Path, outcome: Outcome, reader: Reader, decoders: Decoders, source: Path) -> None:
+    """Write the page; the films on it are decoded again, so that a continued run shows the old ones too."""
+    rows = {row["path"]: row for row in outcome.shown}
+    pictures: dict[str, str] = {}
+    for batch in decoders.batches((found for found in find_files(source) if found.id in rows), 64):
+        for attempt in batch:
+            if attempt.pixels is not None:
+                pictures[attempt.found.id] = thumbnail(attempt.pixels, side=SIDE)
+    maps = {
+        row["path"]: thumbnail(read_overlay(folder / row["heat_map"]), side=SIDE)
+        for row in outcome.shown
+        if row["heat_map"] and (folder / row["heat_map"]).is_file()
+    }
+    page = render(
+        "contact_sheet.html",
+        figures={},
+        outcome=outcome,
+        means=MEANS,
+        pictures=pictures,
+        maps=maps,
+        meanings=MEANINGS,
+        source=printable(str(source)),
+        model=reader.name,
+        card=reader.card,
+        band=reader.band,
+        rests=rests_on(reader.card),
+        use=USE,
+        limits=LIMITS,
+        when=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+    )
+    (folder / SHEET).write_text(page, encoding="utf-8")
+
+
+def rests_on(card: Card) -> str:
+    """Say in one or two sentences what the numbers rest on."""
+    known = card.evidence
+    if not known:
+        return "The model's card does not say on how many patients it was trained and validated."
+    return (
+        f"Trained on {known['train/images']:.0f} films of {known['train/patients']:.0f} patients. On "
+        f"{known['val/images']:.0f} films of {known['val/patients']:.0f} patients it was not trained on, from the same "
+        f"source, it found {percent(known['val/sensitivity'])} of the pneumonias and cleared "
+        f"{percent(known['val/specificity'])} of the normal films (AUROC {known['val/auroc']:.3f}); "
+        "the operating point was chosen on them, so this flatters."
+    )
+
+
+def print_outcome(outcome: Outcome, reader: Reader, folder: Path, console: Console) -> None:
+    """Print counts, failures, where the answers are and what they rest on."""
+    answered = sum(outcome.decisions.values())
+    title = f"{answered} of {outcome.files} files answered; operating point {reader.card.operating_point:.4f}"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("decision")
+    table.add_column("files", justify="right")
+    table.add_column("share", justify="right")
+    table.add_column("means")
+    for name, meaning in MEANS.items():
+        count = outcome.decisions[name]
+        table.add_row(name, str(count), percent(count / answered) if answered else "", meaning)
+    for place, (code, count) in enumerate(outcome.failures.most_common()):
+        meaning = "likewise" if place else "could not be read; see the column message"
+        table.add_row(f"[red]{code}[/red]", str(count), "", meaning)
+    console.print(table)
+    for name, count in outcome.flags.most_common():
+        console.print(f"Flag {name}: {count} ({MEANINGS[name]})", highlight=False)
+    console.print(f"Model {reader.name}. {rests_on(reader.card)}", highlight=False, markup=False)
+    console.print("A second opinion beside a radiologist's reading; no medical device.", highlight=False)
+    print(f"Answers: {folder / TABLE}\nContact sheet: {folder / SHEET}")
+    print(f"output={folder} files={outcome.files} failed={sum(outcome.failures.values())}", flush=True)

@@ -1,0 +1,187 @@
+"""The images that a model is judged on: its own validation split, a test split, another hospital's folder."""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+
+from xray_pneumonia.config import Node, build, check
+from xray_pneumonia.data.audit import Audit, Broken, audit, examine
+from xray_pneumonia.data.datamodule import XRayDataModule
+from xray_pneumonia.data.images.cache import open_cache
+from xray_pneumonia.data.images.decode import Gray
+from xray_pneumonia.data.records import fingerprint, scan_external
+from xray_pneumonia.data.splits import in_other_splits
+from xray_pneumonia.errors import InputError
+from xray_pneumonia.evaluation.input_gate import MOST
+from xray_pneumonia.stored_config import load_stored
+from xray_pneumonia.tracking.stored_runs import StoredRun
+
+Split = Literal["val", "shift", "test", "external"]
+RECORD_COLUMNS = ("mode", "width", "height", "bytes")  # joined to the predictions, for subgroups and shortcuts
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The records of a split (index 0..N-1) and their images (N, H, W).
+
+    `films` are training films and `validation` the model's validation films, where they are at hand. `elsewhere` counts
+    the records whose film is in another split of the folder too, by its bytes or its looks; None without such a folder.
+    """
+
+    split: Split
+    root: str
+    records: pd.DataFrame
+    images: Gray
+    films: Gray | None
+    validation: Gray | None
+    elsewhere: int | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """The identity of these records: names, images, labels and split; 64 hex digits."""
+        return fingerprint(self.records)
+
+    @property
+    def contents(self) -> str:
+        """The identity of these images, whatever they are called and wherever they stand; 64 hex digits."""
+        return hashlib.sha256("".join(sorted(set(self.records["sha256"]))).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredData:
+    """The part of a stored config that says which data a run was trained on."""
+
+    data: Node
+    augmentation: Node
+
+
+def open_split(
+    run: StoredRun,
+    split: Split,
+    *,
+    root: str | None,
+    broken: Broken | None,
+    home: Path,
+    image_size: int,
+    validation_ids: set[str] | None,
+) -> HeldOut:
+    """Open a split as the run's config describes its data, or another folder.
+
+    Args:
+        run: whose config it is.
+        split: which.
+        root: another folder than the config's.
+        broken: what to do with files that cannot be read; None does as the config says, and refuses them elsewhere.
+        home: where caches are.
+        image_size: of the model, in pixels.
+        validation_ids: of the images that it was chosen on; None where only the cut itself tells.
+
+    Raises:
+        InputError: the data are not those of the run, or not what was expected of them.
+    """
+    if split == "external":
+        if root is None:
+            raise InputError("data.root=null: split=external needs data.root=DIR, the folder of the other hospital")
+        return _external(root, broken=broken or "refuse", home=home, image_size=image_size)
+    stored = _stored_data(run)
+    stored.data.cache_dir = str(home / "cache")
+    if root is not None:
+        stored.data.root, stored.data.synthetic_patients = root, None
+    elif stored.data.synthetic_patients is not None:  # a stored config does not choose where films are drawn
+        stored.data.root = str(home / "synthetic" / str(stored.data.synthetic_patients))
+    if split == "test":
+        stored.data.max_images = None
+    if broken is not None:
+        stored.data.broken = broken
+    data: XRayDataModule = build(stored.data, build(stored.augmentation))
+    _open_test(data, stored) if split == "test" else _prepare(run, data, stored)
+    if split == "shift" and data.shift_dataloader() is None:
+        raise InputError(
+            f"split=shift: run {run.run_id} held out no shift (its data.split={stored.data.split}); train one with "
+            "data.split=dark, say, or run them all: xray train -m sweep=shifts"
+        )
+    if validation_ids is None:
+        validation_ids = set(data.records.loc[data.records["split"].eq("val"), "id"])
+    return cut(data, split, stored.data.root, validation_ids)
+
+
+def _stored_data(run: StoredRun) -> DictConfig:
+    """Read the data part of a stored config; it is input like any other, and checked like it."""
+    whole = load_stored(run.config, origin=f"run_id={run.run_id}", sha256=run.tags["config_sha256"])
+    if not {"data", "augmentation"} <= set(whole):
+        raise InputError(f"run_id={run.run_id}: its config.yaml names no data")
+    part = OmegaConf.create({"data": whole.data, "augmentation": whole.augmentation})
+    check(part, StoredData)
+    return part
+
+
+def _prepare(run: StoredRun, data: XRayDataModule, stored: DictConfig) -> None:
+    data.prepare()
+    expected, found = run.tags.get("records_fingerprint"), fingerprint(data.records)
+    if found != expected:
+        raise InputError(
+            f"data.root={stored.data.root}: not the records that run {run.run_id} was trained on (fingerprint "
+            f"{found[:12]}, expected {str(expected)[:12]}), so its validation images may be anywhere; restore the "
+            "files, or use split=external"
+        )
+
+
+def _open_test(data: XRayDataModule, stored: DictConfig) -> None:
+    """Pass the gate with the films of the test split alone: what ails the others harms no figure on it."""
+    data.open()
+    own = data.records[data.records["split"] == "test"]
+    if own.empty:
+        raise InputError(
+            f"data.root={stored.data.root}: holds no split called test; name a folder that does with data.root=DIR, or "
+            "use split=external for a folder of NORMAL and PNEUMONIA"
+        )
+    _pass(examine(own, data.images), stored.data.broken)
+    for finding in data.audit.findings:
+        if finding.code.endswith(("_across_splits", "_labels")):
+            log.warning("in the whole folder, %s", finding)
+
+
+def _pass(findings: Audit, broken: Broken) -> None:
+    """Refuse what would make the figures a lie, and log what else was found."""
+    findings.require_clean(broken=broken)
+    for finding in findings.findings:
+        log.warning("%s", finding)
+
+
+def cut(data: XRayDataModule, split: Split, root: str, validation_ids: set[str]) -> HeldOut:
+    """Cut a split out of opened data, and beside it a sample of training films and the validation films."""
+    readable = data.records["error"] == ""
+    rows = np.flatnonzero(data.records["split"].eq(split) & readable)
+    chosen_on = data.records["id"].isin(validation_ids)
+    known = np.flatnonzero(data.records["split"].eq("train") & readable & ~chosen_on)
+    known = known[np.linspace(0, len(known) - 1, min(MOST, len(known))).astype(int)]
+    records = data.records.iloc[rows].reset_index(drop=True)
+    parts = (known, np.flatnonzero(chosen_on & readable))
+    films, validation = (np.asarray(data.images[part]) if len(part) else None for part in parts)
+    alone = split != "test" or data.records["split"].eq("test").all()
+    elsewhere = None if alone else int(in_other_splits(data.records["split"], data.audit.twins)[rows].sum())
+    return HeldOut(split, root, records, np.asarray(data.images[rows]), films, validation, elsewhere)
+
+
+def _external(root: str, *, broken: Broken, home: Path, image_size: int) -> HeldOut:
+    cache = open_cache(scan_external(root), folder=home / "cache", image_size=image_size)
+    _pass(audit(cache), broken)
+    readable = np.flatnonzero(cache.records["error"] == "")
+    records = cache.records.iloc[readable].reset_index(drop=True)
+    return HeldOut("external", root, records, np.asarray(cache.images[readable]), None, None)
+
+
+def training_leaks(run: StoredRun, records: pd.DataFrame) -> int | None:
+    """Count the images whose very bytes the run was trained on; None where the run does not say."""
+    try:
+        trained = pd.read_csv(run.artifact("records.csv"), usecols=["sha256", "split"], dtype=str)
+    except (InputError, ValueError):
+        return None
+    return int(records["sha256"].isin(trained.loc[trained["split"] == "train", "sha256"]).sum())

@@ -1,0 +1,196 @@
+"""Augmentation: a pure function of (seed, epoch, record)."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from xray_pneumonia.config import build
+from xray_pneumonia.data.augment.augmentation import Augmentation
+from xray_pneumonia.errors import InputError
+
+
+def compose(group):
+    from hydra import compose, initialize_config_module
+
+    with initialize_config_module("xray_pneumonia.conf", version_base="1.3"):
+        return compose("train", [f"augmentation={group}"]).augmentation
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 255, (4, 32, 32)).astype(np.uint8)
+
+
+def test_none_leaves_the_images_alone(images):
+    augmentation = build(compose("none"))
+    assert not augmentation.active
+    assert augmentation(images, seed=0, epoch=0, records=range(4)) is images
+
+
+@pytest.mark.parametrize("group", ["light", "strong", "machine", "seed"])
+def test_the_same_for_any_batch_and_order(images, group):
+    augmentation = build(compose(group))
+    together = augmentation(images, seed=3, epoch=2, records=[10, 11, 12, 13])
+    alone = np.stack([augmentation(images[[i]], seed=3, epoch=2, records=[10 + i])[0] for i in (3, 1, 0, 2)])
+    np.testing.assert_array_equal(together[[3, 1, 0, 2]], alone)
+    assert together.dtype == np.uint8
+    assert together.shape == images.shape
+    assert (together != images).any()
+
+
+@pytest.mark.parametrize("change", [{"seed": 4}, {"epoch": 3}, {"records": [20, 21, 22, 23]}])
+def test_seed_epoch_and_record_each_matter(images, change):
+    augmentation = build(compose("light"))
+    asked = {"seed": 3, "epoch": 2, "records": [10, 11, 12, 13]}
+    assert (augmentation(images, **asked) != augmentation(images, **(asked | change))).any()
+
+
+def test_the_global_random_state_is_neither_read_nor_moved(images):
+    augmentation = build(compose("strong"))
+    np.random.seed(1)
+    first = augmentation(images, seed=0, epoch=0, records=range(4))
+    before = np.random.get_state()[1].copy()
+    np.random.seed(2)
+    np.testing.assert_array_equal(first, augmentation(images, seed=0, epoch=0, records=range(4)))
+    np.random.seed(1)
+    assert (np.random.get_state()[1] == before).all()
+
+
+def test_the_seed_group_is_the_notebooks(images):
+    config = OmegaConf.to_container(compose("seed"))
+    changed = {
+        key: value for key, value in config.items() if value and key not in {"_target_", "border", "engine", "device"}
+    }
+    assert changed == {"rotate": 30, "shift_x": 0.3, "shift_y": 0.2, "zoom": 0.2, "flip_vertical": 0.5}
+
+
+def test_shifts_stay_within_their_range():
+    point = np.zeros((1, 64, 64), np.uint8)
+    point[0, 32, 32] = 255
+    off = OmegaConf.to_container(compose("none")) | {"shift_x": 0.1, "border": "constant"}
+    del off["_target_"]
+    augmentation = Augmentation(**off)
+    columns = [
+        int(np.argmax(augmentation(point, seed=0, epoch=epoch, records=[0])[0].sum(axis=0))) for epoch in range(60)
+    ]
+    assert max(columns) - 32 <= 7
+    assert 32 - min(columns) <= 7
+    assert len(set(columns)) > 5
+
+
+def test_where_images_are_changed():
+    auto, cpu, net = ({"device": where} for where in ("auto", "cpu", "net"))
+    values = OmegaConf.to_container(compose("light"))
+    del values["_target_"]
+    assert values["device"] == "auto"
+    for asked, on_cpu, on_gpu in (
+        (auto, False, True),
+        (cpu, False, False),
+        (net, True, True),
+        ({"engine": "albumentations"}, False, False),
+        (net | dict.fromkeys(set(values) - {"border", "engine", "device"}, 0), False, False),
+    ):
+        augmentation = Augmentation(**values | asked)
+        assert augmentation.is_beside(torch.device("cpu")) is on_cpu
+        assert augmentation.is_beside(torch.device("cuda", 0)) is on_gpu
+    with pytest.raises(InputError, match=r"device=net: albumentations works on the CPU alone"):
+        Augmentation(**values | net | {"engine": "albumentations"})
+
+
+@pytest.fixture(scope="module")
+def films():
+    """Smooth pictures with all gray levels, as an X-ray has them."""
+    rng = np.random.default_rng(1)
+    coarse = torch.from_numpy(rng.normal(0.45, 0.25, (8, 1, 12, 12)))
+    smooth = torch.nn.functional.interpolate(coarse, size=(64, 64), mode="bicubic")[:, 0]
+    return (smooth.clip(0, 1).numpy() * 255).astype(np.uint8)
+
+
+def sharpness(images):
+    return np.abs(np.diff(images.astype(float), axis=2)).mean(axis=(1, 2))
+
+
+STATISTICS = {  # what is measured of each image -> how far the means of both engines may lie apart
+    "mean": (lambda images: images.mean(axis=(1, 2)), 2.0),
+    "deviation": (lambda images: images.std(axis=(1, 2)), 1.5),
+    "sharpness": (sharpness, 0.6),
+    "black": (lambda images: (images == 0).mean(axis=(1, 2)), 0.015),
+}
+
+
+def beside_the_net(augmentation, images, **asked):
+    """What `augmentation.device=net` makes of them."""
+    changes = augmentation.draw(side=images.shape[1], **asked)
+    return augmentation.change(torch.from_numpy(images)[:, None], changes)[:, 0].numpy()
+
+
+@pytest.fixture(scope="module")
+def albumentations_of(films):
+    """What albumentations makes of many pictures, once for each group."""
+
+    @functools.cache
+    def make(group):
+        values = OmegaConf.to_container(compose(group)) | {"engine": "albumentations"}
+        del values["_target_"]
+        many = np.concatenate([films] * 150)
+        return Augmentation(**values)(many, seed=5, epoch=0, records=range(len(many)))
+
+    return make
+
+
+@pytest.mark.parametrize("make", [Augmentation.__call__, beside_the_net], ids=["cpu", "net"])
+@pytest.mark.parametrize("group", ["light", "strong", "machine", "seed"])
+def test_all_engines_change_images_alike(films, albumentations_of, group, make):
+    """Over 1,200 augmented pictures: their means, spreads, sharpness and histograms agree."""
+    many = np.concatenate([films] * 150)
+    ours = make(build(compose(group)), many, seed=5, epoch=0, records=range(len(many)))
+    theirs = albumentations_of(group)
+    for name, (measure, near) in STATISTICS.items():
+        one, other = measure(ours), measure(theirs)
+        assert abs(one.mean() - other.mean()) < near, name
+        assert abs(one.std() - other.std()) < near, name
+    shares = [np.histogram(images, bins=16, range=(0, 256))[0] / images.size for images in (ours, theirs)]
+    assert np.abs(shares[0] - shares[1]).sum() < 0.03
+
+
+@pytest.mark.parametrize(
+    "alone",
+    [
+        {"rotate": 20},
+        {"shift_x": 0.2, "shift_y": 0.1},
+        {"zoom": 0.3},
+        {"shear": 10},
+        {"flip_horizontal": 0.5},
+        {"flip_vertical": 1},
+        {"brightness": 0.3},
+        {"contrast": 0.4},
+        {"gamma": 0.6},
+        {"equalise": 1},
+        {"sharpen": 1},
+        {"shrink": 1},
+        {"blur": 1},
+        {"noise": 0.2},
+        {"compress": 1},
+        {"erase": 1},
+    ],
+    ids=lambda alone: next(iter(alone)),
+)
+def test_each_change_alone_is_albumentations(films, alone):
+    """The mean and the spread, over many draws, of every 4 x 4 patch of one picture and of its steps agree."""
+    many = np.repeat(films[:1], 600, axis=0)
+    off = OmegaConf.to_container(compose("none")) | alone
+    del off["_target_"]
+    ours, theirs = (
+        Augmentation(**off | {"engine": engine})(many, seed=5, epoch=0, records=range(600)).astype(float)
+        for engine in ("opencv", "albumentations")
+    )
+    patches = [images.reshape(600, 16, 4, 16, 4).mean(axis=(2, 4)) for images in (ours, theirs)]
+    spread = max(patches[1].std(axis=0).mean(), 1)
+    assert np.abs(patches[0].mean(axis=0) - patches[1].mean(axis=0)).mean() < 0.12 * spread + 0.3
+    assert abs(patches[0].std(axis=0).mean() - patches[1].std(axis=0).mean()) < 0.12 * spread + 0.3
+    steps = [sharpness(images) for images in (ours, theirs)]
+    assert abs(steps[0].mean() - steps[1].mean()) < 0.05 * steps[1].mean()

@@ -1,0 +1,159 @@
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from xray_pneumonia.evaluation.assessment import judge
+from xray_pneumonia.evaluation.cases import KINDS
+from xray_pneumonia.evaluation.decision import decide
+from xray_pneumonia.evaluation.report import figures_evaluation
+from xray_pneumonia.evaluation.report import text as wording
+from xray_pneumonia.evaluation.report.build import render
+from xray_pneumonia.evaluation.report.checklist import ITEMS, fill
+from xray_pneumonia.evaluation.settings import EvaluationSettings
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+MAPS = {"border": 0.6, "measured": 3, "likeness": np.nan, "bound": 0.5}  # of films without evidence
+
+
+class Facts:
+    """What the page asks of a dossier."""
+
+    model, split, run_ids, rival = "<b>net</b>", "test", ["0" * 32], ""
+    leakage, leak_check = "3 leaks. They flatter.", "3, by their bytes"
+    facts, answers, openings, chosen_after = {"Net": "CNN"}, {"title": "x"}, [], {"0" * 32: 2}
+    shortcuts, robustness, gate, differences, maps = {}, None, [("films", 9, 0.01)], [], {"none": "no map"} | MAPS
+
+
+def settings(**changes):
+    given = {
+        "operating_point": "youden", "calibration": "temperature", "abstention_error": 0.05, "replicates": 100,
+        "prevalences": [0.05, 0.5], "subgroups": ["subtype"], "maps": 0, "robustness_images": 0, "report": True,
+        "seed": 0,
+    }  # fmt: skip
+    return EvaluationSettings(**given | changes)
+
+
+@pytest.fixture(scope="module")
+def judgement():
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 2, 160)
+    logit = rng.normal(3 * label - 1.5, 1.5)
+    table = pd.DataFrame(
+        {
+            "id": [f"{i}" for i in range(160)],
+            "patient": [f"p{i // 2}" for i in range(160)],
+            "subtype": np.where(label == 0, "normal", rng.choice(["bacteria", "virus"], 160)),
+            "label": label,
+            "logit": logit,
+            "probability": 1 / (1 + np.exp(-logit)),
+        }
+    )
+    return judge(table, decide(table, settings()), settings(), validation=table)
+
+
+@pytest.fixture(scope="module")
+def page(judgement):
+    pictures = {
+        "roc": figures_evaluation.roc_with_band(judgement, seed=0, replicates=20),
+        "reliability": figures_evaluation.reliability_diagram(judgement),
+        "coverage": figures_evaluation.coverage_and_accuracy(judgement),
+    }
+    return render(
+        "evaluation.html",
+        figures=pictures,
+        dossier=Facts(),
+        judgement=judgement,
+        summary=wording.summary(judgement, split="test"),
+        seed_figure=wording.small_sample(right=15, images=16),
+        checklist=fill(Facts.answers),
+        words=wording,
+        case_kinds=KINDS,
+        uniform_border=0.44,
+        limits=["one", "two"],
+    )
+
+
+def test_the_page_says_what_it_rests_on(page):
+    assert "160 images of 80 patients" in page
+    assert "15 of 16 right is 93.8 %, anywhere from 71.7 % to 98.9 %" in page
+    assert "trained <strong>after</strong> a test had been opened twice" in page
+    assert "3 leaks. They flatter." in page
+    assert "3, by their bytes" in page
+    assert page.count('class="open"') == len(ITEMS) - 1
+
+
+def test_what_could_not_be_compared_is_not_given_as_a_number(page):
+    assert "mean of 3 maps" in page
+    assert "rank correlation" not in page
+
+
+def test_names_are_escaped(page):
+    assert "<b>net</b>" not in page
+    assert "&lt;b&gt;net&lt;/b&gt;" in page
+
+
+def test_the_page_asks_no_network(page):
+    assert len(page.encode()) < 5 * 2**20
+    assert not re.findall(r"(?:src|href)=[\"'](?!data:|#)", page)
+    assert "@import" not in page
+    assert "<script" not in page
+    assert not re.findall(r"url\((?!data:)", page)
+
+
+def test_what_is_undefined_is_called_so():
+    assert (wording.number(np.nan), wording.number(0.12345)) == ("undefined", "0.123")
+
+
+def test_words_are_those_of_the_numbers(judgement):
+    sentences = wording.summary(judgement, split="val")
+    found = judgement.at_point["sensitivity"].value
+    assert f"about {100 * found:.0f} pneumonia" in sentences[0]
+    assert "slightly flattered" in sentences[-1]
+    assert "flattered" not in " ".join(wording.summary(judgement, split="test"))
+
+
+@pytest.mark.parametrize(
+    ("share", "says"),
+    [(0.438, "about as chance"), (0.5, "more than chance"), (0.3, "less than chance"), (np.nan, "none of")],
+)
+def test_attention_on_the_border_is_weighed_against_chance(share, says):
+    sentence = wording.attention({"border": share, "measured": 37}, uniform=0.4375)
+    assert says in sentence
+    assert np.isnan(share) or "mean of 37 maps" in sentence
+
+
+def test_curves_are_drawn_whole_however_low_they_fall():
+    facts = {"kind": ["as it is", "noise"], "strength": [0, 1], "high": [1.0, np.nan], "low": [0.8, np.nan]}
+    high, low = (pd.DataFrame({**facts, "auroc": [0.9, last], "balanced_accuracy": 0.8}) for last in (0.7, 0.2))
+    assert figures_evaluation.robustness_curves(high).axes[0].get_ylim()[0] == pytest.approx(0.4)
+    assert figures_evaluation.robustness_curves(low).axes[0].get_ylim()[0] == pytest.approx(0.18)
+
+
+def test_without_answers_the_axes_are_those_of_shares(judgement):
+    nothing = replace(judgement, trade_off=judgement.trade_off.head(0))
+    curve = figures_evaluation.coverage_and_accuracy(nothing).axes[0]
+    assert (curve.get_xlim(), curve.get_ylim()) == ((0, 1), (0, 1))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+@pytest.mark.parametrize("width", [400, 1280])
+def test_a_browser_shows_it_and_asks_no_host(page, tmp_path, width):
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    log, picture = tmp_path / "net.json", tmp_path / "page.png"
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    command += [f"--log-net-log={log}", f"--window-size={width},4000", f"--screenshot={picture}"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "page.html").as_uri()]
+    subprocess.run(command, check=True, capture_output=True, timeout=120, env={**os.environ, "HOME": str(tmp_path)})
+    assert picture.stat().st_size > 20_000
+    asked = {url for url in re.findall(r'"url":"(https?://[^"]+)"', log.read_text(errors="replace"))}
+    ours = {url for url in asked if not re.search(r"(google|gvt1|chromium|gstatic)", url)}  # the browser's own
+    assert not ours

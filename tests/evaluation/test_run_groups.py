@@ -1,0 +1,72 @@
+"""Runs side by side: groups, what differs, mean and spread, pooled predictions."""
+
+import math
+import statistics
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from xray_pneumonia.evaluation.report.figures_runs import overlaid_curves
+from xray_pneumonia.evaluation.run_groups import Entry, group, pool, tabulate
+
+
+def entry(name, seed, auroc, **params):
+    shared = {"seed": str(seed), "data.seed": str(seed), "data.fold": "0", "home": f"/{name}", "data.image_size": "64"}
+    return Entry(name, name, shared | params, {"best/auroc": auroc})
+
+
+RUNS = [
+    entry("a", 1, 0.90, **{"model._target_": "x.models.CNN", "optimizer.lr": "0.1"}),
+    entry("b", 1, 0.95, **{"model._target_": "x.models.MLP", "optimizer.lr": "0.1", "model.hidden": "8"}),
+    entry("c", 2, 0.80, **{"model._target_": "x.models.CNN", "optimizer.lr": "0.1"}),
+]
+
+
+def test_repeats_are_grouped_and_the_best_comes_first():
+    groups = group(RUNS, best_by="best/auroc", maximize=True)
+    assert [[run.run_id for run in one.entries] for one in groups] == [["b"], ["a", "c"]]
+    mean, sd = groups[1].figure("best/auroc")
+    assert (mean, sd) == (pytest.approx(0.85), pytest.approx(statistics.stdev([0.9, 0.8])))
+    assert math.isnan(groups[0].figure("best/auroc")[1])
+    assert [run.run_id for run in group(RUNS, best_by="best/auroc", maximize=False)[0].entries] == ["a", "c"]
+
+
+def test_the_table_shows_what_differs_and_nothing_else():
+    table = tabulate(group(RUNS, best_by="best/auroc", maximize=True), {"auroc": "best/auroc"})
+    assert list(table.columns) == ["runs", "model", "auroc", "auroc sd"]  # one config alone has model.hidden
+    assert table["model"].tolist() == ["MLP", "CNN"]
+    assert table["runs"].tolist() == [1, 2]
+
+
+def predictions(ids, logits):
+    return pd.DataFrame(
+        {
+            "id": ids,
+            "patient": [name[0] for name in ids],
+            "subtype": "normal",
+            "label": [0] * len(ids),
+            "logit": logits,
+            "probability": 1 / (1 + np.exp(-np.array(logits))),
+        }
+    )
+
+
+def test_seeds_are_averaged_and_folds_are_joined():
+    pooled = pool(
+        [predictions(["a1", "b1"], [0.0, 1.0]), predictions(["a1", "b1"], [2.0, 1.0]), predictions(["c1"], [5.0])]
+    )
+    assert pooled["id"].tolist() == ["a1", "b1", "c1"]
+    assert pooled["logit"].tolist() == [1.0, 1.0, 5.0]
+    assert pooled["patient"].tolist() == ["a", "b", "c"]
+
+
+def test_curves_are_laid_over_each_other():
+    history = {"val/auroc": [(1, 0.5), (2, 0.7)]}
+    other = {"val/auroc": [(1, 0.7), (2, 0.9), (3, 0.9)]}
+    figure = overlaid_curves({"one": [history, other], "two": [other]})
+    axes = figure.axes[2]
+    mean = next(line for line in axes.lines if line.get_label() == "one")
+    assert mean.get_xdata().tolist() == [1, 2]
+    assert mean.get_ydata().tolist() == [pytest.approx(0.6), pytest.approx(0.8)]
+    assert len(axes.lines) == 4  # both means, and the two runs behind the first

@@ -1,0 +1,115 @@
+"""What version 0.1.0 wrote is still read: weights, runs, checkpoints, configs, sweeps (see `stored/README.md`)."""
+
+import csv
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from xray_pneumonia.data import synthetic
+
+STORED = Path(__file__).parent / "stored"
+BIRTHPLACE = Path("/tmp/xray_stored")  # where the stored runs were made: resuming one asks for its images there
+RUN = "ff04f27815b142f38213c97dd974077d"
+STOPPED, KILLED = "09a8cb1693714819910fb88521cc7654", "512d836864fc4a0ebacfa468ce913a2c"
+TRAINING = [
+    "data=synthetic", "data.synthetic_patients=20", "data.image_size=32", "model=resnet", "model.width=4",
+    "model.depth=1", "model.stages=2", "trainer=cpu", "trainer.threads=1", "trainer.patience=null", "evaluation=quick",
+    "augmentation=light", "tracking.system_metrics=false",
+]  # fmt: skip
+
+
+def unpack(folder):
+    """Lay out the stored home in a folder; returns its path."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with tarfile.open(STORED / "home.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    synthetic.generate(folder / "mlruns" / "synthetic" / "20", patients=20, seed=0)
+    return folder / "mlruns"
+
+
+@pytest.fixture
+def moved(tmp_path):
+    """The stored home in another place than the one it was made in."""
+    return unpack(tmp_path / "moved")
+
+
+@pytest.fixture
+def at_birthplace(start):
+    """Run commands where the stored runs were made, each in a process of its own: none has the database open before."""
+
+    def run(*arguments):
+        process = start(*arguments, f"home={BIRTHPLACE}/mlruns", OMP_NUM_THREADS="1")
+        out, err = process.communicate(timeout=300)
+        return process.returncode, out, err
+
+    with FileLock(f"{BIRTHPLACE}.lock"):
+        unpack(BIRTHPLACE)
+        yield run
+        shutil.rmtree(BIRTHPLACE)
+
+
+@pytest.mark.parametrize(
+    "name", ["final", "final_ensemble", *(pytest.param(f"final_seed{n}", marks=pytest.mark.slow) for n in range(1, 6))]
+)
+def test_shipped_models_answer_as_before(xray, real_xrays, tmp_path, name):
+    expected = json.loads((STORED / "shipped_answers.json").read_text())
+    for path in expected:
+        (tmp_path / "images" / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(real_xrays / path, tmp_path / "images" / path)
+    outcome = xray("predict", f"model={name}", "input=images", "output=out", "engine=torch", "workers=1")
+    assert outcome.code == 0, outcome.err
+    rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
+    assert [row["path"] for row in rows] == list(expected)
+    for row in rows:
+        assert row["sha256"] == expected[row["path"]]["sha256"]
+        assert float(row["probability"]) == pytest.approx(expected[row["path"]][name], abs=1e-6)
+
+
+def test_an_old_run_is_evaluated_and_compared_in_another_place(xray, moved):
+    place = [f"home={moved}", f"data.root={moved}/synthetic/20"]
+    outcome = xray("evaluate", f"run_id={RUN}", "split=val", *place, "evaluation=quick")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.splitlines()[-1].endswith("val/auroc=0.388889")
+    outcome = xray("compare", f"run_ids=[{RUN}]", f"home={moved}")
+    assert outcome.code == 0, outcome.err
+    assert "0.3889" in outcome.out
+    outcome = xray("predict", f"model={RUN}", f"input={moved}/synthetic/20/val", "output=out", f"home={moved}")
+    assert outcome.code == 0, outcome.err
+
+
+@pytest.mark.slow
+def test_an_old_run_is_reproduced(at_birthplace):
+    code, out, err = at_birthplace("reproduce", f"run_id={RUN}")
+    assert code == 0, err
+    assert "verdict=bit-identical" in out or "verdict=within" in out
+
+
+@pytest.mark.slow
+def test_an_old_checkpoint_is_resumed_or_refused_with_a_reason(at_birthplace):
+    code, out, err = at_birthplace("train", f"resume={STOPPED}")
+    if code:
+        assert code == 2
+        assert f"resume={STOPPED}: " in err
+    else:
+        assert out.splitlines()[-1] == f"run_id={STOPPED} val/auroc=0.722222"
+
+
+def test_an_old_journal_is_sent(at_birthplace):
+    code, out, err = at_birthplace("doctor", "sync")
+    assert code == 0, err
+    assert out.splitlines()[-1].endswith("unsent=0 stale=0"), out
+    assert not any((BIRTHPLACE / "mlruns" / "journal").iterdir())
+
+
+def test_an_old_sweep_is_listed_and_continued(at_birthplace):
+    code, out, err = at_birthplace("sweeps")
+    assert "old_sweep" in out
+    assert "2 of 2" in out
+    command = ["train", "-m", *TRAINING, "trainer.max_epochs=2", "optimizer.lr=1e-3,1e-4"]
+    code, out, err = at_birthplace(*command, "sweep.name=old_sweep")
+    assert code == 0, err
+    assert "trials=2 val/auroc=0.388889" in out.splitlines()[-1]
