@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
 from rich.console import Console
@@ -19,9 +18,8 @@ from xray_pneumonia.evaluation.calibration import Calibration
 from xray_pneumonia.evaluation.decision import Decision
 from xray_pneumonia.evaluation.input_gate import Gate
 from xray_pneumonia.inference.bundle import Card
+from xray_pneumonia.types import Gray, Vector
 
-Gray = npt.NDArray[np.uint8]
-Vector = npt.NDArray[np.float64]
 Graph = Callable[[Gray], Vector]  # (N, S, S) uint8 -> calibrated logits (N,)
 UNCERTAIN, STRANGE = "uncertain", "no frontal chest film"  # reasons of an abstention
 CPU_BATCH, GPU_BATCH = 16, 512  # images at once: what fits the caches of a processor; what fills a GPU

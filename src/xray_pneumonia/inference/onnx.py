@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.inference.bundle import MAX_BYTES, Card, parse_card, require_known_classes, require_plain
-from xray_pneumonia.inference.model import CPU_BATCH, Graph, Gray, TrainedModel, Vector, in_batches
+from xray_pneumonia.inference.model import CPU_BATCH, Graph, TrainedModel, in_batches
+from xray_pneumonia.types import Gray, Vector
 
 GRAPH = "model.onnx"  # in the folder of the weights
 INPUT, OUTPUTS = "pixels", ["probability", "logit"]

@@ -17,7 +17,7 @@ from scipy.special import expit
 
 from xray_pneumonia.config import Node, anchor, build, check
 from xray_pneumonia.data import synthetic
-from xray_pneumonia.data.images.decode import Gray, decode, read_bytes
+from xray_pneumonia.data.images.decode import decode, read_bytes
 from xray_pneumonia.data.images.limits import ImageError
 from xray_pneumonia.errors import AnswersDiffer, InputError
 from xray_pneumonia.evaluation import predictions
@@ -27,7 +27,7 @@ from xray_pneumonia.inference.loading import load_model
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.inference.onnx import GRAPH, read_graph, require_reader, require_writer, write_graph
 from xray_pneumonia.tracking.stored_runs import StoredRun
-from xray_pneumonia.types import Count
+from xray_pneumonia.types import Count, Gray
 from xray_pneumonia.workflows.find_model import find_model
 from xray_pneumonia.workflows.training_record import CONFIG, ENVIRONMENT, HISTORY
 
