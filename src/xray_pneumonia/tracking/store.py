@@ -11,8 +11,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from xray_pneumonia.errors import InputError
-from xray_pneumonia.schema import nearest
+from xray_pneumonia.errors import InputError, nearest
 from xray_pneumonia.tracking.locations import ARTIFACTS, repair_moved, require_writable, sqlite_path, sqlite_uri
 from xray_pneumonia.tracking.store_errors import StoreUnavailable, query, require_not_just_unavailable
 from xray_pneumonia.tracking.store_errors import masked as masked

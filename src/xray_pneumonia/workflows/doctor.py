@@ -6,19 +6,20 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import requires, version
 from pathlib import Path
 
 import psutil
 from omegaconf import DictConfig
+from packaging.requirements import Requirement
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from xray_pneumonia import packages
 from xray_pneumonia.config import Node, anchor, build, check
 from xray_pneumonia.errors import InputError, Unwell
 from xray_pneumonia.tracking import sync
-from xray_pneumonia.tracking.provenance import PACKAGES, cpu
+from xray_pneumonia.tracking.provenance import cpu
 from xray_pneumonia.tracking.replay import STAGED
 from xray_pneumonia.tracking.spool import spools
 from xray_pneumonia.tracking.store import Store, TrackingSettings, masked, open_database, resolve_uri
@@ -98,13 +99,12 @@ def _gpus() -> list[str]:
 
 
 def _packages(report: Report) -> None:
-    bad = packages.problems()
-    for name in PACKAGES:
-        problem = next((problem for problem in bad if problem.startswith(f"{name} ")), "")
-        report.add(name, packages.installed(name) or "not installed", problem)
-    for problem in bad:
-        if not problem.startswith(tuple(f"{name} " for name in PACKAGES)):
-            report.add(problem.split(": ")[0], "", problem)
+    """List the packages that this one requires, and those that its pins exclude."""
+    for need in map(Requirement, requires("xray-pneumonia") or []):
+        if need.marker is None or need.marker.evaluate({"extra": ""}):
+            found = version(need.name)
+            wrong = not need.specifier.contains(found, prereleases=True)
+            report.add(need.name, found, f"{need.name} {found}: install {need.name}{need.specifier}" if wrong else "")
 
 
 def _disks(report: Report, home: Path) -> None:
