@@ -12,8 +12,8 @@ from hydra import compose, initialize_config_module
 from optuna.trial import TrialState
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.sweeps import plan as plans
 from xray_pneumonia.sweeps import storage as storages
+from xray_pneumonia.sweeps.plan import read_plan
 from xray_pneumonia.sweeps.storage import open_storage
 from xray_pneumonia.sweeps.study import SweepStudy
 
@@ -24,11 +24,16 @@ GONE = {"host": os.uname().nodename, "pid": 2**22 - 1, "born": 1.0}
 def make(tmp_path):
     """Make a study in a fresh database, or open it again."""
 
-    def opened(*arguments, session="s", inquest=lambda trial: None):
+    def opened(*arguments, session="s", recover_result=lambda trial: None):
         with initialize_config_module("xray_pneumonia.conf", version_base="1.3"):
             cfg = compose("train", [argument for argument in arguments if argument.startswith("sweep")])
-        plan = plans.read(cfg, arguments, choice="default")
-        return SweepStudy(plan, open_storage(f"sqlite:///{tmp_path}/s.db"), session=session, inquest=inquest)
+        plan = read_plan(cfg, arguments, choice="default")
+        return SweepStudy(
+            plan,
+            open_storage(f"sqlite:///{tmp_path}/s.db", stale_after=plan.settings.stale_after),
+            session=session,
+            recover_result=recover_result,
+        )
 
     yield opened
     open_storage.cache_clear()
@@ -40,7 +45,7 @@ def tell(study, claim, value=0.5):
 
 def kill(study, claim):
     """Let the process that holds a trial be one that is gone."""
-    study._storage.set_trial_user_attr(claim.trial_id, "owner", {**GONE, "session": study.session})
+    study.storage.set_trial_user_attr(claim.trial_id, "owner", {**GONE, "session": study.session})
 
 
 def test_a_grid_is_dealt_once(make):
@@ -86,7 +91,7 @@ def test_a_trial_that_was_trained_to_its_end_counts(make):
     study = make("model=cnn,mlp")
     [first] = study.claim(1)
     kill(study, first)
-    later = make("model=cnn,mlp", session="later", inquest=lambda trial: (TrialState.COMPLETE, [0.75]))
+    later = make("model=cnn,mlp", session="later", recover_result=lambda trial: (TrialState.COMPLETE, [0.75]))
     [claim] = later.claim(5)
     assert claim.point == {"model": "mlp"}
     assert later.trials()[0].value == 0.75
@@ -108,10 +113,10 @@ def test_processes_on_other_machines_are_given_time(make):
     arguments = ("model=cnn,mlp", "sweep.stale_after=1000")
     study = make(*arguments)
     [claim] = study.claim(1)
-    study._storage.set_trial_user_attr(claim.trial_id, "owner", {**GONE, "host": "elsewhere", "session": "s"})
+    study.storage.set_trial_user_attr(claim.trial_id, "owner", {**GONE, "host": "elsewhere", "session": "s"})
     assert [c.point for c in make(*arguments, session="later").claim(5)] == [{"model": "mlp"}]
-    study._storage.record_heartbeat(claim.trial_id)
-    with study._storage.engine.begin() as connection:
+    study.storage.record_heartbeat(claim.trial_id)
+    with study.storage.engine.begin() as connection:
         connection.exec_driver_sql("update trial_heartbeats set heartbeat = datetime('now', '-2000 seconds')")
     assert [c.point for c in make(*arguments, session="third").claim(5)] == [{"model": "cnn"}]
 
@@ -156,7 +161,7 @@ def test_threads_never_claim_one_trial_twice(make):
 
 
 def test_a_locked_database_is_said_to_be_locked(tmp_path, monkeypatch):
-    monkeypatch.setattr(storages, "PROBE", 0.1)
+    monkeypatch.setattr(storages, "BUSY_TIMEOUT", 0.1)
     url = f"sqlite:///{tmp_path}/s.db"
     connection = sqlite3.connect(tmp_path / "s.db")
     connection.execute("create table t (x)")

@@ -2,8 +2,6 @@
 
 import os
 import platform
-import shutil
-import subprocess
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import lru_cache
@@ -54,8 +52,6 @@ def alive(who: Mapping[str, Any], *, silent: Callable[[], float], stale_after: f
         silent: counts the seconds since its last sign of life.
         stale_after: how long a process on another machine may be silent.
     """
-    if "slurm" in who and (queued := _queued(str(who["slurm"]))) is not None:
-        return queued  # a requeued task is silent and will come back
     if who["host"] != platform.node() or _elsewhere(who):
         return silent() < stale_after
     if who.get("boot", _boot()) != _boot():
@@ -70,29 +66,3 @@ def alive(who: Mapping[str, Any], *, silent: Callable[[], float], stale_after: f
 def _elsewhere(who: Mapping[str, Any]) -> bool:
     """Tell whether a process of this very boot lives in another container."""
     return bool(who.get("boot", _boot()) == _boot() and who.get("space", _space()) != _space())
-
-
-def _queued(job: str) -> bool | None:
-    """Ask Slurm whether it still holds a job; None where it cannot be asked."""
-    if shutil.which("squeue") is None:
-        return None
-    command = ["squeue", "--noheader", "--format=%T", "--jobs", job]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    if done.returncode and "Invalid job id" not in done.stderr:
-        return None
-    states = set(done.stdout.split())
-    return bool(states & {"PENDING", "RUNNING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "COMPLETING"})
-
-
-def queue_is_empty() -> bool:
-    """Tell whether Slurm holds no job of this user; False where there is no Slurm to ask."""
-    if shutil.which("squeue") is None:
-        return False
-    try:
-        done = subprocess.run(["squeue", "--noheader", "--me"], capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.SubprocessError):
-        return False
-    return done.returncode == 0 and not done.stdout.strip()
