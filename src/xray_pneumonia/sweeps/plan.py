@@ -15,6 +15,7 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
 from xray_pneumonia.errors import InputError
+from xray_pneumonia.evaluation.metrics import monitor_mode
 from xray_pneumonia.sweeps.settings import SweepSettings, read_settings
 from xray_pneumonia.sweeps.space import Point, Space, read_space
 
@@ -91,6 +92,7 @@ def read_plan(cfg: DictConfig, arguments: Sequence[str], *, choice: str) -> Plan
         kind = "grid" if space.finite and settings.n_trials is None and not settings.first else "tpe"
     first = [space.require(point, origin=f"sweep.first[{i}]") for i, point in enumerate(settings.first)]
     points = space.grid() if kind == "grid" else []
+    objectives = settings.objectives or {cfg.monitor: monitor_mode(cfg.monitor, cfg.mode)}
     budget = settings.n_trials or len(points) or BUDGET
     plan = Plan(
         settings=settings,
@@ -100,7 +102,7 @@ def read_plan(cfg: DictConfig, arguments: Sequence[str], *, choice: str) -> Plan
         kind=kind,
         points=tuple(first + [point for point in points if point not in first]),
         n_trials=min(budget, len(points)) if kind == "grid" else budget,
-        objectives={str(k): str(v) for k, v in (settings.objectives or {cfg.monitor: cfg.mode}).items()},
+        objectives={str(name): str(mode) for name, mode in objectives.items()},
         max_epochs=int(cfg.trainer.max_epochs),
     )
     return plan if settings.name else replace(plan, name=_name(plan, choice))
