@@ -1,7 +1,8 @@
-"""Replicates: which, how they are summed up, and when one trial gets no more of them."""
+"""Replicates: which, how they are summed up, and when one trial gets no more of them; each worker's share."""
 
 import math
 import statistics
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,39 +11,32 @@ from xray_pneumonia.sweeps import workers
 from xray_pneumonia.sweeps.plan import is_hopeless, list_replicates, mean_and_sd
 
 
-class Settings:
-    def __init__(self, seeds=None, folds=None):
-        self.seeds, self.folds = seeds, folds
-
-
 def test_every_seed_on_every_fold():
-    listed = list_replicates(Settings([1, 2], 3))
+    listed = list_replicates(SimpleNamespace(seeds=[1, 2], folds=3))
     assert len(listed) == 6
     assert listed[4].values == {"seed": 2, "data.folds": 3, "data.fold": 1}
-    assert list_replicates(Settings(folds=2))[0].values == {"data.folds": 2, "data.fold": 0}
-    assert list_replicates(Settings()) == []
+    assert list_replicates(SimpleNamespace(seeds=None, folds=2))[0].values == {"data.folds": 2, "data.fold": 0}
+    assert list_replicates(SimpleNamespace(seeds=None, folds=None)) == []
 
 
 def test_mean_and_sd():
     values = [0.9, 0.92, 0.95]
-    assert mean_and_sd(values) == (
-        pytest.approx(statistics.mean(values)),
-        pytest.approx(statistics.stdev(values)),
-    )
+    assert mean_and_sd(values) == (pytest.approx(statistics.mean(values)), pytest.approx(statistics.stdev(values)))
     assert math.isnan(mean_and_sd([0.9])[1])
 
 
 @pytest.mark.parametrize(
-    ("values", "maximize", "expected"), [([0.80], True, True), ([0.94], True, False), ([0.80], False, False)]
+    ("values", "maximize", "others", "expected"),
+    [
+        ([0.80], True, [(0.95, 0.01), (0.93, 0.012)], True),
+        ([0.94], True, [(0.95, 0.01), (0.93, 0.012)], False),
+        ([0.80], False, [(0.95, 0.01), (0.93, 0.012)], False),
+        ([0.1], True, [(0.9, math.nan)], False),  # the spread is not known yet
+        ([0.1], True, [], False),
+    ],
 )
-def test_what_is_far_behind_is_given_up(values, maximize, expected):
-    others = [(0.95, 0.01), (0.93, 0.012)]
+def test_what_is_far_behind_is_given_up(values, maximize, others, expected):
     assert is_hopeless(values, total=3, others=others, maximize=maximize) is expected
-
-
-def test_nothing_is_given_up_before_the_spread_is_known():
-    assert not is_hopeless([0.1], total=3, others=[(0.9, math.nan)], maximize=True)
-    assert not is_hopeless([0.1], total=3, others=[], maximize=True)
 
 
 def test_an_equal_trial_is_seldom_given_up():

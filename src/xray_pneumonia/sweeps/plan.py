@@ -27,29 +27,17 @@ LOGISTICS = ("home", "sweep", "workers", "tracking", "trainer.threads", "hydra")
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep, read and checked.
-
-    Attributes:
-        settings: the config group `sweep`.
-        name: of the study.
-        space: what is searched and what all trials share.
-        carried: overrides that every trial takes over and that do not belong to the space.
-        kind: the sampler.
-        points: to be tried before anything is sampled; all there is, for a grid.
-        n_trials: completed or pruned trials to reach.
-        objectives: metrics with `max` or `min`; the first one is reported each epoch.
-        max_epochs: of a trial.
-    """
+    """A sweep, read and checked."""
 
     settings: SweepSettings
-    name: str
+    name: str  # of the study
     space: Space
-    carried: tuple[str, ...]
-    kind: str
-    points: tuple[Point, ...]
-    n_trials: int
-    objectives: dict[str, str]
-    max_epochs: int
+    carried: tuple[str, ...]  # overrides that every trial takes over and that do not belong to the space
+    kind: str  # of sampler
+    points: tuple[Point, ...]  # to be tried before anything is sampled; all there is, for a grid
+    n_trials: int  # completed or pruned, to reach
+    objectives: dict[str, str]  # metrics with `max` or `min`; the first one is reported each epoch
+    max_epochs: int  # of a trial
 
     @property
     def maximize(self) -> bool:

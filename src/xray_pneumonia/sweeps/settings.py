@@ -18,27 +18,7 @@ Direction = Literal["max", "min"]
 
 @dataclass(frozen=True, kw_only=True)
 class SweepSettings:
-    """The config group `sweep`.
-
-    Args:
-        name: of the study; a rerun with the same name continues it. Null makes a name from the command.
-        space: a range for each key; the command line adds to it and overrides it.
-        first: configurations to try before any others, each a mapping from keys to values.
-        n_trials: completed or pruned trials to reach; null takes every point of a grid, or 20.
-        sampler: `auto` is `grid` where the space has finitely many points and no budget, else `tpe`.
-        seed: of the sampler.
-        objectives: metrics with `max` or `min`; null takes `monitor`.
-        pruner: stops trials that do worse than others did at the same epoch.
-        prune_after_trials: trials that must be complete before the first is pruned (median only).
-        prune_after_epochs: epochs that every trial may run.
-        seeds: train every trial once for each seed; its value is the mean.
-        folds: train every trial once for each of so many patient-grouped folds; its value is the mean.
-        max_failures: failed trials that one command tolerates; null tolerates all.
-        parallel: trials given to the launcher at once; null asks the launcher.
-        storage: URL of the database; null takes XRAY_SWEEP_STORAGE, else `sweeps.db` in `home`.
-        stale_after: seconds without a heartbeat after which a trial on another machine counts as dead.
-        trial: filled in by the sweeper for each trial; see `TrialSpec`.
-    """
+    """The config group `sweep`; `conf/sweep/default.yaml` says what each key means."""
 
     name: str | None
     space: dict[str, Any]

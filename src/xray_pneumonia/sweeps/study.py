@@ -17,6 +17,7 @@ from optuna.storages import RDBStorage
 from optuna.storages._heartbeat import get_heartbeat_thread
 from optuna.trial import FrozenTrial, TrialState
 
+from xray_pneumonia.config import leaves
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.sweeps.plan import Plan, build_pruner, build_sampler
 from xray_pneumonia.sweeps.space import Point
@@ -74,7 +75,7 @@ class SweepStudy:
         if known is None:
             self.study.set_user_attr("sweep", asked)
         elif known != asked:
-            before, now = _flat(known), _flat(asked)
+            before, now = dict(leaves(known)), dict(leaves(asked))
             changed = [
                 f"{key}: was {before.get(key, 'absent')}, now {now.get(key, 'absent')}"
                 for key in sorted({*before, *now})
@@ -241,10 +242,3 @@ def _point(trial: FrozenTrial) -> Point:
     """Read what a trial tries, also of one that waits or was killed while it asked."""
     point: Point = trial._system_attrs.get("fixed_params") or trial.params
     return point
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

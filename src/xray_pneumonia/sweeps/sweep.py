@@ -3,7 +3,7 @@
 import logging
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -112,7 +112,7 @@ def _lead(sweep: Sweep, study: SweepStudy, store: Store) -> float:
         log.info("sweep %s: %d of %d trials to go", plan.name, max(0, study.room()), plan.n_trials)
         while True:
             _train(sweep, study, parent=parent.run_id, progress=progress)
-            _wait(study, progress)
+            _wait(study.running, study, progress)
             if study.room() <= 0 or study.too_many_failures():  # else another process left a trial unfinished
                 break
         close_orphaned_runs(store, study, parent, name=plan.name)
@@ -126,8 +126,8 @@ def _train(sweep: Sweep, study: SweepStudy, *, parent: str, progress: Progress |
     """Have workers run trials, where there are to be any, and run the rest."""
     count = int(sweep.config.workers)
     if study.room() > 0 and count > 1:
-        with workers.started(count, parent=parent, session=study.session) as team:
-            _wait(study, progress, team=team)
+        with workers.started(count, parent=parent, session=study.session) as working:
+            _wait(working, study, progress)
     _work(sweep, study, parent=parent, progress=progress)
 
 
@@ -163,9 +163,9 @@ def _launch(launcher: Any, lines: list[list[str]], claims: list[Claim], study: S
             study.fail(claim, f"the launcher lost it; {done.status}: {done._return_value!r}")
 
 
-def _wait(study: SweepStudy, progress: Progress | None, *, team: workers.Team | None = None) -> None:
+def _wait(busy: Callable[[], object], study: SweepStudy, progress: Progress | None) -> None:
     """Wait for trials of other processes; those whose process dies are queued again."""
-    while team.working() if team else study.running():
+    while busy():
         time.sleep(POLL)
         study.fail_stale_trials()
         if progress:

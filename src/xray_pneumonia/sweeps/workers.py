@@ -2,10 +2,9 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -37,42 +36,29 @@ def leader_is_gone() -> bool:
     return mine is not None and os.getppid() != mine.leader
 
 
-class Team:
-    """The workers of a sweep."""
+@contextmanager
+def started(count: int, *, parent: str, session: str) -> Iterator[Callable[[], bool]]:
+    """Start workers with this process' own command; at the end of the block ask them to close their runs and exit.
 
-    def __init__(self, processes: list[subprocess.Popen[bytes]]) -> None:
-        self._processes = processes
-
-    def working(self) -> bool:
-        """Tell whether one of them still runs."""
-        return any(process.poll() is None for process in self._processes)
-
-    def stop(self) -> None:
-        """Ask all to close their runs and exit, and wait for it."""
-        for process in self._processes:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-        for process in self._processes:
+    Yields:
+        A function that tells whether any of them still runs.
+    """
+    own_role = json.dumps({"parent": parent, "session": session, "leader": os.getpid()})
+    command = [sys.executable, "-m", "xray_pneumonia.cli", "train", *sys.argv[1:]]
+    processes = []
+    try:
+        for number in range(count):
+            environment = {**os.environ, **share(number, count, gpus=torch.cuda.device_count()), ROLE: own_role}
+            processes.append(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL))
+        yield lambda: any(process.poll() is None for process in processes)
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
             try:
                 process.wait(timeout=30)
             except subprocess.TimeoutExpired:
                 process.kill()
-
-
-@contextmanager
-def started(count: int, *, parent: str, session: str) -> Iterator[Team]:
-    """Start workers with this process' own command, and stop them when the block is left early."""
-    own_role = json.dumps({"parent": parent, "session": session, "leader": os.getpid()})
-    command = [sys.executable, "-m", "xray_pneumonia.cli", "train", *sys.argv[1:]]
-    processes = []
-    for number in range(count):
-        environment = {**os.environ, **share(number, count, gpus=torch.cuda.device_count()), ROLE: own_role}
-        processes.append(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL))
-    team = Team(processes)
-    try:
-        yield team
-    finally:
-        team.stop()
 
 
 def share(number: int, count: int, *, gpus: int) -> dict[str, str]:
