@@ -38,6 +38,12 @@ def wait_for(condition, *, seconds):
     raise AssertionError(f"waited {seconds} s in vain")
 
 
+def job_of(pid):
+    entries = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    environment = dict(entry.split("=", 1) for entry in entries if "=" in entry)
+    return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+
+
 @pytest.mark.long
 def test_a_cancelled_trial_is_replaced_and_a_requeued_one_goes_on(command, slurm, records, tmp_path):
     """Without accounting, submitit waits for a cancelled job for ever: the command is killed and given again."""
@@ -52,7 +58,7 @@ def test_a_cancelled_trial_is_replaced_and_a_requeued_one_goes_on(command, slurm
 
     def underway(number):
         begun = [t for t in trials() if t.number == number and len(t.intermediate_values) >= 2]
-        return next((t.user_attrs["worker"]["slurm"] for t in begun if "worker" in t.user_attrs), None)
+        return next((job_of(t.user_attrs["worker"]["pid"]) for t in begun if "worker" in t.user_attrs), None)
 
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)

@@ -27,7 +27,7 @@ from xray_pneumonia.sweeps.plan import Plan
 from xray_pneumonia.sweeps.space import overrides
 from xray_pneumonia.sweeps.storage import locked
 from xray_pneumonia.sweeps.study import DONE, SweepStudy
-from xray_pneumonia.tracking import search
+from xray_pneumonia.tracking import stored_runs
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.store import Store, masked
 from xray_pneumonia.tracking.sync import sync
@@ -38,11 +38,11 @@ PLOTS = ("optimization_history", "param_importances", "parallel_coordinate", "sl
 log = logging.getLogger(__name__)
 
 
-def open_parent(plan: Plan, study: SweepStudy, store: Store, stack: ExitStack) -> Run | search.Found:
+def open_parent(plan: Plan, study: SweepStudy, store: Store, stack: ExitStack) -> Run | stored_runs.StoredRun:
     """Open the parent run until the stack closes; where another process has it, return it as it stands."""
     tags = {"verb": "sweep", "sweep.name": plan.name}
     with locked(study.storage):  # two commands at once would make two parents
-        known = search.find(store, tags)
+        known = stored_runs.find(store, tags)
         run_id = known[0].run_id if known else None
         try:
             parent = stack.enter_context(
@@ -84,11 +84,11 @@ def _note(plan: Plan, described: dict[str, Any]) -> str:
 
 def recover_result(store: Store, trial: FrozenTrial) -> tuple[TrialState, list[float]] | None:
     """Close the runs of a trial whose process is gone, and read the result of one that was trained to its end."""
-    runs = search.find(store, {"sweep.trial_id": str(trial._trial_id)})
+    runs = stored_runs.find(store, {"sweep.trial_id": str(trial._trial_id)})
     runs = [run for run in runs if run.tags.get("sweep.trial") == str(trial.number)]
     for run in runs:
         if run.status == "RUNNING":
-            search.close(store, run.run_id, status="KILLED", reason="its process is gone")
+            stored_runs.close(store, run.run_id, status="KILLED", reason="its process is gone")
     for run in runs:
         if run.status == "FINISHED" and "sweep.values" in run.tags and "sweep.replicate" not in run.tags:
             values = [float(value) for value in json.loads(run.tags["sweep.values"])]
@@ -104,11 +104,11 @@ def close_orphaned_runs(store: Store, study: SweepStudy, parent: Run, *, name: s
     for sent in sync(store.uri, store.home, tags={"sweep.name": name}):
         log.info("run %s: %s", sent.run_id, sent.problem or f"sent late, {sent.status}")
     states = {str(trial.number): trial.state for trial in study.trials()}
-    for run in search.find(store, {"sweep.name": name}, status="RUNNING"):
+    for run in stored_runs.find(store, {"sweep.name": name}, status="RUNNING"):
         state = states.get(run.tags.get("sweep.trial", ""), TrialState.FAIL)
-        if state.is_finished() and run.run_id not in {parent.run_id, parent.journal.identity}:
+        if state.is_finished() and run.run_id not in {parent.run_id, parent.mlflow_id}:
             status = "FINISHED" if state in DONE else "FAILED"
-            search.close(store, run.run_id, status=status, reason="the store was away when its trial ended")
+            stored_runs.close(store, run.run_id, status=status, reason="the store was away when its trial ended")
 
 
 class Progress:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Len
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from xray_pneumonia import schema
+from xray_pneumonia import config
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.metrics import Monitor
 from xray_pneumonia.types import Count, Seed, Whole
@@ -73,7 +73,7 @@ def read_settings(node: DictConfig) -> SweepSettings:
     """
     values: dict[str, Any] = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
     values.pop("_target_", None)
-    problems = schema.problems(values, SweepSettings, prefix="sweep.")
+    problems = config.problems(values, SweepSettings, prefix="sweep.")
     if problems:
         raise InputError("\n  ".join(["the sweep is wrong:", *problems]) if len(problems) > 1 else problems[0])
     return SweepSettings(**values)

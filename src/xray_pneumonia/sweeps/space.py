@@ -11,8 +11,7 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Overrid
 from hydra.errors import HydraException
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from xray_pneumonia.errors import InputError
-from xray_pneumonia.schema import nearest
+from xray_pneumonia.errors import InputError, nearest
 
 Value = str | int | float
 Point = dict[str, Value]

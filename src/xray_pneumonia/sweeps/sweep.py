@@ -23,7 +23,7 @@ from xray_pneumonia.sweeps.settings import TrialSpec
 from xray_pneumonia.sweeps.space import overrides
 from xray_pneumonia.sweeps.storage import open_storage, resolve
 from xray_pneumonia.sweeps.study import DONE, POLL, Claim, SweepStudy
-from xray_pneumonia.tracking import search
+from xray_pneumonia.tracking import stored_runs
 from xray_pneumonia.tracking.store import Store, open_store
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def _lead(sweep: Sweep, study: SweepStudy, store: Store) -> float:
     plan = sweep.plan
     with ExitStack() as stack:
         told = ""
-        while isinstance(parent := open_parent(plan, study, store, stack), search.Found):
+        while isinstance(parent := open_parent(plan, study, store, stack), stored_runs.StoredRun):
             does = "works along" if study.room() > 0 else "waits for its end"
             if does != told:
                 log.info("sweep %s: pid %s leads it; this process %s", plan.name, parent.tags.get("pid", "?"), does)

@@ -23,7 +23,7 @@ from xray_pneumonia.errors import InputError
 from xray_pneumonia.sweeps.plan import Replicate, build_pruner, is_hopeless, list_replicates, mean_and_sd
 from xray_pneumonia.sweeps.settings import SweepSettings, TrialSpec
 from xray_pneumonia.sweeps.storage import lost_connection, open_storage, resolve, retried
-from xray_pneumonia.tracking import search
+from xray_pneumonia.tracking import stored_runs
 from xray_pneumonia.tracking.process import identity
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.store import Store, open_store
@@ -222,7 +222,11 @@ class Trial:
         return is_hopeless([row[0] for row in values], total=total, others=others, maximize=maximize)
 
     def _report(self, tags: dict[str, str], *, first: bool, suffix: str = "") -> EpochReport:
-        own = {key: value for key, value in tags.items() if key in {"sweep.trial_id", "sweep.replicate", search.PARENT}}
+        own = {
+            key: value
+            for key, value in tags.items()
+            if key in {"sweep.trial_id", "sweep.replicate", stored_runs.PARENT}
+        }
         return EpochReport(
             self._trial if first and len(self._names) == 1 else None,
             objectives=self._names,
@@ -235,7 +239,7 @@ class Trial:
         """Find the run that this trial began before it was requeued."""
         if not self._requeued:
             return None
-        runs = [run for run in search.find(self._store, tags) if run.status in {"RUNNING", "KILLED"}]
+        runs = [run for run in stored_runs.find(self._store, tags) if run.status in {"RUNNING", "KILLED"}]
         return runs[-1].run_id if runs else None
 
     @property
@@ -244,7 +248,7 @@ class Trial:
 
     def _tags(self, parent: str) -> dict[str, str]:
         own = {
-            search.PARENT: parent,
+            stored_runs.PARENT: parent,
             "sweep.name": self.spec.study,
             "sweep.trial": str(self.spec.number),
             "sweep.trial_id": str(self.spec.id),
@@ -256,7 +260,7 @@ class Trial:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         log.error("trial %d failed: %s", self.spec.number, reason)
         with contextlib.suppress(Exception):  # the store may be what failed
-            if not search.find(self._store, {"sweep.trial_id": str(self.spec.id)}):
+            if not stored_runs.find(self._store, {"sweep.trial_id": str(self.spec.id)}):
                 tags = {"verb": "train", **self._tags(self.spec.parent)}
                 with start_run(self._store, name=self._name, tags=tags, system_metrics=False):
                     raise error
