@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from xray_pneumonia.data.files import Found
+from xray_pneumonia.data.files import InputFile
 from xray_pneumonia.data.images.sandbox import Attempt
 from xray_pneumonia.errors import InputError
 
@@ -37,7 +37,7 @@ def make_row(attempt: Attempt, known: Mapping[Any, Any]) -> Row:
     """Make a row of what is known of a file; what is not stays empty."""
     empty = dict.fromkeys(COLUMNS) | {"reason": "", "flags": [], "error": "", "message": ""}
     decoded = {name: getattr(attempt, name) for name in ("sha256", "width", "height", "mode")}
-    return empty | {"path": attempt.found.id, "stamp": attempt.found.stamp} | decoded | dict(known)
+    return empty | {"path": attempt.file.id, "stamp": attempt.file.stamp} | decoded | dict(known)
 
 
 class PredictionFiles:
@@ -87,9 +87,9 @@ class PredictionFiles:
         cure = "make room and run the same command again, it goes on" if error.errno in FULL else "name another folder"
         return InputError(f"output={self.folder}: cannot be written: {error.strerror}; {cure}")
 
-    def lacks(self, found: Found) -> bool:
+    def lacks(self, file: InputFile) -> bool:
         """Tell whether a file has no answer yet, or has changed since it got one."""
-        return self._answered.get(found.id) != found.stamp
+        return self._answered.get(file.id) != file.stamp
 
     def append(self, rows: Iterable[Row]) -> None:
         """Append rows; when this returns they are on the disk."""
@@ -106,7 +106,7 @@ class PredictionFiles:
                 with suppress(ValueError):
                     yield json.loads(line)
 
-    def sort(self, files: Callable[[], Iterable[Found]]) -> None:
+    def sort(self, files: Callable[[], Iterable[InputFile]]) -> None:
         """Bring the rows of a continued run into the order of the files, the newest one for each."""
         if not self.resumed:
             return
@@ -119,9 +119,9 @@ class PredictionFiles:
 
         def ordered() -> Iterator[Row]:
             with (self.folder / ROWS).open("rb") as file:
-                for found in files():
-                    if found.id in offsets:
-                        file.seek(offsets[found.id])
+                for one in files():
+                    if one.id in offsets:
+                        file.seek(offsets[one.id])
                         yield json.loads(file.readline())
 
         self._rewrite(ordered())
