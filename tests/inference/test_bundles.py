@@ -47,7 +47,7 @@ def test_the_gate_stops_what_is_no_film(tmp_path, write_bundle, films):
     write_bundle(tmp_path, gate=True)
     reader = opened(tmp_path)
     images = films(21)
-    look = reader.gate.strangeness(images)[:, 0]
+    look = reader.gate.anomaly(images)[:, 0]
     reader = replace(reader, gate=replace(reader.gate, limits=np.array([np.median(look), 1e9])))
     table = reader.read(images)
     strange = table["gate"] > 1

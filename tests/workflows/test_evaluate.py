@@ -25,7 +25,7 @@ from xray_pneumonia.tracking.store import open_store
 from xray_pneumonia.types import CLASSES
 from xray_pneumonia.workflows.ensemble import predict
 from xray_pneumonia.workflows.find_model import load_reader
-from xray_pneumonia.workflows.validation import judge_validation
+from xray_pneumonia.workflows.validation import assess_validation
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*Any type hint is inferred.*", "ignore:.*An input example was not provided.*"
@@ -57,7 +57,7 @@ def store_run(home):
             run.set_tags({"records_fingerprint": fingerprint(data.records)})
             rows = np.flatnonzero(data.records["split"] == "val")
             table = predictions.tabulate(data.records, rows, predict(net, data.images[rows], torch.device("cpu")))
-            chosen = judge_validation(run, cfg, net, data, table, settings=settings)
+            chosen = assess_validation(run, cfg, net, data, table, settings=settings)
             predictions.write(chosen.predictions, run.path("predictions/val.csv"))
             card = {
                 "net": plain(cfg.model), "class_names": list(CLASSES), "image_size": 32, "run_id": run.run_id,

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import calibration, predictions
 from xray_pneumonia.evaluation.abstention import fit_band, stored_band
+from xray_pneumonia.evaluation.assessment import FIXED, Decision, decide
 from xray_pneumonia.evaluation.calibration import Calibration
-from xray_pneumonia.evaluation.decision import FIXED, Decision, decide_calibrated
 from xray_pneumonia.evaluation.input_gate import Gate
-from xray_pneumonia.evaluation.metrics import Vector
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.inference.bundle import Card
 from xray_pneumonia.inference.bundles import Bundle, open_bundle
@@ -27,7 +26,7 @@ from xray_pneumonia.inference.loading import open_folder
 from xray_pneumonia.tracking.store import Store
 from xray_pneumonia.tracking.stored_runs import StoredRun, read_run
 from xray_pneumonia.training.predict import predict_logits
-from xray_pneumonia.types import Gray
+from xray_pneumonia.types import Gray, Vector
 from xray_pneumonia.workflows.training_record import read_papers
 
 BATCH = 128
@@ -210,7 +209,7 @@ def _decision(
     card = members[0].card
     fitted = calibrations[0] if len(members) == 1 else Calibration()
     if operating_point != STORED:
-        settings = settings.with_policy(operating_point)
+        settings = replace(settings, operating_point=operating_point)
     elif len(members) == 1 and card.operating_point_policy != FIXED:
         table, point = fitted.apply(validation), card.operating_point
         if card.band:
@@ -218,7 +217,7 @@ def _decision(
         else:
             band = fit_band(table, error=settings.abstention_error, threshold=point)
         return Decision(fitted, point, card.operating_point_policy, band)
-    return decide_calibrated(validation, fitted, settings)
+    return decide(validation, settings, fitted=fitted)
 
 
 def _mean(calibrations: list[Calibration], rows: list[Vector]) -> Vector:

@@ -1,7 +1,7 @@
-"""`xray evaluate`: judge a trained model on a split, with intervals, in one report."""
+"""Runs `xray evaluate`: assesses a trained model on a split, with intervals, in one report."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,9 @@ from xray_pneumonia.config import Node, anchor, build, check, leaves, plain
 from xray_pneumonia.data.audit import Broken
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import predictions
-from xray_pneumonia.evaluation.assessment import Judgement, judge
-from xray_pneumonia.evaluation.comparison import Difference, compare
-from xray_pneumonia.evaluation.report.model_card import checklist_answers, model_facts
-from xray_pneumonia.evaluation.report.text import SPLITS, TITLES, number, times
+from xray_pneumonia.evaluation.metrics import METRICS
+from xray_pneumonia.evaluation.report.build import NUMBERS, PAGE, Context, Report, Rival, assess_and_report
+from xray_pneumonia.evaluation.report.text import SPLITS, number, times
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.stored_config import load_stored
 from xray_pneumonia.tracking.ledger import Opening, opened_before, record_opening
@@ -26,17 +25,22 @@ from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.store import masked, open_store
 from xray_pneumonia.training import performance
-from xray_pneumonia.workflows.closer_look import learn_gate, look_closer
 from xray_pneumonia.workflows.contenders import find, find_rival, require_comparable
-from xray_pneumonia.workflows.dossier import Dossier, write_dossier
 from xray_pneumonia.workflows.ensemble import Ensemble
-from xray_pneumonia.workflows.evaluation_data import RECORD_COLUMNS, HeldOut, Split, open_split, training_leaks
+from xray_pneumonia.workflows.evaluation_data import (
+    RECORD_COLUMNS,
+    HeldOut,
+    Split,
+    learn_gate,
+    open_split,
+    training_leaks,
+)
 
 DRIFT = 0.05  # logits of one model on one image differ less between machines
 log = logging.getLogger(__name__)
 
 
-class Films(TypedDict):
+class EvaluationFolder(TypedDict):
     """The keys of `data`."""
 
     root: str | None
@@ -53,7 +57,7 @@ class EvaluateConfig:
     split: Split
     compare_to: str | list[str] | None
     operating_point: str
-    data: Films
+    data: EvaluationFolder
     evaluation: Node
     tracking: Node
 
@@ -88,30 +92,37 @@ def main(cfg: DictConfig) -> None:
     name = tracking.run_name or f"{cfg.split}: {model.name}"[:250]
     with start_run(store, name=name, tags=tags, system_metrics=False) as run:
         _record_origin(run, cfg, values, held_out)
-        judgement, dossier, (what, where) = evaluate(run, model, held_out, settings, rival=rival)
-    _print(judgement, dossier, Console(width=None if Console().is_terminal else 100))
-    print(f"{what}: {where}")
+        folder = run.path(f"evaluation/{cfg.split}/{NUMBERS}").parent
+        report = evaluate(run, folder, model, held_out, settings, rival=rival)
+    _print(report, Console(width=None if Console().is_terminal else 100))
+    print(f"Report: {folder / PAGE}" if settings.report else f"Numbers: {folder / NUMBERS}")
     print(f"See it: mlflow ui --backend-store-uri {masked(store.uri)}")
-    print(f"run_id={run.run_id} {cfg.split}/auroc={judgement.at_point['auroc'].value:.6f}", flush=True)
+    print(f"run_id={run.run_id} {cfg.split}/auroc={report.assessment.at_point['auroc'].value:.6f}", flush=True)
 
 
 def evaluate(
-    run: Run, model: Ensemble, held_out: HeldOut, settings: EvaluationSettings, *, rival: Ensemble | None
-) -> tuple[Judgement, Dossier, tuple[str, Path]]:
-    """Open the split, predict, judge and write the dossier into a run; the ledger comes first."""
+    run: Run, folder: Path, model: Ensemble, held_out: HeldOut, settings: EvaluationSettings, *, rival: Ensemble | None
+) -> Report:
+    """Open the split, predict, assess and record; the ledger is written before anything is predicted."""
     openings = _open(model, held_out)
     table = _predict(model, held_out)
-    chosen_on = table if held_out.split == "val" and model.validation is None else model.validation
-    judgement = judge(table, model.decision, settings, validation=chosen_on)
-    dossier = _dossier(model, held_out, judgement, settings, openings=openings)
-    if rival is not None:
-        dossier.rival, dossier.differences = rival.name, _compare(judgement, rival, held_out, settings)
-    gate = (model.first.gate or learn_gate(held_out)) if settings.report else None
-    look_closer(dossier, judgement, held_out, settings, net=model.first.net, predict=model.logits, gate=gate)
-    written = write_dossier(run, dossier, judgement, held_out.images, settings)
-    run.log_metrics({f"{held_out.split}/{name}": value for name, value in judgement.metrics().items()})
-    run.set_tags({"openings": len(openings), "chosen_after_opening": any(dossier.chosen_after.values())})
-    return judgement, dossier, written
+    context = _context(model, held_out, openings)
+    report = assess_and_report(
+        folder,
+        table,
+        held_out.images,
+        model.decision,
+        settings,
+        context=context,
+        net=model.first.net,
+        predict=model.logits,
+        gate=(model.first.gate or learn_gate(held_out)) if settings.report else None,
+        validation=table if held_out.split == "val" and model.validation is None else model.validation,
+        rival=None if rival is None else _predict_rival(rival, held_out, table),
+    )
+    run.log_metrics({f"{held_out.split}/{name}": value for name, value in report.assessment.metrics().items()})
+    run.set_tags({"openings": len(openings), "chosen_after_opening": any(context.chosen_after.values())})
+    return report
 
 
 def _record_origin(run: Run, cfg: DictConfig, values: dict[str, Any], held_out: HeldOut) -> None:
@@ -166,79 +177,60 @@ def _require_unaltered(run_id: str, validation: pd.DataFrame, table: pd.DataFram
         )
 
 
-def _dossier(
-    model: Ensemble,
-    held_out: HeldOut,
-    judgement: Judgement,
-    settings: EvaluationSettings,
-    *,
-    openings: list[Opening],
-) -> Dossier:
-    config = plain(load_stored(model.first.run.config, origin=f"run_id={model.first.run.run_id}"))
+def _predict_rival(rival: Ensemble, held_out: HeldOut, table: pd.DataFrame) -> Rival:
+    table = table.assign(logit=rival.logits(held_out.images, what="Predicting with the other model"))
+    predictions.require_usable(table, name="compare_to")
+    return Rival(rival.name, rival.decision.calibration.apply(table), rival.decision.threshold)
+
+
+def _context(model: Ensemble, held_out: HeldOut, openings: list[Opening]) -> Context:
     runs = [member.run for member in model.members]
     counts = {
         run.run_id: opened_before(run.store, experiment=run.store.experiment_name, started=run.started) for run in runs
     }
-    return Dossier(
+    facts = {}
+    if len(runs) > 1:
+        facts["Ensemble"] = f"the mean of the calibrated logits of {len(runs)} models, judged as one"
+    if model.validation is None:
+        facts["Origin"] = (
+            "a folder, not a run of this store, whose ledger cannot tell what was opened before its training"
+        )
+    return Context(
         model=model.name,
         split=held_out.split,
         run_ids=[run.run_id for run in runs],
-        facts=model_facts(config, runs[0].tags, judgement, settings) | _of_ensemble(model) | _of_its_past(model),
-        answers=checklist_answers(config, held_out.records, judgement, split=held_out.split, openings=len(openings)),
-        openings=openings,
+        config=plain(load_stored(runs[0].config, origin=f"run_id={runs[0].run_id}")),
+        tags=runs[0].tags,
+        facts=facts,
+        openings=[asdict(opening) for opening in openings],
         chosen_after={run_id: count for run_id, count in counts.items() if count},
         leaks=training_leaks(runs[0], held_out.records) if held_out.split != "val" else None,
         elsewhere=held_out.elsewhere,
     )
 
 
-def _of_ensemble(model: Ensemble) -> dict[str, str]:
-    if len(model.members) == 1:
-        return {}
-    return {"Ensemble": f"the mean of the calibrated logits of {len(model.members)} models, judged as one"}
-
-
-def _of_its_past(model: Ensemble) -> dict[str, str]:
-    if model.validation is not None:
-        return {}
-    return {"Origin": "a folder, not a run of this store, whose ledger cannot tell what was opened before its training"}
-
-
-def _compare(
-    judgement: Judgement, rival: Ensemble, held_out: HeldOut, settings: EvaluationSettings
-) -> list[Difference]:
-    other = judgement.table.assign(logit=rival.logits(held_out.images, what="Predicting with the other model"))
-    predictions.require_usable(other, name="compare_to")
-    return compare(
-        judgement.table,
-        rival.decision.calibration.apply(other),
-        thresholds=(judgement.decision.threshold, rival.decision.threshold),
-        replicates=settings.replicates,
-        seed=settings.seed,
-    )
-
-
-def _print(judgement: Judgement, dossier: Dossier, console: Console) -> None:
+def _print(report: Report, console: Console) -> None:
+    assessment, context = report.assessment, report.context
     title = (
-        f"{SPLITS[dossier.split].capitalize()}: {judgement.images} images of {judgement.patients} patients; operating "
-        f"point {judgement.decision.threshold:.4f} ({judgement.decision.policy})"
+        f"{SPLITS[context.split].capitalize()}: {assessment.images} images of {assessment.patients} patients; "
+        f"operating point {assessment.decision.threshold:.4f} ({assessment.decision.policy})"
     )
     rows = Table(title=title, title_justify="left", title_style="bold")
-    for column in ("metric", "value (95 % interval)", "at 0.5", *(["other", "p"] if dossier.differences else [])):
+    for column in ("metric", "value (95 % interval)", "at 0.5", *(["other", "p"] if report.differences else [])):
         rows.add_column(column)
-    differences = {one.name: one for one in dossier.differences}
-    for name, words in TITLES.items():
+    differences = {one.name: one for one in report.differences}
+    for name, metric in METRICS.items():
         other = [differences[name].second, differences[name].p_value] if differences else []
-        plain = [number(value) for value in (judgement.at_half[name].value, *other)]
-        rows.add_row(words, str(judgement.at_point[name]), *plain)
+        numbers = [number(value) for value in (assessment.at_half[name].value, *other)]
+        rows.add_row(metric.title, str(assessment.at_point[name]), *numbers)
     console.print(rows)
-    if dossier.split == "val":
+    if context.split == "val":
         console.print("Calibration and operating point were chosen on these images, so they flatter.")
-    if dossier.openings:
-        count = len(dossier.openings)
+    if context.openings:
+        count = len(context.openings)
         when = "just now" if count == 1 else "this one included"
         console.print(f"Ledger: these images were opened {times(count)}, {when}.")
-    if dossier.leakage:
-        console.print(dossier.leakage)
-    for run_id, count in dossier.chosen_after.items():
+    if context.leakage:
+        console.print(context.leakage)
+    for run_id, count in context.chosen_after.items():
         console.print(f"Run {run_id} was trained after a test had been opened {times(count)} for its experiment.")
