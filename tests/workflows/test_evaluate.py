@@ -155,6 +155,7 @@ def test_openings_are_counted_and_later_runs_are_marked(capsys, monkeypatch, hom
     assert "Compared with seed 0" in page
     assert "DeLong" in page
     assert re.search(r"have been opened <strong>(twice|\d+ times)</strong>, this one included", page)
+    assert re.search(r'<td class="n">20\d\d-\d\d-\d\d \d\d:\d\d UTC</td>', page)
 
 
 def test_an_ensemble_is_the_mean_of_calibrated_logits(capsys, monkeypatch, home, run, store_run):

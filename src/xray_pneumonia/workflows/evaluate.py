@@ -202,7 +202,7 @@ def _context(model: Ensemble, held_out: HeldOut, openings: list[Opening]) -> Con
         config=plain(load_stored(runs[0].config, origin=f"run_id={runs[0].run_id}")),
         tags=runs[0].tags,
         facts=facts,
-        openings=[asdict(opening) for opening in openings],
+        openings=[asdict(opening) | {"when": opening.when} for opening in openings],
         chosen_after={run_id: count for run_id, count in counts.items() if count},
         leaks=training_leaks(runs[0], held_out.records) if held_out.split != "val" else None,
         elsewhere=held_out.elsewhere,

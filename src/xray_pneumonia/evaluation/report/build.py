@@ -48,7 +48,7 @@ class Context:
         config: of the training, plain values.
         tags: of its run.
         facts: more rows for the model card.
-        openings: of these images, from the ledger, the present one last.
+        openings: of these images, from the ledger, the present one last: `when`, `who`, `split`, `experiment`, `runs`.
         chosen_after: for each run, how often a test had been opened for its experiment before it was trained.
         leaks: images whose bytes were trained on; None where unknown.
         elsewhere: images that are in another split of the folder too; None where there is no other.
