@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from xray_pneumonia import schema
+from xray_pneumonia import config
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.metrics import monitor_mode
 from xray_pneumonia.sweeps import syntax
@@ -60,7 +60,7 @@ def read_settings(cfg: DictConfig) -> SweepSettings:
     """
     values: dict[str, Any] = OmegaConf.to_container(cfg.sweep, resolve=True)  # type: ignore[assignment]
     values.pop("_target_", None)
-    problems = schema.problems(values, SweepSettings, prefix="sweep.")
+    problems = config.problems(values, SweepSettings, prefix="sweep.")
     if problems:
         raise InputError("\n  ".join(["the sweep is wrong:", *problems]) if len(problems) > 1 else problems[0])
     return SweepSettings(**values)

@@ -17,12 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from xray_pneumonia.config import Node, anchor, build, check
-from xray_pneumonia.errors import InputError
+from xray_pneumonia.errors import InputError, nearest
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.comparison import Difference, compare
 from xray_pneumonia.evaluation.metrics import EPOCH_METRICS, METRICS
 from xray_pneumonia.evaluation.run_groups import Entry, Group, group, pool, tabulate
-from xray_pneumonia.schema import nearest
 from xray_pneumonia.tracking import search
 from xray_pneumonia.tracking.search import Found
 from xray_pneumonia.tracking.store import Store, masked, open_existing

@@ -3,7 +3,6 @@
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
@@ -19,22 +18,24 @@ from xray_pneumonia.evaluation.metrics import METRICS
 from xray_pneumonia.evaluation.report.build import NUMBERS, PAGE, Context, Report, Rival, assess_and_report
 from xray_pneumonia.evaluation.report.text import SPLITS, number, times
 from xray_pneumonia.evaluation.settings import EvaluationSettings
+from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.stored_config import load_stored
 from xray_pneumonia.tracking.ledger import Opening, opened_before, record_opening
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.store import masked, open_store
 from xray_pneumonia.training import performance
-from xray_pneumonia.workflows.contenders import find, find_rival, require_comparable
-from xray_pneumonia.workflows.ensemble import Ensemble
 from xray_pneumonia.workflows.evaluation_data import (
     RECORD_COLUMNS,
     HeldOut,
     Split,
     learn_gate,
     open_split,
+    require_comparable,
     training_leaks,
 )
+from xray_pneumonia.workflows.find_model import EvaluatedModel, find_compared, find_evaluated
+from xray_pneumonia.workflows.training_run import public_config
 
 DRIFT = 0.05  # logits of one model on one image differ less between machines
 log = logging.getLogger(__name__)
@@ -65,35 +66,33 @@ class EvaluateConfig:
 def main(cfg: DictConfig) -> None:
     """Evaluate and print."""
     anchor(cfg)
-    values = check(cfg, EvaluateConfig)
+    check(cfg, EvaluateConfig)
     settings: EvaluationSettings = build(cfg.evaluation)
     home, tracking = Path(cfg.home), build(cfg.tracking)
     store = open_store(tracking, home=home)
     performance.prepare_process(keep_freed_memory=True, threads=None)
-    if (cfg.run_id is None) == (cfg.model is None):
-        raise InputError("run_id, model: name one of them: run_id=ID, or model=NAME of one that `xray predict` reads")
-    model = find(store, cfg, settings, run_id=cfg.run_id, name=cfg.model)
-    rival = find_rival(store, cfg, settings)
+    evaluated = find_evaluated(store, cfg, settings)
+    other = find_compared(store, cfg, settings)
     held_out = open_split(
-        model.first.run,
+        evaluated.runs[0],
         cfg.split,
         root=cfg.data.root,
         broken=cfg.data.broken,
         home=home,
-        image_size=model.first.card.image_size,
-        validation_ids=None if model.validation is None else set(model.validation["id"]),
+        image_size=evaluated.model.card.image_size,
+        validation_ids=None if evaluated.validation is None else set(evaluated.validation["id"]),
     )
-    require_comparable(held_out, model, rival)
-    run_ids = [member.run.run_id for member in model.members]
+    require_comparable(held_out, evaluated, other)
+    run_ids = [run.run_id for run in evaluated.runs]
     tags = {"verb": "evaluate", "evaluates": ",".join(run_ids), "split": cfg.split}
-    if len(run_ids) == 1 and model.validation is not None:
+    if len(run_ids) == 1 and evaluated.validation is not None:
         tags["mlflow.parentRunId"] = run_ids[0]
-    store = model.first.run.store
-    name = tracking.run_name or f"{cfg.split}: {model.name}"[:250]
+    store = evaluated.runs[0].store
+    name = tracking.run_name or f"{cfg.split}: {evaluated.model.name}"[:250]
     with start_run(store, name=name, tags=tags, system_metrics=False) as run:
-        _record_origin(run, cfg, values, held_out)
+        _record_origin(run, cfg, held_out)
         folder = run.path(f"evaluation/{cfg.split}/{NUMBERS}").parent
-        report = evaluate(run, folder, model, held_out, settings, rival=rival)
+        report = evaluate(run, folder, evaluated, held_out, settings, other=other)
     _print(report, Console(width=None if Console().is_terminal else 100))
     print(f"Report: {folder / PAGE}" if settings.report else f"Numbers: {folder / NUMBERS}")
     print(f"See it: mlflow ui --backend-store-uri {masked(store.uri)}")
@@ -101,12 +100,19 @@ def main(cfg: DictConfig) -> None:
 
 
 def evaluate(
-    run: Run, folder: Path, model: Ensemble, held_out: HeldOut, settings: EvaluationSettings, *, rival: Ensemble | None
+    run: Run,
+    folder: Path,
+    evaluated: EvaluatedModel,
+    held_out: HeldOut,
+    settings: EvaluationSettings,
+    *,
+    other: EvaluatedModel | None,
 ) -> Report:
     """Open the split, predict, assess and record; the ledger is written before anything is predicted."""
-    openings = _open(model, held_out)
-    table = _predict(model, held_out)
-    context = _context(model, held_out, openings)
+    model = evaluated.model
+    openings = _open(evaluated, held_out)
+    table = _predict(evaluated, held_out)
+    context = _context(evaluated, held_out, openings)
     report = assess_and_report(
         folder,
         table,
@@ -114,20 +120,19 @@ def evaluate(
         model.decision,
         settings,
         context=context,
-        net=model.first.net,
-        predict=model.logits,
-        gate=(model.first.gate or learn_gate(held_out)) if settings.report else None,
-        validation=table if held_out.split == "val" and model.validation is None else model.validation,
-        rival=None if rival is None else _predict_rival(rival, held_out, table),
+        net=model.require_net(),
+        predict=model.uncalibrated_logits,
+        gate=(model.gate or learn_gate(held_out)) if settings.report else None,
+        validation=table if held_out.split == "val" and evaluated.validation is None else evaluated.validation,
+        rival=None if other is None else _predict_rival(other.model, held_out, table),
     )
     run.log_metrics({f"{held_out.split}/{name}": value for name, value in report.assessment.metrics().items()})
     run.set_tags({"openings": len(openings), "chosen_after_opening": any(context.chosen_after.values())})
     return report
 
 
-def _record_origin(run: Run, cfg: DictConfig, values: dict[str, Any], held_out: HeldOut) -> None:
-    public = cfg.copy()
-    public.tracking.uri = masked(cfg.tracking.uri) if cfg.tracking.uri else None
+def _record_origin(run: Run, cfg: DictConfig, held_out: HeldOut) -> None:
+    public = public_config(cfg)
     run.log_config(OmegaConf.to_yaml(public, resolve=True))
     run.log_params(dict(leaves(plain(public))))
     run.log_provenance(collect())
@@ -137,31 +142,30 @@ def _record_origin(run: Run, cfg: DictConfig, values: dict[str, Any], held_out: 
     )
 
 
-def _open(model: Ensemble, held_out: HeldOut) -> list[Opening]:
-    """Write the opening to the ledger, before anything is predicted."""
-    run = model.first.run
-    found = record_opening(
+def _open(evaluated: EvaluatedModel, held_out: HeldOut) -> list[Opening]:
+    """Write the opening to the ledger; returns all openings of these images."""
+    run = evaluated.runs[0]
+    openings = record_opening(
         run.store,
         split=held_out.split,
         fingerprint=held_out.fingerprint,
         contents=held_out.contents,
         experiment=run.store.experiment_name,
-        config_sha256=",".join(member.run.tags.get("config_sha256", "") for member in model.members),
-        runs=[member.run.run_id for member in model.members],
+        config_sha256=",".join(run.tags.get("config_sha256", "") for run in evaluated.runs),
+        runs=[run.run_id for run in evaluated.runs],
     )
-    if len(found) > 1:
-        log.warning(
-            "these images have been opened %s before; the experiment `ledger` says by whom", times(len(found) - 1)
-        )
-    return found
+    if len(openings) > 1:
+        before = times(len(openings) - 1)
+        log.warning("these images have been opened %s before; the experiment `ledger` says by whom", before)
+    return openings
 
 
-def _predict(model: Ensemble, held_out: HeldOut) -> pd.DataFrame:
-    logits = model.logits(held_out.images, what="Predicting")
+def _predict(evaluated: EvaluatedModel, held_out: HeldOut) -> pd.DataFrame:
+    logits = evaluated.model.uncalibrated_logits(held_out.images, progress="Predicting")
     table = predictions.tabulate(held_out.records, held_out.records.index.to_numpy(), logits)
     predictions.require_usable(table, name=f"split={held_out.split}")
-    if held_out.split == "val" and model.validation is not None:
-        _require_unaltered(model.first.run.run_id, model.validation, table)
+    if held_out.split == "val" and evaluated.validation is not None:
+        _require_unaltered(evaluated.runs[0].run_id, evaluated.validation, table)
     known = [column for column in RECORD_COLUMNS if column in held_out.records]
     return table.join(held_out.records[known])
 
@@ -177,26 +181,27 @@ def _require_unaltered(run_id: str, validation: pd.DataFrame, table: pd.DataFram
         )
 
 
-def _predict_rival(rival: Ensemble, held_out: HeldOut, table: pd.DataFrame) -> Rival:
-    table = table.assign(logit=rival.logits(held_out.images, what="Predicting with the other model"))
+def _predict_rival(model: TrainedModel, held_out: HeldOut, table: pd.DataFrame) -> Rival:
+    logits = model.uncalibrated_logits(held_out.images, progress="Predicting with the other model")
+    table = table.assign(logit=logits)
     predictions.require_usable(table, name="compare_to")
-    return Rival(rival.name, rival.decision.calibration.apply(table), rival.decision.threshold)
+    return Rival(model.name, model.decision.calibration.apply(table), model.decision.threshold)
 
 
-def _context(model: Ensemble, held_out: HeldOut, openings: list[Opening]) -> Context:
-    runs = [member.run for member in model.members]
+def _context(evaluated: EvaluatedModel, held_out: HeldOut, openings: list[Opening]) -> Context:
+    runs = evaluated.runs
     counts = {
         run.run_id: opened_before(run.store, experiment=run.store.experiment_name, started=run.started) for run in runs
     }
     facts = {}
     if len(runs) > 1:
         facts["Ensemble"] = f"the mean of the calibrated logits of {len(runs)} models, judged as one"
-    if model.validation is None:
+    if evaluated.validation is None:
         facts["Origin"] = (
             "a folder, not a run of this store, whose ledger cannot tell what was opened before its training"
         )
     return Context(
-        model=model.name,
+        model=evaluated.model.name,
         split=held_out.split,
         run_ids=[run.run_id for run in runs],
         config=plain(load_stored(runs[0].config, origin=f"run_id={runs[0].run_id}")),

@@ -18,11 +18,11 @@ from xray_pneumonia.evaluation.input_gate import Gate
 from xray_pneumonia.evaluation.metrics import table_metrics
 from xray_pneumonia.evaluation.report.build import Context, assess_and_report
 from xray_pneumonia.evaluation.settings import EvaluationSettings
+from xray_pneumonia.inference.model import run_net
 from xray_pneumonia.tracking.ledger import opened_before
 from xray_pneumonia.tracking.run import Run
 from xray_pneumonia.tracking.store_errors import START, within
 from xray_pneumonia.training.predict import predict_logits
-from xray_pneumonia.workflows.ensemble import predict
 from xray_pneumonia.workflows.evaluation_data import RECORD_COLUMNS, HeldOut, cut, learn_gate
 
 ON_CARD = ("auroc", "sensitivity", "specificity")
@@ -93,7 +93,7 @@ def _report(
             chosen_after={run.run_id: opened} if opened else {},
         ),
         net=net,
-        predict=partial(predict, net, device=next(net.parameters()).device),
+        predict=partial(run_net, net),
         gate=gate,
         validation=table,
     )
