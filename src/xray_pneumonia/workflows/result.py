@@ -19,6 +19,7 @@ from xray_pneumonia.workflows.training_record import leave_evidence
 from xray_pneumonia.workflows.training_run import THRESHOLD, Trained
 from xray_pneumonia.workflows.validation import Chosen, measure_evidence
 
+LOADER_MODULE = "xray_pneumonia.workflows.serve"  # with which MLflow opens a logged bundle
 CURVES = [f"{stage}/{name}" for stage in ("train", "val") for name in ("loss", "accuracy", "auroc")]
 
 
@@ -61,4 +62,4 @@ def record_bundle(
         leave_evidence(run, Path(folder))
         if chosen.gate is not None:
             chosen.gate.write(Path(folder) / GATE)
-        run.log_model(Path(folder), epoch=epoch)
+        run.log_model(Path(folder), epoch=epoch, loader_module=LOADER_MODULE)

@@ -16,11 +16,10 @@ from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.records import fingerprint
 from xray_pneumonia.errors import CheckpointDamaged, InputError
 from xray_pneumonia.stored_config import load_stored
-from xray_pneumonia.tracking.beginning import run_folder
 from xray_pneumonia.tracking.process import alive
-from xray_pneumonia.tracking.search import Found, find, get, mark_running
+from xray_pneumonia.tracking.run import run_folder
 from xray_pneumonia.tracking.store import Store, open_existing, open_store
-from xray_pneumonia.tracking.stored_runs import read_run
+from xray_pneumonia.tracking.stored_runs import StoredRun, find, get, mark_running, read_run
 from xray_pneumonia.training.checkpoints import BEST, Saved, clear, newest_valid
 from xray_pneumonia.training.hashes import verify
 from xray_pneumonia.training.trainer import TrainerSettings
@@ -183,11 +182,10 @@ def _alive(status: str, tags: Mapping[str, str]) -> bool:
     """Tell whether a run's process is there; one on another machine is believed to be."""
     if status != "RUNNING" or not {"host", "pid", "born"} <= set(tags):
         return False
-    who = {key: value for key, value in tags.items() if key != "slurm"}  # whose requeued job is this very process
-    return alive(who, silent=lambda: 0.0, stale_after=1.0)
+    return alive(tags, silent=lambda: 0.0, stale_after=1.0)
 
 
-def _where(store: Store, run: Found) -> str:
+def _where(store: Store, run: StoredRun) -> str:
     """Say where a run stands; nothing where nothing could go on."""
     try:
         saved = newest_valid(run_folder(store, run.run_id) / "checkpoints")

@@ -24,7 +24,7 @@ from xray_pneumonia.models.layers import takes, to_channels_last
 from xray_pneumonia.sweeps.trial_spec import take_trial
 from xray_pneumonia.tracking.lightning_logger import RunLogger
 from xray_pneumonia.tracking.run import Run, start_run
-from xray_pneumonia.tracking.store import masked, open_or_journal
+from xray_pneumonia.tracking.store import masked, open_or_offline
 from xray_pneumonia.training import checkpoints, hashes, performance
 from xray_pneumonia.training.callbacks import build_callbacks
 from xray_pneumonia.training.classifier import PneumoniaClassifier
@@ -104,7 +104,7 @@ def train(cfg: DictConfig, *, watch: Watch | None = None, resumption: resume.Res
     data.prepare()
     classifier = _classifier(cfg, net, data)
     tracking = build(cfg.tracking)
-    store = resumption.store if resumption else open_or_journal(tracking, home=Path(cfg.home))
+    store = resumption.store if resumption else open_or_offline(tracking, home=Path(cfg.home))
     known = resumption or watch
     identity = resume.identity_of(cfg, data, settings)
     start = resume.begin(store, known.run_id if known else None, identity, data)
