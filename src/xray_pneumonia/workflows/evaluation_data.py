@@ -17,7 +17,7 @@ from xray_pneumonia.data.images.cache import open_cache
 from xray_pneumonia.data.records import fingerprint, scan_external
 from xray_pneumonia.data.splits import in_other_splits
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.evaluation.input_gate import MOST
+from xray_pneumonia.evaluation.input_gate import MOST, Gate, fit_gate
 from xray_pneumonia.stored_config import load_stored
 from xray_pneumonia.tracking.stored_runs import StoredRun
 from xray_pneumonia.types import Gray
@@ -186,6 +186,13 @@ def training_leaks(run: StoredRun, records: pd.DataFrame) -> int | None:
     except (InputError, ValueError):
         return None
     return int(records["sha256"].isin(trained.loc[trained["split"] == "train", "sha256"]).sum())
+
+
+def learn_gate(held_out: HeldOut) -> Gate | None:
+    """Fit an input gate, where training and validation images are known."""
+    if held_out.films is None or held_out.validation is None:
+        return None
+    return fit_gate(held_out.films, held_out.validation)
 
 
 def require_comparable(held_out: HeldOut, evaluated: EvaluatedModel, other: EvaluatedModel | None) -> None:

@@ -20,8 +20,7 @@ from xray_pneumonia.data.images.decode import DECODER_VERSION
 from xray_pneumonia.data.images.sandbox import Attempt, Decoders
 from xray_pneumonia.errors import InputError, SomeFailed
 from xray_pneumonia.evaluation import gradcam
-from xray_pneumonia.evaluation.overlay import overlay
-from xray_pneumonia.evaluation.quality import flag
+from xray_pneumonia.evaluation.input_gate import quality_flags
 from xray_pneumonia.inference.loading import EngineName
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.types import Count, Gray, Whole
@@ -140,7 +139,7 @@ def _classified(attempts: list[Attempt], model: TrainedModel, maps: "HeatMaps | 
         return []
     images = np.stack([attempt.pixels for attempt in attempts])  # type: ignore[misc]
     table = model.decide(images)
-    flags = flag(images, table.pop("gate").to_numpy(), model.gate)
+    flags = quality_flags(images, table.pop("gate").to_numpy(), model.gate)
     drawn = maps.draw(attempts, images) if maps else [None] * len(attempts)
     rows = table.rename(columns={"answer": "decision", "abstention": "reason"}).to_dict("records")
     return [
@@ -176,7 +175,7 @@ class HeatMaps:
         names = [f"{HEAT_MAPS}/{attempt.sha256[:32]}.png" for attempt in attempts]
         for attempt, image, one, name in zip(attempts, images, heat, names, strict=True):
             if one.any():
-                overlay(image, one, width=attempt.width, height=attempt.height).save(self.folder / name)
+                gradcam.overlay(image, one, width=attempt.width, height=attempt.height).save(self.folder / name)
         return [name if one.any() else None for name, one in zip(names, heat, strict=True)]
 
     def _compare(self, images: Gray, heat: gradcam.Maps | None) -> bool | None:

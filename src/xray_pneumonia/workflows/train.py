@@ -158,13 +158,13 @@ def _conclude(
     """Judge the kept epoch on validation and record what came out."""
     # Pages, figures and heat maps: they take seconds to import, which no first step waits for.
     from xray_pneumonia.workflows.result import record_bundle, record_result
-    from xray_pneumonia.workflows.validation import judge_shift, judge_validation
+    from xray_pneumonia.workflows.validation import assess_shift, assess_validation
 
     folder = run.folder / "checkpoints"
     best_epoch = _load_best(classifier, folder / checkpoints.BEST)
     table = _predict(classifier.net, data, trainer.strategy.root_device)
-    chosen = judge_validation(run, cfg, classifier.net, data, table, settings=build(cfg.evaluation))
-    judge_shift(run, classifier.net, data, chosen.decision, device=trainer.strategy.root_device)
+    chosen = assess_validation(run, cfg, classifier.net, data, table, settings=build(cfg.evaluation))
+    assess_shift(run, classifier.net, data, chosen.decision, device=trainer.strategy.root_device)
     metrics = _metrics(chosen.predictions)
     trained = Trained(run.run_id, run.store.uri, best_epoch, trainer.current_epoch, chosen.predictions, metrics)
     record_result(run, trained, data)
