@@ -29,7 +29,6 @@ from xray_pneumonia.workflows.evaluation_data import (
     RECORD_COLUMNS,
     HeldOut,
     Split,
-    learn_gate,
     open_split,
     require_comparable,
     training_leaks,
@@ -122,7 +121,7 @@ def evaluate(
         context=context,
         net=model.require_net(),
         predict=model.uncalibrated_logits,
-        gate=(model.gate or learn_gate(held_out)) if settings.report else None,
+        gate=(model.gate or held_out.fit_gate()) if settings.report else None,
         validation=table if held_out.split == "val" and evaluated.validation is None else evaluated.validation,
         rival=None if other is None else _predict_rival(other.model, held_out, table),
     )
