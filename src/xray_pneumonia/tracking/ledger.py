@@ -85,11 +85,7 @@ def openings(store: Store, *, experiment: str | None = None, before: int | None 
         [home.experiment_id], run_view_type=ViewType.ALL, max_results=MOST, order_by=["attributes.start_time ASC"]
     )
     found = [_opening(run.info.start_time, run.data.tags) for run in runs if "ledger.split" in run.data.tags]
-    return [
-        opening
-        for opening in found
-        if (experiment is None or opening.experiment == experiment) and (before is None or opening.started < before)
-    ]
+    return [one for one in found if experiment in {None, one.experiment} and (before is None or one.started < before)]
 
 
 def opened_before(store: Store, *, experiment: str, started: int) -> int:
