@@ -1,12 +1,12 @@
-"""`xray explore`: look at a data set before anything is trained on it."""
+"""Runs `xray explore`: counts, figures and audit of a data set, before anything is trained on it."""
 
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
