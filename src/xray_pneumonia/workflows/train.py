@@ -20,7 +20,7 @@ from xray_pneumonia.data.files import require_unchanged
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.metrics import Monitor, epoch_metrics, monitor_mode
-from xray_pneumonia.models.layers import takes
+from xray_pneumonia.models.layers import takes, to_channels_last
 from xray_pneumonia.sweeps.trial_spec import take_trial
 from xray_pneumonia.tracking.lightning_logger import RunLogger
 from xray_pneumonia.tracking.run import Run, start_run
@@ -97,7 +97,8 @@ def train(cfg: DictConfig, *, watch: Watch | None = None, resumption: resume.Res
     settings: TrainerSettings = build(cfg.trainer)
     build(cfg.evaluation)  # what it refuses is refused before any training
     data: XRayDataModule = build(cfg.data, build(cfg.augmentation))
-    net: nn.Module = performance.lay_out(build(cfg.model), channels_last=settings.channels_last)
+    net: nn.Module = build(cfg.model)
+    net = to_channels_last(net) if settings.channels_last else net
     _grow(net, data, settings)
     performance.prepare_process(keep_freed_memory=settings.keep_freed_memory, threads=settings.threads)
     data.prepare()

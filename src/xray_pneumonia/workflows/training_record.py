@@ -88,9 +88,9 @@ def read_record(source: StoredRun | Path) -> TrainingRecord:
         history: History = {metric: _history(source, metric) for metric in names}
     else:
         name, origin, folder, run = f"{source}", f"{source / CONFIG}", source, None
-        papers = read_papers(source)
-        text, environment = papers.config, papers.environment
-        sha256 = environment.get("config_sha256", papers.config_sha256)
+        provenance = read_provenance(source)
+        text, environment = provenance.config, provenance.environment
+        sha256 = environment.get("config_sha256", provenance.config_sha256)
         history = read_history(source / HISTORY) if (source / HISTORY).is_file() else {}
     if not history:
         what = "metrics of its epochs" if run else HISTORY
@@ -140,7 +140,7 @@ def read_history(path: Path) -> History:
 
 
 @dataclass(frozen=True)
-class Papers:
+class Provenance:
     """The files of a bundle that tell of its training: the config as text, and the environment."""
 
     config: str
@@ -148,7 +148,7 @@ class Papers:
     environment: dict[str, Any]
 
 
-def read_papers(folder: Path) -> Papers:
+def read_provenance(folder: Path) -> Provenance:
     """Read the config and the environment of a bundle's training.
 
     Raises:
@@ -158,7 +158,7 @@ def read_papers(folder: Path) -> Papers:
         raise InputError(f"model={folder}: holds no {CONFIG}, so how it was trained is not known")
     config = _text(folder / CONFIG)
     environment = _environment(folder / ENVIRONMENT) if (folder / ENVIRONMENT).exists() else {}
-    return Papers(config, hashlib.sha256(config.encode()).hexdigest(), environment)
+    return Provenance(config, hashlib.sha256(config.encode()).hexdigest(), environment)
 
 
 def _environment(path: Path) -> dict[str, Any]:
