@@ -126,10 +126,8 @@ class Reproduction:
         verdict = {"of": self.record.name, **asdict(self.comparison)}
         run.path("reproduction/verdict.json").write_text(json.dumps(verdict, indent=2), encoding="utf-8")
         run.set_tags({"verdict": self.comparison.level, "verdict.why": str(self.comparison)})
-        identical = float(self.comparison.level == "bit-identical")
-        run.log_metrics(
-            {"reproduction/bit_identical": identical, "reproduction/departures": self.comparison.departures}
-        )
+        identical, departures = self.comparison.level == "bit-identical", self.comparison.departures
+        run.log_metrics({"reproduction/bit_identical": float(identical), "reproduction/departures": departures})
 
 
 def main(cfg: DictConfig) -> None:
