@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+import pytorch_lightning as pl
 import torch
 
 from xray_pneumonia.data import records as tables
@@ -23,7 +24,7 @@ MIN_VAL_IMAGES = 100  # fewer cannot choose anything: 15 of 16 right is anywhere
 log = logging.getLogger(__name__)
 
 
-class XRayDataModule:
+class XRayDataModule(pl.LightningDataModule):
     """The records of one data set, audited, cut by patient, and served as batches.
 
     Args:
@@ -72,6 +73,7 @@ class XRayDataModule:
         cache_dir: str,
         seed: Seed,
     ) -> None:
+        super().__init__()
         if folds is not None and not (folds >= 2 and fold < folds):
             raise InputError(
                 f"data.folds={folds} data.fold={fold}: needs at least 2 folds and a fold from 0 to folds-1"
@@ -190,19 +192,19 @@ class XRayDataModule:
         """Serve training batches from here on: after so many epochs, and so many batches of the next one."""
         self._start = (epoch, batch)
 
-    def train_dataloader(self, *, pin_memory: bool = False) -> BatchLoader:
-        """Serve augmented batches, in a new order each epoch; a GPU reads pinned memory faster."""
-        return self._loader("train", training=True, pin_memory=pin_memory)
+    def train_dataloader(self) -> BatchLoader:
+        """Serve augmented batches, in a new order each epoch."""
+        return self._loader("train", training=True)
 
-    def val_dataloader(self, *, pin_memory: bool = False) -> BatchLoader:
+    def val_dataloader(self) -> BatchLoader:
         """Serve every validation image once, in order."""
-        return self._loader("val", pin_memory=pin_memory)
+        return self._loader("val", training=False)
 
     def shift_dataloader(self) -> BatchLoader | None:
         """Serve every image of the shifted split once, in order; None where there is no such split."""
-        return self._loader("shift") if self.records["split"].eq("shift").any() else None
+        return self._loader("shift", training=False) if self.records["split"].eq("shift").any() else None
 
-    def _loader(self, split: Stage, *, training: bool = False, pin_memory: bool = False) -> BatchLoader:
+    def _loader(self, split: Stage, *, training: bool) -> BatchLoader:
         rows = np.flatnonzero(self.records["split"] == split).astype(np.int64)
         sampler = EpochSampler(rows, batch_size=self.batch_size, shuffle=training, seed=self._seed)
         if training:
@@ -215,5 +217,6 @@ class XRayDataModule:
             sides=self.sides if training else [self.image_size],
             epochs=self._epochs,
         )
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         workers = self._num_workers if training else 0
-        return BatchLoader(batches, sampler=sampler, workers=workers, pin_memory=pin_memory)
+        return BatchLoader(batches, sampler=sampler, workers=workers, pin_memory=on_gpu)
