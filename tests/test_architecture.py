@@ -38,7 +38,7 @@ DOORS = {
 LEAVES = {"types", "errors", "__version__"}
 KNOWS = {  # room -> the rooms it may import besides the leaves
     "cli": {"compose"},
-    "compose": {"config"},
+    "compose": {"config", "stored_config"},
     "config": set(),
     "stored_config": {"config"},
     "data": set(),

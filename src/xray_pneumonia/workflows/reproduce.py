@@ -42,7 +42,6 @@ from xray_pneumonia.workflows.training_record import (
 )
 
 Level = Literal["bit-identical", "within the band", "different"]
-NET = "net."  # the prefix of the net's weights in a checkpoint of the classifier
 log = logging.getLogger(__name__)
 
 
@@ -112,7 +111,7 @@ class Reproduction:
     def close(self, run: Run, *, best_epoch: int) -> None:
         """Compare, and write the verdict to the run."""
         state = torch.load(run.folder / "checkpoints" / BEST, map_location="cpu", weights_only=True)["state_dict"]
-        weights = {name.removeprefix(NET): tensor for name, tensor in state.items() if name.startswith(NET)}
+        weights = {name.removeprefix("net."): tensor for name, tensor in state.items() if name.startswith("net.")}
         history = {name: dict(pairs) for name, pairs in run.metric_history(sorted(self.record.history)).items()}
         config = self.record.config
         self.comparison = compare(
