@@ -21,11 +21,9 @@ DOORS = {
     # Figures are made in evaluation; pages and workflows name the type of what they pass on.
     "matplotlib": {
         "evaluation/report/figures.py",
-        "evaluation/report/figures_evaluation.py",
-        "evaluation/report/figures_runs.py",
+        "evaluation/report/assessment_figures.py",
         "evaluation/report/build.py",
         "workflows/explore.py",
-        "workflows/dossier.py",
     },
     "pydicom": {"data/images/dicom.py"},
     "kagglehub": {"data/download.py"},
@@ -55,7 +53,15 @@ KNOWS = {  # room -> the rooms it may import besides the leaves
 }
 LONGEST_FILE, LONGEST_FUNCTION = 280, 45  # lines
 # Still to be mended; empty means done.
-EXCEPTIONS = {"data/datamodule.py: __init__", "tracking/run.py", "workflows/evaluation_data.py: open_split", "sweeps"}
+EXCEPTIONS = {
+    "data/datamodule.py: __init__",
+    "evaluation/report/build.py: assess_and_report",
+    "sweeps/parent_run.py",
+    "sweeps/trial.py",
+    "tracking/run.py",
+    "workflows/compare.py",
+    "workflows/evaluation_data.py: open_split",
+}
 
 
 def name_of(module: Path) -> str:

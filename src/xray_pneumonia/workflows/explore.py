@@ -1,4 +1,4 @@
-"""`xray explore`: look at a data set before anything is trained on it."""
+"""Runs `xray explore`: counts, figures and audit of a data set, before anything is trained on it."""
 
 import logging
 from dataclasses import dataclass

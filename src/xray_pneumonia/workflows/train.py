@@ -21,7 +21,7 @@ from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.metrics import Monitor, epoch_metrics, monitor_mode
 from xray_pneumonia.models.layers import takes, to_channels_last
-from xray_pneumonia.sweeps.trial_spec import take_trial
+from xray_pneumonia.sweeps.settings import take_sweep
 from xray_pneumonia.tracking.lightning_logger import RunLogger
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.store import masked, open_or_offline
@@ -60,9 +60,11 @@ def main(cfg: DictConfig) -> float:
     """Train and print; returns the kept epoch's validation AUROC."""
     anchor(cfg)
     wanted = resume.take_resume(cfg)
-    trial = take_trial(cfg)
-    if trial:
-        return trial.run(lambda each, watch: train(_checked(each), watch=watch))
+    sweep = take_sweep(cfg)
+    if sweep:
+        from xray_pneumonia.sweeps.trial import Trial  # imports Optuna, which other trainings do without
+
+        return Trial(sweep, cfg, train=lambda each, watch: train(_checked(each), watch=watch)).run()
     trained = _train_or_resume(cfg, wanted)
     _print(trained, Console(width=None if Console().is_terminal else 80), cfg.trainer)
     print(f"run_id={trained.run_id} val/auroc={trained.metrics['auroc']:.6f}", flush=True)
@@ -156,13 +158,13 @@ def _conclude(
     """Judge the kept epoch on validation and record what came out."""
     # Pages, figures and heat maps: they take seconds to import, which no first step waits for.
     from xray_pneumonia.workflows.result import record_bundle, record_result
-    from xray_pneumonia.workflows.validation import judge_shift, judge_validation
+    from xray_pneumonia.workflows.validation import assess_shift, assess_validation
 
     folder = run.folder / "checkpoints"
     best_epoch = _load_best(classifier, folder / checkpoints.BEST)
     table = _predict(classifier.net, data, trainer.strategy.root_device)
-    chosen = judge_validation(run, cfg, classifier.net, data, table, settings=build(cfg.evaluation))
-    judge_shift(run, classifier.net, data, chosen.decision, device=trainer.strategy.root_device)
+    chosen = assess_validation(run, cfg, classifier.net, data, table, settings=build(cfg.evaluation))
+    assess_shift(run, classifier.net, data, chosen.decision, device=trainer.strategy.root_device)
     metrics = _metrics(chosen.predictions)
     trained = Trained(run.run_id, run.store.uri, best_epoch, trainer.current_epoch, chosen.predictions, metrics)
     record_result(run, trained, data)
