@@ -58,7 +58,6 @@ EXCEPTIONS = {
     "evaluation/report/build.py: assess_and_report",
     "sweeps/parent_run.py",
     "sweeps/trial.py",
-    "tracking/run.py",
     "workflows/compare.py",
     "workflows/evaluation_data.py: open_split",
 }

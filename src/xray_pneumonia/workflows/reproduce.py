@@ -40,6 +40,7 @@ from xray_pneumonia.workflows.training_record import (
     read_record,
     what_differs,
 )
+from xray_pneumonia.workflows.training_run import COMPUTING
 
 Level = Literal["bit-identical", "within the band", "different"]
 log = logging.getLogger(__name__)
@@ -64,8 +65,7 @@ class Comparison:
     Args:
         level: bit-identical; within the band, which counts only where circumstances differ; or different.
         circumstances: what differs between then and now, with both values.
-        epochs: that were compared.
-        metrics: that were compared in each epoch.
+        epochs, metrics: how many were compared.
         departures: how many of these values differ.
         first: of them.
         weights: of the kept epoch.
@@ -144,7 +144,7 @@ def main(cfg: DictConfig) -> None:
     asked = _config(record, cfg, experiment=experiment)
     _require_same_data(record, asked)
     _use_threads(record)
-    differs = what_differs(record.circumstances, flatten_circumstances(json.loads(collect().environment)))
+    differs = what_differs(record.circumstances, flatten_circumstances(json.loads(collect(COMPUTING).environment)))
     if asked.trainer.accelerator == "cpu":
         differs.pop("machine.gpu", None)
     reproduction = _declare(record, differs, store, {f"val/{name}": width for name, width in cfg.band.items()})
@@ -217,8 +217,8 @@ def _declare(
     """Declare before the training what will be demanded; the run's tags hold it from its start."""
     for key, (then, now) in differs.items():
         log.warning("%s: %s then, %s now", key, then, now)
-    widths = ", ".join(f"{name} within {width:.4f}" for name, width in band.items())
-    promise = f"the band: {widths}" if differs else "the same bits"
+    widths = [f"{name} within {width:.4f}" for name, width in band.items()]
+    promise = f"the band: {', '.join(widths)}" if differs else "the same bits"
     log.info("promised: %s", promise)
     tags = {
         "verb": "reproduce",
@@ -228,8 +228,8 @@ def _declare(
     }
     if record.run and record.run.store.experiment_id == store.experiment_id:
         tags["mlflow.parentRunId"] = record.run.run_id
-    name = f"reproduce: {record.run.name if record.run else Path(record.name).name}"[:250]
-    return Reproduction(record, band, differs, name, tags)
+    name = record.run.name if record.run else Path(record.name).name
+    return Reproduction(record, band, differs, f"reproduce: {name}"[:250], tags)
 
 
 def compare(
