@@ -21,12 +21,12 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"  # a parent with threads could not be forked
 
 import torch
+from xray_pneumonia.training.hashes import verify
 
 from xray_pneumonia import cli
 from xray_pneumonia.data import synthetic
 from xray_pneumonia.evaluation.report import figures
 from xray_pneumonia.training.checkpoints import BEST, newest_valid
-from xray_pneumonia.training.hashes import verify
 from xray_pneumonia.workflows import result  # what every child needs, imported once
 
 TINY = [

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from xray_pneumonia.training.hashes import verify
 
 from xray_pneumonia.training.checkpoints import STATE, AtomicCheckpointIO, clear, newest_valid
-from xray_pneumonia.training.hashes import verify
 
 
 @pytest.mark.long

@@ -7,7 +7,6 @@ import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.callbacks import EMAWeightAveraging
 from torch import nn
-
 from xray_pneumonia.training.averaging import Averaging
 
 

@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 import torch
+from xray_pneumonia.training.hashes import verify
 
 from xray_pneumonia.errors import CheckpointDamaged, CheckpointNotSaved, InputError
 from xray_pneumonia.training.checkpoints import (
@@ -16,7 +17,6 @@ from xray_pneumonia.training.checkpoints import (
     drop_previous,
     newest_valid,
 )
-from xray_pneumonia.training.hashes import verify
 
 
 def checkpoint(epoch):

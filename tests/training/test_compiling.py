@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from xray_pneumonia.training.compiling import Compiling
 
 from xray_pneumonia.models.cnn import CNN
-from xray_pneumonia.training.compiling import Compiling
 
 
 @pytest.mark.parametrize("failed", [False, True])

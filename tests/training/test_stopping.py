@@ -4,9 +4,9 @@ import signal
 import time
 
 import pytest
+from xray_pneumonia.training.stopping import Stopping
 
 from xray_pneumonia.training import stopping
-from xray_pneumonia.training.stopping import Stopping
 
 
 class Caught(BaseException):

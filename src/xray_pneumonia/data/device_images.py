@@ -67,7 +67,7 @@ class Beside:
 
     def finish(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """Turn what travelled into `image`, with all that goes with it; a batch that has one keeps it."""
-        finished = {key: batch[key] for key in ("image", "label", "index", "weight") if key in batch}
+        finished = {key: batch[key] for key in ("image", "label", "index") if key in batch}
         if self.resident is not None and "side" in batch:
             finished["image"] = self.resident(batch["index"], side=batch["side"])
         if self.augmentation is not None and "changes" in batch:

@@ -20,18 +20,10 @@ Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class Hand(NamedTuple):
-    """What one process gets of a batch.
-
-    Args:
-        epoch: counted from 0.
-        rows: (B,) numbers in the records.
-        weight: what the mean over these rows counts, so that the mean over all processes is that of the whole batch; 0
-            where the rows only stand in, since there were fewer than processes; None where one process has them all.
-    """
+    """Which rows of the records, (B,), make a batch, and in which epoch, counted from 0."""
 
     epoch: int
     rows: Rows
-    weight: float | None = None
 
 
 def side_of(epoch: int, *, sides: Sequence[int], epochs: int) -> int:
@@ -72,16 +64,13 @@ class Batches(Dataset[Batch]):
     def __getitem__(self, hand: Hand) -> Batch:
         """Give `image` uint8 (B, 1, H, W), `label` float (B,) and `index` (B,), the row in the records.
 
-        A batch that processes share carries its `weight` too. Where images do not travel, `side`, their pixels, comes
-        instead; where they are changed later, `changes`.
+        Where images do not travel, `side`, their pixels, comes instead; where they are changed later, `changes`.
         """
-        epoch, rows, weight = hand
+        epoch, rows = hand
         side = side_of(epoch, sides=self._sides, epochs=self._epochs)
         who: dict[str, Any] = {"seed": self._seed, "epoch": epoch, "records": rows}
         labels, index = torch.from_numpy(self._labels[rows]), torch.from_numpy(rows)
         batch: dict[str, Any] = {"label": labels, "index": index}
-        if weight is not None:
-            batch["weight"] = weight
         if self._later is not None:
             batch["changes"] = self._later.draw(side=side, **who)
         if not self._travels:
@@ -118,50 +107,35 @@ class AheadLoader(DataLoader[Batch]):
 class EpochSampler(Sampler[Hand]):
     """Deal the rows into batches: their order is a pure function of (seed, epoch), or stays as it is.
 
-    With several processes and `shuffle`, a batch has `batch_size` rows for each of them, dealt out in turn: together
-    they make the steps of one process whose batches are as large. Without it, each takes every n-th row.
+    Several processes take the rows in turn, as with torch's DistributedSampler: with `shuffle`, the first rows of an
+    epoch come again where the rows do not divide evenly; without it, every row comes once.
     """
 
     def __init__(self, rows: Rows, *, batch_size: int, shuffle: bool, seed: int) -> None:
         self._rows, self._batch_size, self._shuffle, self._seed = rows, batch_size, shuffle, seed
         self._rank, self._world = 0, 1
-        self._begun, self._done = -1, 0
         self.epoch = 0
 
     def share(self, *, rank: int, world: int) -> None:
         """Serve one of several processes."""
         self._rank, self._world = rank, world
 
-    def go_on(self, *, epoch: int, batch: int) -> None:
-        """Start in this epoch, of which so many batches are done already."""
-        self.epoch = self._begun = epoch
-        self._done = batch
-
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch; Lightning calls this before each one."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Hand]:
-        """Yield what is dealt to this process."""
-        if not self._shuffle:
-            mine = self._rows[self._rank :: self._world]
-            return iter([Hand(self.epoch, rows) for rows in _cut(mine, self._batch_size)])
-        order = np.random.default_rng([self._seed, self.epoch]).permutation(len(self._rows))
-        batches = _cut(self._rows[order], self._batch_size * self._world)
-        return iter([self._dealt(batch) for batch in batches[self._done if self.epoch == self._begun else 0 :]])
-
-    def _dealt(self, batch: Rows) -> Hand:
-        if self._world == 1:
-            return Hand(self.epoch, batch)
-        rows = batch[self._rank :: self._world]
-        weight = len(rows) * self._world / len(batch)
-        return Hand(self.epoch, rows if len(rows) else batch[:1], weight)
+        """Yield the batches of this process."""
+        rows = self._rows
+        if self._shuffle:
+            rows = rows[np.random.default_rng([self._seed, self.epoch]).permutation(len(rows))]
+            rows = np.resize(rows, len(rows) + -len(rows) % self._world)
+        return iter([Hand(self.epoch, part) for part in _cut(rows[self._rank :: self._world], self._batch_size)])
 
     def __len__(self) -> int:
         """Count the batches of this process."""
-        if self._shuffle:
-            return -(-len(self._rows) // (self._batch_size * self._world))
-        return -(-len(self._rows[self._rank :: self._world]) // self._batch_size)
+        size = len(self._rows) + (-len(self._rows) % self._world if self._shuffle else 0)
+        return -(-len(range(self._rank, size, self._world)) // self._batch_size)
 
 
 def _cut(rows: Rows, size: int) -> list[Rows]:

@@ -39,15 +39,6 @@ class Outputs(Metric):
         """Return logits, labels and indices, (N,) each."""
         return dim_zero_cat(self.logit), dim_zero_cat(self.label), dim_zero_cat(self.index)
 
-    def kept(self) -> dict[str, Tensor]:
-        """Give what has come so far, for a checkpoint in the middle of an epoch."""
-        return {name: dim_zero_cat(getattr(self, name)) for name in self._defaults if getattr(self, name)}
-
-    def take(self, kept: Mapping[str, Tensor]) -> None:
-        """Go on from what `kept` gave."""
-        for name, values in kept.items():
-            getattr(self, name).append(values.to(self.device))
-
 
 class PneumoniaClassifier(pl.LightningModule):
     """A net with its loss, optimiser and schedule.
@@ -91,11 +82,8 @@ class PneumoniaClassifier(pl.LightningModule):
 
     def _step(self, batch: Mapping[str, Tensor], outputs: nn.Module) -> Tensor:
         logits = self(batch["image"])
-        loss: Tensor = self.loss(logits, batch["label"])
-        weight = batch.get("weight")  # of this process, whose gradients are averaged with those of the others
-        counted = slice(0) if weight == 0 else slice(None)
-        outputs.update(logits[counted], batch["label"][counted], batch["index"][counted])  # type: ignore[operator]
-        return loss if weight is None else loss * weight
+        outputs.update(logits, batch["label"], batch["index"])  # type: ignore[operator]
+        return self.loss(logits, batch["label"])  # type: ignore[no-any-return]
 
     def on_train_epoch_end(self) -> None:
         """Log the training metrics, as they were while the weights changed."""

@@ -1,4 +1,4 @@
-"""What makes training fast without changing its results beyond rounding; each lever has its key."""
+"""Make training faster without changing its results beyond rounding; each measure has its key."""
 
 import ctypes
 import logging
@@ -15,31 +15,29 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's names and numbers, malloc.h
 SAFE_CHANNELS = 16
 
 
-def keep_memory() -> bool:
-    """Tell glibc to keep freed blocks: faulting in fresh activations costs more than the arithmetic.
-
-    Returns:
-        Whether the C library took it; only glibc does.
-    """
-    if not sys.platform.startswith("linux"):
-        return False
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "gnu_get_libc_version"):
-        return False
-    return bool(libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
-
-
 def prepare_process(*, keep_freed_memory: bool, threads: int | None) -> None:
-    """Set what belongs to the whole process, and say so.
+    """Set threads and memory for the whole process, and log them.
 
-    Deterministic algorithms also fill every fresh tensor with NaN, which shows who reads what nobody wrote and costs
-    a pass over the memory; nothing here does, so it is off.
+    Deterministic algorithms also fill every fresh tensor with NaN, which finds reads of uninitialised memory and costs
+    a pass over the memory; there are none here, so it is off.
     """
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if threads is not None:
         torch.set_num_threads(threads)
     kept = keep_freed_memory and keep_memory()
     log.info("speed: %d threads, freed memory %s", torch.get_num_threads(), "kept" if kept else "returned")
+
+
+def keep_memory() -> bool:
+    """Tell glibc to keep freed blocks: faulting in fresh activations costs more than the arithmetic.
+
+    Returns:
+        Whether the C library took it; only glibc does.
+    """
+    libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+    if not hasattr(libc, "gnu_get_libc_version"):
+        return False
+    return bool(libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def lay_out(net: nn.Module, *, channels_last: bool) -> nn.Module:

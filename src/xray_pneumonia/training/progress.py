@@ -1,29 +1,19 @@
-"""How long an epoch takes, and how many images a second it trains on."""
+"""Report a training: the times of each epoch as metrics, one log line for each, and a progress bar."""
 
-import contextlib
+import logging
+import math
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, RichProgressBar
+
+log = logging.getLogger(__name__)
 
 
 class EpochClock(Callback):
-    """Log `time/epoch_seconds` (validation included), `time/images_per_second` (training alone) and the rate.
-
-    Checkpoints are not counted, nor is the time in which an interrupted run did not run.
-    """
-
-    def __init__(self) -> None:
-        self._start = 0.0
-        self._trained = 0.0
-        self._images = 0
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Go on in the middle of an epoch, where a resumed training stands."""
-        self._start = time.perf_counter() - self._trained
+    """Log `time/epoch_seconds` (with validation and checkpoint), `time/images_per_second` (training) and the rate."""
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
@@ -32,40 +22,57 @@ class EpochClock(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count images; the last step of an epoch is waited for, since a GPU has only been told of it until then."""
+        """Count images; wait for a GPU at the last step alone, since its steps are only queued until then."""
         self._images += len(batch["label"]) * trainer.world_size
-        if trainer.is_last_batch and pl_module.device.type == "cuda":
-            torch.cuda.synchronize(pl_module.device)
-        self._trained = time.perf_counter() - self._start
-
-    @property
-    def images_per_second(self) -> float:
-        """The pace of the running epoch."""
-        return self._images / self._trained if self._trained else 0.0
-
-    @contextlib.contextmanager
-    def stopped(self) -> Iterator[None]:
-        """Do not count what the block takes."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._start += time.perf_counter() - began
+        if trainer.is_last_batch:
+            if pl_module.device.type == "cuda":
+                torch.cuda.synchronize(pl_module.device)
+            self._trained = time.perf_counter() - self._start
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the epoch's pace."""
+        """Log the epoch's times."""
         pl_module.log_dict(
             {
                 "time/epoch_seconds": time.perf_counter() - self._start,
-                "time/images_per_second": self.images_per_second,
+                "time/images_per_second": self._images / self._trained,
                 "optimizer/lr": trainer.optimizers[0].param_groups[0]["lr"],
             }
         )
 
-    def state_dict(self) -> dict[str, float]:
-        """Keep what the running epoch has taken so far."""
-        return {"trained": self._trained, "images": self._images}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
-        self._trained, self._images = state_dict["trained"], state_dict["images"]
+class EpochLine(Callback):
+    """Log one line for each epoch.
+
+    The training metrics of an epoch are complete only after every callback has seen its end, so the line comes at the
+    start of the next epoch, or at the end.
+    """
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Report the epoch before."""
+        if trainer.current_epoch > 0:
+            self.on_train_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Report the last epoch."""
+        if not trainer.is_global_zero:
+            return
+        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        log.info(
+            "epoch %d/%s  train loss %.4f acc %.3f  val loss %.4f acc %.3f auroc %.4f  %.1f s, %.0f img/s",
+            trainer.current_epoch,
+            trainer.max_epochs,
+            *(values.get(f"train/{name}", math.nan) for name in ("loss", "accuracy")),
+            *(values.get(f"val/{name}", math.nan) for name in ("loss", "accuracy", "auroc")),
+            *(values.get(f"time/{name}", math.nan) for name in ("epoch_seconds", "images_per_second")),
+        )
+
+
+class ProgressBar(RichProgressBar):
+    """Show Lightning's bar on standard error, without the id of the run."""
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=5, console_kwargs={"stderr": True})
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """Leave out the version that Lightning adds."""
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}

@@ -21,8 +21,7 @@ from xray_pneumonia.tracking.process import alive
 from xray_pneumonia.tracking.search import Found, find, get, mark_running
 from xray_pneumonia.tracking.store import Store, open_existing, open_store
 from xray_pneumonia.tracking.stored_runs import read_run
-from xray_pneumonia.training.checkpoints import BEST, Saved, clear, newest_valid
-from xray_pneumonia.training.hashes import verify
+from xray_pneumonia.training.checkpoints import BEST, Saved, clean_up, newest_valid, verify
 from xray_pneumonia.training.trainer import TrainerSettings
 from xray_pneumonia.workflows.training_run import RECORDS, config_sha256, records_table
 
@@ -138,7 +137,7 @@ def begin(store: Store, run_id: str | None, identity: Mapping[str, str], data: X
             verify(folder / "checkpoints" / BEST)
         except CheckpointDamaged as error:
             raise InputError(f"{error}; the best epoch of run {run_id} is lost: start again with resume=new") from error
-    clear(folder / "checkpoints", saved)
+    clean_up(folder / "checkpoints", saved)
     log.info("run %s goes on %s", run_id, saved.where)
     return Start(run_id, saved.path, identity)
 

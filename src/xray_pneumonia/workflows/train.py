@@ -25,12 +25,11 @@ from xray_pneumonia.sweeps.trial_spec import take_trial
 from xray_pneumonia.tracking.lightning_logger import RunLogger
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.store import masked, open_or_journal
-from xray_pneumonia.training import checkpoints, hashes, performance
-from xray_pneumonia.training.callbacks import build_callbacks
+from xray_pneumonia.training import checkpoints, performance
+from xray_pneumonia.training.callbacks import DataCheck, build_callbacks
 from xray_pneumonia.training.classifier import PneumoniaClassifier
 from xray_pneumonia.training.predict import predict_logits
 from xray_pneumonia.training.trainer import TrainerSettings, build_trainer, fit
-from xray_pneumonia.training.watching import Recheck
 from xray_pneumonia.types import Monitor, Seed
 from xray_pneumonia.workflows import resume
 from xray_pneumonia.workflows.training_run import THRESHOLD, Trained, record_origin
@@ -142,7 +141,7 @@ def _fit(
     settings: TrainerSettings = build(cfg.trainer)
     folder = run.folder / "checkpoints"
     callbacks = build_callbacks(settings, monitor=cfg.monitor, mode=cfg.mode, folder=folder, identity=start.identity)
-    callbacks += [Recheck(partial(require_unchanged, data.records)), *watching]
+    callbacks += [DataCheck(partial(require_unchanged, data.records)), *watching]
     trainer = build_trainer(settings, callbacks=callbacks, logger=RunLogger(run), folder=run.folder)
     fit(trainer, classifier, data, start=start.checkpoint)
     return trainer
@@ -193,7 +192,7 @@ class _Maker:
 
 def _load_best(classifier: PneumoniaClassifier, path: Path) -> int:
     """Load the kept epoch's weights; returns its number, counted from 1."""
-    hashes.verify(path)
+    checkpoints.verify(path)
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     classifier.load_state_dict(checkpoint["state_dict"])
     return int(checkpoint["epoch"]) + 1
