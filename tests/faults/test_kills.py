@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from xray_pneumonia.training.hashes import verify
 
-from xray_pneumonia.training.checkpoints import STATE, AtomicCheckpointIO, clear, newest_valid
+from xray_pneumonia.training.checkpoints import STATE, AtomicCheckpointIO, clean_up, newest_valid, verify
 
 
 @pytest.mark.long
@@ -23,13 +22,13 @@ def test_twenty_kills_of_tiny_runs(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def save_for_ever(folder, first, told):
-    """Save one checkpoint after the other, and say so each time."""
+def save_for_ever(folder, first, report):
+    """Save one checkpoint after the other, and write a dot each time."""
     for epoch in range(first, 10**6):
-        state = {"epoch": epoch, "batch": 0, "trained": False, "identity": {}}
+        state = {"epoch": epoch, "trained": False, "identity": {}}
         AtomicCheckpointIO().save_checkpoint({"w": torch.full((20_000,), epoch), STATE: state}, folder / "last.ckpt")
         AtomicCheckpointIO().save_checkpoint({"w": torch.full((20_000,), epoch)}, folder / "best.ckpt")
-        os.write(told, b".")
+        os.write(report, b".")
 
 
 @pytest.mark.slow
@@ -38,25 +37,25 @@ def test_two_hundred_kills_of_a_process_that_only_saves(tmp_path):
     dice = random.Random(0)
     epoch, drafts = 0, 0
     for _ in range(200):
-        listen, tell = os.pipe()
+        receive, send = os.pipe()
         child = os.fork()
         if child == 0:
             try:
-                save_for_ever(tmp_path, epoch + 1, tell)
+                save_for_ever(tmp_path, epoch + 1, send)
             finally:
                 os._exit(1)
-        os.read(listen, 1)
+        os.read(receive, 1)
         time.sleep(dice.uniform(0, 0.02))
         os.kill(child, signal.SIGKILL)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-        os.close(listen)
-        os.close(tell)
+        os.close(receive)
+        os.close(send)
         saved = newest_valid(tmp_path)
         assert saved.epoch > epoch
         epoch = saved.epoch
         assert torch.load(saved.path, weights_only=True)["w"][0] == epoch
         verify(tmp_path / "best.ckpt")
         drafts += len(list(tmp_path.glob(".*.tmp")))
-        clear(tmp_path, saved)
+        clean_up(tmp_path, saved)
         assert not list(tmp_path.glob(".*.tmp"))
     assert drafts > 20  # so many kills came in the middle of a write

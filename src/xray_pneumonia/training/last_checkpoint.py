@@ -35,34 +35,28 @@ class LastCheckpoint(Callback):
         """Save, or restore the random states of a resumed training."""
         if self._random is not None:
             restore_random_states(self._random[trainer.global_rank])
-            trainer.fit_loop.restarting = False  # else Lightning skips this epoch's step of a plateau schedule
             self._random = None
         elif batch_idx == 0 and trainer.global_step > 0:
-            trainer.save_checkpoint(self._path, weights_only=False)
+            self._save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save that nothing is left to train: the evaluation that follows may be interrupted too."""
         self._trained = True
+        self._save(trainer)
+
+    def _save(self, trainer: pl.Trainer) -> None:
         trainer.save_checkpoint(self._path, weights_only=False)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add what Lightning leaves out, and undo its count of the step that is about to begin."""
+        """Add what Lightning leaves out."""
         checkpoint[STATE] = {
             "epoch": trainer.current_epoch,
             "trained": self._trained,
             "identity": self._identity,
             "random": _of_all_processes(trainer),
         }
-        if not self._trained:
-            loops = checkpoint["loops"]["fit_loop"]
-            progress = loops["epoch_loop.batch_progress"]
-            for count in (progress["current"], progress["total"]):
-                count["ready"] = count["completed"]
-            progress["is_last_batch"] = False
-            # A restarting Lightning goes once around its loop without a batch, and counts that.
-            loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -74,6 +68,11 @@ class LastCheckpoint(Callback):
             return
         self._random = state["random"]
         trainer.datamodule.first_epoch = state["epoch"]  # type: ignore[attr-defined]
+        # Lightning had begun the epoch when this was saved: it shall begin it again.
+        for name in ("epoch_progress", "epoch_loop.batch_progress"):
+            for count in ("current", "total"):
+                progress = checkpoint["loops"]["fit_loop"][name][count]
+                progress["ready"] = progress["started"] = progress["completed"]
 
 
 def random_states() -> dict[str, Any]:

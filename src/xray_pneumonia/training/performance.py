@@ -34,7 +34,9 @@ def keep_memory() -> bool:
     Returns:
         Whether the C library took it; only glibc does.
     """
-    libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+    if not sys.platform.startswith("linux"):
+        return False
+    libc = ctypes.CDLL(None)
     if not hasattr(libc, "gnu_get_libc_version"):
         return False
     return bool(libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1))

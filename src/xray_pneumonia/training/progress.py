@@ -49,7 +49,7 @@ class EpochLine(Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Report the epoch before."""
-        if trainer.current_epoch > 0:
+        if "train/loss" in trainer.callback_metrics:
             self.on_train_end(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -72,8 +72,8 @@ class TrainerSettings:
         """Refuse what this machine does not have, and warn of keys without effect."""
         if (self.checkpoint_minutes, self.checkpoint_steps) != (10, None):
             log.warning(
-                "trainer.checkpoint_minutes=%s trainer.checkpoint_steps=%s: without effect, since checkpoints are written "
-                "after each epoch",
+                "trainer.checkpoint_minutes=%s trainer.checkpoint_steps=%s: without effect, since checkpoints are "
+                "written after each epoch",
                 *(self.checkpoint_minutes, self.checkpoint_steps),
             )
         gpus = torch.cuda.device_count()

@@ -1,11 +1,11 @@
 """`xray train`: one run, from a composed config to metrics, figures, checkpoints and a bundle in MLflow."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-import pandas as pd
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
@@ -13,27 +13,29 @@ from pytorch_lightning.callbacks import Callback
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+from torch.optim import Optimizer
 
-from xray_pneumonia.config import Node, anchor, build, check, plain
+from xray_pneumonia.config import Node, anchor, build, check
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.files import require_unchanged
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.epoch_metrics import classification_metrics
+from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.models.layers import takes
 from xray_pneumonia.sweeps.trial_spec import take_trial
 from xray_pneumonia.tracking.lightning_logger import RunLogger
 from xray_pneumonia.tracking.run import Run, start_run
-from xray_pneumonia.tracking.store import masked, open_or_journal
+from xray_pneumonia.tracking.store import TrackingSettings, masked, open_or_journal
 from xray_pneumonia.training import checkpoints, performance
 from xray_pneumonia.training.callbacks import DataCheck, build_callbacks
 from xray_pneumonia.training.classifier import PneumoniaClassifier
+from xray_pneumonia.training.optimizers import Horizon, Parameters
 from xray_pneumonia.training.predict import predict_logits
 from xray_pneumonia.training.trainer import TrainerSettings, build_trainer, fit
 from xray_pneumonia.types import Monitor, Seed
 from xray_pneumonia.workflows import resume
-from xray_pneumonia.workflows.training_run import THRESHOLD, Trained, record_origin
-from xray_pneumonia.workflows.watching import Watch
+from xray_pneumonia.workflows.training_run import THRESHOLD, RunConfig, Trained, record_start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,139 +57,179 @@ class TrainConfig:
     tracking: Node
 
 
+class Watch(Protocol):
+    """What a sweep or a reproduction adds to a training: names and tags for the run, callbacks, a last word."""
+
+    name: str
+    tags: dict[str, str]
+    run_id: str | None  # of the run that is resumed; None for a new one
+
+    @property
+    def callbacks(self) -> list[Callback]:
+        """What Lightning calls."""
+        ...
+
+    def close(self, run: Run, *, best_epoch: int) -> None:
+        """Write to the run before it ends."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Everything that a config names, built once; the data are not read yet.
+
+    Loss, optimiser and schedule are functions that build them, since they need the data or the net.
+    """
+
+    config: RunConfig
+    home: Path
+    settings: TrainerSettings
+    evaluation: EvaluationSettings
+    tracking: TrackingSettings
+    data: XRayDataModule
+    net: nn.Module
+    loss: Callable[[list[int]], nn.Module]  # of the number of training images of each class
+    optimizer: Callable[[Parameters], Optimizer]
+    scheduler: Callable[[Optimizer, Horizon], dict[str, Any]]
+    monitor: Monitor
+    mode: Literal["max", "min"]
+
+
 def main(cfg: DictConfig) -> float:
     """Train and print; returns the kept epoch's validation AUROC."""
     anchor(cfg)
-    wanted = resume.take_resume(cfg)
+    asked = resume.take_resume(cfg)
     trial = take_trial(cfg)
     if trial:
-        return trial.run(lambda each, watch: train(_checked(each), watch=watch))
-    trained = _train_or_resume(cfg, wanted)
-    _print(trained, Console(width=None if Console().is_terminal else 80), cfg.trainer)
+        return trial.run(lambda each, watch: train(each, watch=watch))
+    resumption = None
+    if asked not in {None, resume.NEW}:
+        check(cfg, TrainConfig)
+        resumption = resume.open_resumption(cfg, str(asked))
+    training = build_training(resumption.cfg if resumption else cfg)
+    if asked is None:
+        resume.mention_stopped(training.tracking, training.config.sha256, home=training.home)
+    trained = run_training(training, resumption=resumption)
+    _print(trained, Console(width=None if Console().is_terminal else 80), training.settings)
     print(f"run_id={trained.run_id} val/auroc={trained.metrics['auroc']:.6f}", flush=True)
     return trained.metrics["auroc"]
 
 
-def _train_or_resume(cfg: DictConfig, wanted: str | None) -> Trained:
-    _checked(cfg)
-    if wanted is None:
-        resume.offer(cfg)
-    if wanted in {None, resume.ANEW}:
-        return train(cfg)
-    resumption = resume.open_resumption(cfg, str(wanted))
-    return train(_checked(resumption.cfg), resumption=resumption)
+def train(cfg: DictConfig, *, watch: Watch | None = None) -> Trained:
+    """Train one classifier and record the run, for a sweep or a reproduction where they `watch`."""
+    return run_training(build_training(cfg), watch=watch)
 
 
-def _checked(cfg: DictConfig) -> DictConfig:
-    check(cfg, TrainConfig)
-    return cfg
+def build_training(cfg: DictConfig) -> Training:
+    """Check a config and build what it names; the weights depend on `seed` alone.
+
+    Raises:
+        InputError: the config is wrong.
+    """
+    values = check(cfg, TrainConfig)
+    pl.seed_everything(values["seed"], workers=True, verbose=False)
+    settings: TrainerSettings = build(values["trainer"])
+    data: XRayDataModule = build(values["data"], build(values["augmentation"]))
+    net = performance.lay_out(build(values["model"]), channels_last=settings.channels_last)
+    data.spread_over(settings.max_epochs)
+    if refused := [side for side in data.sides if not takes(net, side)]:
+        raise InputError(
+            f"data.progressive={data.sides}: this net takes no images of {refused[0]} pixels; choose one that pools "
+            "over the whole image (model=resnet, model=torchvision), or data.progressive=null"
+        )
+    return Training(
+        config=RunConfig.of(cfg),
+        home=Path(values["home"]),
+        settings=settings,
+        evaluation=build(values["evaluation"]),
+        tracking=build(values["tracking"]),
+        data=data,
+        net=net,
+        loss=partial(build, values["loss"]),
+        optimizer=partial(build, values["optimizer"]),
+        scheduler=partial(build, values["scheduler"]),
+        monitor=values["monitor"],
+        mode=values["mode"],
+    )
 
 
-def train(cfg: DictConfig, *, watch: Watch | None = None, resumption: resume.Resumption | None = None) -> Trained:
-    """Train one classifier on a checked config and record the run.
+def run_training(
+    training: Training, *, watch: Watch | None = None, resumption: resume.Resumption | None = None
+) -> Trained:
+    """Read the data, fit, evaluate and record.
 
     Args:
-        cfg: the whole config.
-        watch: the sweep's, whose trial this is, or a proof's.
-        resumption: the stopped run that goes on, instead of a new one.
+        training: what is trained.
+        watch: of the sweep whose trial this is, or of a reproduction.
+        resumption: the stopped run that is resumed, instead of a new one.
     """
-    pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    settings: TrainerSettings = build(cfg.trainer)
-    build(cfg.evaluation)  # what it refuses is refused before any training
-    data: XRayDataModule = build(cfg.data, build(cfg.augmentation))
-    net: nn.Module = performance.lay_out(build(cfg.model), channels_last=settings.channels_last)
-    _grow(net, data, settings)
+    settings, data, tracking = training.settings, training.data, training.tracking
     performance.prepare_process(keep_freed_memory=settings.keep_freed_memory, threads=settings.threads)
     data.prepare()
-    classifier = _classifier(cfg, net, data)
-    tracking = build(cfg.tracking)
-    store = resumption.store if resumption else open_or_journal(tracking, home=Path(cfg.home))
+    store = resumption.store if resumption else open_or_journal(tracking, home=training.home)
     known = resumption or watch
-    identity = resume.identity_of(cfg, data, settings)
-    start = resume.begin(store, known.run_id if known else None, identity, data)
+    identity = resume.identity_of(training.config.sha256, data, settings)
+    start = resume.find_start(store, known.run_id if known else None, identity, data)
     if resumption:
         resume.claim(store, resumption.run_id)
     name, tags = (watch.name, watch.tags) if watch else (tracking.run_name, {})
     tags = {"verb": "train", **tags}
-    with start_run(store, name=name, tags=tags, system_metrics=tracking.system_metrics, run_id=start.run_id) as run:
+    with (
+        start_run(store, name=name, tags=tags, system_metrics=tracking.system_metrics, run_id=start.run_id) as run,
+        resume.explain_stop(run, resumable=watch is None),
+    ):
         if start.checkpoint is None:
-            record_origin(run, cfg, data, net)
-        trainer = _fit(cfg, classifier, data, run, start, watch.callbacks if watch else [])
-        trained = _conclude(cfg, classifier, data, run, trainer)
+            record_start(run, training.config, data, training.net)
+        classifier = PneumoniaClassifier(
+            training.net,
+            loss=training.loss(data.class_counts()),
+            optimizer=training.optimizer,
+            scheduler=training.scheduler,
+            monitor=training.monitor,
+            mode=training.mode,
+        )
+        trainer = _fit(training, classifier, run, start, watch.callbacks if watch else [])
+        trained = _evaluate(training, classifier, run, trainer)
         if watch:
             watch.close(run, best_epoch=trained.best_epoch)
     return trained
 
 
-def _grow(net: nn.Module, data: XRayDataModule, settings: TrainerSettings) -> None:
-    """Let the images grow over the epochs, where the net takes all their sizes."""
-    data.spread_over(settings.max_epochs)
-    refused = [side for side in data.sides if not takes(net, side)]
-    if refused:
-        raise InputError(
-            f"data.progressive={data.sides}: this net takes no images of {refused[0]} pixels; choose one that pools "
-            "over the whole image (model=resnet, model=torchvision), or data.progressive=null"
-        )
-
-
 def _fit(
-    cfg: DictConfig,
-    classifier: PneumoniaClassifier,
-    data: XRayDataModule,
-    run: Run,
-    start: resume.Start,
-    watching: list[Callback],
+    training: Training, classifier: PneumoniaClassifier, run: Run, start: resume.Start, watching: list[Callback]
 ) -> pl.Trainer:
-    settings: TrainerSettings = build(cfg.trainer)
-    folder = run.folder / "checkpoints"
-    callbacks = build_callbacks(settings, monitor=cfg.monitor, mode=cfg.mode, folder=folder, identity=start.identity)
-    callbacks += [DataCheck(partial(require_unchanged, data.records)), *watching]
-    trainer = build_trainer(settings, callbacks=callbacks, logger=RunLogger(run), folder=run.folder)
-    fit(trainer, classifier, data, start=start.checkpoint)
+    callbacks = build_callbacks(
+        training.settings,
+        monitor=training.monitor,
+        mode=training.mode,
+        folder=run.folder / "checkpoints",
+        identity=start.identity,
+    )
+    callbacks += [DataCheck(partial(require_unchanged, training.data.records)), *watching]
+    trainer = build_trainer(training.settings, callbacks=callbacks, logger=RunLogger(run), folder=run.folder)
+    fit(trainer, classifier, training.data, start=start.checkpoint)
     return trainer
 
 
-def _conclude(
-    cfg: DictConfig, classifier: PneumoniaClassifier, data: XRayDataModule, run: Run, trainer: pl.Trainer
-) -> Trained:
-    """Judge the kept epoch on validation and record what came out."""
+def _evaluate(training: Training, classifier: PneumoniaClassifier, run: Run, trainer: pl.Trainer) -> Trained:
+    """Evaluate the kept epoch on validation and record the result."""
     # Pages, figures and heat maps: they take seconds to import, which no first step waits for.
-    from xray_pneumonia.workflows.result import record_bundle, record_result
+    from xray_pneumonia.workflows.training_run import record_bundle, record_result
     from xray_pneumonia.workflows.validation import judge_shift, judge_validation
 
-    folder = run.folder / "checkpoints"
-    best_epoch = _load_best(classifier, folder / checkpoints.BEST)
-    table = _predict(classifier.net, data, trainer.strategy.root_device)
-    chosen = judge_validation(run, cfg, classifier.net, data, table, settings=build(cfg.evaluation))
-    judge_shift(run, classifier.net, data, chosen.decision, device=trainer.strategy.root_device)
-    metrics = _metrics(chosen.predictions)
+    data, net, device = training.data, classifier.net, trainer.strategy.root_device
+    best_epoch = _load_best(classifier, run.folder / "checkpoints" / checkpoints.BEST)
+    index, logits = predict_logits(net, data.val_dataloader(), device=device)
+    table = predictions.tabulate(data.records, index, logits)
+    chosen = judge_validation(run, training.config.values, net, data, table, settings=training.evaluation)
+    judge_shift(run, net, data, chosen.decision, device=device)
+    labels = chosen.predictions["label"].to_numpy()
+    metrics = classification_metrics(chosen.predictions["logit"].to_numpy(), labels, threshold=THRESHOLD)
     trained = Trained(run.run_id, run.store.uri, best_epoch, trainer.current_epoch, chosen.predictions, metrics)
     record_result(run, trained, data)
-    record_bundle(run, cfg, classifier.net, data, chosen, epoch=best_epoch)
-    checkpoints.drop_previous(folder)
+    record_bundle(run, training.config.values["model"], net, data, chosen, epoch=best_epoch)
+    checkpoints.drop_previous(run.folder / "checkpoints")
     return trained
-
-
-def _classifier(cfg: DictConfig, net: nn.Module, data: XRayDataModule) -> PneumoniaClassifier:
-    loss = build(cfg.loss, data.class_counts())
-    return PneumoniaClassifier(
-        net,
-        loss=loss,
-        optimizer=_Maker(cfg.optimizer),
-        scheduler=_Maker(cfg.scheduler),
-        monitor=cfg.monitor,
-        mode=cfg.mode,
-    )
-
-
-class _Maker:
-    """Builds a node later, when its positional arguments are there; goes to other processes as plain values."""
-
-    def __init__(self, node: DictConfig) -> None:
-        self._node = plain(node)
-
-    def __call__(self, *handed_in: Any) -> Any:
-        return build(self._node, *handed_in)
 
 
 def _load_best(classifier: PneumoniaClassifier, path: Path) -> int:
@@ -198,16 +240,7 @@ def _load_best(classifier: PneumoniaClassifier, path: Path) -> int:
     return int(checkpoint["epoch"]) + 1
 
 
-def _predict(net: nn.Module, data: XRayDataModule, device: torch.device) -> pd.DataFrame:
-    index, logits = predict_logits(net, data.val_dataloader(), device=device)
-    return predictions.tabulate(data.records, index, logits)
-
-
-def _metrics(table: pd.DataFrame) -> dict[str, float]:
-    return classification_metrics(table["logit"].to_numpy(), table["label"].to_numpy(), threshold=THRESHOLD)
-
-
-def _print(trained: Trained, console: Console, trainer: DictConfig) -> None:
+def _print(trained: Trained, console: Console, settings: TrainerSettings) -> None:
     """Print the result with what it rests on."""
     table = trained.predictions
     title = f"Validation: {len(table)} images of {table['patient'].nunique()} patients, none of them trained on"
@@ -217,7 +250,7 @@ def _print(trained: Trained, console: Console, trainer: DictConfig) -> None:
     rows.add_row(*(f"{value:.4f}" for value in trained.metrics.values()))
     console.print(rows)
     kept = f"Best of {trained.epochs} epochs: {trained.best_epoch}, chosen on these same images, so slightly flattered."
-    stopped = "none" if trainer.patience is None else "where it stops"
+    stopped = "none" if settings.patience is None else "where it stops"
     last = f"The last of {trained.epochs} epochs: {stopped} was chosen on these images."
-    console.print(f"{kept if trainer.keep == 'best' else last} Threshold {THRESHOLD:g}.")
+    console.print(f"{kept if settings.keep == 'best' else last} Threshold {THRESHOLD:g}.")
     console.print(f"See it: mlflow ui --backend-store-uri {masked(trained.uri)}", soft_wrap=True, highlight=False)

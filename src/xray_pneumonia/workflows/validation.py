@@ -3,14 +3,13 @@
 import logging
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from omegaconf import DictConfig
 from torch import nn
 
-from xray_pneumonia.config import plain
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.assessment import judge
@@ -44,7 +43,7 @@ class Chosen:
 
 def judge_validation(
     run: Run,
-    cfg: DictConfig,
+    config: dict[str, Any],
     net: nn.Module,
     data: XRayDataModule,
     table: pd.DataFrame,
@@ -55,7 +54,7 @@ def judge_validation(
 
     Args:
         run: of the training.
-        cfg: its config.
+        config: its values.
         net: with the best weights.
         data: prepared.
         table: raw predictions on validation, in the order of the records.
@@ -63,10 +62,10 @@ def judge_validation(
     """
     decision = decide(table, settings)
     calibrated = decision.calibration.apply(table)
-    held_out = cut(data, "val", str(cfg.data.root), set(table["id"]))
+    held_out = cut(data, "val", config["data"]["root"], set(table["id"]))
     gate = learn_gate(held_out)
     if settings.report:
-        _report(run, cfg, net, held_out, table, decision, settings, gate)
+        _report(run, config, net, held_out, table, decision, settings, gate)
     return Chosen(decision, gate, calibrated)
 
 
@@ -95,7 +94,7 @@ def judge_shift(run: Run, net: nn.Module, data: XRayDataModule, decision: Decisi
 
 def _report(
     run: Run,
-    cfg: DictConfig,
+    config: dict[str, Any],
     net: nn.Module,
     held_out: HeldOut,
     table: pd.DataFrame,
@@ -108,7 +107,6 @@ def _report(
     judgement = judge(table, decision, settings, validation=table)
     experiment = run.store.experiment_name
     opened = _opened_before(run, experiment)
-    config = plain(cfg)
     dossier = Dossier(
         model=run.name,
         split="val",
