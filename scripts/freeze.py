@@ -21,7 +21,7 @@ import pandas as pd
 
 from xray_pneumonia.config import build, plain
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.evaluation.metrics import measure
+from xray_pneumonia.evaluation.metrics import table_metrics
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.inference.bundle import CARD, WEIGHTS, Card, file_sha256, read_bundle
 from xray_pneumonia.inference.ensemble import save_ensemble
@@ -84,7 +84,7 @@ def freeze(store: Store, run_id: str, folder: Path, *, policy: str, code: dict[s
 def evidence(run: StoredRun, card: Card) -> dict[str, float]:
     """Count what a model learned from and was judged by."""
     table = pd.read_csv(run.artifact("predictions/val.csv"))
-    at_point = measure(table, threshold=card.operating_point).once()
+    at_point = table_metrics(table, threshold=card.operating_point)
     sizes = {f"{split}/{what}": run.metrics[f"data/{split}_{what}"] for split in ("train", "val") for what in WHAT}
     return sizes | {f"val/{name}": at_point[name] for name in ("auroc", "sensitivity", "specificity")}
 
@@ -99,7 +99,7 @@ def join(store: Store, runs: dict[str, str], folder: Path, *, policy: str) -> No
     if model.validation is None:
         raise TypeError("the models of runs hold their validation predictions")
     table = model.decision.calibration.apply(model.validation)
-    found = measure(table, threshold=model.decision.threshold).once()
+    found = table_metrics(table, threshold=model.decision.threshold)
     card = joint_card(model)
     own = evidence(model.first.run, model.first.card)
     card = replace(card, evidence=own | {key: found[key.removeprefix("val/")] for key in own if key[4:] in found})

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from xray_pneumonia import schema
+from xray_pneumonia import config
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.types import Fraction, Positive, Side
 
@@ -100,7 +100,7 @@ def parse_card(text: str, *, name: str) -> Card:
         raise InputError(f"{name}: schema {values.get('schema')}; this version reads {SCHEMA}")
     defaults = {one.name: one.default for one in fields(Card) if one.default is not MISSING}
     values = {"band": [], "evidence": {}, **defaults, **values}
-    problems = schema.problems(values, Card, prefix="")
+    problems = config.problems(values, Card, prefix="")
     if not problems and (len(values["band"]) not in {0, 2} or values["band"] != sorted(values["band"])):
         problems.append(f"band={values['band']!r}: should be empty or a lower and an upper probability")
     if problems:

@@ -20,7 +20,7 @@ from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.files import require_unchanged
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import predictions
-from xray_pneumonia.evaluation.epoch_metrics import classification_metrics
+from xray_pneumonia.evaluation.metrics import Monitor, epoch_metrics, monitor_mode
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.models.layers import takes
 from xray_pneumonia.sweeps.trial_spec import take_trial
@@ -33,7 +33,7 @@ from xray_pneumonia.training.classifier import PneumoniaClassifier
 from xray_pneumonia.training.optimizers import Horizon, Parameters
 from xray_pneumonia.training.predict import predict_logits
 from xray_pneumonia.training.trainer import TrainerSettings, build_trainer, fit
-from xray_pneumonia.types import Monitor, Seed
+from xray_pneumonia.types import Seed
 from xray_pneumonia.workflows import resume
 from xray_pneumonia.workflows.training_run import THRESHOLD, RunConfig, Trained, record_start
 
@@ -45,7 +45,7 @@ class TrainConfig:
     home: str
     seed: Seed
     monitor: Monitor
-    mode: Literal["max", "min"]
+    mode: Literal["max", "min"] | None
     data: Node
     augmentation: Node
     model: Node
@@ -104,7 +104,7 @@ def main(cfg: DictConfig) -> float:
         return trial.run(lambda each, watch: train(each, watch=watch))
     resumption = None
     if asked not in {None, resume.NEW}:
-        check(cfg, TrainConfig)
+        _checked(cfg)
         resumption = resume.open_resumption(cfg, str(asked))
     training = build_training(resumption.cfg if resumption else cfg)
     if asked is None:
@@ -120,13 +120,20 @@ def train(cfg: DictConfig, *, watch: Watch | None = None) -> Trained:
     return run_training(build_training(cfg), watch=watch)
 
 
+def _checked(cfg: DictConfig) -> dict[str, Any]:
+    """Check a config and set its `mode`; returns its values."""
+    values = check(cfg, TrainConfig)
+    cfg.mode = values["mode"] = monitor_mode(values["monitor"], values["mode"])
+    return values
+
+
 def build_training(cfg: DictConfig) -> Training:
     """Check a config and build what it names; the weights depend on `seed` alone.
 
     Raises:
         InputError: the config is wrong.
     """
-    values = check(cfg, TrainConfig)
+    values = _checked(cfg)
     pl.seed_everything(values["seed"], workers=True, verbose=False)
     settings: TrainerSettings = build(values["trainer"])
     data: XRayDataModule = build(values["data"], build(values["augmentation"]))
@@ -224,7 +231,7 @@ def _evaluate(training: Training, classifier: PneumoniaClassifier, run: Run, tra
     chosen = judge_validation(run, training.config.values, net, data, table, settings=training.evaluation)
     judge_shift(run, net, data, chosen.decision, device=device)
     labels = chosen.predictions["label"].to_numpy()
-    metrics = classification_metrics(chosen.predictions["logit"].to_numpy(), labels, threshold=THRESHOLD)
+    metrics = epoch_metrics(chosen.predictions["logit"].to_numpy(), labels, threshold=THRESHOLD)
     trained = Trained(run.run_id, run.store.uri, best_epoch, trainer.current_epoch, chosen.predictions, metrics)
     record_result(run, trained, data)
     record_bundle(run, training.config.values["model"], net, data, chosen, epoch=best_epoch)

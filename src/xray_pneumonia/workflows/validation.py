@@ -15,7 +15,7 @@ from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.assessment import judge
 from xray_pneumonia.evaluation.decision import Decision, decide
 from xray_pneumonia.evaluation.input_gate import Gate
-from xray_pneumonia.evaluation.metrics import Vector, measure
+from xray_pneumonia.evaluation.metrics import Vector, table_metrics
 from xray_pneumonia.evaluation.report.model_card import checklist_answers, model_facts
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.tracking.ledger import opened_before
@@ -73,7 +73,7 @@ def measure_evidence(chosen: Chosen, data: XRayDataModule) -> dict[str, float]:
     """Count what a model learned from and was judged by, for its card; on validation, at the operating point."""
     table = chosen.predictions
     films = data.records[data.records["split"].eq("train") & data.records["error"].eq("")]
-    at_point = measure(table, threshold=chosen.decision.threshold).once()
+    at_point = table_metrics(table, threshold=chosen.decision.threshold)
     counted = {"train": films, "val": table}
     sizes = {f"{name}/images": float(len(part)) for name, part in counted.items()}
     people = {f"{name}/patients": float(part["patient"].nunique()) for name, part in counted.items()}
@@ -88,7 +88,7 @@ def judge_shift(run: Run, net: nn.Module, data: XRayDataModule, decision: Decisi
     index, logits = predict_logits(net, batches, device=device)
     table = decision.calibration.apply(predictions.tabulate(data.records, index, logits))
     predictions.write(table, run.path("predictions/shift.csv"))
-    found = measure(table, threshold=decision.threshold).once()
+    found = table_metrics(table, threshold=decision.threshold)
     run.log_metrics({f"shift/{name}": value for name, value in found.items() if not np.isnan(value)})
 
 
