@@ -17,7 +17,7 @@ DOORS = {
     "mlflow": {"tracking"},
     "hydra": {"config.py", "compose.py", "sweeps"},
     "albumentations": {"data/augment/augmentation.py"},
-    "cv2": {"data/augment/opencv.py"},
+    "cv2": {"data/augment/transforms.py", "data/loaders.py"},
     # Figures are made in evaluation; pages and workflows name the type of what they pass on.
     "matplotlib": {
         "evaluation/report/figures.py",

@@ -1,23 +1,21 @@
 """XRayDataModule: from a folder of files to batches of training and validation."""
 
 import logging
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader
 
 from xray_pneumonia.data import records as tables
 from xray_pneumonia.data import splits, synthetic
 from xray_pneumonia.data.audit import Audit, Broken, audit
 from xray_pneumonia.data.augment.augmentation import Augmentation
-from xray_pneumonia.data.device_images import Beside, Residence, arrange
 from xray_pneumonia.data.images.cache import ImageCache, open_cache
-from xray_pneumonia.data.loaders import AheadLoader, Batch, Batches, EpochSampler
+from xray_pneumonia.data.loaders import Batches, BatchLoader, EpochSampler
 from xray_pneumonia.data.shifts import Shift, hold_out
-from xray_pneumonia.data.worker_loader import SILENCE, Loader
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.types import CLASSES, Count, Gray, OpenFraction, Seed, Side, Stage, Whole, Workers
 
@@ -47,8 +45,8 @@ class XRayDataModule(pl.LightningDataModule):
         broken: refuse to train when a file cannot be read, or leave such files out (quarantine).
         drop_test_patients: leave out of training whoever also occurs in the folder's test split.
         num_workers: processes that prepare batches; 0 prepares them in the main process.
-        resident: keep all decoded images on the net's device, so that none travels while it trains: `always`, `never`,
-            or `auto`, on a GPU with room for them.
+        resident: where decoded images are kept: `never` on the model's device; `auto`, of configs stored by version
+            0.1.0, means the same.
         cache_dir: where decoded images live.
         seed: of shuffling and augmentation.
     """
@@ -71,7 +69,7 @@ class XRayDataModule(pl.LightningDataModule):
         broken: Broken,
         drop_test_patients: bool,
         num_workers: Workers,
-        resident: Residence,
+        resident: Literal["auto", "never", "always"],
         cache_dir: str,
         seed: Seed,
     ) -> None:
@@ -84,6 +82,11 @@ class XRayDataModule(pl.LightningDataModule):
             raise InputError(
                 f"data.progressive={progressive}: needs growing sides, the last of them data.image_size={image_size}"
             )
+        if resident == "always":
+            raise InputError(
+                "data.resident=always: images are no longer kept on the model's device, which no GPU has proven to be "
+                "faster; use data.resident=never: a thread prepares batches while the model trains"
+            )
         self.sides, self._epochs = progressive or [image_size], 1
         self._augmentation, self._seed = augmentation, seed
         self._root, self._synthetic_patients, self._max_images = root, synthetic_patients, max_images
@@ -91,7 +94,6 @@ class XRayDataModule(pl.LightningDataModule):
         self._split, self._val_fraction, self._split_seed = split, val_fraction, split_seed
         self._folds, self._fold = folds, fold
         self._broken, self._drop_test_patients, self._cache_dir = broken, drop_test_patients, cache_dir
-        self._resident, self._beside = resident, Beside()
         self.first_epoch = 0  # counted from 0; later where a training is resumed
         self.records: pd.DataFrame
         self.images: Gray
@@ -186,54 +188,31 @@ class XRayDataModule(pl.LightningDataModule):
         labels = self.records.loc[self.records["split"] == "train", "label"]
         return [int((labels == label).sum()) for label in (0, 1)]
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> BatchLoader:
         """Serve augmented batches, in a new order each epoch."""
         return self._loader("train", training=True)
 
-    def val_dataloader(self) -> DataLoader[Batch]:
+    def val_dataloader(self) -> BatchLoader:
         """Serve every validation image once, in order."""
         return self._loader("val", training=False)
 
-    def shift_dataloader(self) -> DataLoader[Batch] | None:
+    def shift_dataloader(self) -> BatchLoader | None:
         """Serve every image of the shifted split once, in order; None where there is no such split."""
         return self._loader("shift", training=False) if self.records["split"].eq("shift").any() else None
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Finish a batch on the net's device."""
-        return self._beside.finish(batch)
-
-    def _loader(self, split: Stage, *, training: bool) -> DataLoader[Batch]:
-        augmentation = self._augmentation if training and self._augmentation.active else None
+    def _loader(self, split: Stage, *, training: bool) -> BatchLoader:
         rows = np.flatnonzero(self.records["split"] == split).astype(np.int64)
         sampler = EpochSampler(rows, batch_size=self.batch_size, shuffle=training, seed=self._seed)
         if training:
             sampler.set_epoch(self.first_epoch)
         if torch.distributed.is_initialized():
             sampler.share(rank=torch.distributed.get_rank(), world=torch.distributed.get_world_size())
-        # Outside of a training nobody finishes batches, so they come finished, for the CPU.
-        net = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        beside = Beside()
-        if training and self.trainer:
-            beside = self._beside = arrange(net, self.images, augmentation, wanted=self._resident)
-        # Workers are ahead by themselves, and plain slices of the cache are there at once.
-        ahead = augmentation is not None and not self._num_workers
-        return (AheadLoader if ahead else Loader)(
-            self._batches(augmentation, beside, training=training),
-            sampler=sampler,
-            batch_size=None,
-            num_workers=self._num_workers if training else 0,
-            persistent_workers=training and self._num_workers > 0,
-            timeout=SILENCE if training and self._num_workers > 0 else 0,
-            pin_memory=net.type == "cuda",  # a GPU fetches from pinned memory while everybody else goes on
-        )
-
-    def _batches(self, augmentation: Augmentation | None, beside: Beside, *, training: bool) -> Batches:
-        return Batches(
+        batches = Batches(
             self._cache,
-            augmentation=None if beside.augmentation else augmentation,
-            later=beside.augmentation,
-            travels=beside.resident is None,
-            seed=self._seed,
+            augment=partial(self._augmentation, seed=self._seed) if training else None,
             sides=self.sides if training else [self.image_size],
             epochs=self._epochs,
         )
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        workers = self._num_workers if training else 0
+        return BatchLoader(batches, sampler=sampler, workers=workers, pin_memory=on_gpu)

@@ -22,7 +22,7 @@ from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.metrics import Monitor, epoch_metrics, monitor_mode
 from xray_pneumonia.evaluation.settings import EvaluationSettings
-from xray_pneumonia.models.layers import takes
+from xray_pneumonia.models.layers import takes, to_channels_last
 from xray_pneumonia.sweeps.trial_spec import take_trial
 from xray_pneumonia.tracking.lightning_logger import RunLogger
 from xray_pneumonia.tracking.run import Run, start_run
@@ -137,7 +137,8 @@ def build_training(cfg: DictConfig) -> Training:
     pl.seed_everything(values["seed"], workers=True, verbose=False)
     settings: TrainerSettings = build(values["trainer"])
     data: XRayDataModule = build(values["data"], build(values["augmentation"]))
-    net = performance.lay_out(build(values["model"]), channels_last=settings.channels_last)
+    net: nn.Module = build(values["model"])
+    net = to_channels_last(net) if settings.channels_last else net
     data.spread_over(settings.max_epochs)
     if refused := [side for side in data.sides if not takes(net, side)]:
         raise InputError(

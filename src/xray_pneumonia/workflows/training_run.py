@@ -107,8 +107,7 @@ def record_bundle(
     run: Run, net_config: Node, net: nn.Module, data: XRayDataModule, chosen: "Chosen", *, epoch: int
 ) -> None:
     """Record the best weights, with all that a prediction needs, as an MLflow model."""
-    from xray_pneumonia.inference.bundle import Card, save_bundle
-    from xray_pneumonia.inference.bundles import GATE
+    from xray_pneumonia.inference.bundle import GATE, Card, save_bundle
     from xray_pneumonia.workflows.training_record import leave_evidence
     from xray_pneumonia.workflows.validation import measure_evidence
 

@@ -15,17 +15,16 @@ from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.assessment import judge
 from xray_pneumonia.evaluation.decision import Decision, decide
 from xray_pneumonia.evaluation.input_gate import Gate
-from xray_pneumonia.evaluation.metrics import Vector, table_metrics
+from xray_pneumonia.evaluation.metrics import table_metrics
 from xray_pneumonia.evaluation.report.model_card import checklist_answers, model_facts
 from xray_pneumonia.evaluation.settings import EvaluationSettings
+from xray_pneumonia.inference.model import run_net
 from xray_pneumonia.tracking.ledger import opened_before
 from xray_pneumonia.tracking.run import Run
 from xray_pneumonia.tracking.store_errors import START, within
 from xray_pneumonia.training.predict import predict_logits
-from xray_pneumonia.types import Gray
 from xray_pneumonia.workflows.closer_look import learn_gate, look_closer
 from xray_pneumonia.workflows.dossier import Dossier, write_dossier
-from xray_pneumonia.workflows.ensemble import predict
 from xray_pneumonia.workflows.evaluation_data import RECORD_COLUMNS, HeldOut, cut
 
 EVIDENCE = ("auroc", "sensitivity", "specificity")
@@ -115,12 +114,7 @@ def _report(
         answers=checklist_answers(config, held_out.records, judgement, split="val", openings=0),
         chosen_after={run.run_id: opened} if opened else {},
     )
-    device = next(net.parameters()).device
-
-    def answer(images: Gray) -> Vector:
-        return predict(net, images, torch.device(device))
-
-    look_closer(dossier, judgement, held_out, settings, net=net, predict=answer, gate=gate)
+    look_closer(dossier, judgement, held_out, settings, net=net, predict=partial(run_net, net), gate=gate)
     write_dossier(run, dossier, judgement, held_out.images, settings)
     run.log_metrics({f"operating/{name}": value for name, value in judgement.metrics().items()})
     run.set_tags({"chosen_after_opening": "unknown" if opened is None else bool(opened)})
