@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from xray_pneumonia.tracking.run import start_run
-from xray_pneumonia.tracking.store import TrackingSettings, open_or_journal
+from xray_pneumonia.tracking.store import TrackingSettings, open_or_offline
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def epochs(uri: str | None, home: Path) -> list[float]:
     """Milliseconds that each epoch's metrics took."""
     settings = TrackingSettings(uri=uri, experiment_name="x", run_name=None, system_metrics=False, required=False)
     spent = []
-    with start_run(open_or_journal(settings, home=home), name=None, tags={}, system_metrics=False) as run:
+    with start_run(open_or_offline(settings, home=home), name=None, tags={}, system_metrics=False) as run:
         for epoch in range(30):
             start = time.perf_counter()
             run.log_metrics({f"val/{number}": 0.5 for number in range(12)}, step=epoch)

@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from xray_pneumonia.tracking.journal import Journal, journals
+from xray_pneumonia.tracking.spool import Spool, spools
 from xray_pneumonia.tracking.sync import sync
 
 LOCAL = "127.0.0.1"
@@ -97,8 +97,8 @@ def train(data: str, home: Path, uri: str, overrides: list[str]) -> Spent:
 
 
 def epoch_seconds(home: Path, run_id: str) -> list[float]:
-    """Read what each epoch of a run took, from its journal if it is still there, else from the store of its home."""
-    if kept := journals(home):
+    """Read what each epoch of a run took, from its spool if it is still there, else from the store of its home."""
+    if kept := spools(home):
         return [value for key, value, _ in metrics(kept[0]) if key == "time/epoch_seconds"]
     from mlflow import MlflowClient
 
@@ -106,9 +106,9 @@ def epoch_seconds(home: Path, run_id: str) -> list[float]:
     return [metric.value for metric in history]
 
 
-def metrics(journal: Journal) -> Iterator[tuple[str, float, int]]:
-    """List the metrics that a journal holds: name, value, step."""
-    for entry in journal.entries():
+def metrics(spool: Spool) -> Iterator[tuple[str, float, int]]:
+    """List the metrics that a spool holds: name, value, step."""
+    for entry in spool.entries():
         if entry.what == "metrics":
             yield from ((key, value, step) for key, value, _, step in entry.value)
 
@@ -117,10 +117,10 @@ def deliver(name: str, uri: str, home: Path) -> None:
     """Send what a training kept, and compare what has arrived with it."""
     from mlflow import MlflowClient
 
-    [kept] = journals(home)
+    [kept] = spools(home)
     said = sorted((key, step) for key, _, step in metrics(kept))
     [synced] = sync(uri, home)
-    if synced.problem or synced.mlflow_id is None or journals(home):
+    if synced.problem or synced.mlflow_id is None or spools(home):
         sys.exit(f"{name}: not everything could be sent: {synced}")
     client = MlflowClient(uri)
     arrived = [

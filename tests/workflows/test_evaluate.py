@@ -68,7 +68,7 @@ def store_run(home):
             folder = run.path("staged/model.json").parent
             save_bundle(folder, net, Card(**card | (changes or {})))
             chosen.gate.write(folder / "gate.npz")
-            run.log_model(folder, epoch=1)
+            run.log_model(folder, epoch=1, loader_module="xray_pneumonia.workflows.serve")
         return run
 
     return make

@@ -14,7 +14,7 @@ import yaml
 from mlflow import MlflowClient
 
 from xray_pneumonia.evaluation.metrics import epoch_metrics
-from xray_pneumonia.tracking.environment import tracking_uri
+from xray_pneumonia.tracking.registry import tracking_uri
 
 PER_EPOCH = [
     *(f"{stage}/{name}" for stage in ("train", "val") for name in ("loss", "accuracy")),

@@ -9,12 +9,11 @@ from typing import Any
 from hydra.plugins.launcher import Launcher
 
 from xray_pneumonia.sweeps.study import Claim, SweepStudy
-from xray_pneumonia.tracking.process import queue_is_empty
 
 POLL = 1.0  # seconds between two looks
 logging.getLogger("submitit").setLevel(logging.ERROR)  # it warns each time it asks a Slurm without accounting
 log = logging.getLogger(__name__)
-PATIENCE = 10  # looks at an empty queue before its trials count as lost
+PATIENCE = 10  # seconds that the jobs have to close
 
 
 def launch(launcher: Launcher, lines: Sequence[Sequence[str]], claims: list[Claim], study: SweepStudy) -> None:
@@ -36,13 +35,9 @@ def launch(launcher: Launcher, lines: Sequence[Sequence[str]], claims: list[Clai
     box: list[Any] = []
     thread = threading.Thread(target=_into, args=(box, launcher, lines, claims[0].number), daemon=True)
     thread.start()
-    idle = 0
     while thread.is_alive() and study.unfinished(claims):
         time.sleep(POLL)
         study.bury()
-        idle = idle + 1 if queue_is_empty() else 0
-        if idle > PATIENCE:
-            break
     if thread.is_alive() and not study.unfinished(claims):
         thread.join(timeout=PATIENCE)  # the jobs are closing
     returned = box[0] if box else [None] * len(claims)

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from xray_pneumonia.errors import Busy
 from xray_pneumonia.sweeps.plan import Plan
 from xray_pneumonia.sweeps.study import DONE, SweepStudy
-from xray_pneumonia.tracking import search
+from xray_pneumonia.tracking import stored_runs
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.store import Store
 from xray_pneumonia.tracking.sync import sync
@@ -20,11 +20,11 @@ from xray_pneumonia.tracking.sync import sync
 log = logging.getLogger(__name__)
 
 
-def open_parent(plan: Plan, study: SweepStudy, store: Store, stack: ExitStack) -> Run | search.Found:
+def open_parent(plan: Plan, study: SweepStudy, store: Store, stack: ExitStack) -> Run | stored_runs.StoredRun:
     """Open the parent run for as long as the stack stands; where another process has it, say how it stands."""
     tags = {"verb": "sweep", "sweep.name": plan.name}
     with study.alone():  # two commands at once would make two parents
-        known = search.find(store, tags)
+        known = stored_runs.find(store, tags)
         run_id = known[0].run_id if known else None
         try:
             parent = stack.enter_context(
@@ -72,8 +72,8 @@ def end_forgotten(store: Store, study: SweepStudy, parent: Run, *, name: str) ->
     for sent in sync(store.uri, store.home, tags={"sweep.name": name}):
         log.info("run %s: %s", sent.run_id, sent.problem or f"sent late, {sent.status}")
     states = {str(trial.number): trial.state for trial in study.trials()}
-    for run in search.find(store, {"sweep.name": name}, status="RUNNING"):
+    for run in stored_runs.find(store, {"sweep.name": name}, status="RUNNING"):
         state = states.get(run.tags.get("sweep.trial", ""), TrialState.FAIL)
-        if state.is_finished() and run.run_id not in {parent.run_id, parent.journal.identity}:
+        if state.is_finished() and run.run_id not in {parent.run_id, parent.mlflow_id}:
             status = "FINISHED" if state in DONE else "FAILED"
-            search.close(store, run.run_id, status=status, reason="the store was away when its trial ended")
+            stored_runs.close(store, run.run_id, status=status, reason="the store was away when its trial ended")

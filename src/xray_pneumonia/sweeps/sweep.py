@@ -27,7 +27,7 @@ from xray_pneumonia.sweeps.space import overrides
 from xray_pneumonia.sweeps.storage import open_storage, resolve
 from xray_pneumonia.sweeps.study import DONE, Claim, SweepStudy
 from xray_pneumonia.sweeps.trial import decode
-from xray_pneumonia.tracking import search
+from xray_pneumonia.tracking import stored_runs
 from xray_pneumonia.tracking.store import Store, open_store
 
 POLL = 1.0  # seconds between two looks at what others do
@@ -105,7 +105,7 @@ def _lead(sweep: Sweep, study: SweepStudy, store: Store) -> float:
     plan = sweep.plan
     with ExitStack() as stack:
         said = ""
-        while isinstance(parent := open_parent(plan, study, store, stack), search.Found):
+        while isinstance(parent := open_parent(plan, study, store, stack), stored_runs.StoredRun):
             does = "works along" if study.room() > 0 else "waits for its end"
             if does != said:
                 log.info("sweep %s: pid %s leads it; this process %s", plan.name, parent.tags.get("pid", "?"), does)
@@ -202,11 +202,11 @@ def _require_composable(sweep: Sweep) -> None:
 
 def _inquest(store: Store, trial: FrozenTrial) -> tuple[TrialState, list[float]] | None:
     """Look at the runs of a trial whose process is gone; see `study.Inquest`."""
-    runs = search.find(store, {"sweep.trial_id": str(trial._trial_id)})
+    runs = stored_runs.find(store, {"sweep.trial_id": str(trial._trial_id)})
     runs = [run for run in runs if run.tags.get("sweep.trial") == str(trial.number)]
     for run in runs:
         if run.status == "RUNNING":
-            search.close(store, run.run_id, status="KILLED", reason="its process is gone")
+            stored_runs.close(store, run.run_id, status="KILLED", reason="its process is gone")
     for run in runs:
         if run.status == "FINISHED" and "sweep.values" in run.tags and "sweep.replicate" not in run.tags:
             return TrialState[run.tags["sweep.state"]], decode(run.tags["sweep.values"])

@@ -28,8 +28,8 @@ from xray_pneumonia.sweeps.trial_spec import Ticket
 from xray_pneumonia.sweeps.workers import settle_on_gpu
 from xray_pneumonia.tracking.process import identity
 from xray_pneumonia.tracking.run import Run, start_run
-from xray_pneumonia.tracking.search import PARENT, find
 from xray_pneumonia.tracking.store import Store, open_store
+from xray_pneumonia.tracking.stored_runs import PARENT, find
 
 log = logging.getLogger(__name__)
 Train = Callable[[DictConfig, Watch], Any]

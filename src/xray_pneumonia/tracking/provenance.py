@@ -1,4 +1,4 @@
-"""Where a run comes from: the commit, what was changed since, versions, machine."""
+"""Collects where a run comes from: the commit, uncommitted changes, versions, machine."""
 
 import hashlib
 import json
@@ -8,8 +8,6 @@ import subprocess
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-
-import torch
 
 PACKAGES = (
     "xray-pneumonia",
@@ -28,7 +26,7 @@ PACKAGES = (
     "scipy",
     "safetensors",
 )
-# What a training computes with; the rest of the package names, stores and draws.
+# The code that computes weights and metrics; the rest of the package names, stores and draws.
 COMPUTING = ("data/**/*.py", "models/*.py", "training/*.py", "evaluation/metrics.py", "workflows/train.py")
 MAX_DIFF = 2**20  # characters
 
@@ -43,13 +41,15 @@ class Provenance:
 
 
 def collect() -> Provenance:
-    """Look at the machine, the packages and the repository that holds this package, if one does."""
+    """Describe the machine, the packages and the repository that holds this package, if one does."""
+    import torch
+
     commit, diff = _git("rev-parse", "HEAD"), _git("diff", "HEAD")[:MAX_DIFF]
     machine = {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": torch.backends.cpu.get_cpu_capability(),
-        **_cpu(),
+        **cpu(),
         "gpu": ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) or "none",
         "threads": str(torch.get_num_threads()),
     }
@@ -62,8 +62,8 @@ def collect() -> Provenance:
     return Provenance(tags, json.dumps({"machine": machine, "versions": versions, "code": code}, indent=2), diff)
 
 
-def _cpu() -> dict[str, str]:
-    """Name the processor, and hash what it can do: the same program rounds differently on another one."""
+def cpu() -> dict[str, str]:
+    """Name the processor, and hash its instruction sets: the same program rounds differently with others."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -74,7 +74,7 @@ def _cpu() -> dict[str, str]:
 
 
 def _source() -> str:
-    """Hash what weights and metrics are computed with, so that code is compared where there is no repository."""
+    """Hash the code that computes weights and metrics, to compare it where there is no repository."""
     root = Path(__file__).parents[1]
     files = sorted(path for room in COMPUTING for path in root.glob(room))
     return _digest(b"".join(f"{path.relative_to(root)}".encode() + path.read_bytes() for path in files))

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, RichProgressBar
+from pytorch_lightning.callbacks import Callback
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 log = logging.getLogger(__name__)
 
@@ -67,12 +69,30 @@ class EpochLine(Callback):
         )
 
 
-class ProgressBar(RichProgressBar):
-    """Show Lightning's bar on standard error, without the id of the run."""
+class ProgressBar(Callback):
+    """Show a bar for each epoch on standard error, which is gone before the next line is logged.
 
-    def __init__(self) -> None:
-        super().__init__(refresh_rate=5, console_kwargs={"stderr": True})
+    Lightning's own stays on the screen: log lines are glued to it. And it counts epochs from 0.
+    """
 
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """Leave out the version that Lightning adds."""
-        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw it."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
+        title = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        self._progress.add_task(title, total=float(trainer.num_training_batches))
+        self._progress.start()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move it."""
+        self._progress.advance(self._progress.task_ids[0])
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Clear it."""
+        self._progress.stop()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Clear it, too."""
+        self._progress.stop()

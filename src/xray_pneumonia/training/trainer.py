@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ProgressBar
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 
 from xray_pneumonia.errors import InputError
@@ -105,7 +105,7 @@ def build_trainer(settings: TrainerSettings, *, callbacks: list[Callback], logge
         deterministic=settings.deterministic,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # EpochSampler is one
-        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
+        enable_progress_bar=False,  # see progress.ProgressBar
         enable_model_summary=False,
         log_every_n_steps=1,
         callbacks=callbacks,

@@ -20,9 +20,10 @@ from xray_pneumonia.evaluation.comparison import Difference, compare
 from xray_pneumonia.evaluation.report import figures
 from xray_pneumonia.evaluation.report.figures_runs import TITLES, overlaid_curves
 from xray_pneumonia.evaluation.run_groups import Entry, Group, group, pool, tabulate
-from xray_pneumonia.tracking import search
-from xray_pneumonia.tracking.search import Found
+from xray_pneumonia.tracking import stored_runs
+from xray_pneumonia.tracking.locations import ArtifactMissing
 from xray_pneumonia.tracking.store import Store, masked, open_existing
+from xray_pneumonia.tracking.stored_runs import StoredRun
 from xray_pneumonia.types import Count, Seed
 from xray_pneumonia.workflows.compare_tables import Format, basis, show, show_test
 
@@ -85,28 +86,27 @@ def main(cfg: DictConfig) -> None:
         chosen = "best" in kept or any(run.params.get("trainer.patience") != "None" for run in found)
         metrics = [run.metrics for run in found]
         print("\n".join(["", *basis(metrics, cfg.metrics, kept=kept, chosen=chosen, threshold=THRESHOLD)]))
-    pair = _pair(cfg.pair, groups)
+    pair, by_id = _pair(cfg.pair, groups), {run.run_id: run for run in found}
     if pair:
-        by_id = {run.run_id: run for run in found}
-        show_test(_test(store, [groups[i - 1] for i in pair], by_id, cfg), pair, cfg.format)
-    _draw(store, groups, folder / "learning_curves.png")
+        show_test(_test([groups[i - 1] for i in pair], by_id, cfg), pair, cfg.format)
+    _draw(groups, by_id, folder / "learning_curves.png")
     _say_where(store, found, folder, quiet=cfg.format != "rich")
 
 
-def _find(store: Store, cfg: DictConfig) -> list[Found]:
+def _find(store: Store, cfg: DictConfig) -> list[StoredRun]:
     """Find the finished trainings that were asked for.
 
     Raises:
         InputError: there are none, and what there is instead.
     """
-    runs = search.find(store, {"verb": "train"}, status="FINISHED")
+    runs = stored_runs.find(store, {"verb": "train"}, status="FINISHED")
     if cfg.sweep_name:
         names = {run.tags["sweep.name"] for run in runs if "sweep.name" in run.tags}
-        parents = {run.tags.get(search.PARENT) for run in runs}
+        parents = {run.tags.get(stored_runs.PARENT) for run in runs}
         if cfg.sweep_name not in names | parents:
             hint = nearest(cfg.sweep_name, names) or f"; there are {', '.join(sorted(names)) or 'none'}"
             raise InputError(f"sweep_name={cfg.sweep_name}: no such sweep in experiment {store.experiment_name}{hint}")
-        runs = [run for run in runs if cfg.sweep_name in {run.tags.get("sweep.name"), run.tags.get(search.PARENT)}]
+        runs = [run for run in runs if cfg.sweep_name in {run.tags.get("sweep.name"), run.tags.get(stored_runs.PARENT)}]
     if cfg.run_ids:
         known = {run.run_id: run for run in runs}
         unknown = [run_id for run_id in cfg.run_ids if run_id not in known]
@@ -120,7 +120,7 @@ def _find(store: Store, cfg: DictConfig) -> list[Found]:
     return runs if cfg.pruned else _trained_to_the_end(runs)
 
 
-def _trained_to_the_end(runs: list[Found]) -> list[Found]:
+def _trained_to_the_end(runs: list[StoredRun]) -> list[StoredRun]:
     """Leave out the trials that a sweep ended early: their best of few epochs is no fair figure."""
     kept = [run for run in runs if run.tags.get("sweep.state") != "PRUNED"]
     if not kept:
@@ -130,7 +130,7 @@ def _trained_to_the_end(runs: list[Found]) -> list[Found]:
     return kept
 
 
-def _entry(run: Found) -> Entry:
+def _entry(run: StoredRun) -> Entry:
     return Entry(run.run_id, run.name, run.params, run.metrics)
 
 
@@ -143,9 +143,9 @@ def _pair(asked: Sequence[int] | None, groups: Sequence[Group]) -> tuple[int, in
     return asked[0], asked[1]
 
 
-def _test(store: Store, pair: Sequence[Group], found: dict[str, Found], cfg: DictConfig) -> list[Difference]:
+def _test(pair: Sequence[Group], found: dict[str, StoredRun], cfg: DictConfig) -> list[Difference]:
     """Test two groups on the predictions that their runs stored."""
-    first, second = (_predictions(store, one, found) for one in pair)
+    first, second = (_predictions(one, found) for one in pair)
     shared = set(first["id"]) & set(second["id"])
     if not shared:
         raise InputError("pair: the two groups were validated on different images, so nothing can be paired")
@@ -154,30 +154,28 @@ def _test(store: Store, pair: Sequence[Group], found: dict[str, Found], cfg: Dic
     return [difference for difference in done if difference.name in TESTED]
 
 
-def _predictions(store: Store, one: Group, found: dict[str, Found]) -> pd.DataFrame:
+def _predictions(one: Group, found: dict[str, StoredRun]) -> pd.DataFrame:
     tables = []
     with TemporaryDirectory() as folder:
         for entry in one.entries:
             target = Path(folder) / entry.run_id
             target.mkdir()
-            path = search.artifact(store, found[entry.run_id], "predictions/val.csv", folder=target)
-            if path is None:
-                raise InputError(f"run {entry.run_id}: has no predictions/val.csv; leave it out with run_ids=[...]")
-            tables.append(predictions.read(path))
+            try:
+                tables.append(predictions.read(found[entry.run_id].artifact("predictions/val.csv", target=target)))
+            except ArtifactMissing as error:
+                raise InputError(f"{error}; leave it out with run_ids=[...]") from error
     return pool(tables)
 
 
-def _draw(store: Store, groups: Sequence[Group], path: Path) -> None:
+def _draw(groups: Sequence[Group], found: dict[str, StoredRun], path: Path) -> None:
     histories = {
-        f"group {place}": [
-            {metric: search.history(store, entry.run_id, metric) for metric in TITLES} for entry in one.entries
-        ]
+        f"group {place}": [{metric: found[entry.run_id].history(metric) for metric in TITLES} for entry in one.entries]
         for place, one in enumerate(groups[:DRAWN], start=1)
     }
     figures.save(overlaid_curves(histories), path)
 
 
-def _say_where(store: Store, found: Sequence[Found], folder: Path, *, quiet: bool) -> None:
+def _say_where(store: Store, found: Sequence[StoredRun], folder: Path, *, quiet: bool) -> None:
     if quiet:
         return
     print(f"Learning curves and table: {folder}")

@@ -27,7 +27,7 @@ from xray_pneumonia.evaluation.agreement import (
     judge,
 )
 from xray_pneumonia.evaluation.run_groups import Entry, group
-from xray_pneumonia.tracking import search
+from xray_pneumonia.tracking import stored_runs
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.registry import find_registered
 from xray_pneumonia.tracking.run import Run
@@ -207,7 +207,7 @@ def _seeds(evidence: Evidence, names: list[str]) -> dict[str, list[float]]:
     if run is None:
         return {}
     same = {"verb": "train", "records_fingerprint": evidence.fingerprint}
-    runs = search.find(run.store, same, status="FINISHED")
+    runs = stored_runs.find(run.store, same, status="FINISHED")
     groups = group(
         [Entry(one.run_id, one.name, one.params, one.metrics) for one in runs], best_by="best/auroc", maximize=True
     )

@@ -18,12 +18,10 @@ from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.records import fingerprint
 from xray_pneumonia.errors import CheckpointDamaged, InputError, Stopped
 from xray_pneumonia.stored_config import load_stored
-from xray_pneumonia.tracking.beginning import run_folder
 from xray_pneumonia.tracking.process import alive
-from xray_pneumonia.tracking.run import Run
-from xray_pneumonia.tracking.search import find, get, mark_running
+from xray_pneumonia.tracking.run import Run, run_folder
 from xray_pneumonia.tracking.store import Store, TrackingSettings, open_existing, open_store
-from xray_pneumonia.tracking.stored_runs import read_run
+from xray_pneumonia.tracking.stored_runs import find, get, mark_running, read_run
 from xray_pneumonia.training.checkpoints import BEST, Saved, clean_up, newest_valid, verify
 from xray_pneumonia.training.trainer import TrainerSettings
 from xray_pneumonia.workflows.training_run import RECORDS, records_table
@@ -199,8 +197,7 @@ def _alive(status: str, tags: Mapping[str, str]) -> bool:
     """Tell whether a run's process is there; one on another machine is believed to be."""
     if status != "RUNNING" or not {"host", "pid", "born"} <= set(tags):
         return False
-    who = {key: value for key, value in tags.items() if key != "slurm"}  # whose requeued job is this very process
-    return alive(who, silent=lambda: 0.0, stale_after=1.0)
+    return alive(tags, silent=lambda: 0.0, stale_after=1.0)
 
 
 def _require_same_config(cfg: DictConfig, stored: DictConfig, run_id: str) -> None:

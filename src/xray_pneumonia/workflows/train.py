@@ -26,7 +26,7 @@ from xray_pneumonia.models.layers import takes, to_channels_last
 from xray_pneumonia.sweeps.trial_spec import take_trial
 from xray_pneumonia.tracking.lightning_logger import RunLogger
 from xray_pneumonia.tracking.run import Run, start_run
-from xray_pneumonia.tracking.store import TrackingSettings, masked, open_or_journal
+from xray_pneumonia.tracking.store import TrackingSettings, masked, open_or_offline
 from xray_pneumonia.training import checkpoints, performance
 from xray_pneumonia.training.callbacks import DataCheck, build_callbacks
 from xray_pneumonia.training.classifier import PneumoniaClassifier
@@ -174,7 +174,7 @@ def run_training(
     settings, data, tracking = training.settings, training.data, training.tracking
     performance.prepare_process(keep_freed_memory=settings.keep_freed_memory, threads=settings.threads)
     data.prepare()
-    store = resumption.store if resumption else open_or_journal(tracking, home=training.home)
+    store = resumption.store if resumption else open_or_offline(tracking, home=training.home)
     known = resumption or watch
     identity = resume.identity_of(training.config.sha256, data, settings)
     start = resume.find_start(store, known.run_id if known else None, identity, data)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # imported when a training ends: pages and figures take secon
 
 THRESHOLD = 0.5  # of the figures that compare runs; the operating point stands in the report and the bundle
 RECORDS = "records.csv"
+LOADER_MODULE = "xray_pneumonia.workflows.serve"  # with which MLflow opens a logged bundle
 CURVES = [f"{stage}/{name}" for stage in ("train", "val") for name in ("loss", "accuracy", "auroc")]
 log = logging.getLogger(__name__)
 
@@ -131,4 +132,4 @@ def record_bundle(
         leave_evidence(run, Path(folder))
         if chosen.gate is not None:
             chosen.gate.write(Path(folder) / GATE)
-        run.log_model(Path(folder), epoch=epoch)
+        run.log_model(Path(folder), epoch=epoch, loader_module=LOADER_MODULE)

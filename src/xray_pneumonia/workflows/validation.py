@@ -124,7 +124,7 @@ def _opened_before(run: Run, experiment: str) -> int | None:
     """Ask the ledger; None where the store that holds it is away."""
     try:
         ask = partial(opened_before, run.store, experiment=experiment, started=run.started)
-        return within(START, ask, shown="the ledger")
+        return within(START, ask, name="the ledger")
     except Exception as error:  # each kind of store has its own
         log.warning("the ledger cannot be read, so it is unknown whether a test was opened before: %s", error)
         return None
