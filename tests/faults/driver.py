@@ -11,7 +11,7 @@ from xray_pneumonia.workflows import resume, train
 PLACES = [
     (PneumoniaClassifier, "training_step", "STEP"),
     (PneumoniaClassifier, "validation_step", "CHECK"),
-    (resume, "find_start", "PREPARED"),
+    (resume, "identity_of", "PREPARED"),
     (train, "_evaluate", "EVALUATE"),
 ]
 

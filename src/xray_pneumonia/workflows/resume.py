@@ -4,7 +4,7 @@ import io
 import logging
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,15 +39,6 @@ class Resumption:
     store: Store
     run_id: str
     cfg: DictConfig
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a training starts: in which run (None: a new one), from which checkpoint (None: from nothing)."""
-
-    run_id: str | None
-    checkpoint: Path | None
-    identity: Mapping[str, str]
 
 
 def take_resume(cfg: DictConfig) -> str | None:
@@ -117,36 +108,30 @@ def explain_stop(run: Run, *, resumable: bool) -> Iterator[None]:
     try:
         yield
     except Stopped:
-        saved = newest_valid(run.folder / "checkpoints")
-        if saved is None:
-            cure = "start the command again: no epoch was completed"
-        elif resumable:
-            cure = f"`xray train resume={run.run_id}` resumes {saved.where}"
-        else:
-            cure = f"its checkpoint is that {saved.where}"
-        lost = "" if saved and saved.trained else "the epoch under way is lost; "
-        print(f"xray: {lost}{cure}", file=sys.stderr)
+        with suppress(InputError):  # of damaged checkpoints: a resumption says which
+            saved = newest_valid(run.folder / "checkpoints")
+            lost = [] if saved and saved.trained else ["the epoch under way is lost"]
+            cure = f"`xray train resume={run.run_id}` resumes {saved.where}" if saved else "no epoch was completed"
+            print("xray:", "; ".join([*lost, *([cure] if resumable else [])]) or "stopping", file=sys.stderr)
         raise
 
 
-def find_start(store: Store, run_id: str | None, identity: Mapping[str, str], data: XRayDataModule) -> Start:
-    """Decide where a training starts, once its data are prepared.
+def find_checkpoint(store: Store, run_id: str, identity: Mapping[str, str], data: XRayDataModule) -> Path | None:
+    """Find the checkpoint from which a run is resumed; None where a trial was stopped before its first one.
 
     Args:
         store: of the runs.
-        run_id: of the run that is resumed; None for a new one.
+        run_id: of the run.
         identity: what must be the same as when the run began.
         data: prepared.
 
     Raises:
         InputError: no checkpoint is valid, or config, data or schedule are no longer those of the run.
     """
-    if run_id is None:
-        return Start(None, None, identity)
     folder = run_folder(store, run_id)
     saved = newest_valid(folder / "checkpoints")
-    if saved is None:  # a sweep's trial that was requeued before its first checkpoint
-        return Start(run_id, None, identity)
+    if saved is None:
+        return None
     _require_same(saved, run_id, identity, folder / RECORDS, data)
     try:
         verify(folder / "checkpoints" / BEST)
@@ -154,7 +139,7 @@ def find_start(store: Store, run_id: str | None, identity: Mapping[str, str], da
         raise InputError(f"{error}; the best epoch of run {run_id} is lost: start again with resume=new") from error
     clean_up(folder / "checkpoints", saved)
     log.info("run %s is resumed %s", run_id, saved.where)
-    return Start(run_id, saved.path, identity)
+    return saved.path
 
 
 def claim(store: Store, run_id: str) -> None:

@@ -1,6 +1,6 @@
 """`xray train`: one run, from a composed config to metrics, figures, checkpoints and a bundle in MLflow."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,6 @@ from pytorch_lightning.callbacks import Callback
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from torch.optim import Optimizer
 
 from xray_pneumonia.config import Node, anchor, build, check
 from xray_pneumonia.data.datamodule import XRayDataModule
@@ -30,7 +29,6 @@ from xray_pneumonia.tracking.store import TrackingSettings, masked, open_or_offl
 from xray_pneumonia.training import checkpoints, performance
 from xray_pneumonia.training.callbacks import DataCheck, build_callbacks
 from xray_pneumonia.training.classifier import PneumoniaClassifier
-from xray_pneumonia.training.optimizers import Horizon, Parameters
 from xray_pneumonia.training.predict import predict_logits
 from xray_pneumonia.training.trainer import TrainerSettings, build_trainer, fit
 from xray_pneumonia.types import Seed
@@ -76,10 +74,7 @@ class Watch(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """Everything that a config names, built once; the data are not read yet.
-
-    Loss, optimiser and schedule are functions that build them, since they need the data or the net.
-    """
+    """Everything that a config names, built once; the data are read, audited and split."""
 
     config: RunConfig
     home: Path
@@ -87,12 +82,7 @@ class Training:
     evaluation: EvaluationSettings
     tracking: TrackingSettings
     data: XRayDataModule
-    net: nn.Module
-    loss: Callable[[list[int]], nn.Module]  # of the number of training images of each class
-    optimizer: Callable[[Parameters], Optimizer]
-    scheduler: Callable[[Optimizer, Horizon], dict[str, Any]]
-    monitor: Monitor
-    mode: Literal["max", "min"]
+    classifier: PneumoniaClassifier
 
 
 def main(cfg: DictConfig) -> float:
@@ -102,10 +92,8 @@ def main(cfg: DictConfig) -> float:
     trial = take_trial(cfg)
     if trial:
         return trial.run(lambda each, watch: train(each, watch=watch))
-    resumption = None
-    if asked not in {None, resume.NEW}:
-        _checked(cfg)
-        resumption = resume.open_resumption(cfg, str(asked))
+    check_train(cfg)
+    resumption = resume.open_resumption(cfg, asked) if asked and asked != resume.NEW else None
     training = build_training(resumption.cfg if resumption else cfg)
     if asked is None:
         resume.mention_stopped(training.tracking, training.config.sha256, home=training.home)
@@ -120,22 +108,23 @@ def train(cfg: DictConfig, *, watch: Watch | None = None) -> Trained:
     return run_training(build_training(cfg), watch=watch)
 
 
-def _checked(cfg: DictConfig) -> dict[str, Any]:
-    """Check a config and set its `mode`; returns its values."""
+def check_train(cfg: DictConfig) -> dict[str, Any]:
+    """Check a config and set its `mode`; returns its values.
+
+    Raises:
+        InputError: with all that is wrong.
+    """
     values = check(cfg, TrainConfig)
     cfg.mode = values["mode"] = monitor_mode(values["monitor"], values["mode"])
     return values
 
 
 def build_training(cfg: DictConfig) -> Training:
-    """Check a config and build what it names; the weights depend on `seed` alone.
-
-    Raises:
-        InputError: the config is wrong.
-    """
-    values = _checked(cfg)
+    """Check a config, build what it names, and prepare the data."""
+    values = check_train(cfg)
     pl.seed_everything(values["seed"], workers=True, verbose=False)
     settings: TrainerSettings = build(values["trainer"])
+    evaluation, tracking = build(values["evaluation"]), build(values["tracking"])
     data: XRayDataModule = build(values["data"], build(values["augmentation"]))
     net: nn.Module = build(values["model"])
     net = to_channels_last(net) if settings.channels_last else net
@@ -145,88 +134,80 @@ def build_training(cfg: DictConfig) -> Training:
             f"data.progressive={data.sides}: this net takes no images of {refused[0]} pixels; choose one that pools "
             "over the whole image (model=resnet, model=torchvision), or data.progressive=null"
         )
+    performance.prepare_process(keep_freed_memory=settings.keep_freed_memory, threads=settings.threads)
+    data.prepare()
+    classifier = PneumoniaClassifier(
+        net,
+        loss=build(values["loss"], data.class_counts()),
+        optimizer=partial(build, values["optimizer"]),  # of the net's parameters, in each process
+        scheduler=partial(build, values["scheduler"]),
+        monitor=values["monitor"],
+        mode=values["mode"],
+    )
     return Training(
         config=RunConfig.of(cfg),
         home=Path(values["home"]),
         settings=settings,
-        evaluation=build(values["evaluation"]),
-        tracking=build(values["tracking"]),
+        evaluation=evaluation,
+        tracking=tracking,
         data=data,
-        net=net,
-        loss=partial(build, values["loss"]),
-        optimizer=partial(build, values["optimizer"]),
-        scheduler=partial(build, values["scheduler"]),
-        monitor=values["monitor"],
-        mode=values["mode"],
+        classifier=classifier,
     )
 
 
 def run_training(
     training: Training, *, watch: Watch | None = None, resumption: resume.Resumption | None = None
 ) -> Trained:
-    """Read the data, fit, evaluate and record.
+    """Fit, evaluate and record.
 
     Args:
         training: what is trained.
         watch: of the sweep whose trial this is, or of a reproduction.
         resumption: the stopped run that is resumed, instead of a new one.
     """
-    settings, data, tracking = training.settings, training.data, training.tracking
-    performance.prepare_process(keep_freed_memory=settings.keep_freed_memory, threads=settings.threads)
-    data.prepare()
+    tracking = training.tracking
     store = resumption.store if resumption else open_or_offline(tracking, home=training.home)
     known = resumption or watch
-    identity = resume.identity_of(training.config.sha256, data, settings)
-    start = resume.find_start(store, known.run_id if known else None, identity, data)
+    run_id = known.run_id if known else None
+    identity = resume.identity_of(training.config.sha256, training.data, training.settings)
+    start = resume.find_checkpoint(store, run_id, identity, training.data) if run_id else None
     if resumption:
         resume.claim(store, resumption.run_id)
     name, tags = (watch.name, watch.tags) if watch else (tracking.run_name, {})
     tags = {"verb": "train", **tags}
     with (
-        start_run(store, name=name, tags=tags, system_metrics=tracking.system_metrics, run_id=start.run_id) as run,
+        start_run(store, name=name, tags=tags, system_metrics=tracking.system_metrics, run_id=run_id) as run,
         resume.explain_stop(run, resumable=watch is None),
     ):
-        if start.checkpoint is None:
-            record_start(run, training.config, data, training.net)
-        classifier = PneumoniaClassifier(
-            training.net,
-            loss=training.loss(data.class_counts()),
-            optimizer=training.optimizer,
-            scheduler=training.scheduler,
-            monitor=training.monitor,
-            mode=training.mode,
-        )
-        trainer = _fit(training, classifier, run, start, watch.callbacks if watch else [])
-        trained = _evaluate(training, classifier, run, trainer)
+        if start is None:
+            record_start(run, training.config, training.data, training.classifier.net)
+        trainer = _fit(training, run, identity, watch.callbacks if watch else [], start=start)
+        trained = _evaluate(training, run, trainer)
         if watch:
             watch.close(run, best_epoch=trained.best_epoch)
     return trained
 
 
 def _fit(
-    training: Training, classifier: PneumoniaClassifier, run: Run, start: resume.Start, watching: list[Callback]
+    training: Training, run: Run, identity: Mapping[str, str], watching: list[Callback], *, start: Path | None
 ) -> pl.Trainer:
-    callbacks = build_callbacks(
-        training.settings,
-        monitor=training.monitor,
-        mode=training.mode,
-        folder=run.folder / "checkpoints",
-        identity=start.identity,
-    )
+    monitor, mode = training.classifier.monitor, training.classifier.mode
+    folder = run.folder / "checkpoints"
+    callbacks = build_callbacks(training.settings, monitor=monitor, mode=mode, folder=folder, identity=identity)
     callbacks += [DataCheck(partial(require_unchanged, training.data.records)), *watching]
     trainer = build_trainer(training.settings, callbacks=callbacks, logger=RunLogger(run), folder=run.folder)
-    fit(trainer, classifier, training.data, start=start.checkpoint)
+    fit(trainer, training.classifier, training.data, start=start)
     return trainer
 
 
-def _evaluate(training: Training, classifier: PneumoniaClassifier, run: Run, trainer: pl.Trainer) -> Trained:
+def _evaluate(training: Training, run: Run, trainer: pl.Trainer) -> Trained:
     """Evaluate the kept epoch on validation and record the result."""
     # Pages, figures and heat maps: they take seconds to import, which no first step waits for.
     from xray_pneumonia.workflows.training_run import record_bundle, record_result
     from xray_pneumonia.workflows.validation import judge_shift, judge_validation
 
-    data, net, device = training.data, classifier.net, trainer.strategy.root_device
-    best_epoch = _load_best(classifier, run.folder / "checkpoints" / checkpoints.BEST)
+    data, net, device = training.data, training.classifier.net, trainer.strategy.root_device
+    best_epoch = _load_best(training.classifier, run.folder / "checkpoints" / checkpoints.BEST)
     index, logits = predict_logits(net, data.val_dataloader(), device=device)
     table = predictions.tabulate(data.records, index, logits)
     chosen = judge_validation(run, training.config.values, net, data, table, settings=training.evaluation)
