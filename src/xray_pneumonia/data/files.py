@@ -21,7 +21,7 @@ SHOWN = 10  # names in a message
 
 
 @dataclass(frozen=True)
-class Found:
+class InputFile:
     """One file below a folder.
 
     Args:
@@ -37,32 +37,32 @@ class Found:
     refusal: tuple[str, str] | None = None
 
 
-def find_files(root: Path) -> Iterator[Found]:
+def find_files(root: Path) -> Iterator[InputFile]:
     """Yield what lies below a folder, or the one file that is named, folder by folder in the order of the names.
 
     Links are followed to files within the folder and nowhere else.
     """
     if not root.is_dir():
-        yield _found(root, root.parent, within=None)
+        yield _described(root, root.parent, within=None)
         return
     within = os.path.realpath(root) + os.sep
     for path in walk(root):
-        yield _found(Path(path), root, within=within)
+        yield _described(Path(path), root, within=within)
 
 
-def _found(path: Path, root: Path, *, within: str | None) -> Found:
+def _described(path: Path, root: Path, *, within: str | None) -> InputFile:
     name = printable(os.path.relpath(path, root))
     if within and not os.path.realpath(path).startswith(within):
-        return Found(str(path), name, MISSING, ("link_outside_root", "is a link that leads out of the folder"))
+        return InputFile(str(path), name, MISSING, ("link_outside_root", "is a link that leads out of the folder"))
     try:
         facts = os.stat(path)
     except OSError as error:
-        return Found(str(path), name, MISSING, ("unreadable", f"cannot be opened: {error.strerror}"))
+        return InputFile(str(path), name, MISSING, ("unreadable", f"cannot be opened: {error.strerror}"))
     if stat.S_ISDIR(facts.st_mode):
-        return Found(str(path), name, MISSING, LINK_TO_FOLDER)
+        return InputFile(str(path), name, MISSING, LINK_TO_FOLDER)
     if not stat.S_ISREG(facts.st_mode):
-        return Found(str(path), name, MISSING, ("not_a_file", "is a pipe, socket or device, not a regular file"))
-    return Found(str(path), name, stamp(facts))
+        return InputFile(str(path), name, MISSING, ("not_a_file", "is a pipe, socket or device, not a regular file"))
+    return InputFile(str(path), name, stamp(facts))
 
 
 def stamp_of(path: str | Path) -> tuple[os.stat_result | None, str]:

@@ -70,10 +70,10 @@ def write_sheet(folder: Path, outcome: Outcome, model: TrainedModel, decoders: D
     """Write the page; the films on it are decoded again, so that a continued run shows the old ones too."""
     rows = {row["path"]: row for row in outcome.shown}
     pictures: dict[str, str] = {}
-    for batch in decoders.batches((found for found in find_files(source) if found.id in rows), 64):
+    for batch in decoders.batches((file for file in find_files(source) if file.id in rows), 64):
         for attempt in batch:
             if attempt.pixels is not None:
-                pictures[attempt.found.id] = thumbnail(attempt.pixels, side=SIDE)
+                pictures[attempt.file.id] = thumbnail(attempt.pixels, side=SIDE)
     maps = {
         row["path"]: thumbnail(read_overlay(folder / row["heat_map"]), side=SIDE)
         for row in outcome.shown

@@ -166,7 +166,7 @@ def _failed(attempt: Attempt) -> Row:
 
 def _described(attempt: Attempt) -> Row:
     return {
-        "path": attempt.found.id,
+        "path": attempt.file.id,
         "decision": None,
         "probability": None,
         "label": None,
@@ -180,7 +180,7 @@ def _described(attempt: Attempt) -> Row:
         "height": attempt.height,
         "mode": attempt.mode,
         "heat_map": None,
-        "stamp": attempt.found.stamp,
+        "stamp": attempt.file.stamp,
     }
 
 

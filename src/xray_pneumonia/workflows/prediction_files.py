@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from xray_pneumonia.data.files import Found
+from xray_pneumonia.data.files import InputFile
 from xray_pneumonia.errors import InputError
 
 Row = dict[str, Any]
@@ -80,9 +80,9 @@ class Answers:
         cure = "make room and run the same command again, it goes on" if error.errno in FULL else "name another folder"
         return InputError(f"output={self.folder}: cannot be written: {error.strerror}; {cure}")
 
-    def lack(self, found: Found) -> bool:
+    def lack(self, file: InputFile) -> bool:
         """Tell whether a file has no answer yet, or has changed since it got one."""
-        return self._known.get(found.id) != found.stamp
+        return self._known.get(file.id) != file.stamp
 
     def add(self, rows: Iterable[Row]) -> None:
         """Append rows; when this returns they are on the disk."""
@@ -99,7 +99,7 @@ class Answers:
                 with suppress(ValueError):
                     yield json.loads(line)
 
-    def settle(self, files: Callable[[], Iterable[Found]]) -> None:
+    def settle(self, files: Callable[[], Iterable[InputFile]]) -> None:
         """Bring the rows into the order of the files, the newest one for each, after a run with a break."""
         if not self.resumed:
             return

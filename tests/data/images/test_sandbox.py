@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from xray_pneumonia.data.files import find_files
-from xray_pneumonia.data.images import confined, decode
-from xray_pneumonia.data.images import sandbox as decoding
+from xray_pneumonia.data.images import decode, sandbox
 from xray_pneumonia.data.images.limits import MODALITIES
 from xray_pneumonia.data.images.sandbox import Decoders, Limits
 
@@ -37,25 +36,25 @@ def misbehave(path, size, modalities):
         try:
             np.ones((64, 2**24))
         except MemoryError:
-            return confined.report({"code": "too_much_memory"}, b"")
+            return sandbox.written({"code": "too_much_memory"}, b"")
     if data == WRITE:
         try:
             Path(os.fsdecode(path) + ".canary").write_bytes(b"x" * 10)
         except OSError:
-            return confined.report({"code": "kept_from_writing"}, b"")
+            return sandbox.written({"code": "kept_from_writing"}, b"")
     if data == LIE:
-        return confined.report({"sha256": "../../x", "width": 1, "height": 1}, bytes(size * size))
+        return sandbox.written({"sha256": "../../x", "width": 1, "height": 1}, bytes(size * size))
     if data == BABBLE:
         return b"{}"
     return real(path, size, modalities)
 
 
-real = confined.answer
+real = sandbox.decode_file
 
 
 def serve_badly(line, size, modalities, memory_mb):
-    confined.answer = misbehave
-    confined.serve(line, size, modalities, memory_mb)
+    sandbox.decode_file = misbehave
+    sandbox.serve(line, size, modalities, memory_mb)
 
 
 def attempts(folder, *, limits=LIMITS, count=2):
@@ -67,7 +66,7 @@ def test_files_come_back_in_their_order_as_the_decoder_gives_them(tmp_path):
     for number in range(40):
         (tmp_path / f"{number:02}.png").write_bytes(film(number) if number % 10 else b"no film")
     found = attempts(tmp_path)
-    assert [one.found.id for one in found] == [f"{number:02}.png" for number in range(40)]
+    assert [one.file.id for one in found] == [f"{number:02}.png" for number in range(40)]
     assert [one.code for one in found if one.code] == ["not_an_image"] * 4
     alone = decode.decode(film(7), 32)
     np.testing.assert_array_equal(found[7].pixels, alone.pixels)
@@ -93,13 +92,13 @@ def test_refused_files_alone_and_no_files_at_all(tmp_path):
     ],
 )
 def test_what_a_bad_file_does_to_its_decoder_stays_there(tmp_path, monkeypatch, content, code):
-    monkeypatch.setattr(decoding, "_serve", serve_badly)
+    monkeypatch.setattr(sandbox, "serve", serve_badly)
     for number in range(20):
         (tmp_path / f"{number:02}.png").write_bytes(film(number))
     (tmp_path / "05.png").write_bytes(content)
     start = time.monotonic()
     found = attempts(tmp_path, limits=Limits(seconds=3.0, memory_mb=512))
-    assert [(one.found.id, one.code) for one in found if one.code] == [("05.png", code)]
+    assert [(one.file.id, one.code) for one in found if one.code] == [("05.png", code)]
     assert len(found) == 20
     assert time.monotonic() - start < 60
     assert not any(canary.stat().st_size for canary in tmp_path.glob("*.canary"))
@@ -120,5 +119,5 @@ def test_leaving_early_leaves_no_process(tmp_path):
         (tmp_path / f"{number:03}.png").write_bytes(film())
     with Decoders(count=2, size=32, modalities=MODALITIES, limits=LIMITS) as decoders:
         next(decoders.batches(find_files(tmp_path), 5))
-        children = [child.process for child in decoders._children]
+        children = [worker.process for worker in decoders._workers]
     assert not any(child.is_alive() for child in children)
