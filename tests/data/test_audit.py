@@ -110,7 +110,7 @@ def test_one_class_in_a_split(root, tmp_path):
         path.unlink()
     [found] = look(root, tmp_path).errors
     assert found.code == "one_class"
-    assert "add films of NORMAL to it, or leave the whole split out" in found.message
+    assert "add images of NORMAL to it, or leave the whole split out" in found.message
 
 
 def test_a_shortcut_is_reported(root, tmp_path):

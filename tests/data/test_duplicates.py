@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xray_pneumonia.data.duplicates import TWIN_BITS, TWIN_CORRELATION, near_pairs
+from xray_pneumonia.data.duplicates import MAX_BITS, MIN_CORRELATION, near_pairs
 
 SIDE = 32
 
@@ -39,8 +39,8 @@ def every_pair(films, rows, hashes):
     for i in range(len(rows)):
         for j in range(i + 1, len(rows)):
             a, b = films[rows[i]], films[rows[j]]
-            alike = a.std() > 0 < b.std() and np.corrcoef(a.ravel(), b.ravel())[0, 1] >= TWIN_CORRELATION
-            if alike and (bits[i] != bits[j]).sum() <= TWIN_BITS:
+            alike = a.std() > 0 < b.std() and np.corrcoef(a.ravel(), b.ravel())[0, 1] >= MIN_CORRELATION
+            if alike and (bits[i] != bits[j]).sum() <= MAX_BITS:
                 found.append((rows[i], rows[j]))
     return found
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from xray_pneumonia.data.images.cache import ImageCache, let_go
+from xray_pneumonia.data.images.cache import ImageCache, release_pages
 from xray_pneumonia.errors import LoaderFailed
 from xray_pneumonia.types import Gray
 
@@ -62,7 +62,7 @@ class Batches(Dataset[Batch]):
         images: Gray = np.asarray(self._images[rows])
         self._read += images.nbytes
         if self._read > MAPPED:
-            let_go(self._images)
+            release_pages(self._images)
             self._read = 0
         return images
 

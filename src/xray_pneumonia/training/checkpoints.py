@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
 
-from xray_pneumonia.errors import CheckpointDamaged, CheckpointNotSaved, InputError
+from xray_pneumonia.errors import CheckpointDamaged, CheckpointNotSaved, InputError, Stopped
 
 BEST, LAST = "best.ckpt", "last.ckpt"
 PREVIOUS = "last.prev.ckpt"  # the `last.ckpt` before, for when that one is damaged
@@ -43,6 +43,8 @@ class AtomicCheckpointIO(CheckpointIO):
         try:
             _replace(path, checkpoint)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            if isinstance(error.__context__, Stopped):  # which torch replaces by an error about half a file
+                raise error.__context__ from None
             raise CheckpointNotSaved(f"{path}: cannot be saved: {_space(path.parent, checkpoint)}{error}") from error
 
     def load_checkpoint(

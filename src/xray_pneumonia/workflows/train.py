@@ -22,7 +22,7 @@ from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.metrics import Monitor, epoch_metrics, monitor_mode
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.models.layers import takes, to_channels_last
-from xray_pneumonia.sweeps.trial_spec import take_trial
+from xray_pneumonia.sweeps.settings import take_sweep
 from xray_pneumonia.tracking.lightning_logger import RunLogger
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.store import TrackingSettings, masked, open_or_offline
@@ -89,9 +89,11 @@ def main(cfg: DictConfig) -> float:
     """Train and print; returns the kept epoch's validation AUROC."""
     anchor(cfg)
     asked = resume.take_resume(cfg)
-    trial = take_trial(cfg)
-    if trial:
-        return trial.run(lambda each, watch: train(each, watch=watch))
+    sweep = take_sweep(cfg)
+    if sweep:
+        from xray_pneumonia.sweeps.trial import Trial  # imports Optuna, which other trainings do without
+
+        return Trial(sweep, cfg, train=lambda each, watch: train(each, watch=watch)).run()
     check_train(cfg)
     resumption = resume.open_resumption(cfg, asked) if asked and asked != resume.NEW else None
     training = build_training(resumption.cfg if resumption else cfg)
