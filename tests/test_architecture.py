@@ -21,11 +21,9 @@ DOORS = {
     # Figures are made in evaluation; pages and workflows name the type of what they pass on.
     "matplotlib": {
         "evaluation/report/figures.py",
-        "evaluation/report/figures_evaluation.py",
-        "evaluation/report/figures_runs.py",
+        "evaluation/report/assessment_figures.py",
         "evaluation/report/build.py",
         "workflows/explore.py",
-        "workflows/dossier.py",
     },
     "pydicom": {"data/images/dicom.py"},
     "kagglehub": {"data/download.py"},

@@ -12,10 +12,10 @@ from rich.table import Table
 
 from xray_pneumonia.data.files import find_files, printable
 from xray_pneumonia.data.images.sandbox import Decoders
-from xray_pneumonia.evaluation.overlay import read_overlay, thumbnail
-from xray_pneumonia.evaluation.quality import MEANINGS
+from xray_pneumonia.evaluation.gradcam import read_overlay, thumbnail
+from xray_pneumonia.evaluation.input_gate import FLAGS
 from xray_pneumonia.evaluation.report.build import render
-from xray_pneumonia.evaluation.report.model_card import LIMITS, USE
+from xray_pneumonia.evaluation.report.model_card import LIMITATIONS, USE
 from xray_pneumonia.evaluation.report.text import percent
 from xray_pneumonia.inference.bundle import Card
 from xray_pneumonia.inference.model import TrainedModel
@@ -86,14 +86,14 @@ def write_sheet(folder: Path, outcome: Outcome, model: TrainedModel, decoders: D
         means=MEANS,
         pictures=pictures,
         maps=maps,
-        meanings=MEANINGS,
+        meanings=FLAGS,
         source=printable(str(source)),
         model=model.name,
         card=model.card,
         band=model.band,
         rests=rests_on(model.card),
         use=USE,
-        limits=LIMITS,
+        limits=LIMITATIONS,
         when=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
     (folder / SHEET).write_text(page, encoding="utf-8")
@@ -130,7 +130,7 @@ def print_outcome(outcome: Outcome, model: TrainedModel, folder: Path, console: 
         table.add_row(f"[red]{code}[/red]", str(count), "", meaning)
     console.print(table)
     for name, count in outcome.flags.most_common():
-        console.print(f"Flag {name}: {count} ({MEANINGS[name]})", highlight=False)
+        console.print(f"Flag {name}: {count} ({FLAGS[name]})", highlight=False)
     console.print(f"Model {model.name}. {rests_on(model.card)}", highlight=False, markup=False)
     console.print("A second opinion beside a radiologist's reading; no medical device.", highlight=False)
     print(f"Answers: {folder / TABLE}\nContact sheet: {folder / SHEET}")

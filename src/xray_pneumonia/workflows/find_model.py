@@ -15,7 +15,7 @@ from xray_pneumonia.config import build
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import calibration, predictions
 from xray_pneumonia.evaluation.abstention import fit_band
-from xray_pneumonia.evaluation.decision import FIXED, Decision, decide_calibrated
+from xray_pneumonia.evaluation.assessment import FIXED, Decision, decide
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.inference.bundle import CARD
 from xray_pneumonia.inference.ensemble import ENSEMBLE
@@ -237,11 +237,11 @@ def _decide(
 ) -> Decision:
     """Take the decision that a model carries, or choose on validation what it does not."""
     if operating_point != STORED:
-        settings = settings.with_policy(operating_point)
+        settings = replace(settings, operating_point=operating_point)
     elif not model.members and model.card.operating_point_policy != FIXED:
         stored = model.decision
         if model.card.band:
             return stored
         table = stored.calibration.apply(validation)
         return replace(stored, band=fit_band(table, error=settings.abstention_error, threshold=stored.threshold))
-    return decide_calibrated(validation, model.calibration, settings)
+    return decide(validation, settings, fitted=model.calibration)

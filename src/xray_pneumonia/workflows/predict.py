@@ -18,9 +18,8 @@ from xray_pneumonia.data.files import find_files, printable
 from xray_pneumonia.data.images.decode import DECODER_VERSION
 from xray_pneumonia.data.images.sandbox import Attempt, Decoders
 from xray_pneumonia.errors import InputError, SomeFailed
-from xray_pneumonia.evaluation import gradcam as explain
-from xray_pneumonia.evaluation.overlay import overlay
-from xray_pneumonia.evaluation.quality import flag
+from xray_pneumonia.evaluation import gradcam
+from xray_pneumonia.evaluation.input_gate import quality_flags
 from xray_pneumonia.inference.loading import EngineName
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.types import Count, Whole
@@ -141,8 +140,8 @@ def _answered(attempts: list[Attempt], model: TrainedModel, maps: Path | None) -
         return []
     pixels = np.stack([attempt.pixels for attempt in attempts])  # type: ignore[misc]
     table = model.decide(pixels)
-    flags = flag(pixels, table["gate"].to_numpy(), model.gate)
-    heat = explain.grad_cam(model.require_net(), pixels) if maps else None
+    flags = quality_flags(pixels, table["gate"].to_numpy(), model.gate)
+    heat = gradcam.grad_cam(model.require_net(), pixels) if maps else None
     rows = []
     for place, (attempt, answer) in enumerate(zip(attempts, table.to_dict("records"), strict=True)):
         row = _described(attempt) | {
@@ -155,7 +154,7 @@ def _answered(attempts: list[Attempt], model: TrainedModel, maps: Path | None) -
             row["heat_map"] = f"{HEAT_MAPS}/{attempt.sha256[:32]}.png"
             (maps / HEAT_MAPS).mkdir(exist_ok=True)
             film: Any = attempt.pixels
-            overlay(film, heat[place], width=attempt.width, height=attempt.height).save(maps / row["heat_map"])
+            gradcam.overlay(film, heat[place], width=attempt.width, height=attempt.height).save(maps / row["heat_map"])
         rows.append(row)
     return rows
 
@@ -187,22 +186,22 @@ def _described(attempt: Attempt) -> Row:
 def _maps_mean_something(model: TrainedModel, films: Any) -> bool | None:
     """Try whether nets with random weights would draw the same maps; None where no film has one to compare."""
     net = model.require_net()
-    maps = explain.grad_cam(net, films)
+    maps = gradcam.grad_cam(net, films)
     if maps is None:
         log.warning("heat maps are withheld: the net has no layer whose output is a map of the image")
         return False
     telling = films[maps.any(axis=(1, 2))][:TRIED]
-    likeness = explain.likeness_to_random(net, telling, seed=0) if len(telling) else np.nan
+    likeness = gradcam.likeness_to_random(net, telling, seed=0) if len(telling) else np.nan
     if np.isnan(likeness):
         return None
-    if likeness > explain.MOST_ALIKE:
+    if likeness > gradcam.MOST_ALIKE:
         log.warning(
             "heat maps are withheld: nets with random weights draw much the same (rank correlation %.2f, at most %g is "
             "allowed), so they do not show what this model has learned",
             likeness,
-            explain.MOST_ALIKE,
+            gradcam.MOST_ALIKE,
         )
-    return likeness <= explain.MOST_ALIKE
+    return likeness <= gradcam.MOST_ALIKE
 
 
 def _judge(outcome: Outcome, folder: Path) -> None:

@@ -206,14 +206,14 @@ def _evaluate(training: Training, run: Run, trainer: pl.Trainer) -> Trained:
     """Evaluate the kept epoch on validation and record the result."""
     # Pages, figures and heat maps: they take seconds to import, which no first step waits for.
     from xray_pneumonia.workflows.training_run import record_bundle, record_result
-    from xray_pneumonia.workflows.validation import judge_shift, judge_validation
+    from xray_pneumonia.workflows.validation import assess_shift, assess_validation
 
     data, net, device = training.data, training.classifier.net, trainer.strategy.root_device
     best_epoch = _load_best(training.classifier, run.folder / "checkpoints" / checkpoints.BEST)
     index, logits = predict_logits(net, data.val_dataloader(), device=device)
     table = predictions.tabulate(data.records, index, logits)
-    chosen = judge_validation(run, training.config.values, net, data, table, settings=training.evaluation)
-    judge_shift(run, net, data, chosen.decision, device=device)
+    chosen = assess_validation(run, training.config.values, net, data, table, settings=training.evaluation)
+    assess_shift(run, net, data, chosen.decision, device=device)
     labels = chosen.predictions["label"].to_numpy()
     metrics = epoch_metrics(chosen.predictions["logit"].to_numpy(), labels, threshold=THRESHOLD)
     trained = Trained(run.run_id, run.store.uri, best_epoch, trainer.current_epoch, chosen.predictions, metrics)

@@ -25,6 +25,8 @@ from xray_pneumonia.types import CLASSES
 if TYPE_CHECKING:  # imported when a training ends: pages and figures take seconds, which no first step waits for
     from xray_pneumonia.workflows.validation import Chosen
 
+# The code that computes weights and metrics; the rest of the package names, stores and draws.
+COMPUTING = ("data/**/*.py", "models/*.py", "training/*.py", "evaluation/metrics.py", "workflows/train.py")
 THRESHOLD = 0.5  # of the figures that compare runs; the operating point stands in the report and the bundle
 RECORDS = "records.csv"
 LOADER_MODULE = "xray_pneumonia.workflows.serve"  # with which MLflow opens a logged bundle
@@ -70,7 +72,7 @@ def record_start(run: Run, config: RunConfig, data: XRayDataModule, net: nn.Modu
     run.log_config(config.text)
     run.log_params({**dict(leaves(config.values)), "model/parameters": parameters})
     run.log_metrics({"model/parameters": parameters})
-    run.log_provenance(collect())
+    run.log_provenance(collect(COMPUTING))
     run.path(RECORDS).write_text(records_table(data).to_csv(index=False), encoding="utf-8")
     root, digest = config.values["data"]["root"], fingerprint(data.records)
     run.set_tags({"records_fingerprint": digest})
