@@ -15,7 +15,6 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 from PIL import Image
-from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from xray_pneumonia.types import Gray
@@ -199,6 +198,8 @@ def likeness_to_random(net: nn.Module, images: Gray, *, seed: int, draws: int = 
 
 
 def _rank_correlation(one: Maps, two: Maps) -> float:
+    from scipy.stats import spearmanr  # half a second to import
+
     return float(spearmanr(one[::4, ::4].ravel(), two[::4, ::4].ravel()).statistic)
 
 

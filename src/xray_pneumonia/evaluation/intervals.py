@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.stats import norm, rankdata
+from scipy.special import ndtr, ndtri  # scipy.stats takes half a second to import
 
 from xray_pneumonia.evaluation.metrics import BLOCK, WeightedMetrics
 from xray_pneumonia.types import Vector
 
 CONFIDENCE = 0.95
-Z = float(norm.ppf((1 + CONFIDENCE) / 2))
+Z = float(ndtri((1 + CONFIDENCE) / 2))
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def delong_difference(
     if spread == 0:
         return Estimate(gap, np.nan, np.nan, "the scores rank alike"), 1.0 if gap == 0 else np.nan
     half = Z * spread
-    return Estimate(gap, gap - half, gap + half, "DeLong"), float(2 * norm.sf(abs(gap) / spread))
+    return Estimate(gap, gap - half, gap + half, "DeLong"), float(2 * ndtr(-abs(gap) / spread))
 
 
 def _areas(label: npt.NDArray[np.int64], scores: Vector, patient: npt.ArrayLike | None) -> tuple[Vector, Vector]:
@@ -130,9 +130,9 @@ def _areas(label: npt.NDArray[np.int64], scores: Vector, patient: npt.ArrayLike 
     m, n = ill.shape[1], well.shape[1]
     if not (m and n):
         return np.full(len(scores), np.nan), np.full((len(scores), len(scores)), np.nan)
-    ranks = rankdata(np.concatenate([ill, well], axis=1), axis=1)
-    above = (ranks[:, :m] - rankdata(ill, axis=1)) / n  # (M, m): share of the healthy that each ill one outranks
-    below = 1 - (ranks[:, m:] - rankdata(well, axis=1)) / m
+    ranks = _ranks(np.concatenate([ill, well], axis=1))
+    above = (ranks[:, :m] - _ranks(ill)) / n  # (M, m): share of the healthy that each ill one outranks
+    below = 1 - (ranks[:, m:] - _ranks(well)) / m
     areas = above.mean(axis=1)
     codes = np.arange(len(label)) if patient is None else pd.factorize(np.asarray(patient))[0]
     clusters = int(codes.max()) + 1
@@ -143,6 +143,11 @@ def _areas(label: npt.NDArray[np.int64], scores: Vector, patient: npt.ArrayLike 
     (tens, some), (ones, others) = parts
     cross = tens @ ones.T * _unbiased(clusters)
     return areas, tens @ tens.T * _unbiased(some) + ones @ ones.T * _unbiased(others) + cross + cross.T
+
+
+def _ranks(scores: Vector) -> Vector:
+    """Rank each row of (M, N) scores from 1 on; ties get their mean."""
+    return pd.DataFrame(scores.T).rank().to_numpy().T
 
 
 def _unbiased(count: int) -> float:

@@ -23,7 +23,7 @@ from xray_pneumonia.tracking.ledger import opened_before
 from xray_pneumonia.tracking.run import Run
 from xray_pneumonia.tracking.store_errors import START, within
 from xray_pneumonia.training.predict import predict_logits
-from xray_pneumonia.workflows.evaluation_data import RECORD_COLUMNS, HeldOut, cut, learn_gate
+from xray_pneumonia.workflows.evaluation_data import RECORD_COLUMNS, HeldOut, cut
 
 ON_CARD = ("auroc", "sensitivity", "specificity")
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def assess_validation(
     """
     decision = decide(table, settings)
     held_out = cut(data, "val", str(cfg.data.root), set(table["id"]))
-    gate = learn_gate(held_out)
+    gate = held_out.fit_gate()
     if settings.report:
         _report(run, cfg, net, held_out, table, decision, settings, gate)
     return Chosen(decision, gate, decision.calibration.apply(table))
