@@ -37,7 +37,7 @@ LEAVES = {"errors", "ranges"}
 FORBIDDEN = {  # room -> rooms it must not know
     "data": {"models", "training", "evaluation", "tracking", "workflows", "config", "cli"},
     "models": {"data", "training", "evaluation", "tracking", "workflows", "config", "cli"},
-    "evaluation": {"data", "models", "training", "tracking", "workflows", "config", "cli"},
+    "evaluation": {"data", "models", "inference", "sweeps", "training", "tracking", "workflows", "config", "cli"},
     "inference": {"tracking", "workflows", "cli"},
     "sweeps": {"data", "models", "inference", "training", "workflows", "compose", "cli"},
     "training": {"data", "models", "tracking", "workflows", "config", "cli"},
@@ -60,6 +60,12 @@ def test_rooms_know_only_what_they_may(module: Path):
     room = module.relative_to(SOURCE).parts[0]
     known = {name.split(".")[1] for name in imports(module) if name.startswith("xray_pneumonia.")}
     assert not known & FORBIDDEN.get(room, set()), f"{module.name} reaches into {known}"
+
+
+def test_evaluation_knows_torch_for_heat_maps_alone():
+    modules = {module.stem: imports(module) for module in MODULES if module.is_relative_to(SOURCE / "evaluation")}
+    users = {name for name, imported in modules.items() if any(one.split(".")[0] == "torch" for one in imported)}
+    assert users - {"agreement"} == {"gradcam"}
 
 
 @pytest.mark.parametrize("library", DOORS)

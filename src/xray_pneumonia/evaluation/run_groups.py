@@ -66,9 +66,7 @@ def differences(groups: Sequence[Group]) -> pd.DataFrame:
     configs = [_identity(one.entries[0]) for one in groups]
     keys = list(dict.fromkeys(key for config in configs for key in config))
     varying = [key for key in keys if len({config[key] for config in configs if key in config}) > 1]
-    rows = [
-        {key.removesuffix("._target_"): _value(key, config.get(key, "-")) for key in varying} for config in configs
-    ]
+    rows = [{key.removesuffix("._target_"): _value(key, config.get(key, "-")) for key in varying} for config in configs]
     return pd.DataFrame(rows, index=range(1, len(groups) + 1))
 
 
