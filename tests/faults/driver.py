@@ -20,8 +20,9 @@ def run(arguments, folder, log, words):
     """Run `xray` on these arguments, from this folder, with its messages in a file."""
     os.chdir(folder)
     os.environ["OMP_NUM_THREADS"] = "1"
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for number in (1, 2):
-        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        os.dup2(file, number)  # both go on where the other stopped
     for owner, name, word in PLACES:
         setattr(owner, name, _spoken(getattr(owner, name), word, words))
     sys.argv = ["xray", *arguments]

@@ -34,7 +34,7 @@ from xray_pneumonia.workflows.evaluation_data import (
     training_leaks,
 )
 from xray_pneumonia.workflows.find_model import EvaluatedModel, find_compared, find_evaluated
-from xray_pneumonia.workflows.training_run import public_config
+from xray_pneumonia.workflows.training_run import COMPUTING, public_config
 
 DRIFT = 0.05  # logits of one model on one image differ less between machines
 log = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ def _record_origin(run: Run, cfg: DictConfig, held_out: HeldOut) -> None:
     public = public_config(cfg)
     run.log_config(OmegaConf.to_yaml(public, resolve=True))
     run.log_params(dict(leaves(plain(public))))
-    run.log_provenance(collect())
+    run.log_provenance(collect(COMPUTING))
     run.set_tags({"records_fingerprint": held_out.fingerprint})
     run.log_dataset(
         name=Path(held_out.root).name, digest=held_out.fingerprint, source=held_out.root, stage=held_out.split

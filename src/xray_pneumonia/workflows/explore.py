@@ -78,7 +78,7 @@ def _record(run: Run, cfg: DictConfig, data: XRayDataModule, augmentation: Augme
     run.path("explore.html").write_text(page, encoding="utf-8")
 
 
-def _pictures(data: XRayDataModule, augmentation: Augmentation, seed: int) -> dict[str, Figure]:
+def _pictures(data: XRayDataModule, augmentation: Augmentation, seed: int) -> "dict[str, Figure]":
     readable = data.records[data.records["error"] == ""]
     pictures = {"Class balance": figures.class_balance(data.records)}
     for label, name in enumerate(CLASSES):
@@ -91,7 +91,7 @@ def _pictures(data: XRayDataModule, augmentation: Augmentation, seed: int) -> di
     return pictures
 
 
-def _augmented(data: XRayDataModule, augmentation: Augmentation, row: int, seed: int) -> Figure:
+def _augmented(data: XRayDataModule, augmentation: Augmentation, row: int, seed: int) -> "Figure":
     """Show one image as six epochs would see it."""
     image = np.asarray(data.images[[row]])
     seen = [augmentation(image, seed=seed, epoch=epoch, records=[row])[0] for epoch in range(6)]

@@ -45,6 +45,7 @@ from xray_pneumonia.workflows.training_record import (
     read_weights,
     what_differs,
 )
+from xray_pneumonia.workflows.training_run import COMPUTING
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ def main(cfg: DictConfig) -> None:
     asked = _as_it_was(evidence, cfg, experiment=experiment)
     _require_same_data(evidence, asked)
     _use_threads(evidence)
-    differs = what_differs(evidence.circumstances, circumstances_now(collect().environment))
+    differs = what_differs(evidence.circumstances, circumstances_now(collect(COMPUTING).environment))
     if asked.trainer.accelerator == "cpu":
         differs.pop("machine.gpu", None)
     proof = _promise(evidence, differs, store, {f"val/{name}": width for name, width in cfg.band.items()})
