@@ -38,7 +38,7 @@ FORBIDDEN = {  # room -> rooms it must not know
     "data": {"models", "training", "evaluation", "tracking", "workflows", "config", "cli"},
     "models": {"data", "training", "evaluation", "tracking", "workflows", "config", "cli"},
     "evaluation": {"data", "models", "inference", "sweeps", "training", "tracking", "workflows", "config", "cli"},
-    "inference": {"tracking", "workflows", "cli"},
+    "inference": {"training", "tracking", "sweeps", "workflows", "compose", "cli"},
     "sweeps": {"data", "models", "inference", "training", "workflows", "compose", "cli"},
     "training": {"data", "models", "tracking", "workflows", "config", "cli"},
     "tracking": {"data", "models", "training", "evaluation", "workflows", "config", "cli"},
