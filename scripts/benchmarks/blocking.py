@@ -1,9 +1,9 @@
-"""For how long does an epoch's metrics hold a training up, with a store that answers, is dead, or hangs?
+"""Measures for how long logging an epoch's metrics blocks, with a store that answers, is dead, or hangs.
 
 Usage: python scripts/benchmarks/blocking.py
 
-The epochs' own time is measured by `dead_server.py`; this is the part of it that tracking takes, which a busy machine
-blurs less.
+`dead_server.py` measures the time of whole epochs; this is the part of it that tracking takes, which a busy machine
+changes less.
 """
 
 import os

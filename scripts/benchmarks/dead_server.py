@@ -1,14 +1,14 @@
-"""How much slower is a training whose MLflow server is dead, or hangs, and is anything lost? Alternating runs.
+"""Measures how much slower training is when the MLflow server is dead or hangs, and whether anything is lost.
 
 Usage: python scripts/benchmarks/dead_server.py DIR [--rounds 5] [KEY=VALUE ...]
 
 Each round trains three times on the X-rays of DIR: with a store that answers (SQLite), with a server whose port
 is closed, and with one that takes connections and never answers. What counts is the time of the epochs, which the
-run logs itself; the first epoch of each run warms up and is left out. Beside it stands the processor time of the
-whole command, which a busy machine changes less.
+run logs itself; the first epoch of each run warms up and is left out. The processor time of the whole command, which
+a busy machine changes less, is printed with it.
 
-Then a server comes to life on each of the two ports and is sent what was kept for it; the program fails if a metric
-is missing there or stands there twice.
+Then a server is started on each of the two ports and is sent what was spooled for it; the program fails if a metric
+is missing there or is there twice.
 """
 
 import argparse

@@ -5,6 +5,7 @@ import json
 import platform
 import re
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,8 +27,6 @@ PACKAGES = (
     "scipy",
     "safetensors",
 )
-# The code that computes weights and metrics; the rest of the package names, stores and draws.
-COMPUTING = ("data/**/*.py", "models/*.py", "training/*.py", "evaluation/metrics.py", "workflows/train.py")
 MAX_DIFF = 2**20  # characters
 
 
@@ -40,8 +39,12 @@ class Provenance:
     diff: str
 
 
-def collect() -> Provenance:
-    """Describe the machine, the packages and the repository that holds this package, if one does."""
+def collect(computing: Iterable[str]) -> Provenance:
+    """Describe the machine, the packages and the repository that holds this package, if one does.
+
+    Args:
+        computing: patterns, below this package, of the code that computes weights and metrics.
+    """
     import torch
 
     commit, diff = _git("rev-parse", "HEAD"), _git("diff", "HEAD")[:MAX_DIFF]
@@ -58,7 +61,7 @@ def collect() -> Provenance:
     tags |= {"version.torch": versions["torch"], "version.xray-pneumonia": versions["xray-pneumonia"]}
     if commit:
         tags |= {"mlflow.source.git.commit": commit, "git.dirty": str(bool(diff)).lower()}
-    code = {"commit": commit, "dirty": bool(diff), "source_sha256": _source()}
+    code = {"commit": commit, "dirty": bool(diff), "source_sha256": _source(computing)}
     return Provenance(tags, json.dumps({"machine": machine, "versions": versions, "code": code}, indent=2), diff)
 
 
@@ -73,10 +76,10 @@ def cpu() -> dict[str, str]:
     return {"cpu": known.get("model name", platform.machine()), "cpu_flags": _digest(" ".join(flags).encode())}
 
 
-def _source() -> str:
-    """Hash the code that computes weights and metrics, to compare it where there is no repository."""
+def _source(patterns: Iterable[str]) -> str:
+    """Hash code, to compare it where there is no repository."""
     root = Path(__file__).parents[1]
-    files = sorted(path for room in COMPUTING for path in root.glob(room))
+    files = sorted(path for pattern in patterns for path in root.glob(pattern))
     return _digest(b"".join(f"{path.relative_to(root)}".encode() + path.read_bytes() for path in files))
 
 

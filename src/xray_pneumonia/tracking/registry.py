@@ -12,7 +12,7 @@ from typing import Any
 
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.tracking.store import Store, masked
-from xray_pneumonia.tracking.stored_runs import StoredRun, read_run
+from xray_pneumonia.tracking.stored_runs import StoredRun, quoted, read_run
 
 NAMED = re.compile(r"^(?P<name>[^@/:\\]+)@(?P<alias>[\w-]+)$")
 
@@ -151,7 +151,7 @@ def register(run: StoredRun, *, name: str, alias: str) -> Registered:
         known = client.search_model_versions(f"run_id = '{run.run_id}'")
         version = next((one for one in known if one.name == name), None)
         if version is None:
-            if not client.search_registered_models(f"name = '{name.replace(chr(39), chr(39) * 2)}'"):
+            if not client.search_registered_models(f"name = {quoted(name)}"):
                 client.create_registered_model(name)
             source = f"models:/{run.tags['model_id']}"
             with tracking_uri(run.store.uri):  # MLflow looks the source up in whatever store is set

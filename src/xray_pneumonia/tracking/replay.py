@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import groupby, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock
 from rich.console import Console
@@ -29,6 +29,7 @@ MAX_PARAMS = 100  # of one request, MLflow's limit
 MAX_METRICS = 1000  # the same
 AT_ONCE = 200  # entries read from a spool at a time
 UPLOAD_TIMEOUT = 60  # seconds without an answer while a file is sent; other requests wait for less
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -63,12 +64,11 @@ class Replay:
         """
         while entries := list(islice(self._spool.entries(self._spool.sent), AT_ONCE)):
             for what, group in groupby(entries, lambda entry: entry.what):
-                same = list(group)
-                size = MAX_METRICS // 40 if what == "metrics" else 1  # an entry holds a few dozen
-                for start in range(0, len(same), size):
-                    self._send(what, same[start : start + size], unsure=unsure)
+                # An entry of metrics holds a few dozen.
+                for some in _chunks(list(group), MAX_METRICS // 40 if what == "metrics" else 1):
+                    self._send(what, some, unsure=unsure)
                     self.progressed = time.monotonic()
-                    self._spool.mark_sent(same[start : start + size][-1].end)
+                    self._spool.mark_sent(some[-1].end)
             unsure = False
 
     def _send(self, what: str, entries: list[Entry], *, unsure: bool) -> None:
@@ -124,16 +124,14 @@ class Replay:
     def _params(self, run_id: str, values: list[dict[str, str]], _: bool) -> None:
         from mlflow.entities import Param
 
-        params = [Param(key, text) for value in values for key, text in value.items()]
-        for start in range(0, len(params), MAX_PARAMS):
-            self._client.log_batch(run_id, params=params[start : start + MAX_PARAMS])
+        for some in _chunks([Param(key, text) for value in values for key, text in value.items()], MAX_PARAMS):
+            self._client.log_batch(run_id, params=some)
 
     def _tags(self, run_id: str, values: list[dict[str, str]], _: bool) -> None:
         from mlflow.entities import RunTag
 
-        tags = [RunTag(key, text) for value in values for key, text in value.items()]
-        for start in range(0, len(tags), MAX_PARAMS):
-            self._client.log_batch(run_id, tags=tags[start : start + MAX_PARAMS])
+        for some in _chunks([RunTag(key, text) for value in values for key, text in value.items()], MAX_PARAMS):
+            self._client.log_batch(run_id, tags=some)
 
     def _metrics(self, run_id: str, values: list[list[list[Any]]], unsure: bool) -> None:
         from mlflow.entities import Metric
@@ -143,8 +141,8 @@ class Replay:
             histories = [self._client.get_metric_history(run_id, key) for key in {metric.key for metric in metrics}]
             arrived = {(one.key, one.step, one.timestamp) for history in histories for one in history}
             metrics = [metric for metric in metrics if (metric.key, metric.step, metric.timestamp) not in arrived]
-        for start in range(0, len(metrics), MAX_METRICS):
-            self._client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS])
+        for some in _chunks(metrics, MAX_METRICS):
+            self._client.log_batch(run_id, metrics=some)
 
     def _dataset(self, run_id: str, values: list[dict[str, str]], _: bool) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -193,6 +191,10 @@ class Replay:
 
     def _end(self, run_id: str, values: list[dict[str, Any]], _: bool) -> None:
         self._client.set_terminated(run_id, values[-1]["status"], end_time=values[-1]["time"])
+
+
+def _chunks(items: list[T], size: int) -> list[list[T]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 @contextmanager

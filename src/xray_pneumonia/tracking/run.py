@@ -47,8 +47,7 @@ class Run:
     folder: Path
     spool: Spool
     tags: dict[str, str]
-    resumed: bool = False
-    logged_before: frozenset[tuple[str, int]] = frozenset()  # metrics and steps of an earlier process
+    logged_before: Mapping[tuple[str, int], float] = field(default_factory=dict)  # (metric, step) of earlier processes
     sender: Sender | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -118,16 +117,9 @@ class Run:
         self._log(("model", {"epoch": epoch, "loader_module": loader_module}))
 
     def metric_history(self, names: list[str]) -> dict[str, list[tuple[int, float]]]:
-        """Read (epoch, value) pairs back: from the spool, and from the store what an earlier process logged."""
-        wanted: dict[str, dict[int, float]] = {name: {} for name in names}
-        for name in names if self.resumed or self.spool.header is None else ():
-            with contextlib.suppress(Exception):
-                history = self.store.client.get_metric_history(self.mlflow_id or self.run_id, name)
-                wanted[name] |= {metric.step: metric.value for metric in history}
-        for key, value, _, step in _metrics(self.spool):
-            if key in wanted:
-                wanted[key][step] = value
-        return {name: sorted(known.items()) for name, known in wanted.items()}
+        """Read the (epoch, value) pairs back that this and earlier processes of an open run logged."""
+        known = {**self.logged_before, **_metrics(self.spool)}
+        return {name: sorted((step, value) for (key, step), value in known.items() if key == name) for name in names}
 
     def close(self, status: str, reason: str) -> bool:
         """Log how the run ended, and wait until it is sent; what the store does not take is kept.
@@ -149,10 +141,9 @@ class Run:
         return done
 
 
-def _metrics(spool: Spool) -> Iterator[tuple[str, float, int, int]]:
-    for entry in spool.entries():
-        if entry.what == "metrics":
-            yield from entry.value
+def _metrics(spool: Spool) -> dict[tuple[str, int], float]:
+    groups = (entry.value for entry in spool.entries() if entry.what == "metrics")
+    return {(key, step): value for group in groups for key, value, _, step in group}
 
 
 @contextlib.contextmanager
@@ -168,7 +159,7 @@ def start_run(
         Busy: another process has this run open.
     """
     run = _create(store, name, tags) if run_id is None else _resume(store, run_id)
-    run.sender = Sender(run.spool, Replay(store, run.spool), unsure=run.resumed)
+    run.sender = Sender(run.spool, Replay(store, run.spool), unsure=run_id is not None)
     run.sender.settle(SETTLE)
     monitor = SystemMetrics(run.log_metrics, since=run.started) if system_metrics else None
     status, reason = "FINISHED", ""
@@ -226,7 +217,7 @@ def _resume(store: Store, run_id: str) -> Run:
         uri = found.info.artifact_uri
         name, started, tags = found.info.run_name or run_id[:8], found.info.start_time, found.data.tags
     tags = {**tags, **identity_tags(), "resumed": str(int(tags.get("resumed", 0)) + 1)}
-    run = Run(store, run_id, name, started, _artifact_folder(store, run_id, uri), spool, tags, resumed=True)
+    run = Run(store, run_id, name, started, _artifact_folder(store, run_id, uri), spool, tags)
     if header is None:
         _write_header(run, found.info.run_id)
     (run.folder / "traceback.txt").unlink(missing_ok=True)
@@ -235,15 +226,15 @@ def _resume(store: Store, run_id: str) -> Run:
     return run
 
 
-def _logged_before(run: Run) -> frozenset[tuple[str, int]]:
-    """List what earlier processes of a run logged, according to its spool and the store."""
-    known = {(key, step) for key, _, _, step in _metrics(run.spool)}
+def _logged_before(run: Run) -> dict[tuple[str, int], float]:
+    """Read the metrics that earlier processes of a run logged, from the store and its spool."""
+    known: dict[tuple[str, int], float] = {}
     with contextlib.suppress(Exception):  # unavailable: then the spool has all that is new
         run_id, client = run.mlflow_id or run.run_id, run.store.client
         for key in client.get_run(run_id).data.metrics:
             if not key.startswith("system/"):
-                known |= {(key, one.step) for one in client.get_metric_history(run_id, key)}
-    return frozenset(known)
+                known |= {(key, one.step): one.value for one in client.get_metric_history(run_id, key)}
+    return {**known, **_metrics(run.spool)}
 
 
 def _write_header(run: Run, mlflow_id: str | None) -> None:

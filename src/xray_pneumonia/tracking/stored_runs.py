@@ -131,8 +131,13 @@ def read_run(store: Store, run_id: str, *, unfinished: bool = False) -> StoredRu
 
 def find(store: Store, tags: Mapping[str, str], *, status: str | None = None) -> list[StoredRun]:
     """Find the runs of the store's experiment that carry all these tags, oldest first; their configs are not read."""
-    parts = [f"tags.`{key}` = '{value.replace(chr(39), chr(39) * 2)}'" for key, value in tags.items()]
+    parts = [f"tags.`{key}` = {quoted(value)}" for key, value in tags.items()]
     return _search(store, [*parts, *([f"attributes.status = '{status}'"] if status else [])])
+
+
+def quoted(value: str) -> str:
+    """Quote a value for MLflow's search, which knows no escapes."""
+    return f'"{value}"' if "'" in value else f"'{value}'"
 
 
 def find_running(store: Store) -> list[StoredRun]:

@@ -1,6 +1,7 @@
 """F25: PostgreSQL restarts, or has no room for one more, while a training logs to it."""
 
 import contextlib
+import signal
 import time
 
 import pytest
@@ -27,8 +28,9 @@ def histories(url, experiment, metric):
 
 def test_a_training_does_not_notice_that_the_server_was_restarted(postgresql, place):
     url = postgresql.url("mlflow")
-    training = place.train(f"tracking.uri={url}").until("STEP", 12)
+    training = place.train(f"tracking.uri={url}").until("STEP", 12).signal(signal.SIGSTOP)  # it may take seconds
     postgresql.control("-m", "immediate", "restart")
+    training.signal(signal.SIGCONT)
     assert training.end() == 0, training.err
     assert "unsynced" not in training.err
     assert histories(url, place.name, "val/loss") == [("FINISHED", [1, 2, 3])]

@@ -304,7 +304,7 @@ def test_f26_an_artifact_that_changed_on_its_way_is_not_called_sent(settings, tm
     with monkeypatch.context() as patch:
         patch.setattr(Path, "mkdir", _only_below(home / "staged", Path.mkdir))
         with begin(store) as run:
-            assert run.staged
+            assert run.folder == home / "staged" / run.run_id
             patch.undo()
             run.path("config.yaml").write_text("seed: 0\n")
             patch.setattr(type(store.client), "log_artifact", _truncated)
