@@ -55,7 +55,7 @@ def page(assessment):
         model="<b>net</b>", split="test", run_ids=["0" * 32], config={}, tags={}, chosen_after={"0" * 32: 2}, leaks=3
     )
     maps = gradcam.Explanation({"none": "no map"} | MAPS)
-    report = Report(context=context, assessment=assessment, facts={"Net": "CNN"}, answers={"title": "x"}, maps=maps)
+    report = Report(context=context, assessment=assessment, maps=maps)
     report.gate = [("films", 9, 0.01)]
     pictures = {
         "roc": assessment_figures.roc_with_band(assessment, seed=0, replicates=20),
@@ -70,7 +70,8 @@ def page(assessment):
         assessment=assessment,
         summary=text.summary(assessment, split="test"),
         seed_figure=text.small_sample(right=15, images=16),
-        checklist=fill_checklist(report.answers),
+        facts={"Net": "CNN"},
+        checklist=fill_checklist({"title": "x"}),
         words=text,
         metrics=METRICS,
         case_kinds=gradcam.CASES,
