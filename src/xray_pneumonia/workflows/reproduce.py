@@ -27,7 +27,8 @@ from xray_pneumonia.tracking.stored_runs import read_run
 from xray_pneumonia.training.checkpoints import BEST
 from xray_pneumonia.types import Positive
 from xray_pneumonia.workflows.find_model import shipped_models
-from xray_pneumonia.workflows.train import TrainConfig, train
+from xray_pneumonia.workflows.train import TrainConfig
+from xray_pneumonia.workflows.training import train
 from xray_pneumonia.workflows.training_record import (
     Departure,
     History,
