@@ -67,8 +67,7 @@ class Comparison:
         level: bit-identical; within the band, which counts only where circumstances differ; or different.
         circumstances: what differs between then and now, with both values.
         epochs, metrics: how many were compared.
-        departures: how many of these values differ.
-        first: of them.
+        departures, first: how many of these values differ, and the first of them.
         weights: of the kept epoch.
         stored: the band's metrics in the kept epoch, then.
         found: the same, now.
