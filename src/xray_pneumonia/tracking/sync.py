@@ -69,7 +69,7 @@ class Sender:
             self._changed.notify_all()
         while self._thread.is_alive() and time.monotonic() - self._replay.progressed < STUCK:
             self._thread.join(0.2)
-        return not (self._spool.has_unsent() or self._spool.refused)
+        return self._spool.is_done()
 
     def _work(self) -> None:
         while True:
@@ -80,8 +80,7 @@ class Sender:
                 if self._closing and (self._failures or not self._spool.has_unsent()):
                     break
                 self._changed.wait_for(lambda: self._woken or self._closing, self._pause())
-        whole = not (self._spool.has_unsent() or self._spool.refused)
-        self._spool.remove() if whole else self._spool.release()
+        self._spool.remove() if self._spool.is_done() else self._spool.release()
 
     def _pause(self) -> float:
         return min(FIRST_PAUSE * 2 ** (self._failures - 1), LONGEST_PAUSE) if self._failures else POLL
