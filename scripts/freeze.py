@@ -1,4 +1,4 @@
-"""Put trained models into the package, where `xray predict` finds them: `final`, and the members of its ensemble.
+"""Copies trained models into the package, where `xray predict` finds them: `final`, and the members of its ensemble.
 
 python scripts/freeze.py HOME [operating_point=POLICY] final=RUN_ID final_seed1=RUN_ID ... final_seed5=RUN_ID
 
@@ -49,7 +49,7 @@ def main() -> None:
     for name, run_id in runs.items():
         freeze(store, run_id, SHIPPED / name, policy=policy, code=code)
     members = sorted(name for name in runs if re.search(r"_seed\d+$", name))
-    if members:
+    if len(members) > 1:
         folder = SHIPPED / f"{members[0].rpartition('_')[0]}_ensemble"
         join(store, {name: runs[name] for name in members}, folder, policy=policy)
 

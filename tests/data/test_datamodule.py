@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from xray_pneumonia.config import build
 from xray_pneumonia.data.loaders import EpochSampler
@@ -159,28 +159,29 @@ def dealt(loader, world):
 
 @pytest.mark.parametrize(("size", "world"), [(4, 2), (3, 4), (200, 3)])
 def test_processes_share_each_batch_out(make, size, world):
+    """In equal parts, for which the first rows of an epoch come again at its end; validation comes once."""
     whole, several = (make(f"data.batch_size={each}", "augmentation=none") for each in (size * world, size))
     whole.prepare()
     several.prepare()
     hands = dealt(several.train_dataloader(), world)
-    for batch, *parts in zip(whole.train_dataloader().sampler, *hands, strict=True):
-        assert batch.weight is None
-        assert all(len(part.rows) for part in parts)
-        assert sorted(row for part in parts if part.weight for row in part.rows) == sorted(batch.rows)
-        assert [part.weight * len(batch.rows) / world for part in parts] == pytest.approx(
-            [len(part.rows) if part.weight else 0 for part in parts]
-        )
+    batches = [batch.rows for batch in whole.train_dataloader().sampler]
+    first = iter(np.concatenate(batches))
+    for rows, *parts in zip(batches, *hands, strict=True):
+        assert len({len(part.rows) for part in parts}) == 1
+        shared = [row for part in parts for row in part.rows]
+        again = [next(first) for _ in range(len(shared) - len(rows))]
+        assert sorted(shared) == sorted([*rows, *again])
     seen = [row for hand in dealt(several.val_dataloader(), world) for part in hand for row in part.rows.tolist()]
     assert sorted(seen) == np.flatnonzero(several.records["split"] == "val").tolist()
 
 
-def test_a_row_stands_in_where_there_are_fewer_than_processes():
-    samplers = [EpochSampler(np.arange(13), batch_size=4, shuffle=True, seed=0) for _ in range(3)]
-    for rank, sampler in enumerate(samplers):
-        sampler.share(rank=rank, world=3)
-    last = [list(sampler)[-1] for sampler in samplers]
-    assert [len(hand.rows) for hand in last] == [1, 1, 1]
-    assert [hand.weight for hand in last] == [3, 0, 0]
+def test_processes_get_what_torchs_distributed_sampler_gives_them():
+    ours = EpochSampler(np.arange(13), batch_size=99, shuffle=True, seed=0)
+    [order] = [batch.rows for batch in ours]
+    for rank in range(3):
+        ours.share(rank=rank, world=3)
+        theirs = DistributedSampler(order, num_replicas=3, rank=rank, shuffle=False)
+        assert [row for batch in ours for row in batch.rows] == [order[index] for index in theirs]
 
 
 def test_a_sample_by_patient(make):

@@ -57,7 +57,7 @@ def store_run(home):
             run.set_tags({"records_fingerprint": fingerprint(data.records)})
             rows = np.flatnonzero(data.records["split"] == "val")
             table = predictions.tabulate(data.records, rows, run_net(net, data.images[rows]))
-            chosen = assess_validation(run, cfg, net, data, table, settings=settings)
+            chosen = assess_validation(run, plain(cfg), net, data, table, settings=settings)
             predictions.write(chosen.predictions, run.path("predictions/val.csv"))
             card = {
                 "net": plain(cfg.model), "class_names": list(CLASSES), "image_size": 32, "run_id": run.run_id,

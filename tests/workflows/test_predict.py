@@ -15,7 +15,7 @@ from PIL import Image
 from xray_pneumonia.data.images.decode import decode, read_bytes
 from xray_pneumonia.inference.loading import load_model
 from xray_pneumonia.workflows import predict
-from xray_pneumonia.workflows.prediction_files import Answers
+from xray_pneumonia.workflows.prediction_files import PredictionFiles
 
 EVIL = "=cmd|\"&' <script>alert(1)</script>.png"
 
@@ -191,7 +191,8 @@ def test_a_rerun_reads_what_is_new_changed_or_failed_and_ends_as_one_run_would(
     gone = sorted((ward / "a" / "b" / "c").iterdir())[0]
     gone.unlink()
     seen = []
-    monkeypatch.setattr(Answers, "add", lambda self, new, add=Answers.add: (seen.extend(new), add(self, new))[1])
+    append = PredictionFiles.append
+    monkeypatch.setattr(PredictionFiles, "append", lambda self, new: (seen.extend(new), append(self, new))[1])
     assert read(ward).code == 0
     assert sorted(row["path"] for row in seen) == ["0a.png", changed, "2b.png"]
     again = rows(tmp_path / "out")
@@ -265,7 +266,7 @@ def test_answers_of_two_commands_are_never_mixed(read, ward, bundle, tmp_path, w
 def test_two_at_once_are_refused(read, ward, tmp_path, xray):
     assert read(ward).code == 0
     identity = json.loads((tmp_path / "out" / "predictions.json").read_text())
-    with Answers(tmp_path / "out", identity):
+    with PredictionFiles(tmp_path / "out", identity):
         outcome = read(ward)
     assert outcome.code == 2
     assert "another `xray predict` is writing there" in outcome.err

@@ -94,7 +94,7 @@ class XRayDataModule(pl.LightningDataModule):
         self._split, self._val_fraction, self._split_seed = split, val_fraction, split_seed
         self._folds, self._fold = folds, fold
         self._broken, self._drop_test_patients, self._cache_dir = broken, drop_test_patients, cache_dir
-        self._start = (0, 0)  # epoch and batch
+        self.first_epoch = 0  # counted from 0; later where a training is resumed
         self.records: pd.DataFrame
         self.images: Gray
         self.audit: Audit
@@ -186,10 +186,6 @@ class XRayDataModule(pl.LightningDataModule):
         labels = self.records.loc[self.records["split"] == "train", "label"]
         return [int((labels == label).sum()) for label in (0, 1)]
 
-    def go_on(self, *, epoch: int, batch: int) -> None:
-        """Serve training batches from here on: after so many epochs, and so many batches of the next one."""
-        self._start = (epoch, batch)
-
     def train_dataloader(self) -> BatchLoader:
         """Serve augmented batches, in a new order each epoch."""
         return self._loader("train", training=True)
@@ -206,7 +202,7 @@ class XRayDataModule(pl.LightningDataModule):
         rows = np.flatnonzero(self.records["split"] == split).astype(np.int64)
         sampler = EpochSampler(rows, batch_size=self.batch_size, shuffle=training, seed=self._seed)
         if training:
-            sampler.go_on(epoch=self._start[0], batch=self._start[1])
+            sampler.set_epoch(self.first_epoch)
         if torch.distributed.is_initialized():
             sampler.share(rank=torch.distributed.get_rank(), world=torch.distributed.get_world_size())
         batches = Batches(

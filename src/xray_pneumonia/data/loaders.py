@@ -24,15 +24,10 @@ Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class BatchRequest(NamedTuple):
-    """The rows (B,) of the records that make up one batch of an epoch, counted from 0.
-
-    `weight` is what the mean over these rows counts where processes share a batch, so that the mean over all processes
-    is that of the whole batch; 0 where the rows only stand in, since there were fewer than processes.
-    """
+    """The rows (B,) of the records that make up one batch of an epoch, counted from 0."""
 
     epoch: int
     rows: Rows
-    weight: float | None = None
 
 
 class Batches(Dataset[Batch]):
@@ -55,13 +50,13 @@ class Batches(Dataset[Batch]):
 
     def __getitem__(self, request: BatchRequest) -> Batch:
         """Return `image` uint8 (B, 1, H, W), `label` float (B,) and `index` (B,), the row in the records."""
-        epoch, rows, weight = request
+        epoch, rows = request
         side = self._sides[min(epoch * len(self._sides) // self._epochs, len(self._sides) - 1)]
         images = _resized(self._rows(rows), side)
         if self._augment is not None:
             images = self._augment(images, epoch=epoch, records=rows)
         batch = {"image": torch.from_numpy(images)[:, None], "label": torch.from_numpy(self._labels[rows])}
-        return batch | {"index": torch.from_numpy(rows)} | ({} if weight is None else {"weight": weight})
+        return batch | {"index": torch.from_numpy(rows)}
 
     def _rows(self, rows: Rows) -> Gray:
         images: Gray = np.asarray(self._images[rows])
@@ -163,24 +158,18 @@ def _explained(message: str, alive: list[int]) -> str | None:
 class EpochSampler(Sampler[BatchRequest]):
     """Deal the rows into batches: their order is a pure function of (seed, epoch), or stays as it is.
 
-    With several processes and `shuffle`, a batch has `batch_size` rows for each of them, dealt out in turn: together
-    they make the steps of one process whose batches are as large. Without it, each takes every n-th row.
+    Several processes take the rows in turn, as with torch's DistributedSampler: with `shuffle`, the first rows of an
+    epoch come again where the rows do not divide evenly; without it, every row comes once.
     """
 
     def __init__(self, rows: Rows, *, batch_size: int, shuffle: bool, seed: int) -> None:
         self._rows, self._batch_size, self._shuffle, self._seed = rows, batch_size, shuffle, seed
         self._rank, self._world = 0, 1
-        self._begun, self._done = -1, 0
         self.epoch = 0
 
     def share(self, *, rank: int, world: int) -> None:
         """Serve one of several processes."""
         self._rank, self._world = rank, world
-
-    def go_on(self, *, epoch: int, batch: int) -> None:
-        """Start in this epoch, of which so many batches are done already."""
-        self.epoch = self._begun = epoch
-        self._done = batch
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch; Lightning calls this before each one."""
@@ -188,25 +177,18 @@ class EpochSampler(Sampler[BatchRequest]):
 
     def __iter__(self) -> Iterator[BatchRequest]:
         """Yield the batches of this process."""
-        if not self._shuffle:
-            mine = self._rows[self._rank :: self._world]
-            return iter([BatchRequest(self.epoch, rows) for rows in _cut(mine, self._batch_size)])
-        order = np.random.default_rng([self._seed, self.epoch]).permutation(len(self._rows))
-        batches = _cut(self._rows[order], self._batch_size * self._world)
-        return iter([self._dealt(batch) for batch in batches[self._done if self.epoch == self._begun else 0 :]])
-
-    def _dealt(self, batch: Rows) -> BatchRequest:
-        if self._world == 1:
-            return BatchRequest(self.epoch, batch)
-        rows = batch[self._rank :: self._world]
-        weight = len(rows) * self._world / len(batch)
-        return BatchRequest(self.epoch, rows if len(rows) else batch[:1], weight)
+        rows = self._rows
+        if self._shuffle:
+            rows = rows[np.random.default_rng([self._seed, self.epoch]).permutation(len(rows))]
+            rows = np.resize(rows, len(rows) + -len(rows) % self._world)
+        return iter(
+            [BatchRequest(self.epoch, part) for part in _cut(rows[self._rank :: self._world], self._batch_size)]
+        )
 
     def __len__(self) -> int:
         """Count the batches of this process."""
-        if self._shuffle:
-            return -(-len(self._rows) // (self._batch_size * self._world))
-        return -(-len(self._rows[self._rank :: self._world]) // self._batch_size)
+        size = len(self._rows) + (-len(self._rows) % self._world if self._shuffle else 0)
+        return -(-len(range(self._rank, size, self._world)) // self._batch_size)
 
 
 def _cut(rows: Rows, size: int) -> list[Rows]:

@@ -2,10 +2,10 @@
 
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,7 @@ from xray_pneumonia.inference.model import TrainedModel, ensemble_of
 from xray_pneumonia.tracking.registry import NAMED, find_registered
 from xray_pneumonia.tracking.store import Store, TrackingSettings, open_database
 from xray_pneumonia.tracking.stored_runs import RUN_ID, StoredRun, read_run
-from xray_pneumonia.workflows.training_record import read_papers
+from xray_pneumonia.workflows.training_record import read_provenance
 
 STORED = "stored"  # the operating point that the model carries
 log = logging.getLogger(__name__)
@@ -112,39 +112,32 @@ def find_evaluated(store: Store, cfg: DictConfig, settings: EvaluationSettings) 
     """
     if (cfg.run_id is None) == (cfg.model is None):
         raise InputError("run_id, model: name one of them: run_id=ID, or model=NAME of one that `xray predict` reads")
-    if cfg.model is not None:
-        return _find_named(store, cfg, settings, cfg.model, key="model")
-    return load_runs(store, _listed(cfg.run_id), settings, operating_point=cfg.operating_point)
+    named = [cfg.run_id] if isinstance(cfg.run_id, str) else cfg.run_id or cfg.model
+    return _find_evaluated(store, cfg, settings, named, key="model")
 
 
 def find_compared(store: Store, cfg: DictConfig, settings: EvaluationSettings) -> EvaluatedModel | None:
-    """Find the model that `compare_to` of `xray evaluate` names, if anything.
-
-    Raises:
-        InputError: there is no such model, or it is damaged or altered.
-    """
-    named = cfg.compare_to
-    if isinstance(named, str) and not RUN_ID.match(named):
-        return _find_named(store, cfg, settings, named, key="compare_to")
-    return None if named is None else load_runs(store, _listed(named), settings, operating_point=cfg.operating_point)
+    """Find the model that `compare_to` of `xray evaluate` names, if anything; raises as `find_evaluated` does."""
+    return None if cfg.compare_to is None else _find_evaluated(store, cfg, settings, cfg.compare_to, key="compare_to")
 
 
-def _listed(run_id: Any) -> list[str]:
-    return [run_id] if isinstance(run_id, str) else list(run_id)
-
-
-def _find_named(store: Store, cfg: DictConfig, settings: EvaluationSettings, name: str, *, key: str) -> EvaluatedModel:
-    found = find_model(name, tracking=build(cfg.tracking), home=Path(cfg.home), key=key)
+def _find_evaluated(
+    store: Store, cfg: DictConfig, settings: EvaluationSettings, named: str | Sequence[str], *, key: str
+) -> EvaluatedModel:
+    """Find the model of a name, or the ensemble of several run ids."""
+    if not isinstance(named, str):
+        return load_runs(store, list(named), settings, operating_point=cfg.operating_point)
+    found = find_model(named, tracking=build(cfg.tracking), home=Path(cfg.home), key=key)
     if isinstance(found, StoredRun):
         return load_runs(store, [found.run_id], settings, operating_point=cfg.operating_point)
     if cfg.operating_point != STORED:
         raise InputError(
-            f"operating_point={cfg.operating_point}: it would be chosen on the predictions of a run, and {key}={name} "
+            f"operating_point={cfg.operating_point}: it would be chosen on the predictions of a run, and {key}={named} "
             f"stands in a folder without them; leave operating_point={STORED}"
         )
     if found.is_file():
-        raise InputError(f"{key}={name}: an exported graph draws no heat maps; name the folder of its bundle")
-    model = load_model(found, name=name)
+        raise InputError(f"{key}={named}: an exported graph draws no heat maps; name the folder of its bundle")
+    model = load_model(found, name=named)
     return EvaluatedModel(model, [_as_run(store, part) for part in model.members or (model,)], None)
 
 
@@ -152,17 +145,17 @@ def _as_run(store: Store, model: TrainedModel) -> StoredRun:
     """Describe a bundle as the run that trained it, from the files in its folder."""
     if model.folder is None:
         raise TypeError(f"{model.name}: was not read from a folder")
-    papers = read_papers(model.folder)
-    code, versions = (papers.environment.get(part) or {} for part in ("code", "versions"))
+    provenance = read_provenance(model.folder)
+    code, versions = (provenance.environment.get(part) or {} for part in ("code", "versions"))
     tags = {
-        "config_sha256": str(papers.environment.get("config_sha256", papers.config_sha256)),
+        "config_sha256": str(provenance.environment.get("config_sha256", provenance.config_sha256)),
         "records_fingerprint": model.card.records_fingerprint,
         "mlflow.source.git.commit": str(code.get("commit", "unknown")),
         "git.dirty": str(code.get("dirty", "unknown")),
         "version.torch": str(versions.get("torch", "unknown")),
     }
     folder = model.folder.resolve()
-    return StoredRun(store, model.card.run_id, model.name, "FINISHED", 0, papers.config, tags, folder=folder)
+    return StoredRun(store, model.card.run_id, model.name, "FINISHED", 0, provenance.config, tags, folder=folder)
 
 
 def load_runs(

@@ -3,14 +3,13 @@
 import logging
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from omegaconf import DictConfig
 from torch import nn
 
-from xray_pneumonia.config import plain
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.assessment import Decision, decide
@@ -40,7 +39,7 @@ class Chosen:
 
 def assess_validation(
     run: Run,
-    cfg: DictConfig,
+    config: dict[str, Any],
     net: nn.Module,
     data: XRayDataModule,
     table: pd.DataFrame,
@@ -51,23 +50,23 @@ def assess_validation(
 
     Args:
         run: of the training.
-        cfg: its config.
+        config: its values.
         net: with the best weights.
         data: prepared.
         table: raw predictions on validation.
         settings: of the evaluation.
     """
     decision = decide(table, settings)
-    held_out = cut(data, "val", str(cfg.data.root), set(table["id"]))
+    held_out = cut(data, "val", config["data"]["root"], set(table["id"]))
     gate = held_out.fit_gate()
     if settings.report:
-        _report(run, cfg, net, held_out, table, decision, settings, gate)
+        _report(run, config, net, held_out, table, decision, settings, gate)
     return Chosen(decision, gate, decision.calibration.apply(table))
 
 
 def _report(
     run: Run,
-    cfg: DictConfig,
+    config: dict[str, Any],
     net: nn.Module,
     held_out: HeldOut,
     table: pd.DataFrame,
@@ -88,7 +87,7 @@ def _report(
             model=run.name,
             split="val",
             run_ids=[run.run_id],
-            config=plain(cfg),
+            config=config,
             tags=run.tags,
             chosen_after={run.run_id: opened} if opened else {},
         ),

@@ -75,7 +75,7 @@ def test_a_killed_build_leaves_nothing_that_is_taken_for_a_cache(root, tmp_path,
 
 
 def test_broken_files_are_named_and_black(root, tmp_path):
-    (root / "train/NORMAL/IM-9999-0001.jpeg").write_bytes(b"no picture")
+    (root / "train/NORMAL/IM-9999-0001.jpeg").write_bytes(b"no image")
     cache = open_cache(scan(root), folder=tmp_path / "cache", image_size=32)
     broken = cache.records[cache.records["error"] != ""]
     assert broken["id"].tolist() == ["train/NORMAL/IM-9999-0001.jpeg"]
