@@ -167,7 +167,8 @@ def _sync(spool: Spool, store: Store, unavailable: dict[str, str], loader_module
         spool.append(*closing_entries(store, spool, "KILLED", GONE))
     sender = Sender(spool, Replay(store, spool, loader_module=loader_module), unsure=True)
     if not sender.finish():
-        problem = sender.problem or f"{spool.refused} entries refused"
+        refused = f"{spool.refused} entries refused" if spool.refused else "the store does not answer"
+        problem = sender.problem or refused
         unavailable |= {store.uri: problem} if spool.has_unsent() else {}
     return Synced(spool.run_id, spool.mlflow_id, status or "KILLED", problem)
 
