@@ -1,4 +1,4 @@
-"""What no decoder goes beyond, whatever the format, and the one way to refuse a file."""
+"""Define the limits of image files, whatever their format, and the error that refuses a file."""
 
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 40_000_000
