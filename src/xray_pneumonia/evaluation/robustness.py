@@ -25,11 +25,7 @@ STRENGTHS = (1, 2, 3, 4, 5)
 def corrupt(images: Gray, *, kind: str, strength: int, seed: int) -> Gray:
     """Corrupt (N, H, W) images; an image is changed alike whatever the others are.
 
-    Args:
-        images: uint8.
-        kind: one of `KINDS`.
-        strength: 1 to 5.
-        seed: of noise, and of the side to which an image is turned, moved or exposed.
+    `seed` is that of noise, and of the side to which an image is turned, moved or exposed.
     """
     amount = KINDS[kind][0][strength - 1]
     act = KINDS[kind][1]
@@ -40,12 +36,12 @@ def corrupt(images: Gray, *, kind: str, strength: int, seed: int) -> Gray:
 def robustness(
     table: pd.DataFrame, images: Gray, decision: Decision, *, predict: Callable[[Gray], Vector], seed: int
 ) -> pd.DataFrame:
-    """Assess every corruption at every strength.
+    """Assess images (N, H, W) under every corruption at every strength; nothing is fitted anew.
 
     Args:
         table: predictions of the images.
-        images: (N, H, W).
-        decision: chosen on validation; nothing is fitted anew.
+        images: uint8.
+        decision: chosen on validation.
         predict: (N, H, W) -> raw logits (N,).
         seed: of the corruptions.
 

@@ -79,7 +79,7 @@ def open_split(
     image_size: int,
     validation_ids: set[str] | None,
 ) -> HeldOut:
-    """Open a split as the run's config describes its data, or another folder.
+    """Open a split as the run's config describes its data, or another folder (`root`).
 
     Args:
         run: whose config it is.

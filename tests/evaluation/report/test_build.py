@@ -87,28 +87,18 @@ def test_the_page_says_what_it_rests_on(page):
     assert "3 are, byte for byte, images the model was trained on. The figures flatter." in page
     assert "3, by their bytes" in page
     assert page.count('class="open"') == len(fill_checklist({})) - 1
-
-
-def test_what_could_not_be_compared_is_not_given_as_a_number(page):
     assert "mean of 3 maps" in page
-    assert "rank correlation" not in page
+    assert "rank correlation" not in page  # it could not be computed
 
 
-def test_names_are_escaped(page):
+def test_the_page_escapes_names_and_asks_no_network(page):
     assert "<b>net</b>" not in page
     assert "&lt;b&gt;net&lt;/b&gt;" in page
-
-
-def test_the_page_asks_no_network(page):
     assert len(page.encode()) < 5 * 2**20
     assert not re.findall(r"(?:src|href)=[\"'](?!data:|#)", page)
     assert "@import" not in page
     assert "<script" not in page
     assert not re.findall(r"url\((?!data:)", page)
-
-
-def test_what_is_undefined_is_called_so():
-    assert (text.number(np.nan), text.number(0.12345)) == ("undefined", "0.123")
 
 
 def test_words_are_those_of_the_numbers(assessment):
@@ -117,6 +107,7 @@ def test_words_are_those_of_the_numbers(assessment):
     assert f"about {100 * found:.0f} pneumonia" in sentences[0]
     assert "slightly flattered" in sentences[-1]
     assert "flattered" not in " ".join(text.summary(assessment, split="test"))
+    assert (text.number(np.nan), text.number(0.12345)) == ("undefined", "0.123")
 
 
 @pytest.mark.parametrize(

@@ -219,13 +219,7 @@ def _write_page(folder: Path, report: Report, images: Gray, settings: Evaluation
 
 
 def render(page: str, *, figures: Mapping[str, "Figure"], **values: Any) -> str:
-    """Fill in a page; every value is escaped.
-
-    Args:
-        page: the name of a template in this folder.
-        figures: by title; embedded as PNG.
-        values: what else the page shows.
-    """
+    """Fill in a template of this folder; every value is escaped, figures (by title) are embedded as PNG."""
     return PAGES.get_template(page).render(figures={title: _inline(one) for title, one in figures.items()}, **values)
 
 
