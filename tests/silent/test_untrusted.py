@@ -50,9 +50,7 @@ def test_an_experiment_file_names_nothing_that_runs_code(xray, tmp_path, canary,
 
 
 def test_an_honest_experiment_file_composes(xray, tmp_path):
-    text = (
-        "defaults:\n  - override /model: cnn\n  - override /loss: bce\n  - _self_\n\nseed: 3\noptimizer: {lr: 0.01}\n"
-    )
+    defaults = "defaults:\n  - override /model: cnn\n  - override /loss: bce\n  - _self_\n\n"
     (tmp_path / "mine.yaml").write_text(f"{HEAD}{defaults}seed: 3\noptimizer: {{lr: 0.01}}\n")
     outcome = xray("train", *SMALL, "experiment=mine.yaml", "--cfg", "job")
     assert outcome.code == 0, outcome.err
