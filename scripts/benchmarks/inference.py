@@ -21,13 +21,14 @@ import torch
 from PIL import Image
 
 import xray_pneumonia
-from xray_pneumonia.data.images.decode import Gray, decode, read_bytes
+from xray_pneumonia.data.images.decode import decode, read_bytes
 from xray_pneumonia.data.synthetic import draw, draw_patients
 from xray_pneumonia.inference.bundles import Bundle, open_bundle
 from xray_pneumonia.inference.engines import SMALL_BATCH, fold_batch_norms, in_batches, torch_engine
 from xray_pneumonia.inference.loading import farthest, open_reader
 from xray_pneumonia.inference.model import Engine, Vector
 from xray_pneumonia.inference.onnx import GRAPH, read_graph, write_graph
+from xray_pneumonia.types import Gray
 
 ROUNDS, THREADS = 5, 2
 FINAL = Path(xray_pneumonia.__file__).parent / "weights" / "final"

@@ -1,8 +1,15 @@
-"""Types with a range: the signatures that use them are the schema that `config.check` enforces."""
+"""Define the shared types: arrays, class names, and numbers with a range, which `config.check` enforces."""
 
 from typing import Annotated, Literal
 
+import numpy as np
+import numpy.typing as npt
 from annotated_types import Ge, Gt, Interval, Le
+
+CLASSES = ("NORMAL", "PNEUMONIA")  # the position is the label
+
+Gray = npt.NDArray[np.uint8]  # images (..., H, W), 0 is black
+Vector = npt.NDArray[np.float64]
 
 Positive = Annotated[float, Gt(0), Le(1e6)]
 NonNegative = Annotated[float, Ge(0), Le(1e6)]

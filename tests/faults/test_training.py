@@ -16,7 +16,7 @@ import torch
 from mlflow import MlflowClient
 
 from xray_pneumonia.data import worker_loader
-from xray_pneumonia.data.unchanged import changed
+from xray_pneumonia.data.files import changed
 from xray_pneumonia.training.classifier import PneumoniaClassifier
 
 ENDLESS = ["trainer.max_epochs=10000", "trainer.patience=null"]

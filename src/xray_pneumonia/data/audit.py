@@ -16,9 +16,9 @@ import pandas as pd
 
 from xray_pneumonia.data.duplicates import near_pairs
 from xray_pneumonia.data.images.cache import ImageCache
-from xray_pneumonia.data.images.decode import Gray
-from xray_pneumonia.data.records import CLASSES, PATIENT
+from xray_pneumonia.data.records import PATIENT
 from xray_pneumonia.errors import DataRefused
+from xray_pneumonia.types import CLASSES, Gray
 
 AUDIT_VERSION = 3  # raise it whenever the same cache gives other findings, or words
 SHORTCUT_AUROC = 0.7

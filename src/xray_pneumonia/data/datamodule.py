@@ -15,12 +15,11 @@ from xray_pneumonia.data.audit import Audit, Broken, audit
 from xray_pneumonia.data.augment.augmentation import Augmentation
 from xray_pneumonia.data.device_images import Beside, Residence, arrange
 from xray_pneumonia.data.images.cache import ImageCache, open_cache
-from xray_pneumonia.data.images.decode import Gray
 from xray_pneumonia.data.loaders import AheadLoader, Batch, Batches, EpochSampler
 from xray_pneumonia.data.shifts import Shift, hold_out
 from xray_pneumonia.data.worker_loader import SILENCE, Loader
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.types import Count, OpenFraction, Seed, Side, Stage, Whole, Workers
+from xray_pneumonia.types import CLASSES, Count, Gray, OpenFraction, Seed, Side, Stage, Whole, Workers
 
 MIN_VAL_IMAGES = 100  # fewer cannot choose anything: 15 of 16 right is anywhere from 70 % to 100 %
 
@@ -156,9 +155,9 @@ class XRayDataModule(pl.LightningDataModule):
     def _require_usable(self) -> None:
         for split in ("train", "val"):
             part = self.records[self.records["split"] == split]
-            counts = [int((part["label"] == label).sum()) for label in range(len(tables.CLASSES))]
+            counts = [int((part["label"] == label).sum()) for label in range(len(CLASSES))]
             if not all(counts):
-                held = " and ".join(f"{count} {name}" for count, name in zip(counts, tables.CLASSES, strict=True))
+                held = " and ".join(f"{count} {name}" for count, name in zip(counts, CLASSES, strict=True))
                 raise InputError(
                     f"the {split} split needs images of both classes, and holds {held}, of {part['patient'].nunique()} "
                     f"patients; {self._cure(split)}, or add patients of the class that it lacks"

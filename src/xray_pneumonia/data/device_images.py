@@ -15,8 +15,8 @@ from torch import Tensor
 from xray_pneumonia.data.augment.augmentation import Augmentation
 from xray_pneumonia.data.augment.opencv import shrunk
 from xray_pneumonia.data.images.cache import let_go
-from xray_pneumonia.data.images.decode import Gray
 from xray_pneumonia.errors import InputError
+from xray_pneumonia.types import Gray
 
 SHARE = 4  # the images take at most this part of a GPU's free memory: the net needs the rest
 PIECE = 1024  # images that travel at once

@@ -4,8 +4,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from xray_pneumonia.data.records import CLASSES, scan
+from xray_pneumonia.data.records import scan
 from xray_pneumonia.errors import InputError
+from xray_pneumonia.types import CLASSES
 
 # Kermany et al., "Labeled Optical Coherence Tomography (OCT) and Chest X-Ray Images", Mendeley Data, 2018.
 PUBLISHED = {("train", 0): 1341, ("train", 1): 3875, ("val", 0): 8, ("val", 1): 8, ("test", 0): 234, ("test", 1): 390}

@@ -1,15 +1,23 @@
 """Which files a folder holds, in one order, none of them opened; names that can be printed anywhere."""
 
+import hashlib
 import os
 import stat
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xray_pneumonia.errors import DataRefused
+
+if TYPE_CHECKING:
+    import pandas as pd  # decoding processes import this module and have no use for pandas
 
 JUNK = {"Thumbs.db", "desktop.ini", "__MACOSX"}
 LINK_TO_FOLDER = ("link_to_folder", "is a link to a folder; links are not followed")
 MISSING = "missing"  # the stamp of a file that is not there
+SHOWN = 10  # names in a message
 
 
 @dataclass(frozen=True)
@@ -106,3 +114,41 @@ def _escaped(one: str) -> str:
     if "\udc80" <= one <= "\udcff":
         return f"\\x{ord(one) - 0xDC00:02x}"
     return one.encode("unicode_escape").decode("ascii")
+
+
+def require_unchanged(records: "pd.DataFrame") -> None:
+    """Look whether the files are as they were when they were read; one question to the file system for each.
+
+    Raises:
+        DataRefused: some are gone or changed, so the run would name data that are no longer there.
+    """
+    if found := changed(records):
+        more = f"\n  and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        raise DataRefused(
+            f"{len(found)} files of the data changed while the run went on; bring them back, or train again on what is "
+            "there now:\n  " + "\n  ".join(found[:SHOWN]) + more
+        )
+
+
+def changed(records: "pd.DataFrame") -> list[str]:
+    """Name the files that are no longer what they were, each with what became of it.
+
+    Only a file whose stamp differs is read again: a backup or a chmod changes the stamp and not the bytes.
+    """
+    found = []
+    rows = records.loc[records["path"] != "", ["id", "path", "stamp", "sha256"]].astype(object).to_numpy().tolist()
+    for name, path, known, sha256 in rows:
+        facts, stamp = stamp_of(path)
+        if facts is None and known != MISSING:
+            found.append(f"{name}: is gone")
+        elif stamp != known and _digest(path) != sha256:
+            found.append(f"{name}: was changed")
+    return found
+
+
+def _digest(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""

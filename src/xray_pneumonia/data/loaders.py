@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from xray_pneumonia.data.augment.augmentation import Augmentation
 from xray_pneumonia.data.augment.opencv import shrunk
 from xray_pneumonia.data.images.cache import ImageCache, let_go
-from xray_pneumonia.data.images.decode import Gray
+from xray_pneumonia.types import Gray
 
 MAPPED = 2 * 2**20  # bytes read of the cache before their pages are let go: the system maps many around each
 

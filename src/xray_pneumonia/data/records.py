@@ -10,8 +10,8 @@ import pandas as pd
 
 from xray_pneumonia.data.files import is_hidden, printable, stamp_of, walk
 from xray_pneumonia.errors import InputError
+from xray_pneumonia.types import CLASSES
 
-CLASSES = ("NORMAL", "PNEUMONIA")  # the position is the label
 SPLITS = ("train", "val", "test")
 CSV_COLUMNS = ("path", "label", "patient", "split")
 PATIENT = re.compile(r"^(person\d+)_(bacteria|virus)_|^((?:NORMAL2-)?IM-\d+)-")

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.ndimage import laplace
 
-from xray_pneumonia.data.images.decode import Gray
 from xray_pneumonia.data.splits import Groups
 from xray_pneumonia.errors import InputError
+from xray_pneumonia.types import Gray
 
 Shift = Literal[
     "series_im",  # the normals named IM-

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from xray_pneumonia.config import build
-from xray_pneumonia.data.records import CLASSES
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.input_gate import MOST_BYTES, Gate
 from xray_pneumonia.inference.bundle import CARD, Card, read_bundle, require_plain
 from xray_pneumonia.inference.calibrated import Calibrated
 from xray_pneumonia.stored_config import check_net
 from xray_pneumonia.training import performance
+from xray_pneumonia.types import CLASSES
 
 GATE = "gate.npz"  # beside weights and card
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 import numpy as np
 from torch import nn
 
-from xray_pneumonia.data.images.decode import Gray
 from xray_pneumonia.evaluation import gradcam
 from xray_pneumonia.evaluation.assessment import Judgement
 from xray_pneumonia.evaluation.cases import cases
@@ -15,6 +14,7 @@ from xray_pneumonia.evaluation.report import figures_evaluation
 from xray_pneumonia.evaluation.robustness import robustness, sample
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.evaluation.shortcuts import shortcuts
+from xray_pneumonia.types import Gray
 from xray_pneumonia.workflows.dossier import Dossier
 from xray_pneumonia.workflows.evaluation_data import HeldOut
 

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from xray_pneumonia.data.images.decode import Gray
 from xray_pneumonia.evaluation import gradcam, predictions
 from xray_pneumonia.evaluation.assessment import Judgement
 from xray_pneumonia.evaluation.cases import KINDS
@@ -23,6 +22,7 @@ from xray_pneumonia.evaluation.report.model_card import LIMITS
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.tracking.ledger import Opening
 from xray_pneumonia.tracking.run import Run
+from xray_pneumonia.types import Gray
 
 
 @dataclass

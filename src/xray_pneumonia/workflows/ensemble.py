@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from xray_pneumonia.data.images.decode import Gray
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import calibration, predictions
 from xray_pneumonia.evaluation.abstention import fit_band, stored_band
@@ -28,6 +27,7 @@ from xray_pneumonia.inference.loading import open_folder
 from xray_pneumonia.tracking.store import Store
 from xray_pneumonia.tracking.stored_runs import StoredRun, read_run
 from xray_pneumonia.training.predict import predict_logits
+from xray_pneumonia.types import Gray
 from xray_pneumonia.workflows.training_record import read_papers
 
 BATCH = 128

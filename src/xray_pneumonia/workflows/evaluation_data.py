@@ -14,13 +14,13 @@ from xray_pneumonia.config import Node, build, check
 from xray_pneumonia.data.audit import Audit, Broken, audit, examine
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.images.cache import open_cache
-from xray_pneumonia.data.images.decode import Gray
 from xray_pneumonia.data.records import fingerprint, scan_external
 from xray_pneumonia.data.splits import in_other_splits
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.input_gate import MOST
 from xray_pneumonia.stored_config import load_stored
 from xray_pneumonia.tracking.stored_runs import StoredRun
+from xray_pneumonia.types import Gray
 
 Split = Literal["val", "shift", "test", "external"]
 RECORD_COLUMNS = ("mode", "width", "height", "bytes")  # joined to the predictions, for subgroups and shortcuts

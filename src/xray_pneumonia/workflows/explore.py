@@ -15,12 +15,12 @@ from xray_pneumonia.config import Node, anchor, build, check, leaves
 from xray_pneumonia.data.audit import Audit
 from xray_pneumonia.data.augment.augmentation import Augmentation
 from xray_pneumonia.data.datamodule import XRayDataModule
-from xray_pneumonia.data.records import CLASSES, fingerprint
+from xray_pneumonia.data.records import fingerprint
 from xray_pneumonia.evaluation.report import figures
 from xray_pneumonia.evaluation.report.build import render
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.store import masked, open_store
-from xray_pneumonia.types import Seed
+from xray_pneumonia.types import CLASSES, Seed
 
 log = logging.getLogger(__name__)
 SHOWN = 12  # sample images of each class

@@ -10,13 +10,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from xray_pneumonia.data import synthetic
-from xray_pneumonia.data.images.decode import Gray, decode, read_bytes
+from xray_pneumonia.data.images.decode import decode, read_bytes
 from xray_pneumonia.data.images.limits import ImageError
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.tracking.registry import NAMED, find_registered
 from xray_pneumonia.tracking.store import TrackingSettings, open_database
 from xray_pneumonia.tracking.stored_runs import RUN_ID, StoredRun, read_run
+from xray_pneumonia.types import Gray
 
 PATIENTS = 30  # that are drawn where there is no real file
 log = logging.getLogger(__name__)

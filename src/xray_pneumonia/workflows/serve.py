@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from xray_pneumonia.data.images.decode import Gray, decode
+from xray_pneumonia.data.images.decode import decode
 from xray_pneumonia.data.images.limits import ImageError
 from xray_pneumonia.inference.loading import open_reader
 from xray_pneumonia.inference.model import Reader
+from xray_pneumonia.types import Gray
 
 
 class BundleModel:

@@ -16,7 +16,7 @@ from torch import nn
 
 from xray_pneumonia.config import Node, anchor, build, check, plain
 from xray_pneumonia.data.datamodule import XRayDataModule
-from xray_pneumonia.data.unchanged import require_unchanged
+from xray_pneumonia.data.files import require_unchanged
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.epoch_metrics import classification_metrics

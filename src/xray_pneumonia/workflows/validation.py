@@ -12,7 +12,6 @@ from torch import nn
 
 from xray_pneumonia.config import plain
 from xray_pneumonia.data.datamodule import XRayDataModule
-from xray_pneumonia.data.images.decode import Gray
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.assessment import judge
 from xray_pneumonia.evaluation.decision import Decision, decide
@@ -24,6 +23,7 @@ from xray_pneumonia.tracking.ledger import opened_before
 from xray_pneumonia.tracking.run import Run
 from xray_pneumonia.tracking.store_errors import START, within
 from xray_pneumonia.training.predict import predict_logits
+from xray_pneumonia.types import Gray
 from xray_pneumonia.workflows.closer_look import learn_gate, look_closer
 from xray_pneumonia.workflows.dossier import Dossier, write_dossier
 from xray_pneumonia.workflows.ensemble import predict

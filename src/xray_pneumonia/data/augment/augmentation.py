@@ -28,9 +28,8 @@ from xray_pneumonia.data.augment.parameters import (
     Limits,
     draw,
 )
-from xray_pneumonia.data.images.decode import Gray
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.types import BelowOne, Degrees, Fraction, NonNegative
+from xray_pneumonia.types import BelowOne, Degrees, Fraction, Gray, NonNegative
 
 
 class Augmentation:

@@ -5,7 +5,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xray_pneumonia.data.augment.parameters import Changes, shared_noise
-from xray_pneumonia.data.images.decode import Gray
+from xray_pneumonia.types import Gray
 
 BORDERS = {"replicate": 1, "constant": 0, "reflect": 4}  # OpenCV's codes, named as OpenCV names them
 TILES = (8, 8)  # of CLAHE

@@ -27,8 +27,8 @@ from rich.progress import track
 
 from xray_pneumonia.data.files import LINK_TO_FOLDER
 from xray_pneumonia.data.images import decode as images
-from xray_pneumonia.data.images.decode import Gray
 from xray_pneumonia.data.images.limits import ImageError
+from xray_pneumonia.types import Gray
 
 FACTS = ("sha256", "width", "height", "mode", "dhash", "error", "detail")
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from xray_pneumonia.data.images.limits import MAGIC, MAX_BYTES, MODALITIES, PREAMBLE, ImageError, require_sane_sides
+from xray_pneumonia.types import Gray
 
 DECODER_VERSION = 2  # part of the cache's key: raise it whenever the same file gives other pixels
 FORMATS = ("PNG", "JPEG")
@@ -26,8 +27,6 @@ MAX_COLOUR = 8.0  # mean distance between the channels, in gray levels; JPEG noi
 HASH_SIDE = 16
 
 Image.MAX_IMAGE_PIXELS = None  # our own limit is lower and is checked before any pixel is decoded
-
-Gray = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,7 @@ from typing import Self
 import numpy as np
 
 from xray_pneumonia.data.files import Found
-from xray_pneumonia.data.images.decode import Gray
-from xray_pneumonia.types import Count, Positive
+from xray_pneumonia.types import Count, Gray, Positive
 
 AHEAD = 256  # files that may be decoded before the first of them is taken
 HANDED = 8  # files in a child's hands at once, so that it need not wait for the parent
