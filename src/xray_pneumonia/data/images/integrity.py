@@ -7,6 +7,7 @@ searched for the line at which data went missing, were zeroed or moved.
 
 import struct
 import zlib
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ CELLS = 64  # columns to which a row is averaged
 CLIP = 40.0  # gray levels: a step counts no more than this
 FLOOR = 0.7  # gray levels added to what a step is compared with, so that flat areas do not divide by zero
 TORN = 2.7  # steps of so many times their surroundings are damage; see docs/reliability.md for the measurement
+FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # markers SOF0 to SOF15 and SOF55 of JPEG-LS
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # colour type -> samples per pixel (PNG 3rd edition, 11.2.1)
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
@@ -37,6 +39,31 @@ def require_whole_jpeg(data: bytes) -> None:
         simplejpeg.decode_jpeg(data, colorspace="GRAY", min_height=1, min_width=1, min_factor=8, strict=True)
     except ValueError as error:
         raise ImageError("truncated", f"is cut or damaged: {str(error).removeprefix('Corrupt JPEG data: ')}") from None
+
+
+@dataclass(frozen=True)
+class JpegFrame:
+    """The frame header of a JPEG or JPEG-LS: samples of `bits` bits, `components` a pixel (ITU-T T.81, B.2.2)."""
+
+    bits: int
+    height: int
+    width: int
+    components: int
+
+
+def jpeg_frame(data: bytes) -> JpegFrame:
+    """Read the frame header of a JPEG or JPEG-LS.
+
+    Raises:
+        ImageError: there is none.
+    """
+    place = 2
+    while data[place : place + 1] == b"\xff" and place + 10 <= len(data):
+        marker = data[place + 1]
+        if marker in FRAMES:
+            return JpegFrame(*struct.unpack(">BHHB", data[place + 4 : place + 10]))
+        place += 1 if marker == 0xFF else 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    raise ImageError("truncated", "its JPEG has no frame header")
 
 
 def require_whole_png(data: bytes) -> None:
