@@ -7,7 +7,7 @@ Stored values have at most 16 bits, so each step is computed once for every poss
 import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
-from pydicom.pixels.processing import apply_modality_lut, apply_voi
+from pydicom.pixels.processing import apply_modality_lut
 
 from xray_pneumonia.data.images.dicom_tags import clean, word
 from xray_pneumonia.data.images.limits import FAR, OUTLIERS, ImageError
@@ -32,8 +32,6 @@ def render(file: Dataset, decoded: npt.NDArray[np.integer]) -> tuple[Gray, tuple
     Raises:
         ImageError: a window that is none or shows next to nothing, an impossible rescale, nothing but padding.
     """
-    for name in ("ModalityLUTSequence", "VOILUTSequence"):
-        _widen_entries(file, name)
     values = _possible_values(file)
     stored = _places(file, decoded)
     padding = _padding(file, values)
@@ -44,14 +42,6 @@ def render(file: Dataset, decoded: npt.NDArray[np.integer]) -> tuple[Gray, tuple
     light, notes = _presented(light, file)
     light[padding] = 0
     return np.rint(255 * light).astype(np.uint8)[stored], notes
-
-
-def _widen_entries(file: Dataset, name: str) -> None:
-    """Give 8-bit entries of a lookup table two bytes each, which is all that pydicom reads (PS3.3 C.11.1.1.1)."""
-    for item in file.get(name) or []:
-        entries, packed = int(item.LUTDescriptor[0]) or 2**16, item["LUTData"].value
-        if isinstance(packed, bytes) and len(packed) in {entries, entries + 1}:
-            item.LUTData = np.frombuffer(packed[:entries], np.uint8).astype(np.uint16).tobytes()
 
 
 def _possible_values(file: Dataset) -> Integers:
@@ -70,7 +60,8 @@ def _padding(file: Dataset, values: Integers) -> npt.NDArray[np.bool_]:
 
 def _shades(file: Dataset, values: Integers) -> Values:
     """Map every value that could be stored by modality LUT or rescale slope and intercept."""
-    shades = apply_modality_lut(values, file)
+    table = file.get("ModalityLUTSequence")
+    shades = _look_up(table[0], values) if table else apply_modality_lut(values, file)
     if not np.isfinite(shades).all():
         raise ImageError("damaged_dicom", "rescale slope or intercept is no finite number")
     return np.asarray(shades, np.float64)
@@ -82,10 +73,22 @@ def _places(file: Dataset, decoded: npt.NDArray[np.integer]) -> Integers:
     return np.asarray(places ^ (2 ** (file.BitsStored - 1)) if file.PixelRepresentation else places)
 
 
+def _look_up(item: Dataset, values: Integers) -> Integers:
+    """Map values by a lookup table, PS3.3 C.11.1.1.1; pydicom's own wraps around where entries have 8 bits."""
+    entries, first, _ = (int(each) for each in item.LUTDescriptor)
+    entries = entries or 2**16
+    packed = item["LUTData"].value
+    if isinstance(packed, bytes):
+        curve = np.frombuffer(packed, np.uint8 if len(packed) in {entries, entries + 1} else "<u2")
+    else:
+        curve = np.ravel(packed)
+    return curve[:entries].astype(np.int64)[np.clip(values - first, 0, entries - 1)]
+
+
 def _light(file: Dataset, shades: Values, present: Integers) -> Values:
     """Map the shades to 0 (black) .. 1 (white) by VOI LUT, window, or their range."""
     if file.get("VOILUTSequence"):
-        curve = apply_voi(np.rint(shades).astype(np.int64), file).astype(np.float64)
+        curve = _look_up(file.VOILUTSequence[0], np.rint(shades).astype(np.int64))
         most = 2 ** int(file.VOILUTSequence[0].LUTDescriptor[2]) - 1
         light = curve / (most if curve.max() * FAR >= most else curve.max())  # some name more bits than they fill
         name = "VOI LUT"
@@ -140,8 +143,7 @@ def _presented(light: Values, file: Dataset) -> tuple[Values, tuple[str, ...]]:
     if file.get("PresentationLUTSequence"):
         item = file.PresentationLUTSequence[0]
         entries, _, bits = (int(each) for each in item.LUTDescriptor)
-        curve = np.frombuffer(item["LUTData"].value, "u1" if bits <= 8 else "u2") if bits else np.ravel(item.LUTData)
-        light = curve[np.rint(light * ((entries or 2**16) - 1)).astype(np.int64)] / (2**bits - 1)
+        light = _look_up(item, np.rint(light * ((entries or 2**16) - 1)).astype(np.int64)) / (2**bits - 1)
     shape, negative = word(file, "PresentationLUTShape"), file.PhotometricInterpretation == "MONOCHROME1"
     contradiction = shape in {"IDENTITY", "INVERSE"} and (shape == "INVERSE") != negative
     if shape == "INVERSE" or (negative and shape != "IDENTITY"):  # the presentation LUT rules, as in dcmtk
