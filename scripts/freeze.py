@@ -21,7 +21,7 @@ import pandas as pd
 
 from xray_pneumonia.config import build, plain
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.evaluation.metrics import measure
+from xray_pneumonia.evaluation.metrics import table_metrics
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.inference.bundle import CARD, WEIGHTS, Card, file_sha256, read_bundle
 from xray_pneumonia.inference.ensemble import save_ensemble
@@ -29,7 +29,7 @@ from xray_pneumonia.stored_config import load_stored
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.store import Store, TrackingSettings, open_database
 from xray_pneumonia.tracking.stored_runs import StoredRun, read_run
-from xray_pneumonia.workflows.ensemble import STORED, joint_card, load
+from xray_pneumonia.workflows.find_model import STORED, load_runs
 from xray_pneumonia.workflows.training_record import CONFIG, ENVIRONMENT
 
 SHIPPED = Path(__file__).parents[1] / "src" / "xray_pneumonia" / "weights"
@@ -63,8 +63,7 @@ def freeze(store: Store, run_id: str, folder: Path, *, policy: str, code: dict[s
     for path in bundle.iterdir():
         shutil.copyfile(path, folder / path.name)
     if policy != STORED:
-        chosen = joint_card(load(store, [run_id], judged([run]), operating_point=policy))
-        card = replace(chosen, net=card.net)
+        card = load_runs(store, [run_id], judged([run]), operating_point=policy).model.card
     card = replace(card, evidence=evidence(run, card), weights_sha256=file_sha256(folder / WEIGHTS))
     (folder / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
     config = (folder / CONFIG).read_text(encoding="utf-8")
@@ -84,7 +83,7 @@ def freeze(store: Store, run_id: str, folder: Path, *, policy: str, code: dict[s
 def evidence(run: StoredRun, card: Card) -> dict[str, float]:
     """Count what a model learned from and was judged by."""
     table = pd.read_csv(run.artifact("predictions/val.csv"))
-    at_point = measure(table, threshold=card.operating_point).once()
+    at_point = table_metrics(table, threshold=card.operating_point)
     sizes = {f"{split}/{what}": run.metrics[f"data/{split}_{what}"] for split in ("train", "val") for what in WHAT}
     return sizes | {f"val/{name}": at_point[name] for name in ("auroc", "sensitivity", "specificity")}
 
@@ -93,16 +92,16 @@ WHAT = ("images", "patients")
 
 
 def join(store: Store, runs: dict[str, str], folder: Path, *, policy: str) -> None:
-    """Choose operating point and band for the members' mean, on the validation films that they share."""
+    """Choose operating point and band for the members' mean, on the validation images that they share."""
     settings = judged([read_run(store, run_id) for run_id in runs.values()])
-    model = load(store, list(runs.values()), settings, operating_point=policy)
-    if model.validation is None:
+    evaluated = load_runs(store, list(runs.values()), settings, operating_point=policy)
+    if evaluated.validation is None:
         raise TypeError("the models of runs hold their validation predictions")
-    table = model.decision.calibration.apply(model.validation)
-    found = measure(table, threshold=model.decision.threshold).once()
-    card = joint_card(model)
-    own = evidence(model.first.run, model.first.card)
-    card = replace(card, evidence=own | {key: found[key.removeprefix("val/")] for key in own if key[4:] in found})
+    model = evaluated.model
+    table = model.calibration.apply(evaluated.validation)
+    found = table_metrics(table, threshold=model.card.operating_point)
+    own = evidence(evaluated.runs[0], model.members[0].card)
+    card = replace(model.card, evidence=own | {key: found[key.removeprefix("val/")] for key in own if key[4:] in found})
     save_ensemble(folder, list(runs), card)
     print(folder.name, {key: round(value, 4) for key, value in found.items()})
 

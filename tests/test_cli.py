@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,17 @@ def test_no_foreign_code_runs_from_a_config(xray, tmp_path):
     outcome = xray("train", "model._target_=pathlib.Path.touch", f"+model.path={canary}")
     assert outcome.code == 2
     assert not canary.exists()
+
+
+def test_doctor_names_a_package_that_the_pins_exclude(xray, monkeypatch):
+    installed = version
+    monkeypatch.setattr(
+        "xray_pneumonia.workflows.doctor.version", lambda name: "2.9+cpu" if name == "torch" else installed(name)
+    )
+    outcome = xray("doctor")
+    assert outcome.code == 1
+    assert "torch 2.9+cpu: install torch>=2.10" in outcome.err
+    assert "problems=1" in outcome.out
 
 
 def test_debugging_shows_the_traceback(xray, monkeypatch):

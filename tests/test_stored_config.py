@@ -9,7 +9,7 @@ import yaml
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from xray_pneumonia import stored_config as config_stored
+from xray_pneumonia import stored_config
 from xray_pneumonia.config import TARGETS, build, check, plain
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.stored_config import MAX_BYTES, SCHEMA, check_net, load_stored, stored_text
@@ -155,7 +155,7 @@ def test_yaml_that_is_not_plain(case, canary):
 
 
 def test_a_config_of_50_mb_is_not_even_decoded(monkeypatch):
-    monkeypatch.setattr(config_stored, "require_plain_yaml", lambda *_: pytest.fail("parsed"))
+    monkeypatch.setattr(stored_config, "read_plain_yaml", lambda *_: pytest.fail("parsed"))
     refused(b"a: '" + b"x" * (50 * MAX_BYTES) + b"'\n", "bytes, over")
 
 
@@ -180,11 +180,17 @@ def test_a_newer_schema_is_refused_by_both_names(cfg):
 def test_a_config_from_before_a_key_existed_gets_what_it_meant(cfg, monkeypatch):
     target = cfg.trainer._target_
     new = {"": {"rate": 3, "seed": 77}, target: {"new": None}, "xray_pneumonia.models.mlp.MLP": {"other": 1}}
-    monkeypatch.setattr(config_stored, "MEANT_BEFORE", new)
+    monkeypatch.setattr(stored_config, "MEANT_BEFORE", new)
     for text in (stored_text(cfg), OmegaConf.to_yaml(cfg, resolve=True)):
         read = plain(load_stored(text, origin="x"))
         assert (read["trainer"]["new"], read["rate"], read["seed"]) == (None, 3, 0)
         assert "other" not in read["model"]
+
+
+def test_a_target_that_moved_is_found_at_its_new_place():
+    for old, new in stored_config.RENAMED.items():
+        assert new in TARGETS
+        assert load_stored(f"limits: {{_target_: {old}}}\n", origin="x").limits._target_ == new
 
 
 @pytest.mark.parametrize("name", ["first", "first_resnet"])

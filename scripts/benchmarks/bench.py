@@ -1,7 +1,7 @@
 """Every figure on speed, in one go: make bench DATA=DIR, or python scripts/benchmarks/bench.py DIR.
 
 Ways to train run in pairs, each in a process of its own, and take turns step by step, so that what else the machine
-does meets both; medians of the ratios of neighbouring steps are printed and appended to RESULTS.md beside this file.
+does meets both; medians of the ratios of neighbouring steps are printed and appended to docs/performance.md.
 What works ahead in a thread is timed in whole trainings, alternately.
 Nothing else should run on the machine.
 """
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "RESULTS.md"
+RESULTS = HERE.parents[1] / "docs" / "performance.md"
 ORIGINALS = 5_856
 Row = tuple[str, str, str]  # what, measured, must reach
 RACES = [  # what, one, the other, how many times the steps (closer races need more), must reach
@@ -180,7 +180,7 @@ def append(rows: list[Row], *, seconds: float) -> None:
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
     load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
     lines = [
-        f"## {time.strftime('%Y-%m-%d %H:%M')}",
+        f"### {time.strftime('%Y-%m-%d %H:%M')}",
         "",
         f"{machine}; {packages}; load at the end {load}; {seconds / 60:.0f} minutes.",
         "",

@@ -17,6 +17,7 @@ from torch import nn
 from xray_pneumonia.config import build
 from xray_pneumonia.data.images.cache import ImageCache
 from xray_pneumonia.data.loaders import Batches, EpochSampler
+from xray_pneumonia.models.layers import to_channels_last
 from xray_pneumonia.training import performance
 
 SIDE, PIECE = 128, 1000
@@ -45,7 +46,7 @@ def main() -> None:
     with initialize_config_module("xray_pneumonia.conf", version_base="1.3"):
         cfg = compose("train", ["model=resnet"])
     performance.keep_memory()
-    net = performance.lay_out(build(cfg.model), channels_last=True)
+    net = to_channels_last(build(cfg.model))
     optimizer, loss = build(cfg.optimizer, net.parameters()), nn.BCEWithLogitsLoss()
     batches = Batches(cache_of(asked.images, asked.folder), augmentation=None, seed=0, sides=[SIDE], epochs=1)
     serving = 0.0

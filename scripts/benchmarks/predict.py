@@ -20,9 +20,8 @@ from hydra import compose, initialize_config_module
 from xray_pneumonia.config import build, plain
 from xray_pneumonia.data.images.decode import decode, read_bytes
 from xray_pneumonia.evaluation.input_gate import fit_gate
-from xray_pneumonia.inference.bundle import Card, save_bundle
-from xray_pneumonia.inference.bundles import GATE
-from xray_pneumonia.inference.loading import EngineName, open_reader
+from xray_pneumonia.inference.bundle import GATE, Card, save_bundle
+from xray_pneumonia.inference.loading import EngineName, load_model
 
 SINGLES = 200
 FILES = 10_000
@@ -52,13 +51,13 @@ def small_net(folder: Path, films: list[Path]) -> Path:
     return folder
 
 
-def single(model: Path, films: list[Path], engine: EngineName) -> None:
+def single(place: Path, films: list[Path], engine: EngineName) -> None:
     """Time one image after the other, from the bytes on disk to the answer, in this process."""
-    reader = open_reader(model, name="", engine=engine)
+    model = load_model(place, name="", engine=engine)
     times = []
     for film in films[:SINGLES]:
         start = time.perf_counter()
-        reader.read(decode(read_bytes(film), reader.card.image_size).pixels[None])
+        model.decide(decode(read_bytes(film), model.card.image_size).pixels[None])
         times.append(1000 * (time.perf_counter() - start))
     worst = sorted(times)[int(0.95 * len(times))]
     print(f"one image after load, {engine:<5}: {statistics.median(times):6.1f} ms median, {worst:.1f} ms at 95 %")

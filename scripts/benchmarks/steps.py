@@ -88,6 +88,7 @@ def bare(way: str, root: str, home: str, clock: Clock, steps: int) -> dict[str, 
     from torch.utils.flop_counter import FlopCounterMode
 
     from xray_pneumonia.config import build
+    from xray_pneumonia.models.layers import to_channels_last
     from xray_pneumonia.training import performance
 
     cfg = composed(root, home, "augmentation=none", f"optimizer.fused={way != 'plain_step'}")
@@ -102,7 +103,7 @@ def bare(way: str, root: str, home: str, clock: Clock, steps: int) -> dict[str, 
     if "pooling" not in levers:
         for number, (convolution, pool, activation) in enumerate(net.blocks):
             net.blocks[number] = nn.Sequential(convolution, activation, pool)
-    net = performance.lay_out(net, channels_last="layout" in levers)
+    net = to_channels_last(net) if "layout" in levers else net
     optimizer, loss = build(cfg.optimizer, net.parameters()), build(cfg.loss, data.class_counts())
     batches = batches_for_ever(data.train_dataloader)
     for _ in range(steps):

@@ -1,6 +1,8 @@
-"""The `xray` command: one verb, one workflow; nothing heavy is imported before a verb needs it."""
+"""Run the `xray` command: one verb, one workflow; nothing heavy is imported before a verb needs it."""
 
 import difflib
+import errno
+import gc
 import os
 import signal
 import sys
@@ -13,19 +15,19 @@ from xray_pneumonia import __version__
 from xray_pneumonia.errors import InputError, SomeFailed, Stopped
 
 VERBS = {
-    "explore": "look at the data: counts, pictures, audit, as figures and one HTML page",
-    "train": "train one classifier; with -m, sweep: a grid or a search that can be interrupted",
-    "sweeps": "list the sweeps there are and how far they are",
-    "compare": "runs side by side, seeds grouped, paired tests",
+    "explore": "describe the data: counts, images, audit, as figures and one HTML page",
+    "train": "train one classifier; -m sweeps: a grid or a search that can resume",
+    "sweeps": "list the sweeps and how many of their trials are done",
+    "compare": "compare runs in one table: seeds grouped, paired tests",
     "predict": "read new X-rays with a trained model, as a second opinion",
-    "evaluate": "judge a run on validation, a test split or other films, in one report",
-    "doctor": "machine, packages, store; runs whose process is gone; `xray doctor sync` sends what is unsent",
+    "evaluate": "evaluate a run on validation, a test split or other images",
+    "doctor": "check machine, packages, store, runs; `doctor sync` sends what is unsent",
     "register": "give the model of a run a name and an alias",
-    "export": "take a model away as one ONNX file, checked against its weights, or as a bundle",
-    "reproduce": "train a stored model again from its own config, and prove that it comes out the same",
+    "export": "export a model as one ONNX file, checked against its weights, or a bundle",
+    "reproduce": "train a stored model again from its config and compare the results",
     "download": "fetch the public X-rays (Kermany et al., 2018) to data/chest_xray",
 }
-WORDS = {("doctor", "sync"): "sync=true"}  # said as in English, meant as in Hydra
+ALIASES = {("doctor", "sync"): "sync=true"}
 USAGE = """\
 usage: xray VERB [key=value ...]      e.g. xray train experiment=seed_final seed=1
 
@@ -40,17 +42,17 @@ def main() -> int:
     """Run `xray`; returns the exit code.
 
     0 done; 1 failed; 2 the user's input is wrong; 3 done, but some files could not be read;
-    130 interrupted; 141 whoever read standard output is gone (`| head`); 143 terminated.
+    130 interrupted; 141 the reader of standard output closed it (`| head`); 143 terminated.
     """
     try:
         code = _run()
         if sys.stdout is not None:  # it may have been closed from the start
             sys.stdout.flush()
-    except OSError as error:
-        lost = _unprinted(error)
-        if lost is None:
-            raise
-        return lost
+    except OSError as error:  # of standard output; the workflows' own have been handled
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        if isinstance(error, BrokenPipeError):
+            return 128 + signal.SIGPIPE
+        return _complain(f"standard output: {error.strerror}; the rest of the output is lost", error, code=1)
     return code
 
 
@@ -58,26 +60,24 @@ def _run() -> int:
     verb, *rest = sys.argv[1:] or [""]
     usage = USAGE.format(verbs="\n".join(f"  {name:<10} {what}" for name, what in VERBS.items()))
     if verb in {"-h", "--help", "--version"}:
-        print(f"xray {__version__}" if verb == "--version" else usage, end="\n" if verb == "--version" else "")
+        print(f"xray {__version__}" if verb == "--version" else usage.rstrip())
         return 0
     if verb not in VERBS:
         close = difflib.get_close_matches(verb, VERBS, n=1)
         print(usage, file=sys.stderr)
         return _complain(f"unknown verb {verb!r}" + (f"; did you mean {close[0]}?" if close else "")) if verb else 2
-    return _guarded(verb, [WORDS.get((verb, argument), argument) for argument in rest])
+    return _guarded(verb, [ALIASES.get((verb, argument), argument) for argument in rest])
 
 
 def _guarded(verb: str, arguments: list[str]) -> int:
     """Turn what can go wrong into one line and an exit code."""
     if not sys.warnoptions and not _debugging():
         warnings.simplefilter("ignore")  # of the libraries: what a user must know is logged
+    gc.set_threshold(700, 10, 100)  # imports make a million objects that stay; scanning all of them often costs seconds
     with _stopped_once():
         try:
             from xray_pneumonia.compose import launch
-            from xray_pneumonia.packages import require_sound
 
-            if verb != "doctor":  # which reports them
-                require_sound()
             launch(verb, arguments)
         except InputError as error:
             return _complain(str(error), error)
@@ -86,32 +86,16 @@ def _guarded(verb: str, arguments: list[str]) -> int:
         except Stopped as stop:
             return _complain(str(stop), code=stop.exit_code)
         except Exception as error:
-            if isinstance(error, OSError) and (lost := _unprinted(error)) is not None:
-                return lost
+            if isinstance(error, OSError) and error.filename is None and error.errno in {errno.EPIPE, errno.ENOSPC}:
+                print(flush=True)  # raises again if it was standard output
             message = f"failed: {type(error).__name__}: {error}"
             return _complain(f"{message} (XRAY_DEBUG=1 shows where)", error, code=1)
     return 0
 
 
-def _unprinted(error: OSError) -> int | None:
-    """Say so if standard output takes no more; returns the exit code, None where the error came from elsewhere."""
-    if error.filename is not None:
-        return None
-    try:
-        print(flush=True)  # fails again if it was this
-    except BrokenPipeError:
-        code = 128 + signal.SIGPIPE
-    except OSError as again:
-        code = _complain(f"standard output: {again.strerror}; what was still to be printed is lost", error, code=1)
-    else:
-        return None
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
-    return code
-
-
 @contextmanager
 def _stopped_once() -> Iterator[None]:
-    """Raise Stopped at the first SIGTERM or Ctrl-C; whoever signals again while the run is being closed must wait."""
+    """Raise Stopped at the first SIGTERM or Ctrl-C; later ones are ignored while the run is being closed."""
     seen = []
 
     def stop(number: int, _: FrameType | None) -> None:
@@ -143,7 +127,7 @@ def _complain(message: str, error: BaseException | None = None, *, code: int = 2
 
 
 def _printable(message: str) -> str:
-    """Escape what a terminal would obey: messages quote files that anybody may have written."""
+    """Escape control characters: messages quote files that anybody may have written."""
     return "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in message)
 
 

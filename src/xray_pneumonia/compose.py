@@ -1,6 +1,5 @@
-"""From a command line to a workflow: Hydra composes the config, and what it says of mistakes becomes one line."""
+"""Compose the config of a command line with Hydra and run its workflow; Hydra's errors become one line."""
 
-import gc
 import hashlib
 import os
 import re
@@ -16,11 +15,10 @@ import yaml
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from xray_pneumonia import schema
 from xray_pneumonia.config import PACKAGE, groups, leaves, plain
-from xray_pneumonia.errors import InputError
+from xray_pneumonia.errors import InputError, nearest
 
-# Keys that hold a path or a name, as they are: Hydra would take `film (1).png` for a call, and `model` for the group.
+# Keys that hold a path or a name, as they are: Hydra would take `image (1).png` for a call, and `model` for the group.
 LITERAL = {
     "evaluate": ("model",),
     "export": ("model", "run_id", "input", "output"),
@@ -28,7 +26,7 @@ LITERAL = {
     "register": ("run_id", "name", "alias"),
     "reproduce": ("model", "run_id"),
 }
-PLACES = ("data.root", "home")  # of every verb; a sweep over several is written with commas, as ever
+PLACES = ("data.root", "home")  # of every verb; commas separate the values of a sweep, as everywhere
 SPECIAL = ("'", '"', "\\", "\n", "${", ",")
 
 
@@ -41,9 +39,7 @@ def launch(verb: str, arguments: list[str]) -> None:
     import hydra
     from hydra.errors import HydraException
 
-    if any(
-        argument.startswith("--e") for argument in arguments
-    ):  # Hydra takes the beginning of an option for all of it
+    if any(argument.startswith("--e") for argument in arguments):  # Hydra completes abbreviated options
         raise InputError("--experimental-rerun unpickles a file, which could run anything; use `xray reproduce`")
     failures: list[BaseException] = []
     given = arguments
@@ -74,14 +70,14 @@ def launch(verb: str, arguments: list[str]) -> None:
 
 
 def _literally(verb: str, arguments: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Take aside what Hydra's grammar must not read."""
+    """Separate the arguments that Hydra's grammar must not parse."""
     parts = [(argument, *argument.partition("=")) for argument in arguments]
     literal = {key: value for _, key, equals, value in parts if equals and key in LITERAL.get(verb, ())}
     return [argument for argument, key, _, _ in parts if key not in literal], literal
 
 
 def _quoted(argument: str) -> str:
-    """Quote a folder whose name Hydra's grammar would take for something else: 2024_01, or films (1)."""
+    """Quote a folder whose name Hydra's grammar would take for something else: 2024_01, or images (1)."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -96,12 +92,11 @@ def _quoted(argument: str) -> str:
 
 
 def _run(verb: str, cfg: DictConfig, failures: list[BaseException]) -> Any:
-    """Run the workflow; outside of a sweep its error is kept from Hydra, which would print about it."""
+    """Run the workflow; outside of a sweep its error goes to `failures`, since Hydra would print about it."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    with _uncollected():
-        workflow = import_module(f"xray_pneumonia.workflows.{verb}")
+    workflow = import_module(f"xray_pneumonia.workflows.{verb}")
     try:
         return workflow.main(cfg)
     except Exception as error:
@@ -110,18 +105,8 @@ def _run(verb: str, cfg: DictConfig, failures: list[BaseException]) -> Any:
         failures.append(error)
 
 
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Import without the garbage collector: it would look at a million objects that stay, again and again."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
 def _named(error: BaseException, arguments: list[str]) -> BaseException:
-    """Make an error about a path that the command line names one about the user's input."""
+    """Turn an error about a path that the command line names into one about the user's input."""
     if not isinstance(error, OSError) or not error.filename:
         return error
     place = Path(os.fsdecode(error.filename)).absolute()
@@ -135,7 +120,7 @@ def _named(error: BaseException, arguments: list[str]) -> BaseException:
 
 
 def _explained(error: Exception, verb: str, arguments: list[str]) -> str:
-    """Say in one line what Hydra says in several, with the nearest valid name."""
+    """Word Hydra's error in one line, with the nearest valid name."""
     from hydra.errors import OverrideParseException
 
     text = " ".join(str(error).split())
@@ -144,7 +129,7 @@ def _explained(error: Exception, verb: str, arguments: list[str]) -> str:
     )
     if group:
         name, value, options = group.groups()
-        near = schema.nearest(value, options.split()) or "."
+        near = nearest(value, options.split()) or "."
         return f"{name}={value}: there is no such choice{near} There are {', '.join(options.split())}"
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
@@ -155,7 +140,7 @@ def _explained(error: Exception, verb: str, arguments: list[str]) -> str:
             own = [each for each in known if each.startswith(f"{key}.")]
             cure = f"it has {', '.join(own)}" if own else "leave it out"
             return f"{key}={value}: `xray {verb}` chooses no {key}; {cure}"
-        return f"{key}={value}: unknown key{schema.nearest(key, known)}"
+        return f"{key}={value}: unknown key{nearest(key, known)}"
     if isinstance(error, OverrideParseException):
         quotes = "a value with spaces or other signs than letters stands in quotes of its own: 'key=\"a (b)\"'"
         return f"{error.override}: cannot be read; {quotes if '=' in error.override else 'say key=value'}"
@@ -179,7 +164,7 @@ def _known_keys(verb: str, arguments: list[str]) -> list[str]:
 
 @contextmanager
 def _experiment_files(arguments: list[str]) -> Iterator[list[str]]:
-    """Let `experiment=FILE.yaml` name a file anywhere: Hydra takes configs from folders of its search path alone."""
+    """Let `experiment=FILE.yaml` name any file: Hydra reads configs from the folders of its search path alone."""
     with TemporaryDirectory() as folder:
         changed, options = [], []
         for argument in arguments:

@@ -1,19 +1,20 @@
-"""Check and build: configs in, objects out; the only door to Hydra's instantiate. `compose` composes them.
+"""Check configs against the signatures of what they name, and build it; the only caller of Hydra's instantiate.
 
-The signatures of the constructors are the schema: their keyword-only parameters are the keys that a
-config may set, with their types and ranges; positional parameters are handed in by the workflows.
+The signatures are the schema: keyword-only parameters are the keys that a config may set, with their types and ranges;
+positional parameters are handed in by the workflows.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from importlib import import_module, resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from xray_pneumonia import schema
-from xray_pneumonia.errors import InputError
+from xray_pneumonia.errors import InputError, nearest
 
 # What a config may build. A config is input, so the list stands in code, and names are exact.
 TARGETS = frozenset(
@@ -40,9 +41,9 @@ TARGETS = frozenset(
         "xray_pneumonia.training.trainer.TrainerSettings",
     }
 )
-
+NOT_LISTED = "not on the list of what a config may build"
 Node = Mapping[str, Any]
-PACKAGE = "xray_pneumonia.conf"
+PACKAGE = "xray_pneumonia.conf"  # of the config files
 
 
 def groups() -> list[str]:
@@ -83,18 +84,83 @@ def check(cfg: DictConfig, root: type) -> dict[str, Any]:
         values = plain(cfg)
     except (OmegaConfBaseException, RecursionError) as error:
         raise InputError(f"the config does not resolve: {' '.join(str(error).split())}") from error
-    problems = [f"{key}=???: needs a value" for key in missing]
-    problems += schema.problems(values, root, prefix="")
+    found = [f"{key}=???: needs a value" for key in missing] + problems(values, root, prefix="")
     for key, node in _targets(values):
         name = node["_target_"]
-        if isinstance(name, str) and name in TARGETS:
-            problems += schema.problems(_settings(node), locate(name), prefix=key)
+        if may_build(name):
+            settings = {key: value for key, value in node.items() if key != "_target_"}
+            found += problems(settings, locate(name), prefix=key)
         else:
-            hint = schema.nearest(str(name), TARGETS)
-            problems.append(f"{key}_target_={name!r}: not on the list of what a config may build{hint}")
-    if problems:
-        raise InputError("\n  ".join(["the config is wrong:", *problems]) if len(problems) > 1 else problems[0])
+            found.append(f"{key}_target_={name!r}: {NOT_LISTED}{nearest(str(name), TARGETS)}")
+    if found:
+        raise InputError("\n  ".join(["the config is wrong:", *found]) if len(found) > 1 else found[0])
     return values
+
+
+def problems(values: dict[str, Any], target: Callable[..., Any], *, prefix: str) -> list[str]:
+    """Validate values against the keyword-only parameters of a target.
+
+    Args:
+        values: what a config sets.
+        target: a class or function with annotated parameters.
+        prefix: the dotted key of the node, with its last dot.
+
+    Returns:
+        One line for each wrong key: the key, its value, what it should be.
+    """
+    from pydantic import ValidationError
+
+    names, adapter = _adapter(target)
+    try:
+        adapter.validate_python(values)
+    except ValidationError as error:
+        return _worded(error.errors(), values, names, prefix=prefix)
+    return []
+
+
+@cache
+def _adapter(target: Callable[..., Any]) -> tuple[list[str], Any]:
+    """Make pydantic's validator of the keyword-only parameters of a target, which takes it milliseconds."""
+    from pydantic import ConfigDict, TypeAdapter, with_config
+    from typing_extensions import TypedDict
+
+    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
+    names = [p.name for p in inspect.signature(target).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    rules = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    schema = with_config(rules)(TypedDict("schema", {name: hints[name] for name in names}))  # type: ignore[misc, operator]
+    return names, TypeAdapter(schema)
+
+
+def _worded(errors: list[Any], values: dict[str, Any], names: list[str], *, prefix: str) -> list[str]:
+    """Word pydantic's errors: one line for each key, with its value and what it should be."""
+    lines: dict[str, list[str]] = {}
+    for error in errors:
+        path, value = _real_path(error["loc"], values)
+        key = f"{prefix}{'.'.join(map(str, path))}={value!r}"
+        what = error["msg"].replace("Input should", "should")
+        if error["type"] == "extra_forbidden":
+            what = f"unknown key{nearest(str(path[-1]), names, prefix)}"
+        elif error["type"] == "missing":
+            key = key if path else prefix.rstrip(".") or "the config"
+            what = f"lacks {error['loc'][-1]}"
+        lines.setdefault(key, []).append(what)
+    return [f"{key}: {' or '.join(parts)}" for key, parts in lines.items()]
+
+
+def _real_path(loc: tuple[int | str, ...], values: Any) -> tuple[list[int | str], Any]:
+    """Cut from pydantic's location what names a branch of a union instead of a key."""
+    path: list[int | str] = []
+    for step in loc:
+        known = values if isinstance(values, dict) else dict(enumerate(values)) if isinstance(values, list) else {}
+        if step in known:
+            path.append(step)
+            values = known[step]
+    return path, values
+
+
+def may_build(name: object) -> bool:
+    """Tell whether a `_target_` is on the list; a list or mapping in its place is not."""
+    return isinstance(name, str) and name in TARGETS
 
 
 def build(node: Node, *handed_in: Any) -> Any:
@@ -107,8 +173,8 @@ def build(node: Node, *handed_in: Any) -> Any:
 
     values = plain(node) if isinstance(node, DictConfig) else dict(node)
     for key, inner in _targets(values):
-        if not isinstance(inner["_target_"], str) or inner["_target_"] not in TARGETS:
-            raise InputError(f"{key}_target_={inner['_target_']!r}: not on the list of what a config may build")
+        if not may_build(inner["_target_"]):
+            raise InputError(f"{key}_target_={inner['_target_']!r}: {NOT_LISTED}")
     if "${" in repr(values):
         raise InputError(f"{values['_target_']}: its values are built as they are; nothing is looked up: {values}")
     return instantiate(values, _partial_=True, _convert_="all")(*handed_in)
@@ -138,10 +204,6 @@ def _targets(tree: Any, prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]
     elif isinstance(tree, list):
         for position, value in enumerate(tree):
             yield from _targets(value, f"{prefix}{position}.")
-
-
-def _settings(node: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in node.items() if key != "_target_"}
 
 
 def locate(name: str) -> Callable[..., Any]:

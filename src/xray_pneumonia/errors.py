@@ -1,6 +1,8 @@
-"""The exceptions that the command line turns into exit codes; every module may raise them."""
+"""Define the exceptions that the command line turns into exit codes; every module may raise them."""
 
+import difflib
 import signal
+from collections.abc import Iterable
 
 
 class InputError(Exception):
@@ -11,11 +13,11 @@ class InputError(Exception):
 
 
 class Busy(InputError):
-    """A living process is at this run (exit code 2)."""
+    """Another process works on this run (exit code 2)."""
 
 
 class DataRefused(InputError):
-    """The audit found errors in the data that would make every figure a lie (exit code 2)."""
+    """The audit found errors in the data that would invalidate every result (exit code 2)."""
 
 
 class SomeFailed(Exception):
@@ -23,39 +25,42 @@ class SomeFailed(Exception):
 
 
 class TrainingDiverged(Exception):
-    """The loss is no longer a finite number, so nothing that follows can be trusted (exit code 1)."""
+    """The loss is no longer a finite number (exit code 1)."""
 
 
 class LoaderFailed(Exception):
-    """A process that prepares batches died, hangs or has no room (exit code 1)."""
+    """A process that prepares batches died, hangs or has no memory left (exit code 1)."""
 
 
 class Unwell(Exception):
-    """`xray doctor` found what a person must see to (exit code 1)."""
+    """`xray doctor` found problems (exit code 1)."""
 
 
 class AnswersDiffer(Exception):
-    """An exported model does not answer as the one it was made of (exit code 1)."""
+    """An exported model gives other answers than its source (exit code 1)."""
 
 
 class CheckpointNotSaved(Exception):
-    """A checkpoint could not be written; the one before it is still there (exit code 1)."""
+    """A checkpoint could not be written; the previous one is kept (exit code 1)."""
 
 
 class CheckpointDamaged(InputError):
-    """A checkpoint is not what was written (exit code 2)."""
+    """The bytes of a checkpoint are not those that were written (exit code 2)."""
 
 
 class NotReproduced(Exception):
-    """A training from a stored config came out different (exit code 1)."""
+    """A training from a stored config gave other results (exit code 1)."""
 
 
 class Stopped(BaseException):
-    """SIGTERM or Ctrl-C; like KeyboardInterrupt it passes every `except Exception`.
-
-    It is no KeyboardInterrupt, which Lightning would turn into exit code 1.
-    """
+    """SIGTERM or Ctrl-C; passes `except Exception`, like KeyboardInterrupt, which Lightning turns into exit code 1."""
 
     def __init__(self, number: int) -> None:
         super().__init__("terminated" if number == signal.SIGTERM else "interrupted")
         self.exit_code = 128 + number
+
+
+def nearest(name: str, valid: Iterable[str], prefix: str = "") -> str:
+    """Word the nearest valid name as the end of a message, or nothing."""
+    close = difflib.get_close_matches(name, list(valid), n=2, cutoff=0.6)
+    return f"; did you mean {' or '.join(prefix + name for name in close)}?" if close else ""

@@ -1,4 +1,4 @@
-"""Stored configs: input that anybody with access to a store may have written, read as plain values or not at all.
+"""Read configs of runs and bundles, which anybody with access to a store may have written: plain values or nothing.
 
 Every config that comes from a run, a bundle or another folder than the package's goes through `load_stored`.
 """
@@ -13,17 +13,17 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf._utils import get_yaml_loader
 
-from xray_pneumonia.config import TARGETS, Node, check
-from xray_pneumonia.errors import InputError
-from xray_pneumonia.schema import nearest
+from xray_pneumonia.config import NOT_LISTED, TARGETS, Node, check, may_build
+from xray_pneumonia.errors import InputError, nearest
 
-SCHEMA = 1  # raise it when a key changes its meaning or goes away, and refuse or mend older ones in `_migrated`
+SCHEMA = 1  # raise it when a key changes its meaning or goes away; `_migrated` refuses or translates older ones
 MAX_BYTES = 2**20
 MAX_DEPTH = 20
 MAX_NODES = 10_000
 NETS = "xray_pneumonia.models."
+RENAMED = {"xray_pneumonia.data.decoding.Limits": "xray_pneumonia.data.images.sandbox.Limits"}  # targets, old to new
 # Keys that came after the first configs were stored, by the target that takes them, with the value that means
 # what was done before; "" is the whole config.
 MEANT_BEFORE: dict[str, dict[str, Any]] = {
@@ -48,7 +48,6 @@ MEANT_BEFORE: dict[str, dict[str, Any]] = {
         "keep": "best",
     },
 }
-HEADER = ("schema", "version")
 FORBIDDEN = re.compile(r"[\x00-\x09\x0b-\x1f\x7f\ufeff\u0085\u2028\u2029]")
 log = logging.getLogger(__name__)
 
@@ -82,33 +81,30 @@ def load_stored(text: str | bytes, *, origin: str, sha256: str | None = None) ->
     """
     raw = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
     try:
-        return _loaded(raw, origin=origin, sha256=sha256)
+        values = _read(raw, origin=origin, sha256=sha256)
+        require_safe(values, origin=origin)
+        return OmegaConf.create(_migrated(values, origin=origin))
     except InputError as error:
         log.warning("a stored config was refused: %r", str(error))  # whatever characters it holds
         raise
 
 
-def _loaded(raw: bytes, *, origin: str, sha256: str | None) -> DictConfig:
+def _read(raw: bytes, *, origin: str, sha256: str | None) -> dict[str, Any]:
     if len(raw) > MAX_BYTES:
         raise InputError(f"{origin}: its config has {len(raw)} bytes, over {MAX_BYTES}; no training of ours wrote it")
-    if sha256 is not None and hashlib.sha256(raw).hexdigest() != sha256:
+    found = hashlib.sha256(raw).hexdigest()
+    if sha256 not in {None, found}:
         raise InputError(
-            f"{origin}: its config is not the one it was trained with (sha256 {hashlib.sha256(raw).hexdigest()[:12]}, "
-            f"recorded {sha256[:12]}); an altered config is not run"
+            f"{origin}: its config is not the one it was trained with (sha256 {found[:12]}, recorded "
+            f"{str(sha256)[:12]}); an altered config is not run"
         )
     try:
-        text = raw.decode("utf-8")
-        require_plain_yaml(text, origin=origin)
-        cfg = OmegaConf.create(text)
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, ValueError, RecursionError) as error:
+        values = read_plain_yaml(raw.decode("utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{origin}: its config is no plain YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(cfg, DictConfig):
-        raise InputError(f"{origin}: its config is a list, expected keys and values")
-    values: Any = OmegaConf.to_container(cfg, resolve=False)
-    if not values:
-        raise InputError(f"{origin}: its config is empty")
-    require_safe(values, origin=origin)
-    return OmegaConf.create(_migrated(values, origin=origin))
+    if not isinstance(values, dict) or not values:
+        raise InputError(f"{origin}: its config holds no keys and values")
+    return values
 
 
 def check_net(net: Any, *, origin: str) -> dict[str, Any]:
@@ -134,34 +130,42 @@ def check_net(net: Any, *, origin: str) -> dict[str, Any]:
     return net
 
 
-def require_plain_yaml(text: str, *, origin: str) -> None:
-    """Walk YAML's events, before any value is made of them.
+class _PlainLoader(get_yaml_loader()):  # type: ignore[misc]
+    """Reads YAML as OmegaConf does, and refuses anchors, aliases, tags and merges before any value is made."""
+
+    depth = nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        self.nodes += 1
+        self.depth += 1
+        what = ""
+        if isinstance(event, yaml.AliasEvent) or event.anchor:
+            what = "an alias"
+        elif event.tag:
+            what = f"the tag {event.tag}"
+        elif isinstance(event, yaml.ScalarEvent) and event.value == "<<":
+            what = "a merge key"
+        elif self.depth > MAX_DEPTH or self.nodes > MAX_NODES:
+            what = f"more than {MAX_DEPTH} levels or {MAX_NODES} values"
+        if what:
+            raise yaml.YAMLError(f"it holds {what} in line {event.start_mark.line + 1}")
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+def read_plain_yaml(text: str) -> Any:
+    """Read one document of scalars, lists and mappings.
 
     Raises:
-        InputError: aliases, tags, tabs, a byte-order mark, several documents, or too deep or too many nodes.
+        YAMLError: aliases, tags, tabs, a byte-order mark, several documents, or too deep or too many nodes.
+        ValueError: a number that Python does not read.
     """
-    odd = FORBIDDEN.search(text)
-    if odd:
+    if odd := FORBIDDEN.search(text):
         line = text.count("\n", 0, odd.start()) + 1
-        raise InputError(f"{origin}: its config holds the character {odd.group()!r} in line {line}")
-    depth = nodes = documents = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        nodes += isinstance(event, yaml.NodeEvent)
-        documents += isinstance(event, yaml.DocumentStartEvent)
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        what = _unwanted(event)
-        if depth > MAX_DEPTH or nodes > MAX_NODES or documents > 1:
-            what = f"more than {MAX_DEPTH} levels, {MAX_NODES} values or one document"
-        if what:
-            raise InputError(f"{origin}: its config holds {what} in line {event.start_mark.line + 1}")
-
-
-def _unwanted(event: yaml.Event) -> str:
-    if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-        return "an alias"
-    if getattr(event, "tag", None):
-        return f"the tag {event.tag}"
-    return "a merge key" if isinstance(event, yaml.ScalarEvent) and event.value == "<<" else ""
+        raise yaml.YAMLError(f"it holds the character {odd.group()!r} in line {line}")
+    return _PlainLoader(text).get_single_data()
 
 
 def require_safe(tree: Any, *, origin: str) -> None:
@@ -174,9 +178,8 @@ def require_safe(tree: Any, *, origin: str) -> None:
         key = ".".join(map(str, path))
         name = path[-1] if path else ""
         if name == "_target_":
-            if not isinstance(value, str) or value not in TARGETS:
-                hint = nearest(str(value), TARGETS)
-                raise InputError(f"{origin}: {key}={value!r}: not on the list of what a config may build{hint}")
+            if not may_build(value) and value not in [*RENAMED]:
+                raise InputError(f"{origin}: {key}={value!r}: {NOT_LISTED}{nearest(str(value), TARGETS)}")
         elif name == "hydra" or (isinstance(name, str) and name.startswith("_")):
             raise InputError(f"{origin}: {key}: keys of Hydra's have no place in a stored config")
         if any(isinstance(part, str) and ("${" in part or part == "???") for part in (name, value)):
@@ -202,14 +205,17 @@ def _walk(tree: Any, path: tuple[Any, ...] = (), *, origin: str) -> Iterator[tup
 
 def _migrated(values: dict[str, Any], *, origin: str) -> dict[str, Any]:
     """Bring a config to the present schema; those written before schemas were counted are of schema 0."""
-    schema, wrote = (values.pop(name, default) for name, default in zip(HEADER, (0, "before 0.1.0"), strict=True))
+    schema, wrote = values.pop("schema", 0), values.pop("version", "before 0.1.0")
     if not isinstance(schema, int) or not 0 <= schema <= SCHEMA:
         raise InputError(
             f"{origin}: its config has schema {schema} (xray-pneumonia {wrote}); xray-pneumonia "
             f"{version('xray-pneumonia')} reads schemas up to {SCHEMA}; install the version that wrote it"
         )
     for _, node in [*_walk(values, origin=origin)]:
-        if isinstance(node, dict):
-            name = "" if node is values else str(node.get("_target_", "none"))
-            node.update({key: meaning for key, meaning in MEANT_BEFORE.get(name, {}).items() if key not in node})
+        if not isinstance(node, dict):
+            continue
+        if node.get("_target_") in RENAMED:
+            node["_target_"] = RENAMED[node["_target_"]]
+        name = "" if node is values else node.get("_target_", "none")
+        node.update({key: meaning for key, meaning in MEANT_BEFORE.get(name, {}).items() if key not in node})
     return values

@@ -24,13 +24,3 @@ Seed = Annotated[int, Interval(ge=0, lt=2**32)]
 Side = Annotated[int, Interval(ge=16, le=2048)]
 Stages = Annotated[int, Interval(ge=1, le=12)]  # each halves the side; the largest has one pixel left
 Stage = Literal["train", "val", "test", "shift"]
-# What can choose the best epoch: all that is logged of every validation.
-Monitor = Literal[
-    "val/loss",
-    "val/accuracy",
-    "val/auroc",
-    "val/average_precision",
-    "val/sensitivity",
-    "val/specificity",
-    "val/balanced_accuracy",
-]

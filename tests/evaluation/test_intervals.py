@@ -16,7 +16,7 @@ from xray_pneumonia.evaluation.intervals import (
     replicate,
     wilson,
 )
-from xray_pneumonia.evaluation.metrics import measure
+from xray_pneumonia.evaluation.metrics import WeightedMetrics
 
 GAP = 1.8  # between the classes, in standard deviations
 
@@ -56,7 +56,7 @@ def test_weights_resample_whole_patients():
 
 def test_replicates_equal_a_loop_over_resampled_tables():
     table = cohort(0, patients=40)
-    measures = measure(table, threshold=0.5)
+    measures = WeightedMetrics.of(table, threshold=0.5)
     found = replicate(measures, replicates=5, seed=3)
     weights = np.concatenate(list(patient_weights(measures.patients, replicates=5, seed=3, images=measures.images)))
     for row, weight in enumerate(weights):

@@ -1,11 +1,26 @@
+"""Metrics against scikit-learn and by hand; what is undefined is NaN."""
+
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
-from xray_pneumonia.evaluation.metrics import BINS, NAMES, Measures, measure, predictive_values
+from xray_pneumonia.errors import InputError
+from xray_pneumonia.evaluation.metrics import (
+    BINS,
+    EPOCH_METRICS,
+    METRICS,
+    MONITORED,
+    WeightedMetrics,
+    epoch_metrics,
+    monitor_mode,
+    predictive_values,
+    table_metrics,
+)
 
 
 def random_table(seed, *, images=200, patients=80, levels=None):
@@ -23,6 +38,13 @@ def random_table(seed, *, images=200, patients=80, levels=None):
             "probability": 1 / (1 + np.exp(-logit)),
         }
     )
+
+
+def metrics_of(label, probability):
+    """Compute the metrics at 0.5 of images of different patients."""
+    called = np.asarray(probability) >= 0.5
+    score = np.asarray(probability, float)
+    return WeightedMetrics(label, score, np.arange(len(score)), called=called, score=score).once()
 
 
 def reference(table, threshold, weight=None):
@@ -52,15 +74,15 @@ def reference(table, threshold, weight=None):
 def test_equal_to_scikit_learn(seed, levels):
     table = random_table(seed, levels=levels)
     expected = reference(table, 0.4)
-    found = measure(table, threshold=0.4).once()
-    assert set(found) == set(NAMES) == set(expected)
+    found = table_metrics(table, threshold=0.4)
+    assert set(found) == set(METRICS) == set(expected)
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, abs=1e-9), name
 
 
 def test_weights_are_those_of_scikit_learn():
     table = random_table(5, levels=3)
-    measures = measure(table, threshold=0.5)
+    measures = WeightedMetrics.of(table, threshold=0.5)
     weights = np.random.default_rng(0).integers(0, 4, (7, measures.patients)).astype(float)
     found = measures(weights)
     for row, weight in enumerate(weights):
@@ -71,7 +93,7 @@ def test_weights_are_those_of_scikit_learn():
 
 def test_by_hand():
     # four images: called are 0.9 (ill) and 0.6 (well); the ill one at 0.4 is missed
-    found = Measures([1, 0, 1, 0], [0.9, 0.6, 0.4, 0.1], list("abcd"), threshold=0.5).once()
+    found = metrics_of([1, 0, 1, 0], [0.9, 0.6, 0.4, 0.1])
     assert found["sensitivity"] == found["specificity"] == found["ppv"] == found["npv"] == 0.5
     assert found["auroc"] == 0.75
     assert found["average_precision"] == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
@@ -80,16 +102,16 @@ def test_by_hand():
 
 
 def test_undefined_is_nan():
-    only_ill = Measures([1, 1], [0.9, 0.8], ["a", "b"], threshold=0.5).once()
+    only_ill = metrics_of([1, 1], [0.9, 0.8])
     assert all(math.isnan(only_ill[name]) for name in ("auroc", "average_precision", "specificity", "npv"))
     assert only_ill["sensitivity"] == 1
-    never_called = Measures([1, 0], [0.3, 0.2], ["a", "b"], threshold=0.5).once()
+    never_called = metrics_of([1, 0], [0.3, 0.2])
     assert math.isnan(never_called["ppv"])
     assert never_called["sensitivity"] == 0
 
 
 def test_certain_probabilities_do_not_cost_infinity():
-    found = Measures([1, 0], [0.0, 1.0], ["a", "b"], threshold=0.5).once()
+    found = metrics_of([1, 0], [0.0, 1.0])
     assert found["log_loss"] == pytest.approx(sk.log_loss([1, 0], [0.0, 1.0]), abs=1e-9)
     assert found["auroc"] == 0
 
@@ -99,3 +121,44 @@ def test_predictive_values_follow_bayes():
     assert ppv == pytest.approx(0.18 / (0.18 + 0.16))
     assert npv == pytest.approx(0.64 / (0.64 + 0.02))
     assert np.isnan(predictive_values(0.0, 1.0, prevalence=0.2)[0])
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize("seed", range(10))
+def test_epoch_metrics_equal_scikit_learn(seed, threshold):
+    table = random_table(seed, levels=10)
+    found = epoch_metrics(table["logit"].to_numpy(), table["label"].to_numpy(), threshold=threshold)
+    expected = reference(table, threshold)
+    assert found == pytest.approx({name: expected[name] for name in EPOCH_METRICS}, abs=1e-9)
+
+
+@pytest.mark.parametrize(("label", "undefined"), [(0, "sensitivity"), (1, "specificity")])
+def test_epoch_metrics_of_one_class(label, undefined):
+    found = epoch_metrics(np.array([0.3, -2.0]), np.array([label, label]))
+    undefined = {"auroc", "average_precision", "balanced_accuracy", undefined}
+    assert {name for name, value in found.items() if math.isnan(value)} == undefined
+
+
+@pytest.mark.parametrize("logits", [[], [float("nan"), 1.0], [float("inf"), 1.0]])
+def test_epoch_metrics_without_finite_logits_are_undefined(logits):
+    found = epoch_metrics(np.array(logits), np.array([0, 1][: len(logits)]))
+    assert all(math.isnan(value) for value in found.values())
+
+
+def test_certain_logits_do_not_tie():
+    logits = np.array([37.0, 38.0, 39.0, 40.0], np.float32)
+    assert epoch_metrics(logits, np.array([0, 0, 1, 1]))["auroc"] == 1.0
+
+
+def test_training_steps_do_not_wait_for_scikit_learn():
+    code = "import sys, xray_pneumonia.evaluation.metrics; print('sklearn' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_what_is_monitored_and_in_which_direction():
+    assert set(MONITORED) == {"val/loss", *(f"val/{name}" for name in EPOCH_METRICS)}
+    assert (monitor_mode("val/loss"), monitor_mode("val/auroc", "max")) == ("min", "max")
+    with pytest.raises(InputError, match="mode=max: would keep the epoch with the most monitor=val/loss"):
+        monitor_mode("val/loss", "max")
+    with pytest.raises(InputError, match="monitor=val/brier: no such metric"):
+        monitor_mode("val/brier")

@@ -68,7 +68,7 @@ def test_a_validation_of_one_class_names_the_keys_and_the_cure(xray, tiny):
     said = outcome.err.splitlines()[-1]
     assert "trainer.limit_val_batches=1: the 2 images" in said
     assert "monitor=val/auroc" in said
-    assert xray("train", *tiny, *few, "trainer.max_epochs=1", "monitor=val/loss", "mode=min").code == 0
+    assert xray("train", *tiny, *few, "trainer.max_epochs=1", "monitor=val/loss").code == 0
 
 
 def test_a_smoke_test_validates_on_both_classes_though_records_come_class_by_class(xray, tiny):

@@ -1,4 +1,4 @@
-"""Readers: folders, ensembles, what is refused; nothing of MLflow is imported on the way."""
+"""Trained models from folders: answers of bundles and ensembles, what is refused; MLflow is not imported."""
 
 import json
 import subprocess
@@ -11,29 +11,28 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.inference.bundles import open_bundle
-from xray_pneumonia.inference.loading import open_reader
+from xray_pneumonia.inference.loading import load_bundle, load_model
 
 SIDE = 32
 
 
-def opened(place, engine="torch"):
-    return open_reader(place, name="it", engine=engine)
+def opened(place):
+    return load_model(place, name="it")
 
 
 def test_a_folder_answers_as_its_net_and_card_say(tmp_path, write_bundle, films):
     net, card = write_bundle(tmp_path)
-    reader = opened(tmp_path)
+    model = opened(tmp_path)
     images = films(70)
     with torch.inference_mode():
         logit = net(torch.from_numpy(images)[:, None]).double().numpy() / card.temperature + card.bias
     expected = 1 / (1 + np.exp(-logit))
-    probability = reader(images)
+    probability = model.probabilities(images)
     assert probability.dtype == np.float64
     np.testing.assert_allclose(probability, expected, atol=1e-6)
     point = float(np.median(probability))
     low, high = np.quantile(probability, [0.3, 0.7])
-    table = replace(reader, card=replace(card, operating_point=point, band=[low, high])).read(images)
+    table = replace(model, card=replace(card, operating_point=point, band=[low, high])).decide(images)
     assert (table["label"] == np.where(probability >= point, "PNEUMONIA", "NORMAL")).all()
     assert (table["operating_point"] == point).all()
     unsure = (probability >= low) & (probability <= high)
@@ -45,11 +44,11 @@ def test_a_folder_answers_as_its_net_and_card_say(tmp_path, write_bundle, films)
 
 def test_the_gate_stops_what_is_no_film(tmp_path, write_bundle, films):
     write_bundle(tmp_path, gate=True)
-    reader = opened(tmp_path)
+    model = opened(tmp_path)
     images = films(21)
-    look = reader.gate.strangeness(images)[:, 0]
-    reader = replace(reader, gate=replace(reader.gate, limits=np.array([np.median(look), 1e9])))
-    table = reader.read(images)
+    look = model.gate.strangeness(images)[:, 0]
+    model = replace(model, gate=replace(model.gate, limits=np.array([np.median(look), 1e9])))
+    table = model.decide(images)
     strange = table["gate"] > 1
     assert (strange == (look > np.median(look))).all()
     assert set(table["abstention"][strange]) == {"no frontal chest film"}
@@ -59,16 +58,16 @@ def test_the_gate_stops_what_is_no_film(tmp_path, write_bundle, films):
 
 def test_a_model_without_band_answers_everything(tmp_path, write_bundle, films):
     write_bundle(tmp_path, band=[])
-    assert (opened(tmp_path).read(films(9))["abstention"] == "").all()
+    assert (opened(tmp_path).decide(films(9))["abstention"] == "").all()
 
 
 def test_no_images_and_wrong_images(tmp_path, write_bundle, films):
     write_bundle(tmp_path, gate=True)
-    reader = opened(tmp_path)
-    assert len(reader.read(films(0))) == 0
+    model = opened(tmp_path)
+    assert len(model.decide(films(0))) == 0
     for wrong in (films(2).astype(np.float32), films(2)[:, :16], films(2)[None]):
         with pytest.raises(ValueError, match="reads uint8"):
-            reader(wrong)
+            model.probabilities(wrong)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +91,7 @@ def test_an_altered_card_is_refused(tmp_path, write_bundle, rewrite, changes, sa
         field, _, inner = key.partition(".")
         rewrite(tmp_path, **{field: card.net | {inner: value} if inner else value})
     with pytest.raises(InputError, match=says):
-        open_bundle(tmp_path, name="it")
+        load_bundle(tmp_path, name="it")
 
 
 @pytest.mark.parametrize("damage", ["half", "nan", "more"])
@@ -108,7 +107,7 @@ def test_altered_weights_are_refused(tmp_path, write_bundle, rewrite, damage):
         weights[name] = weights[name].half() if damage == "half" else weights[name] * torch.nan
     save_file(weights, file)
     with pytest.raises(InputError, match=r"float16|no finite number|no place for x"):
-        open_bundle(tmp_path, name="it")
+        load_bundle(tmp_path, name="it")
 
 
 def test_pretrained_nets_download_nothing(tmp_path, write_bundle, rewrite, monkeypatch):
@@ -126,12 +125,12 @@ def test_pretrained_nets_download_nothing(tmp_path, write_bundle, rewrite, monke
 def test_an_ensemble_is_the_calibrated_mean_of_calibrated_logits(ensemble, films):
     folder, nets, cards = ensemble
     images = films(20)
-    reader = opened(folder)
+    model = opened(folder)
     with torch.inference_mode():
         rows = [net(torch.from_numpy(images)[:, None]).double().numpy() for net in nets]
     mean = np.mean([row / card.temperature + card.bias for row, card in zip(rows, cards, strict=True)], axis=0)
-    np.testing.assert_allclose(reader(images), 1 / (1 + np.exp(-(mean / 0.8 + 0.1))), atol=1e-6)
-    assert reader.gate is not None
+    np.testing.assert_allclose(model.probabilities(images), 1 / (1 + np.exp(-(mean / 0.8 + 0.1))), atol=1e-6)
+    assert model.gate is not None
     assert [path.name for path in folder.iterdir()] == ["ensemble.json"]
 
 
@@ -160,12 +159,12 @@ def test_a_folder_needs_no_mlflow(tmp_path, write_bundle):
     script = (
         "import sys; sys.modules['mlflow'] = None\n"
         "from pathlib import Path; import numpy as np\n"
-        "from xray_pneumonia.workflows.find_model import load_reader\n"
+        "from xray_pneumonia.workflows.find_model import find_and_load\n"
         "from xray_pneumonia.tracking.store import TrackingSettings\n"
         "facts = dict(uri=None, experiment_name='x', run_name=None, system_metrics=False, required=False)\n"
         "tracking = TrackingSettings(**facts)\n"
-        "reader = load_reader('one', tracking=tracking, home=Path('nowhere'), engine='auto')\n"
-        "print(len(reader.read(np.zeros((2, 32, 32), np.uint8))), sorted(m for m in sys.modules if m == 'mlflow'))\n"
+        "model = find_and_load('one', tracking=tracking, home=Path('nowhere'))\n"
+        "print(len(model.decide(np.zeros((2, 32, 32), np.uint8))), sorted(m for m in sys.modules if m == 'mlflow'))\n"
         "assert sys.modules['mlflow'] is None and not Path('nowhere').exists()\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)

@@ -1,20 +1,20 @@
-"""Engines and exported graphs: equal answers, what the file says of itself, what is refused."""
+"""Exported graphs: equal answers, what the file says of itself, what is refused."""
 
 import json
 import re
 import shutil
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.inference import loading as opening
-from xray_pneumonia.inference.engines import fold_batch_norms, in_batches, torch_engine
-from xray_pneumonia.inference.loading import farthest, open_folder, open_reader, probes
+from xray_pneumonia.inference.loading import load_model
+from xray_pneumonia.inference.model import TrainedModel, in_batches
 from xray_pneumonia.inference.onnx import GRAPH, read_graph, write_graph
+from xray_pneumonia.workflows.export import extreme_images
 
 NETS = {
     "resnet": ("model=resnet", "model.width=16", "model.depth=1"),
@@ -25,47 +25,43 @@ NETS = {
 }
 
 
-@pytest.fixture(params=NETS)
-def bundle(request, tmp_path, write_bundle):
-    write_bundle(tmp_path / "bundle", model=NETS[request.param])
-    return open_folder(tmp_path / "bundle", name="it")
-
-
-def test_all_engines_give_equal_answers_at_the_edges(bundle, tmp_path, films):
-    images = np.concatenate([probes(32), films(40)])
+@pytest.mark.parametrize("net", NETS)
+def test_a_graph_gives_equal_answers_for_extreme_images_too(tmp_path, write_bundle, films, net):
+    net, known = write_bundle(tmp_path / "bundle", model=NETS[net])
+    model = load_model(tmp_path / "bundle", name="it")
+    images = np.concatenate([extreme_images(32), films(40)])
     with torch.inference_mode():
-        expected = bundle.answer(torch.from_numpy(images)[:, None]).numpy()
-        folded = fold_batch_norms(bundle.answer)(torch.from_numpy(images)[:, None]).numpy()
-    write_graph(bundle, tmp_path / GRAPH)
+        raw = net(torch.from_numpy(images)[:, None]).double().numpy()
+    expected = raw / known.temperature + known.bias
+    write_graph(model, tmp_path / GRAPH)
     card, graph = read_graph(tmp_path / GRAPH)
-    assert card == bundle.card
+    assert card == model.card
     scale = np.abs(expected).max()
-    for logits in (folded, torch_engine(bundle.answer)(images), graph(images), graph(images[:1])):
+    for logits in (model.logits(images), graph(images), graph(images[:1])):
         np.testing.assert_allclose(logits, expected[: len(logits)], atol=3e-5 * scale)
-    assert farthest(torch_engine(bundle.answer), graph, images) < 1e-5
-
-
-def test_no_batch_norm_is_left_behind_a_convolution(tmp_path, write_bundle):
-    write_bundle(tmp_path, model=NETS["resnet"])
-    bundle = open_folder(tmp_path, name="it")
-    kinds = [type(module) for module in fold_batch_norms(bundle.net).modules()]
-    assert torch.nn.BatchNorm2d not in kinds
-    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in bundle.net.modules())
+    alone = TrainedModel("it", card, graph=graph)
+    np.testing.assert_allclose(alone.probabilities(images), model.probabilities(images), atol=1e-5)
 
 
 def test_batches_cover_everything_in_order():
-    engine = in_batches(lambda batch: batch[:, 0, 0].astype(float), 4)
     images = np.arange(11, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 2), np.uint8)
-    assert engine(images).tolist() == list(range(11))
-    assert engine(images[:0]).tolist() == []
+    sizes = []
+
+    def run(batch):
+        sizes.append(len(batch))
+        return batch[:, 0, 0].astype(float)
+
+    assert in_batches(run, images, 4).tolist() == list(range(11))
+    assert sizes == [4, 4, 3]
+    assert in_batches(run, images[:0], 4).tolist() == []
 
 
 def test_an_ensemble_becomes_one_graph(ensemble, tmp_path, films):
-    bundle = open_folder(ensemble[0], name="it")
-    write_graph(bundle, tmp_path / GRAPH)
+    model = load_model(ensemble[0], name="it")
+    write_graph(model, tmp_path / GRAPH)
     card, graph = read_graph(tmp_path / GRAPH)
-    assert card == bundle.card
-    assert farthest(torch_engine(bundle.answer), graph, films(20)) < 1e-5
+    assert card == model.card
+    np.testing.assert_allclose(graph(films(20)), model.logits(films(20)), atol=1e-5)
 
 
 def test_the_file_says_what_its_answers_mean_and_nothing_of_this_machine(exported):
@@ -87,20 +83,18 @@ def test_the_file_says_what_its_answers_mean_and_nothing_of_this_machine(exporte
 
 def test_the_graph_alone_answers_with_label_and_abstention(exported, films):
     folder, _ = exported
-    alone, whole = (open_reader(place, name="it", engine="auto") for place in (folder / GRAPH, folder))
-    weights = open_reader(folder, name="it", engine="torch")
+    weights, alone = load_model(folder, name="it"), load_model(folder / GRAPH, name="it")
     assert alone.net is None
-    for reader in (alone, whole):
-        table, expected = reader.read(films(20)), weights.read(films(20))
-        np.testing.assert_allclose(table.pop("probability"), expected.pop("probability"), atol=1e-6)
-        assert table.equals(expected)
+    table, expected = alone.decide(films(20)), weights.decide(films(20))
+    np.testing.assert_allclose(table.pop("probability"), expected.pop("probability"), atol=1e-6)
+    assert table.equals(expected)
 
 
 @pytest.fixture(scope="session")
 def exported_once(tmp_path_factory, write_bundle):
     folder = tmp_path_factory.mktemp("exported")
     _, card = write_bundle(folder, gate=True)
-    write_graph(open_folder(folder, name="it"), folder / GRAPH)
+    write_graph(load_model(folder, name="it"), folder / GRAPH)
     return folder, card
 
 
@@ -110,71 +104,25 @@ def exported(exported_once, tmp_path):
     return shutil.copytree(exported_once[0], tmp_path / "exported"), exported_once[1]
 
 
-@pytest.fixture
-def graphs_read(monkeypatch):
-    """Watch which graphs are read."""
-    seen = []
-    monkeypatch.setattr(opening, "read_graph", lambda path: seen.append(path) or read_graph(path))
-    return seen
-
-
-def test_auto_takes_the_graph_beside_the_weights(exported, films, graphs_read):
+def test_onnx_computes_with_a_graph_of_these_weights_whatever_lies_next_to_them(exported, films, monkeypatch):
     folder, _ = exported
-    fast = open_reader(folder, name="it", engine="auto")
-    assert graphs_read == [folder / GRAPH]
-    plain = open_reader(folder, name="it", engine="torch")
-    np.testing.assert_allclose(fast(films(40)), plain(films(40)), atol=1e-6)
-    (folder / GRAPH).unlink()
-    open_reader(folder, name="it", engine="auto")
-    assert len(graphs_read) == 1
-
-
-def test_an_ensemble_takes_the_graphs_beside_its_members(ensemble, films, graphs_read):
-    folder = ensemble[0]
-    plain = open_reader(folder, name="it", engine="auto")
-    for member in ("seed1", "seed2"):
-        write_graph(open_folder(folder.parent / member, name=member), folder.parent / member / GRAPH)
-    open_reader(folder, name="it", engine="auto")
-    graphs_read.clear()
-    write_graph(open_folder(folder.parent / "seed3", name="seed3"), folder.parent / "seed3" / GRAPH)
-    fast = open_reader(folder, name="it", engine="auto")
-    assert len(graphs_read) == 3
-    np.testing.assert_allclose(fast(films(40)), plain(films(40)), atol=1e-6)
-
-
-def test_onnx_makes_the_graph_where_there_is_none(tmp_path, write_bundle, films, graphs_read):
-    write_bundle(tmp_path)
-    reader = open_reader(tmp_path, name="it", engine="onnx")
-    assert len(graphs_read) == 1
-    np.testing.assert_allclose(reader(films(9)), open_reader(tmp_path, name="it", engine="torch")(films(9)), atol=1e-6)
-
-
-def test_a_graph_that_gives_other_answers_is_never_used(tmp_path, write_bundle, films, caplog):
-    write_bundle(tmp_path / "honest")
-    write_bundle(tmp_path / "other", 5)
-    honest, other = (open_folder(tmp_path / name, name=name) for name in ("honest", "other"))
-    write_graph(replace(honest, answer=other.answer), tmp_path / "honest" / GRAPH)  # another's answers, its own card
-    expected = open_reader(tmp_path / "honest", name="it", engine="torch")(films(9))
-    assert open_reader(tmp_path / "honest", name="it", engine="auto")(films(9)).tolist() == expected.tolist()
-    assert "off its weights" in caplog.text
-    with pytest.raises(InputError, match="off its weights"):
-        open_reader(tmp_path / "honest", name="it", engine="onnx")
-    write_graph(other, tmp_path / "honest" / GRAPH)
-    assert open_reader(tmp_path / "honest", name="it", engine="auto")(films(9)).tolist() == expected.tolist()
-    assert "another model" in caplog.text
+    (folder / GRAPH).write_bytes(b"another model's graph")
+    expected = load_model(folder, name="it").probabilities(films(9))
+    model = load_model(folder, name="it", engine="onnx")
+    monkeypatch.setattr(model.net, "forward", lambda *_: pytest.fail("torch computes"))
+    np.testing.assert_allclose(model.probabilities(films(9)), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
 def test_a_missing_extra_is_named(exported, monkeypatch, films, package):
     folder, _ = exported
     monkeypatch.setitem(sys.modules, package, None)
-    assert len(open_reader(folder, name="it", engine="auto")(films(2))) == 2
-    (folder / GRAPH).rename(folder / "alone.onnx")
+    assert len(load_model(folder, name="it").probabilities(films(2))) == 2
     with pytest.raises(InputError, match=rf"{package} is not installed.*xray-pneumonia\[onnx\]"):
-        open_reader(folder, name="it", engine="onnx")
+        load_model(folder, name="it", engine="onnx")
     if package == "onnxruntime":
         with pytest.raises(InputError, match=r"xray-pneumonia\[onnx\]"):
-            open_reader(folder / "alone.onnx", name="it", engine="auto")
+            load_model(folder / GRAPH, name="it")
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "text", "no card", "other card", "classes", "size", "outside"])
@@ -198,6 +146,6 @@ def test_a_damaged_graph_is_refused(exported, damage):
     data = model.SerializeToString()
     path.write_bytes({"empty": b"", "cut": data[: len(data) // 2], "text": b"no graph"}.get(damage, data))
     with pytest.raises(InputError, match=re.escape(str(path))):
-        open_reader(path, name="it", engine="auto")
+        load_model(path, name="it")
     with pytest.raises(InputError, match="engine=torch"):
-        open_reader(path, name="it", engine="torch")
+        load_model(path, name="it", engine="torch")

@@ -16,7 +16,6 @@ LOADERS = {  # what may be called, and the keyword that makes it safe
     "torch.load": ("weights_only", True),
     "np.load": ("allow_pickle", False),
     "numpy.load": ("allow_pickle", False),
-    "yaml.parse": None,
 }
 NEVER = (
     "torch.hub.load", "torch.hub.load_state_dict_from_url", "torch.jit.load", "torch.package", "pd.read_pickle",

@@ -11,6 +11,7 @@ from torch import nn
 
 from xray_pneumonia.config import build
 from xray_pneumonia.models.cnn import CNN
+from xray_pneumonia.models.layers import to_channels_last
 from xray_pneumonia.training import performance as speed
 from xray_pneumonia.training.callbacks import Preparation, build_callbacks
 from xray_pneumonia.training.optimizers import rmsprop
@@ -29,13 +30,13 @@ def test_layout_changes_no_result():
     net = net_of([16, 32])
     image = torch.randint(0, 256, (4, 1, 32, 32), dtype=torch.uint8)
     before = net(image)
-    assert not is_channels_last(speed.lay_out(net, channels_last=False))
-    assert is_channels_last(speed.lay_out(net, channels_last=True))
+    assert not is_channels_last(net)
+    assert is_channels_last(to_channels_last(net))
     torch.testing.assert_close(net(image), before, atol=1e-6, rtol=1e-5)
 
 
 def test_narrow_nets_keep_the_layout_that_does_not_crash():
-    assert not is_channels_last(speed.lay_out(net_of([16, 8]), channels_last=True))
+    assert not is_channels_last(to_channels_last(net_of([16, 8])))
 
 
 @pytest.mark.slow
@@ -44,12 +45,12 @@ def test_batches_of_changing_size_do_not_corrupt_memory():
     code = (
         "import torch\n"
         "from xray_pneumonia.models.resnet import ResNet\n"
-        "from xray_pneumonia.training.performance import lay_out\n"
+        "from xray_pneumonia.models.layers import to_channels_last\n"
         "for width in (4, 8, 16, 24):\n"
         "  for seed in range(15):\n"
         "    torch.manual_seed(seed)\n"
         "    net = ResNet(width=width, depth=1, stages=2, dropout=0, mean=0.5, std=0.2, per_image=False)\n"
-        "    net = lay_out(net, channels_last=True)\n"
+        "    net = to_channels_last(net)\n"
         "    for batch in (64, 31): net(torch.zeros(batch, 1, 32, 32)).square().mean().backward()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -106,7 +107,7 @@ def test_what_becomes_of_memory_changes_no_bit():
 
 
 def test_the_levers_of_arithmetic_change_a_training_by_rounding_alone():
-    plain, fast = net_of([16, 32]), speed.lay_out(net_of([16, 32]), channels_last=True)
+    plain, fast = net_of([16, 32]), to_channels_last(net_of([16, 32]))
     before = [weight.detach().clone() for weight in plain.parameters()]
     for number, (convolution, pool, activation) in enumerate(plain.blocks):
         plain.blocks[number] = nn.Sequential(convolution, activation, pool)

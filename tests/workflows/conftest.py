@@ -8,8 +8,7 @@ from hydra import compose, initialize_config_module
 from xray_pneumonia.config import build, plain
 from xray_pneumonia.data.images.decode import decode, read_bytes
 from xray_pneumonia.evaluation.input_gate import fit_gate
-from xray_pneumonia.inference.bundle import Card, save_bundle
-from xray_pneumonia.inference.bundles import GATE
+from xray_pneumonia.inference.bundle import GATE, Card, save_bundle
 
 SIDE = 32
 

@@ -19,12 +19,12 @@ from xray_pneumonia.data.images.decode import decode, read_bytes
 from xray_pneumonia.data.records import fingerprint
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.inference.bundle import Card, file_sha256, save_bundle
+from xray_pneumonia.inference.model import run_net
 from xray_pneumonia.tracking.ledger import openings
 from xray_pneumonia.tracking.run import start_run
 from xray_pneumonia.tracking.store import open_store
 from xray_pneumonia.types import CLASSES
-from xray_pneumonia.workflows.ensemble import predict
-from xray_pneumonia.workflows.find_model import load_reader
+from xray_pneumonia.workflows.find_model import find_and_load
 from xray_pneumonia.workflows.validation import judge_validation
 
 pytestmark = pytest.mark.filterwarnings(
@@ -56,7 +56,7 @@ def store_run(home):
             run.log_config(OmegaConf.to_yaml(cfg, resolve=True))
             run.set_tags({"records_fingerprint": fingerprint(data.records)})
             rows = np.flatnonzero(data.records["split"] == "val")
-            table = predictions.tabulate(data.records, rows, predict(net, data.images[rows], torch.device("cpu")))
+            table = predictions.tabulate(data.records, rows, run_net(net, data.images[rows]))
             chosen = judge_validation(run, cfg, net, data, table, settings=settings)
             predictions.write(chosen.predictions, run.path("predictions/val.csv"))
             card = {
@@ -134,7 +134,7 @@ def test_the_ledger_is_written_before_anything_is_predicted(capsys, monkeypatch,
         assert len(openings(run.store)) == before + 1
         raise RuntimeError("no prediction today")
 
-    monkeypatch.setattr("xray_pneumonia.workflows.ensemble.predict", broken)
+    monkeypatch.setattr("xray_pneumonia.inference.model.run_net", broken)
     code, _, err = xray(capsys, monkeypatch, home, f"run_id={run.run_id}", "split=test")
     assert code == 1
     assert "no prediction today" in err
@@ -197,11 +197,11 @@ def test_a_shipped_model_opens_a_test_split_that_stands_alone(capsys, monkeypatc
     assert len(openings(run.store)) == before + 1
     folder = folder_of(out)
     known = json.loads((folder / "evaluation.json").read_text())
-    reader = load_reader(name, tracking=run.store, home=home, engine="torch")
-    assert known["decision"]["threshold"] == reader.card.operating_point
+    model = find_and_load(name, tracking=run.store, home=home)
+    assert known["decision"]["threshold"] == model.card.operating_point
     table = predictions.read(folder / "predictions.csv")
     films = np.stack([decode(read_bytes(tmp_path / "sealed" / film), 128).pixels for film in table["id"]])
-    assert table["probability"].to_numpy() == pytest.approx(reader(films), abs=1e-4)
+    assert table["probability"].to_numpy() == pytest.approx(model.probabilities(films), abs=1e-4)
     assert "cannot tell what was opened before" in (folder / "report.html").read_text()
 
 

@@ -25,8 +25,8 @@ from xray_pneumonia.evaluation.input_gate import fit_gate
 from xray_pneumonia.inference.bundle import Card, save_bundle
 from xray_pneumonia.tracking.run import start_run
 from xray_pneumonia.tracking.store import TrackingSettings, open_store
-from xray_pneumonia.workflows import find_model as trained
-from xray_pneumonia.workflows.find_model import load_reader
+from xray_pneumonia.workflows import find_model
+from xray_pneumonia.workflows.find_model import find_and_load
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*Any type hint is inferred.*", "ignore:.*An input example was not provided.*"
@@ -78,7 +78,7 @@ def films(xrays):
 
 
 def read(model, home, images):
-    return load_reader(model, tracking=TRACKING, home=home, engine="torch")(images).tolist()
+    return find_and_load(model, tracking=TRACKING, home=home).probabilities(images).tolist()
 
 
 def test_a_registered_model_is_found_by_its_alias_which_moves(xray, home, run, store_run, films):
@@ -138,9 +138,9 @@ def test_an_export_is_checked_on_validation_files_and_answers_alone(xray, home, 
     assert done.code == 0, done.err
     assert "(validation files of the run)" in done.out
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["gate.npz", "model.onnx"]
-    alone = load_reader("out/model.onnx", tracking=TRACKING, home=Path("none"), engine="auto")
-    assert alone(films) == pytest.approx(read(run.run_id, home, films), abs=1e-6)
-    assert alone.read(films)["gate"].notna().all()
+    alone = find_and_load("out/model.onnx", tracking=TRACKING, home=Path("none"))
+    assert alone.probabilities(films) == pytest.approx(read(run.run_id, home, films), abs=1e-6)
+    assert alone.decide(films)["gate"].notna().all()
     assert not Path("none").exists()
 
 
@@ -152,7 +152,7 @@ def test_a_bundle_is_taken_away_whole(xray, home, run, films, tmp_path, monkeypa
     assert read("my model", Path("none"), films) == read(run.run_id, home, films)
     again = xray("export", "model=my model", "output=again", "home=none")
     assert (again.code, "(generated X-rays)" in again.out) == (0, True), again.err
-    monkeypatch.setattr(trained, "shipped_models", lambda: {"final": tmp_path / "my model"})
+    monkeypatch.setattr(find_model, "shipped_models", lambda: {"final": tmp_path / "my model"})
     assert read("final", Path("none"), films) == read(run.run_id, home, films)
 
 
@@ -161,10 +161,11 @@ def test_an_export_that_answers_otherwise_is_not_kept(xray, home, run, tmp_path,
 
     real = export.write_graph
 
-    def slightly_off(bundle, path):
-        bundle.answer.bias += 0.01
-        real(bundle, path)
-        bundle.answer.bias -= 0.01
+    def slightly_off(model, path):
+        with torch.no_grad():
+            model.net.head[-1].bias += 0.01
+            real(model, path)
+            model.net.head[-1].bias -= 0.01
 
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "model.onnx").write_text("the one before")
@@ -186,7 +187,7 @@ def test_mlflow_loads_it_and_gets_calibrated_answers(home, run, xrays, films):
     with tracking_uri(run.store.uri):
         model = load_model(f"models:/{run.store.client.get_run(run.run_id).data.tags['model_id']}")
     files = jpegs(xrays)
-    expected = load_reader(run.run_id, tracking=TRACKING, home=home, engine="torch").read(films)
+    expected = find_and_load(run.run_id, tracking=TRACKING, home=home).decide(films)
     texts = [base64.b64encode(one).decode() for one in files]
     for given in (
         pd.DataFrame({"image": files}),
@@ -236,7 +237,7 @@ def test_mlflow_serves_it(home, run, xrays, films):
     finally:
         server.terminate()
         server.wait(30)
-    expected = load_reader(run.run_id, tracking=TRACKING, home=home, engine="torch").read(films)
+    expected = find_and_load(run.run_id, tracking=TRACKING, home=home).decide(films)
     assert [one["probability"] for one in answers] == pytest.approx(expected["probability"].tolist(), abs=1e-6)
     assert [one["label"] for one in answers] == expected["label"].tolist()
     assert [one["abstention"] for one in answers] == expected["abstention"].tolist()

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from xray_pneumonia.data.images.decode import decode, read_bytes
-from xray_pneumonia.inference.loading import open_reader
+from xray_pneumonia.inference.loading import load_model
 from xray_pneumonia.workflows import predict
 from xray_pneumonia.workflows.prediction_files import Answers
 
@@ -54,9 +54,9 @@ def test_every_file_gets_the_models_answer(read, ward, bundle, tmp_path):
     found = rows(tmp_path / "out")
     assert [row["path"] for row in found] == sorted((row["path"] for row in found), key=lambda p: (p.count("/"), p))
     assert len(found) == 8
-    reader = open_reader(bundle.folder, name="", engine="torch")
+    model = load_model(bundle.folder, name="")
     pixels = np.stack([decode(read_bytes(ward / row["path"]), 32).pixels for row in found])
-    expected = reader.read(pixels)
+    expected = model.decide(pixels)
     np.testing.assert_allclose([row["probability"] for row in found], expected["probability"], atol=1e-6)
     assert [row["decision"] for row in found] == list(expected["answer"])
     assert [row["label"] for row in found] == list(expected["label"])

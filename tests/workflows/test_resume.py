@@ -183,7 +183,7 @@ def test_ten_interruptions_of_one_run(compare):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["trainer.ema_decay=0.9", "scheduler=plateau", "scheduler.patience=0", "monitor=val/loss", "mode=min"],
+        ["trainer.ema_decay=0.9", "scheduler=plateau", "scheduler.patience=0", "monitor=val/loss"],
         ["trainer.accumulate_batches=2", "scheduler=onecycle", "optimizer=sgd"],
         ["trainer.patience=1", "optimizer.lr=1e-6", "scheduler=constant", "data.num_workers=1"],
     ],

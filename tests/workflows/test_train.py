@@ -13,7 +13,7 @@ import torch
 import yaml
 from mlflow import MlflowClient
 
-from xray_pneumonia.evaluation.epoch_metrics import classification_metrics
+from xray_pneumonia.evaluation.metrics import epoch_metrics
 from xray_pneumonia.tracking.environment import tracking_uri
 
 PER_EPOCH = [
@@ -67,7 +67,7 @@ def test_a_run_holds_all_it_should(xray, tiny, client, folder, xrays):
 def test_the_printed_figure_is_that_of_the_stored_predictions_and_says_what_it_rests_on(xray, tiny, folder):
     outcome = xray("train", *tiny, "seed=3")
     table = pd.read_csv(folder(outcome.run_id) / "predictions/val.csv")
-    found = classification_metrics(table["logit"].to_numpy(), table["label"].to_numpy())
+    found = epoch_metrics(table["logit"].to_numpy(), table["label"].to_numpy())
     assert f"val/auroc={found['auroc']:.6f}" in outcome.out
     assert f"{len(table)} images of {table['patient'].nunique()} patients" in outcome.out
     assert max(map(len, outcome.out.splitlines()[:8])) <= 80
@@ -93,7 +93,7 @@ def weights(folder, run_id, which="last"):
 
 
 def test_the_last_epoch_is_the_model_where_that_is_asked_for(xray, tiny, client, folder):
-    asked = [*tiny, "trainer.max_epochs=3", "monitor=val/loss", "mode=max"]  # the worst one, long before the last
+    asked = [*tiny, "trainer.max_epochs=3", "optimizer.lr=0.3"]  # the best is not the last
     one, other = (xray("train", *asked, f"trainer.keep={keep}") for keep in ("best", "last"))
     kept = [client.get_run(run.run_id).data.metrics["best/epoch"] for run in (one, other)]
     assert kept[0] < kept[1] == 3
@@ -157,12 +157,17 @@ def test_a_run_keeps_its_records(xray, tiny, folder):
 
 
 def test_averaged_weights_are_the_ones_that_are_kept(xray, tiny, client):
-    outcome = xray("train", *tiny, "trainer.ema_decay=0.9", "monitor=val/loss", "mode=min", "optimizer.lr=0.01")
+    outcome = xray("train", *tiny, "trainer.ema_decay=0.9", "monitor=val/loss", "optimizer.lr=0.01")
     assert outcome.code == 0, outcome.err
     table = pd.read_csv(client.download_artifacts(outcome.run_id, "predictions/val.csv"))
     loss = float(np.logaddexp(0, np.where(table["label"] == 1, -1, 1) * table["logit"]).mean())
     validated = min(m.value for m in client.get_metric_history(outcome.run_id, "val/loss"))
     assert loss == pytest.approx(validated, rel=1e-4)
+    assert client.get_run(outcome.run_id).data.params["mode"] == "min"
+    assert (
+        "mode=max: would keep the epoch with the most monitor=val/loss"
+        in xray("train", *tiny, "monitor=val/loss", "mode=max").err
+    )
 
 
 def test_gradients_are_clipped_for_fused_optimisers_in_mixed_precision(xray, tiny):

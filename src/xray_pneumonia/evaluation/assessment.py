@@ -8,8 +8,8 @@ import pandas as pd
 from xray_pneumonia.evaluation import abstention
 from xray_pneumonia.evaluation.calibration import reliability
 from xray_pneumonia.evaluation.decision import Decision
-from xray_pneumonia.evaluation.intervals import Estimate, bootstrap, delong, interval, replicate
-from xray_pneumonia.evaluation.metrics import OF_PROBABILITIES, Vector, measure, predictive_values
+from xray_pneumonia.evaluation.intervals import Estimate, bootstrap, delong, estimates, interval, replicate
+from xray_pneumonia.evaluation.metrics import OF_PROBABILITIES, Vector, WeightedMetrics, predictive_values
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.evaluation.subgroups import Subgroup, subgroups
 
@@ -106,15 +106,15 @@ def _at_point(
     table: pd.DataFrame, threshold: float, settings: EvaluationSettings
 ) -> tuple[dict[str, Estimate], list[Worth]]:
     """Estimate the metrics, and from the same replicates the predictive values at other prevalences."""
-    measures = measure(table, threshold=threshold)
-    values, samples = measures.once(), replicate(measures, replicates=settings.replicates, seed=settings.seed)
-    estimates = {name: interval(values[name], samples[name], patients=measures.basis.get(name)) for name in values}
+    metrics = WeightedMetrics.of(table, threshold=threshold)
+    samples = replicate(metrics, replicates=settings.replicates, seed=settings.seed)
+    values, at_point = metrics.once(), estimates(metrics, samples)
     worth = []
     for prevalence in settings.prevalences:
         once = predictive_values(values["sensitivity"], values["specificity"], prevalence=prevalence)
         many = predictive_values(samples["sensitivity"], samples["specificity"], prevalence=prevalence)
         worth.append(Worth(prevalence, *(_spread(float(one), all_) for one, all_ in zip(once, many, strict=True))))
-    return estimates, worth
+    return at_point, worth
 
 
 def _spread(value: float, samples: Vector) -> Estimate:

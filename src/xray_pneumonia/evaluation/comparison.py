@@ -7,7 +7,7 @@ import pandas as pd
 
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.intervals import Estimate, delong_difference, interval, patient_weights
-from xray_pneumonia.evaluation.metrics import NAMES, Vector, measure
+from xray_pneumonia.evaluation.metrics import METRICS, Vector, WeightedMetrics
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,17 @@ def compare(
     if set(first["id"]) != set(second["id"]) or len(first) != len(second):
         raise InputError("compare_to: the two models were not run on the same images")
     second = second.set_index("id").loc[first["id"]].reset_index()
-    models = [measure(table, threshold=point) for table, point in zip((first, second), thresholds, strict=True)]
-    samples: dict[str, list[Vector]] = {name: [] for name in NAMES}
+    models = [
+        WeightedMetrics.of(table, threshold=point) for table, point in zip((first, second), thresholds, strict=True)
+    ]
+    samples: dict[str, list[Vector]] = {name: [] for name in METRICS}
     for weights in patient_weights(models[0].patients, replicates=replicates, seed=seed, images=len(first)):
         mine, other = (model(weights) for model in models)
-        for name in NAMES:
+        for name in METRICS:
             samples[name].append(mine[name] - other[name])
     mine_once, other_once = (model.once() for model in models)
     differences = []
-    for name in NAMES:
+    for name in METRICS:
         values = np.concatenate(samples[name])
         gap = interval(mine_once[name] - other_once[name], values)
         differences.append(

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.stats import norm, rankdata
 
-from xray_pneumonia.evaluation.metrics import BLOCK, Measures, Vector, measure
+from xray_pneumonia.evaluation.metrics import BLOCK, Vector, WeightedMetrics
 
 CONFIDENCE = 0.95
 
@@ -39,18 +39,25 @@ def patient_weights(patients: int, *, replicates: int, seed: int, images: int) -
         yield np.bincount(drawn.ravel(), minlength=count * patients).reshape(count, patients).astype(np.float64)
 
 
-def replicate(measures: Measures, *, replicates: int, seed: int) -> dict[str, Vector]:
+def replicate(metrics: WeightedMetrics, *, replicates: int, seed: int) -> dict[str, Vector]:
     """Compute all metrics on resampled patients; returns (replicates,) values for each name."""
-    blocks = patient_weights(measures.patients, replicates=replicates, seed=seed, images=measures.images)
-    parts = [measures(block) for block in blocks]
+    blocks = patient_weights(metrics.patients, replicates=replicates, seed=seed, images=metrics.images)
+    parts = [metrics(block) for block in blocks]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def estimates(metrics: WeightedMetrics, samples: dict[str, Vector]) -> dict[str, Estimate]:
+    """Put its interval around each metric of a table, from what `replicate` gave."""
+    return {
+        name: interval(value, samples[name], patients=metrics.patients_behind.get(name))
+        for name, value in metrics.once().items()
+    }
 
 
 def bootstrap(table: pd.DataFrame, *, threshold: float, replicates: int, seed: int) -> dict[str, Estimate]:
     """Estimate all metrics of a table of predictions, each with its 95 % interval."""
-    measures = measure(table, threshold=threshold)
-    values, samples = measures.once(), replicate(measures, replicates=replicates, seed=seed)
-    return {name: interval(values[name], samples[name], patients=measures.basis.get(name)) for name in values}
+    metrics = WeightedMetrics.of(table, threshold=threshold)
+    return estimates(metrics, replicate(metrics, replicates=replicates, seed=seed))
 
 
 def interval(value: float, samples: Vector, *, patients: int | None = None) -> Estimate:

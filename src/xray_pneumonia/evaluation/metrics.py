@@ -1,95 +1,225 @@
-"""Every metric of a table of predictions, under many weightings of its patients at once.
+"""Defines every metric once, and computes all of them under many weightings of the patients at the same time.
 
-One weighting of all ones gives the metrics themselves; many random ones give a bootstrap. What is
-undefined (a class that is missing, no image that was called) is NaN, never 0.
+To add a metric, add a row to `METRICS`: what can be monitored, the reports and `xray compare` read that table. One
+weighting of all ones gives the metrics themselves, many random ones a bootstrap. What is undefined (a class that is
+missing, no image that was called PNEUMONIA) is NaN, never 0.
 """
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy.special import expit
+
+from xray_pneumonia.errors import InputError
 
 Vector = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+Direction = Literal["max", "min"]
 
-AT_THRESHOLD = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "ppv", "npv", "f1")
-OF_RANKS = ("auroc", "average_precision")
-OF_PROBABILITIES = ("brier", "log_loss", "calibration_error")
-NAMES = (*OF_RANKS, *AT_THRESHOLD, *OF_PROBABILITIES)
 BINS = 10  # of equal width, for the calibration error
 BLOCK = 2**20  # weights held in memory at once; ranks take about ten arrays of this size
 
 
-class Measures:
+class Weighted:
+    """Sums over a table of predictions, under B weightings of its patients.
+
+    Args:
+        sums: (B, 6 + BINS), the columns of `_columns`.
+        positive: (B, G) weight of the images with pneumonia at each of G distinct scores, from the highest down.
+        negative: (B, G) that of the normal images.
+    """
+
+    def __init__(self, sums: Vector, positive: Vector, negative: Vector) -> None:
+        self.tp, self.fp, self.fn, self.tn, self.squared_error, self.log_loss = sums[:, :6].T  # (B,) each
+        self.bin_gaps = sums[:, 6:]
+        self.positive, self.negative = positive, negative
+        self.images = self.tp + self.fp + self.fn + self.tn
+
+    @cached_property
+    def above(self) -> Vector:
+        """Weight of the images with pneumonia at each score or above, (B, G)."""
+        return np.cumsum(self.positive, axis=1)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is called, which direction is better, and how it is computed.
+
+    Args:
+        title: in reports.
+        direction: whether more or less of it is better.
+        function: of a weighted table, (B,).
+        every_epoch: logged after each epoch, and so something that can be monitored.
+        proportion_of: of which images it is a proportion, if it is one; such metrics get Wilson's interval.
+    """
+
+    title: str
+    direction: Direction
+    function: Callable[[Weighted], Vector]
+    every_epoch: bool = False
+    proportion_of: Literal["images", "pneumonia", "normal", "called", "not called"] | None = None
+
+
+def ratio(part: npt.ArrayLike, whole: npt.ArrayLike) -> Vector:
+    """Divide; NaN where there is nothing to divide by."""
+    whole = np.asarray(whole, np.float64)
+    return np.asarray(np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0), np.float64)
+
+
+def _sensitivity(w: Weighted) -> Vector:
+    return ratio(w.tp, w.tp + w.fn)
+
+
+def _specificity(w: Weighted) -> Vector:
+    return ratio(w.tn, w.tn + w.fp)
+
+
+def _accuracy(w: Weighted) -> Vector:
+    return ratio(w.tp + w.tn, w.images)
+
+
+def _balanced_accuracy(w: Weighted) -> Vector:
+    return (_sensitivity(w) + _specificity(w)) / 2
+
+
+def _calibration_error(w: Weighted) -> Vector:
+    """Mean gap between probability and frequency over bins of equal width (Naeini et al., AAAI 2015)."""
+    return ratio(np.abs(w.bin_gaps).sum(axis=1), w.images)
+
+
+def _auroc(w: Weighted) -> Vector:
+    """Share of pairs that are ranked rightly; equal scores count half."""
+    pairs = np.einsum("bg,bg->b", w.negative, w.above - w.positive / 2)
+    return ratio(pairs, (w.tp + w.fn) * (w.tn + w.fp))
+
+
+def _average_precision(w: Weighted) -> Vector:
+    """Mean of the precision over the images with pneumonia, as in scikit-learn; NaN without normal images."""
+    reached = w.above + np.cumsum(w.negative, axis=1)
+    precision = np.divide(w.above, reached, out=np.zeros_like(reached), where=reached > 0)
+    found = np.einsum("bg,bg->b", w.positive, precision)
+    return np.where(w.tn + w.fp > 0, ratio(found, w.tp + w.fn), np.nan)
+
+
+METRICS = {
+    "auroc": Metric("AUROC", "max", _auroc, every_epoch=True),
+    "average_precision": Metric("average precision", "max", _average_precision, every_epoch=True),
+    "accuracy": Metric("accuracy", "max", _accuracy, every_epoch=True, proportion_of="images"),
+    "balanced_accuracy": Metric("balanced accuracy", "max", _balanced_accuracy, every_epoch=True),
+    "sensitivity": Metric("sensitivity", "max", _sensitivity, every_epoch=True, proportion_of="pneumonia"),
+    "specificity": Metric("specificity", "max", _specificity, every_epoch=True, proportion_of="normal"),
+    "ppv": Metric("positive predictive value", "max", lambda w: ratio(w.tp, w.tp + w.fp), proportion_of="called"),
+    "npv": Metric("negative predictive value", "max", lambda w: ratio(w.tn, w.tn + w.fn), proportion_of="not called"),
+    "f1": Metric("F1", "max", lambda w: ratio(2 * w.tp, 2 * w.tp + w.fp + w.fn)),
+    "brier": Metric("Brier score", "min", lambda w: ratio(w.squared_error, w.images)),
+    "log_loss": Metric("log loss", "min", lambda w: ratio(w.log_loss, w.images)),
+    "calibration_error": Metric("calibration error", "min", _calibration_error),
+}
+EPOCH_METRICS = tuple(name for name, metric in METRICS.items() if metric.every_epoch)
+OF_PROBABILITIES = ("brier", "log_loss", "calibration_error")  # what calibration changes
+
+# What can choose the best epoch: all that is logged after every validation.
+MONITORED: dict[str, Direction] = {
+    "val/loss": "min",
+    **{f"val/{name}": METRICS[name].direction for name in EPOCH_METRICS},
+}
+if TYPE_CHECKING:
+    Monitor: TypeAlias = str
+else:
+    Monitor = Literal[tuple(MONITORED)]
+
+
+def monitor_mode(monitor: str, mode: str | None = None) -> Direction:
+    """Tell whether more (`max`) or less (`min`) of a monitored metric is better.
+
+    Raises:
+        InputError: there is no such metric, or `mode` says the opposite.
+    """
+    direction = MONITORED.get(monitor)
+    if direction is None:
+        raise InputError(f"monitor={monitor}: no such metric; choose {', '.join(MONITORED)}")
+    if mode not in (None, direction):
+        worst = "the least" if direction == "max" else "the most"
+        raise InputError(f"mode={mode}: would keep the epoch with {worst} monitor={monitor}; leave mode=null")
+    return direction
+
+
+class WeightedMetrics:
     """The metrics of one table as a function of the weights of its patients.
 
-    What is a ratio of sums needs one sum for each patient, so a thousand weightings are one product of
-    matrices; AUROC and average precision need the rows in order of their scores.
+    Ratios of sums need one sum for each patient, so a thousand weightings are one product of matrices; AUROC and
+    average precision need the images in order of their scores.
 
     Args:
         label: (N,) of 0 and 1.
         probability: (N,) of PNEUMONIA, in [0, 1].
         patient: (N,) whose image it is; resampling moves all images of a patient together.
-        threshold: the probability from which an image is called PNEUMONIA.
-        score: (N,) what ranks the images; the logit where there is one, since certain probabilities tie.
+        called: (N,) which images are called PNEUMONIA.
+        score: (N,) what ranks the images: logits, since certain probabilities tie.
     """
 
     def __init__(
-        self,
-        label: npt.ArrayLike,
-        probability: npt.ArrayLike,
-        patient: npt.ArrayLike,
-        *,
-        threshold: float,
-        score: npt.ArrayLike | None = None,
+        self, label: npt.ArrayLike, probability: npt.ArrayLike, patient: npt.ArrayLike, *, called: Mask, score: Vector
     ) -> None:
-        truth, chance = np.asarray(label, np.float64), np.asarray(probability, np.float64)
+        truth = np.asarray(label) > 0.5
         codes, patients = pd.factorize(np.asarray(patient))
-        self.patients, self.images = len(patients), len(truth)
-        self.codes = codes.astype(np.int64)
-        called = chance >= threshold
-        self._sums = self._per_patient(_columns(truth, chance, called))  # (P, columns)
-        ranks = chance if score is None else np.asarray(score, np.float64)
-        order = np.argsort(-ranks, kind="stable")
-        self._ordered = self.codes[order]
-        self._truth = truth[order]
-        changes = np.flatnonzero(np.diff(ranks[order])) + 1
+        self.codes, self.patients, self.images = codes.astype(np.int64), len(patients), len(truth)
+        columns = _columns(truth, np.asarray(probability, np.float64), called)
+        sums = [np.bincount(self.codes, column, minlength=self.patients) for column in columns]
+        self._sums = np.stack(sums, axis=1)  # (P, columns)
+        order = np.argsort(-score, kind="stable")
+        self._ordered, self._truth = self.codes[order], truth[order]
+        changes = np.flatnonzero(np.diff(score[order])) + 1
         self._ties = np.concatenate([[0], changes]) if len(changes) + 1 < len(truth) else None
-        self.basis = _patients_behind(truth, called, self.codes)
+        everyone = np.ones(len(truth), bool)
+        parts = {"images": everyone, "pneumonia": truth, "normal": ~truth, "called": called, "not called": ~called}
+        behind = {name: len(np.unique(codes[part])) for name, part in parts.items()}
+        self.patients_behind = {name: behind[one.proportion_of] for name, one in METRICS.items() if one.proportion_of}
+
+    @classmethod
+    def of(cls, table: pd.DataFrame, *, threshold: float) -> Self:
+        """Prepare the metrics of a table of predictions; images are called PNEUMONIA from `threshold` on."""
+        called = table["probability"].to_numpy() >= threshold
+        score = table["logit"].to_numpy(np.float64)
+        return cls(table["label"], table["probability"], table["patient"], called=called, score=score)
 
     def __call__(self, weights: Vector) -> dict[str, Vector]:
-        """Weigh (B, P) patients; returns (B,) values for each of `NAMES`."""
-        ranks = [self._ranked(block) for block in _blocks(weights, self.images)]
-        auroc, precision = np.concatenate(ranks, axis=1)
-        return {"auroc": auroc, "average_precision": precision, **_ratios(weights @ self._sums)}
-
-    def once(self) -> dict[str, float]:
-        """Give the metrics of the table as it is."""
-        return {name: float(values[0]) for name, values in self(np.ones((1, self.patients))).items()}
-
-    def _per_patient(self, columns: list[Vector]) -> Vector:
-        sums = [np.bincount(self.codes, column, minlength=self.patients) for column in columns]
-        return np.stack(sums, axis=1)
-
-    def _ranked(self, weights: Vector) -> Vector:
-        """Give AUROC and average precision, (2, B); equal scores count half, as in scikit-learn."""
+        """Weigh (B, P) patients; returns (B,) values for each of `METRICS`."""
         rows = weights[:, self._ordered]  # (B, N), from the highest score down
         positive = rows * self._truth
         negative = rows - positive
         if self._ties is not None:
             positive = np.add.reduceat(positive, self._ties, axis=1)
             negative = np.add.reduceat(negative, self._ties, axis=1)
-        above = np.cumsum(positive, axis=1)
-        hits, misses = above[:, -1], negative.sum(axis=1)
-        pairs = np.einsum("bg,bg->b", negative, above - positive / 2)
-        reached = above + np.cumsum(negative, axis=1)
-        precision = np.divide(above, reached, out=np.zeros_like(above), where=reached > 0)
-        found = np.einsum("bg,bg->b", positive, precision)
-        both = np.where((hits > 0) & (misses > 0), 1.0, np.nan)
-        return np.stack([_share(pairs, hits * misses) * both, _share(found, hits) * both])
+        weighted = Weighted(weights @ self._sums, positive, negative)
+        return {name: metric.function(weighted) for name, metric in METRICS.items()}
+
+    def once(self) -> dict[str, float]:
+        """Compute the metrics of the table as it is."""
+        return {name: float(values[0]) for name, values in self(np.ones((1, self.patients))).items()}
 
 
-def measure(table: pd.DataFrame, *, threshold: float) -> Measures:
-    """Prepare the metrics of a table of predictions."""
-    return Measures(table["label"], table["probability"], table["patient"], threshold=threshold, score=table["logit"])
+def table_metrics(table: pd.DataFrame, *, threshold: float) -> dict[str, float]:
+    """Compute all metrics of a table of predictions."""
+    return WeightedMetrics.of(table, threshold=threshold).once()
+
+
+def epoch_metrics(
+    logits: npt.NDArray[np.floating], labels: npt.NDArray[np.number], *, threshold: float = 0.5
+) -> dict[str, float]:
+    """Compute `EPOCH_METRICS` of logits (N,) and labels (N,) of 0 and 1; all are NaN where a logit is not finite."""
+    if not len(logits) or not np.isfinite(logits).all():
+        return dict.fromkeys(EPOCH_METRICS, math.nan)
+    score = logits.astype(np.float64)
+    called = score >= math.log(threshold / (1 - threshold))
+    found = WeightedMetrics(labels, expit(score), np.arange(len(score)), called=called, score=score).once()
+    return {name: found[name] for name in EPOCH_METRICS}
 
 
 def predictive_values(
@@ -102,57 +232,15 @@ def predictive_values(
     """
     se, sp = np.asarray(sensitivity, np.float64), np.asarray(specificity, np.float64)
     ill, well = prevalence, 1 - prevalence
-    return (
-        _share(se * ill, se * ill + (1 - sp) * well),
-        _share(sp * well, sp * well + (1 - se) * ill),
-    )
+    return ratio(se * ill, se * ill + (1 - sp) * well), ratio(sp * well, sp * well + (1 - se) * ill)
 
 
-def _columns(truth: Vector, chance: Vector, called: npt.NDArray[np.bool_]) -> list[Vector]:
-    """List what is summed: truth, its opposite, hits, false alarms, squared error, log loss, gaps of the bins."""
+def _columns(truth: Mask, chance: Vector, called: Mask) -> list[Vector]:
+    """List what `Weighted` sums: tp, fp, fn, tn, squared error, log loss, gap of each bin; (N,) each."""
     tiny = np.finfo(np.float64).eps  # as scikit-learn clips: a certain mistake costs 36, not infinity
     safe = np.clip(chance, tiny, 1 - tiny)
-    loss = -(truth * np.log(safe) + (1 - truth) * np.log1p(-safe))
+    loss = -np.log(np.where(truth, safe, 1 - safe))
     bins = np.minimum((chance * BINS).astype(np.int64), BINS - 1)
     gaps = [(truth - chance) * (bins == place) for place in range(BINS)]
-    return [truth, 1 - truth, truth * called, (1 - truth) * called, (truth - chance) ** 2, loss, *gaps]
-
-
-def _ratios(sums: Vector) -> dict[str, Vector]:
-    ill, well, hits, alarms, squares, losses = sums[:, :6].T
-    images = ill + well
-    sensitivity, specificity = _share(hits, ill), _share(well - alarms, well)
-    return {
-        "accuracy": _share(hits + well - alarms, images),
-        "balanced_accuracy": (sensitivity + specificity) / 2,
-        "sensitivity": sensitivity,
-        "specificity": specificity,
-        "ppv": _share(hits, hits + alarms),
-        "npv": _share(well - alarms, well - alarms + ill - hits),
-        "f1": _share(2 * hits, hits + alarms + ill),
-        "brier": _share(squares, images),
-        "log_loss": _share(losses, images),
-        "calibration_error": _share(np.abs(sums[:, 6:]).sum(axis=1), images),
-    }
-
-
-def _patients_behind(truth: Vector, called: npt.NDArray[np.bool_], codes: npt.NDArray[np.int64]) -> dict[str, int]:
-    """Count the patients that each proportion rests on."""
-    rows = {
-        "accuracy": np.ones(len(truth), bool),
-        "sensitivity": truth == 1,
-        "specificity": truth == 0,
-        "ppv": called,
-        "npv": ~called,
-    }
-    return {name: len(np.unique(codes[chosen])) for name, chosen in rows.items()}
-
-
-def _share(part: npt.ArrayLike, whole: npt.ArrayLike) -> Vector:
-    whole = np.asarray(whole, np.float64)
-    return np.asarray(np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0), np.float64)
-
-
-def _blocks(weights: Vector, images: int) -> list[Vector]:
-    size = max(1, BLOCK // max(1, images))
-    return [weights[start : start + size] for start in range(0, len(weights), size)]
+    counts = [truth & called, ~truth & called, truth & ~called, ~truth & ~called]
+    return [*(count.astype(np.float64) for count in counts), (truth - chance) ** 2, loss, *gaps]

@@ -9,7 +9,7 @@ import pandas as pd
 from xray_pneumonia.evaluation.corruptions import KINDS, STRENGTHS, corrupt
 from xray_pneumonia.evaluation.decision import Decision
 from xray_pneumonia.evaluation.intervals import delong
-from xray_pneumonia.evaluation.metrics import Vector, measure
+from xray_pneumonia.evaluation.metrics import Vector, table_metrics
 
 Gray = npt.NDArray[np.uint8]
 CLEAN = "as it is"
@@ -56,7 +56,7 @@ def sample(table: pd.DataFrame, *, images: int | None, seed: int) -> npt.NDArray
 
 def _row(kind: str, strength: int, table: pd.DataFrame, decision: Decision) -> dict[str, object]:
     judged = decision.calibration.apply(table)
-    values = measure(judged, threshold=decision.threshold).once()
+    values = table_metrics(judged, threshold=decision.threshold)
     area = delong(judged["label"], judged["logit"], judged["patient"])
     names = ("sensitivity", "specificity", "balanced_accuracy")
     return {

@@ -1,1 +1,1 @@
-"""Trained models answer: raw pixels -> probability, label, abstention; knows neither MLflow nor commands."""
+"""Trained models: gray images -> probability, label, abstention; knows neither training nor MLflow."""

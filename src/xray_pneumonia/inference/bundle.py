@@ -1,10 +1,10 @@
-"""The bundle: `model.safetensors` and `model.json`, from which predictions can be made alone; no pickle."""
+"""Reads and writes bundles: `model.safetensors` and `model.json`, all that a prediction needs; no pickle."""
 
 import hashlib
 import json
 import stat
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from xray_pneumonia import schema
+from xray_pneumonia import config
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.types import Fraction, Positive, Side
+from xray_pneumonia.evaluation.decision import Decision
+from xray_pneumonia.types import CLASSES, Fraction, Positive, Side
 
 SCHEMA = 1  # raise it when a field changes its meaning
-WEIGHTS, CARD = "model.safetensors", "model.json"
-MOST_BYTES, MOST_OF_CARD = 2**31, 2**20  # more is no model of ours
+WEIGHTS, CARD, GATE = "model.safetensors", "model.json", "gate.npz"
+MAX_BYTES, MAX_CARD_BYTES = 2**31, 2**20  # no model of this package is larger
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What travels with the weights.
+    """What a model's answers need besides its weights.
 
     Args:
         net: the config group `model`; empty for an ensemble.
@@ -33,12 +34,12 @@ class Card:
         bias: is added after that.
         operating_point: the probability from which an image is called PNEUMONIA.
         operating_point_policy: how it was chosen.
-        band: calibrated probabilities between these two mean "look closer"; none in a model without one.
+        band: the model abstains at calibrated probabilities between these two; empty in a model without a band.
         records_fingerprint: of the records it was trained on.
         run_id: of the training; of several, joined by commas.
         versions: of the packages that wrote it.
-        evidence: what its numbers rest on, such as `val/images`, `val/patients` and `val/auroc`.
-        weights_sha256: of the file of weights; empty in models from before it was kept.
+        evidence: what it was trained and validated on, such as `val/images`, `val/patients` and `val/auroc`.
+        weights_sha256: of the file of weights; empty in models written before it was kept.
     """
 
     net: dict[str, Any]
@@ -56,9 +57,20 @@ class Card:
     evidence: dict[str, float] = field(default_factory=dict)
     weights_sha256: str = ""
 
+    def with_decision(self, decision: Decision) -> "Card":
+        """Copy the card with another calibration, operating point and band."""
+        return replace(
+            self,
+            temperature=decision.calibration.temperature,
+            bias=decision.calibration.bias,
+            operating_point=decision.threshold,
+            operating_point_policy=decision.policy,
+            band=[decision.band.low, decision.band.high],
+        )
+
 
 def save_bundle(folder: Path, net: nn.Module, card: Card) -> None:
-    """Write the two files; the card gets the weights' hash."""
+    """Write weights and card; the card gets the weights' hash."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in net.state_dict().items()}, folder / WEIGHTS)
     written = asdict(card) | {"weights_sha256": file_sha256(folder / WEIGHTS)}
@@ -72,9 +84,9 @@ def read_bundle(folder: Path) -> tuple[Card, dict[str, Tensor]]:
         InputError: a file is missing, of another schema, or the weights are not those of the card.
     """
     try:
-        text = require_plain(folder / CARD, most=MOST_OF_CARD).read_text(encoding="utf-8")
+        text = require_plain(folder / CARD, most=MAX_CARD_BYTES).read_text(encoding="utf-8")
         card = parse_card(text, name=str(folder / CARD))
-        weights = load_file(require_plain(folder / WEIGHTS, most=MOST_BYTES))
+        weights = load_file(require_plain(folder / WEIGHTS, most=MAX_BYTES))
     except (OSError, ValueError, KeyError, RecursionError, SafetensorError) as error:
         raise InputError(f"{folder}: is no bundle ({CARD}, {WEIGHTS}): {error}") from error
     if card.weights_sha256 and card.weights_sha256 != file_sha256(folder / WEIGHTS):
@@ -83,11 +95,11 @@ def read_bundle(folder: Path) -> tuple[Card, dict[str, Tensor]]:
 
 
 def parse_card(text: str, *, name: str) -> Card:
-    """Read a card, which is input like any other.
+    """Parse a card, which is untrusted input.
 
     Args:
         text: JSON.
-        name: what to call it when it is wrong.
+        name: what to call it in messages.
 
     Raises:
         InputError: it is of another schema, or a field is missing, unknown or out of range.
@@ -100,7 +112,7 @@ def parse_card(text: str, *, name: str) -> Card:
         raise InputError(f"{name}: schema {values.get('schema')}; this version reads {SCHEMA}")
     defaults = {one.name: one.default for one in fields(Card) if one.default is not MISSING}
     values = {"band": [], "evidence": {}, **defaults, **values}
-    problems = schema.problems(values, Card, prefix="")
+    problems = config.problems(values, Card, prefix="")
     if not problems and (len(values["band"]) not in {0, 2} or values["band"] != sorted(values["band"])):
         problems.append(f"band={values['band']!r}: should be empty or a lower and an upper probability")
     if problems:
@@ -108,16 +120,26 @@ def parse_card(text: str, *, name: str) -> Card:
     return Card(**values)
 
 
+def require_known_classes(card: Card, *, name: str) -> None:
+    """Refuse a model whose classes are others than NORMAL and PNEUMONIA, or in another order.
+
+    Raises:
+        InputError: they are.
+    """
+    if card.class_names != list(CLASSES):
+        raise InputError(f"{name}: class_names={card.class_names}; this version knows {list(CLASSES)}, in this order")
+
+
 def require_plain(path: Path, *, most: int) -> Path:
     """Refuse, before it is opened, what is no regular file of its own folder; returns the path.
 
     Args:
-        path: that somebody else may have made: a pipe, on which one would wait for ever, or a link to anywhere.
+        path: of a file that somebody else may have made: a pipe would block for ever, a link lead anywhere.
         most: bytes.
 
     Raises:
         InputError: it is none, or larger.
-        OSError: it is not there.
+        OSError: it does not exist.
     """
     try:
         real = path.resolve(strict=True)

@@ -1,7 +1,6 @@
-"""Ensembles: a folder with nothing but `ensemble.json`, which names its members and says how they answer as one.
+"""Reads and writes `ensemble.json`: the members of an ensemble, and the card of what they answer together.
 
-The members are bundles in folders beside it, so that no weights are stored twice. Their answer is the
-mean of their calibrated logits, calibrated once more.
+Members are bundles in folders next to the ensemble's own, so that no weights are stored twice.
 """
 
 import json
@@ -11,12 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.inference.bundle import MOST_OF_CARD, WEIGHTS, Card, file_sha256, parse_card, require_plain
-from xray_pneumonia.inference.bundles import Bundle, calibrated, open_bundle, require_classes
-from xray_pneumonia.inference.calibrated import Mean
+from xray_pneumonia.inference.bundle import (
+    MAX_CARD_BYTES,
+    WEIGHTS,
+    Card,
+    file_sha256,
+    parse_card,
+    read_bundle,
+    require_known_classes,
+    require_plain,
+)
 
 ENSEMBLE = "ensemble.json"
-MOST_MEMBERS = 100
+MAX_MEMBERS = 100
 
 
 def save_ensemble(folder: Path, members: list[str], card: Card) -> None:
@@ -24,72 +30,67 @@ def save_ensemble(folder: Path, members: list[str], card: Card) -> None:
 
     Args:
         folder: of the ensemble; made where it is missing.
-        members: names of the folders beside it that hold the members' bundles; the first one's gate and
-            heat maps are the ensemble's.
-        card: of the ensemble: `net` is empty, calibration, operating point and band are about the mean of
-            the members' calibrated logits.
+        members: names of the folders next to it that hold the members' bundles; the first one's gate and heat maps
+            are the ensemble's.
+        card: of the ensemble: `net` is empty, calibration, operating point and band are for the mean of the members'
+            calibrated logits.
 
     Raises:
-        InputError: a member is not there, named twice, or of another image size.
+        InputError: a member is missing, damaged, named twice, or of another image size.
     """
-    bundles = _open_members(folder, members)
-    _require_fitting(folder, card, bundles)
-    known = [{"name": name, "weights_sha256": file_sha256(folder.parent / name / WEIGHTS)} for name in members]
+    places = _member_folders(folder, members)
+    for place in places:
+        require_image_size(folder, card, read_bundle(place)[0], member=place.name)
+    known = [{"name": place.name, "weights_sha256": file_sha256(place / WEIGHTS)} for place in places]
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"members": known, "card": asdict(card)}, indent=2)
     (folder / ENSEMBLE).write_text(text, encoding="utf-8")
 
 
-def open_ensemble(folder: Path, *, name: str) -> Bundle:
-    """Open an ensemble as the one model it is.
-
-    Args:
-        folder: that holds `ensemble.json`.
-        name: what to call it.
+def read_ensemble(folder: Path) -> tuple[Card, dict[Path, str]]:
+    """Read an ensemble's card, and its members' folders with the sha256 of their weights.
 
     Raises:
-        InputError: the file or a member is missing, damaged or altered, or they do not fit each other.
+        InputError: the file is missing or damaged, or a member is named twice or lies elsewhere.
     """
     path = folder / ENSEMBLE
     try:
-        values = json.loads(require_plain(path, most=MOST_OF_CARD).read_text(encoding="utf-8"))
+        values = json.loads(require_plain(path, most=MAX_CARD_BYTES).read_text(encoding="utf-8"))
         card = parse_card(json.dumps(values["card"]), name=str(path))
         names = [str(one["name"]) for one in values["members"]]
         hashes = [str(one["weights_sha256"]) for one in values["members"]]
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f"{path}: describes no ensemble: {error!r}") from error
-    require_classes(card, name=str(path))
-    bundles = _open_members(folder, names)
-    _require_fitting(folder, card, bundles)
-    for member, expected in zip(names, hashes, strict=True):
-        if file_sha256(folder.parent / member / WEIGHTS) != expected:
-            raise InputError(f"{path}: the weights of {member} are not those it was made with; fetch the model again")
-    first, mean = bundles[0], Mean([one.answer for one in bundles])
-    return Bundle(name, folder, card, first.gate, first.net, calibrated(mean, card), tuple(bundles))
+    require_known_classes(card, name=str(path))
+    return card, dict(zip(_member_folders(folder, names), hashes, strict=True))
 
 
-def _open_members(folder: Path, names: list[str]) -> list[Bundle]:
-    if not 0 < len(names) <= MOST_MEMBERS or len(set(names)) < len(names):
+def require_image_size(folder: Path, card: Card, of_member: Card, *, member: str) -> None:
+    """Refuse a member that reads images of another size than the ensemble.
+
+    Raises:
+        InputError: it does.
+    """
+    if of_member.image_size != card.image_size:
         raise InputError(
-            f"{folder / ENSEMBLE}: members={names[:3]}... ({len(names)}): name each once, at most {MOST_MEMBERS}"
+            f"{folder / ENSEMBLE}: {member} sees {of_member.image_size} pixels, the ensemble {card.image_size}; an "
+            "ensemble needs one image size"
         )
-    return [open_bundle(_member(folder, name), name=name) for name in names]
 
 
-def _member(folder: Path, name: Any) -> Path:
-    """Name a member's folder, which stands beside the ensemble's and nowhere else."""
+def _member_folders(folder: Path, names: list[str]) -> list[Path]:
+    if not 0 < len(names) <= MAX_MEMBERS or len(set(names)) < len(names):
+        raise InputError(
+            f"{folder / ENSEMBLE}: members={names[:3]}... ({len(names)}): name each once, at most {MAX_MEMBERS}"
+        )
+    return [_member_folder(folder, name) for name in names]
+
+
+def _member_folder(folder: Path, name: Any) -> Path:
+    """Locate a member's folder, which lies next to the ensemble's and nowhere else."""
     if not isinstance(name, str) or Path(name).name != name or name in {"", ".", ".."}:
-        raise InputError(f"{folder / ENSEMBLE}: member {name!r}: should be the name of a folder beside {folder}")
+        raise InputError(f"{folder / ENSEMBLE}: member {name!r}: should be the name of a folder next to {folder}")
     place = folder.parent / name
     if os.path.islink(place):  # unlike Path's, it takes any name
-        raise InputError(f"{folder / ENSEMBLE}: member {name!r}: is a link; put the folder itself beside {folder}")
+        raise InputError(f"{folder / ENSEMBLE}: member {name!r}: is a link; put the folder itself next to {folder}")
     return place
-
-
-def _require_fitting(folder: Path, card: Card, bundles: list[Bundle]) -> None:
-    for bundle in bundles:
-        if bundle.card.image_size != card.image_size:
-            raise InputError(
-                f"{folder / ENSEMBLE}: {bundle.name} sees {bundle.card.image_size} pixels, the ensemble "
-                f"{card.image_size}; an ensemble needs one image size"
-            )

@@ -1,122 +1,141 @@
-"""Files -> readers: a bundle, an ensemble or an exported graph, and the engine that computes."""
+"""Loads trained models from files: a bundle, an ensemble or an exported graph; all of them are untrusted input."""
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from scipy.special import expit
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from xray_pneumonia.config import build
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.inference.bundle import Card
-from xray_pneumonia.inference.bundles import Bundle, open_bundle, open_gate
-from xray_pneumonia.inference.engines import torch_engine
-from xray_pneumonia.inference.ensemble import ENSEMBLE, open_ensemble
-from xray_pneumonia.inference.model import Engine, Gray, Reader, Vector
-from xray_pneumonia.inference.onnx import GRAPH, can_read_graphs, read_graph, write_graph
+from xray_pneumonia.evaluation.input_gate import MOST_BYTES, Gate
+from xray_pneumonia.inference.bundle import (
+    CARD,
+    GATE,
+    WEIGHTS,
+    file_sha256,
+    read_bundle,
+    require_known_classes,
+    require_plain,
+)
+from xray_pneumonia.inference.ensemble import ENSEMBLE, read_ensemble, require_image_size
+from xray_pneumonia.inference.model import TrainedModel, ensemble_of
+from xray_pneumonia.inference.onnx import GRAPH, read_graph, write_graph
+from xray_pneumonia.models.layers import to_channels_last
+from xray_pneumonia.stored_config import check_net
 
 EngineName = Literal["auto", "torch", "onnx"]
-TOLERANCE = 1e-4  # of probabilities, between engines
-log = logging.getLogger(__name__)
 
 
-def open_reader(place: Path, *, name: str, engine: EngineName) -> Reader:
-    """Open a folder with a bundle or an ensemble, or an exported `.onnx` file.
+def load_model(place: Path, *, name: str, engine: EngineName = "auto") -> TrainedModel:
+    """Load a model from the folder of a bundle or an ensemble, or from an exported `.onnx` file.
 
     Args:
-        place: the folder or file; input like any other.
+        place: the folder or file.
         name: what to call the model.
-        engine: `onnx` makes the graph where none lies beside the weights; `auto` takes one that is there,
-            unless a GPU is, and torch otherwise.
+        engine: what computes: `auto` is torch for a folder and onnxruntime for a file; `onnx` exports a folder's model
+            first.
 
     Raises:
         InputError: a file is missing, damaged or altered, or a package is missing.
     """
     if place.is_file():
-        return _open_graph(place, name=name, engine=engine)
-    bundle = open_folder(place, name=name)
-    return Reader(name, bundle.card, bundle.gate, bundle.net, _choose(bundle, engine))
+        if engine == "torch":
+            raise InputError(f"engine=torch: {place} is an exported graph, which onnxruntime reads; leave engine=auto")
+        card, graph = read_graph(place)
+        return TrainedModel(name, card, _load_gate(place.parent), graph=graph, folder=place.parent)
+    model = (_load_ensemble if (place / ENSEMBLE).exists() else load_bundle)(place, name=name)
+    if engine != "onnx":
+        return model
+    with TemporaryDirectory() as folder:
+        write_graph(model, Path(folder) / GRAPH)
+        return replace(model, graph=read_graph(Path(folder) / GRAPH)[1])
 
 
-def open_folder(folder: Path, *, name: str) -> Bundle:
-    """Open a bundle or an ensemble, whichever the folder holds.
+def load_bundle(folder: Path, *, name: str) -> TrainedModel:
+    """Load a folder with `model.safetensors`, `model.json` and, for most, `gate.npz`.
 
     Raises:
-        InputError: a file is missing, damaged or altered.
+        InputError: a file is missing, damaged or altered, or the weights do not fit the net.
     """
-    return (open_ensemble if (folder / ENSEMBLE).exists() else open_bundle)(folder, name=name)
+    card, weights = read_bundle(folder)
+    require_known_classes(card, name=str(folder / CARD))
+    gate = _load_gate(folder)
+    return TrainedModel(name, card, gate, _load_net(card.net, weights, name=str(folder)), folder=folder)
 
 
-def probes(side: int) -> Gray:
-    """Draw images at the edges of what can come: (8, S, S).
-
-    Dark, bright, black beside white, a gradient, a checkerboard, noise. None is nearly of one gray:
-    the decoder refuses one gray, and a net that standardises each image blows the rounding of its mean up.
-    """
-    rng = np.random.default_rng(0)
-    half = np.broadcast_to(np.arange(side) < side // 2, (side, side))
-    two_levels = [np.where(half, dark, bright) for dark, bright in ((0, 32), (223, 255), (0, 255))]
-    ramp = np.broadcast_to(np.linspace(0, 255, side), (side, side))
-    board = np.indices((side, side)).sum(axis=0) % 2 * 255
-    noise = [rng.integers(0, 256, (side, side)), *rng.normal(128, 30, (2, side, side)).clip(0, 255)]
-    return np.stack([*two_levels, ramp, board, *noise]).astype(np.uint8)
-
-
-def farthest(one: Engine, other: Engine, pixels: Gray) -> float:
-    """Give the largest distance between two engines' probabilities on (N, S, S) images."""
-    return float(np.abs(expit(one(pixels)) - expit(other(pixels))).max())
+def _load_ensemble(folder: Path, *, name: str) -> TrainedModel:
+    card, places = read_ensemble(folder)
+    members = []
+    for place, expected in places.items():
+        member = load_bundle(place, name=place.name)
+        require_image_size(folder, card, member.card, member=place.name)
+        if file_sha256(place / WEIGHTS) != expected:
+            raise InputError(
+                f"{folder / ENSEMBLE}: the weights of {place.name} are not those it was made with; fetch the model "
+                "again"
+            )
+        members.append(member)
+    return ensemble_of(members, card, name=name, folder=folder)
 
 
-def _open_graph(path: Path, *, name: str, engine: EngineName) -> Reader:
-    if engine == "torch":
-        raise InputError(f"engine=torch: {path} is an exported graph, which onnxruntime reads; leave engine=auto")
-    card, run = read_graph(path)
-    return Reader(name, card, open_gate(path.parent), None, run)
+def _load_gate(folder: Path) -> Gate | None:
+    path = folder / GATE
+    return Gate.read(require_plain(path, most=MOST_BYTES)) if path.exists() else None
 
 
-def _choose(bundle: Bundle, engine: EngineName) -> Engine:
-    """Take the fastest engine that gives equal results."""
-    plain = torch_engine(bundle.answer)
-    if engine == "torch" or (engine == "auto" and (torch.cuda.is_available() or not can_read_graphs())):
-        return plain
-    graph = _graph_beside(bundle)
-    if graph is None and engine == "auto":
-        return plain
-    graph = graph or _graph_made(bundle)
-    apart = farthest(plain, graph, probes(bundle.card.image_size))
-    if apart <= TOLERANCE:  # NaN is not
-        return graph
-    if engine == "onnx":
-        raise InputError(f"engine=onnx: {bundle.folder}: its graph is {apart:.2g} off its weights; export it anew")
-    log.warning("%s: its graph is %.2g off its weights, so torch computes; export it anew", bundle.name, apart)
-    return plain
+def _load_net(node: Mapping[str, Any], weights: Mapping[str, Tensor], *, name: str) -> nn.Module:
+    """Build the net a card names around its weights; nothing is drawn, downloaded or larger than the weights."""
+    node = dict(check_net(dict(node), origin=name))
+    if "pretrained" in node:
+        node["pretrained"] = False  # its weights are here
+    try:
+        with torch.device("meta"), _limit_parameters(weights):  # shapes alone
+            net: nn.Module = build(node)
+        _require_fitting(net, weights)
+        net = net.to_empty(device="cpu")
+        net.load_state_dict(weights)
+    except (RuntimeError, ValueError, TypeError, OverflowError) as error:
+        raise InputError(f"{name}: its weights do not fit its net: {' '.join(str(error).split())}") from error
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return to_channels_last(net).eval().requires_grad_(False).to(device)
 
 
-def _graph_beside(bundle: Bundle) -> Engine | None:
-    """Open the graph that lies beside the weights, or those of all members of an ensemble."""
-    if (bundle.folder / GRAPH).is_file():
-        card, run = read_graph(bundle.folder / GRAPH)
-        if card != bundle.card:
-            log.warning("%s: its %s is that of another model; it is not used", bundle.folder, GRAPH)
-            return None
-        return run
-    parts = [_graph_beside(member) for member in bundle.members]
-    engines = [part for part in parts if part is not None]
-    return _mean(engines, bundle.card) if engines and len(engines) == len(parts) else None
+@contextmanager
+def _limit_parameters(weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Stop the making of a net, however many layers its card asks for, that these weights can never fill."""
+    most = 2 * len(weights) + 100  # a net from torchvision has its ends replaced
+    made = 0
+
+    def count(*_: Any) -> None:
+        nonlocal made
+        made += 1
+        if made > most:
+            raise ValueError(f"it asks for over {most} tensors, there are {len(weights)}")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
-def _mean(engines: Sequence[Engine], card: Card) -> Engine:
-    def run(pixels: Gray) -> Vector:
-        logits = np.column_stack([engine(pixels) for engine in engines]).mean(axis=1)
-        return np.asarray(logits / card.temperature + card.bias, np.float64)
-
-    return run
-
-
-def _graph_made(bundle: Bundle) -> Engine:
-    with TemporaryDirectory() as folder:
-        write_graph(bundle, Path(folder) / GRAPH)
-        return read_graph(Path(folder) / GRAPH)[1]
+def _require_fitting(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    expected = net.state_dict()
+    differing = sorted(expected.keys() ^ weights.keys())
+    if differing:
+        problem = "lacks" if differing[0] in expected else "has no place for"
+        raise ValueError(f"{problem} {differing[0]} ({len(differing)} such)")
+    for key, tensor in weights.items():
+        if tensor.shape != expected[key].shape or tensor.dtype != expected[key].dtype:
+            raise ValueError(
+                f"{key} is {tensor.dtype} {tuple(tensor.shape)}, should be {expected[key].dtype} "
+                f"{tuple(expected[key].shape)}"
+            )
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{key} holds what is no finite number")

@@ -1,10 +1,10 @@
-"""Exported graphs, the only door to ONNX: one file that eats raw pixels and gives calibrated probabilities.
+"""Exports models to ONNX and reads them back: one file that maps raw pixels to calibrated probabilities.
 
-Its input is `pixels`, uint8 (B, 1, S, S) with any B; its outputs are `probability` and `logit`, both
-calibrated, (B,) in double precision. Scaling, normalisation, calibration and sigmoid are in the graph;
-the card is in its metadata.
+The input is `pixels`, uint8 (B, 1, S, S) with any B; the outputs are `probability` and `logit`, both calibrated, (B,)
+in double precision. Scaling, normalisation, calibration and sigmoid are in the graph; the card is in its metadata.
 """
 
+import copy
 import json
 import logging
 import warnings
@@ -17,45 +17,57 @@ import torch
 from torch import Tensor, nn
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.inference.bundle import MOST_BYTES, Card, parse_card, require_plain
-from xray_pneumonia.inference.bundles import Bundle, require_classes
-from xray_pneumonia.inference.engines import SMALL_BATCH, in_batches
-from xray_pneumonia.inference.model import Engine, Gray, Vector
+from xray_pneumonia.inference.bundle import MAX_BYTES, Card, parse_card, require_known_classes, require_plain
+from xray_pneumonia.inference.model import CPU_BATCH, Graph, TrainedModel, in_batches
+from xray_pneumonia.types import Gray, Vector
 
-GRAPH = "model.onnx"  # beside the weights
+GRAPH = "model.onnx"  # in the folder of the weights
 INPUT, OUTPUTS = "pixels", ["probability", "logit"]
 CURE = "pip install 'xray-pneumonia[onnx]'"
-log = logging.getLogger(__name__)
+
+
+class _Calibrated(nn.Module):
+    """A model's nets with its calibration, as one module."""
+
+    def __init__(self, model: TrainedModel) -> None:
+        super().__init__()
+        members = [_Calibrated(member) for member in model.members]
+        self.parts = nn.ModuleList(members or [copy.deepcopy(model.require_net())])
+        self.temperature, self.bias = model.card.temperature, model.card.bias
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        mean = torch.stack([part(pixels).double() for part in self.parts]).mean(dim=0)
+        return mean / self.temperature + self.bias
 
 
 class _Answer(nn.Module):
-    """Calibrated logits, and the probabilities they mean."""
+    """Calibrated probabilities and logits."""
 
-    def __init__(self, logits: nn.Module) -> None:
+    def __init__(self, model: TrainedModel) -> None:
         super().__init__()
-        self.logits = logits
+        self.logits = _Calibrated(model)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         logit = self.logits(pixels)
         return torch.sigmoid(logit), logit
 
 
-def write_graph(bundle: Bundle, path: Path) -> None:
-    """Write a model, or several that answer as one, as a graph.
+def write_graph(model: TrainedModel, path: Path) -> None:
+    """Write a model, or an ensemble, as one graph.
 
     Raises:
         InputError: the packages that write graphs are not installed.
     """
     require_writer()
-    side = bundle.card.image_size
+    side = model.card.image_size
     example = torch.zeros(2, 1, side, side, dtype=torch.uint8)
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # the exporter tells of its own parts
+    logging.disable(logging.WARNING)  # the exporter logs its own progress
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program: Any = torch.onnx.export(
-                _Answer(bundle.answer).eval(),
+                _Answer(model).eval().cpu(),
                 (example,),
                 dynamo=True,
                 dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}},
@@ -67,69 +79,63 @@ def write_graph(bundle: Bundle, path: Path) -> None:
         logging.disable(before)
     for node in program.model.graph.all_nodes():  # they name the files of this machine
         node.metadata_props.clear()
-    program.model.metadata_props.update(_metadata(bundle.card))
+    program.model.metadata_props.update(_metadata(model.card))
     program.save(path, external_data=False)
 
 
-def read_graph(path: Path) -> tuple[Card, Engine]:
-    """Open a graph that `write_graph` wrote.
+def read_graph(path: Path) -> tuple[Card, Graph]:
+    """Read a graph that `write_graph` wrote.
 
     Raises:
         InputError: the file is missing, damaged or no such graph, or onnxruntime is not installed.
     """
-    runtime = _runtime()
+    runtime = require_reader()
     try:
         options = runtime.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = torch.get_num_threads()
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting takes no one else's time
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads leave the processor
         # from bytes: a graph that wants data from other files gets none
-        data = require_plain(path, most=MOST_BYTES).read_bytes()
+        data = require_plain(path, most=MAX_BYTES).read_bytes()
         session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         card = parse_card(session.get_modelmeta().custom_metadata_map.get("card", "null"), name=str(path))
     except InputError:
         raise
     except Exception as error:  # the runtime has many kinds
         raise InputError(f"{path}: cannot be read as a graph: {' '.join(str(error).split())[:300]}") from error
-    require_classes(card, name=str(path))
+    require_known_classes(card, name=str(path))
     _require_shapes(session, card, path)
 
     def run(batch: Gray) -> Vector:
         return np.asarray(session.run(OUTPUTS[1:], {INPUT: np.ascontiguousarray(batch)[:, None]})[0], np.float64)
 
-    return card, in_batches(run, SMALL_BATCH)
+    return card, lambda images: in_batches(run, images, CPU_BATCH)
 
 
 def require_writer() -> None:
-    """Check, before any work, that the packages which write graphs are there.
+    """Check that the packages which write graphs are installed.
 
     Raises:
-        InputError: one is not installed.
+        InputError: one is not.
     """
     try:
-        import onnx
-        import onnxscript
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
     except ImportError as error:
         raise InputError(f"{error.name} is not installed, and writing graphs needs it: {CURE}") from error
-    log.debug("onnx %s, onnxscript %s", onnx.__version__, onnxscript.__version__)
 
 
-def require_reader() -> None:
-    """Check, before any work, that the package which reads graphs is there.
+def require_reader() -> Any:
+    """Import the package that reads graphs.
 
     Raises:
         InputError: it is not installed.
     """
-    _runtime()
-
-
-def can_read_graphs() -> bool:
-    """Tell whether onnxruntime is installed."""
     try:
-        _runtime()
-    except InputError:
-        return False
-    return True
+        import onnxruntime
+    except ImportError as error:
+        raise InputError(f"{error.name} is not installed, and reading graphs needs it: {CURE}") from error
+    return onnxruntime
 
 
 def _require_shapes(session: Any, card: Card, path: Path) -> None:
@@ -141,7 +147,7 @@ def _require_shapes(session: Any, card: Card, path: Path) -> None:
 
 
 def _metadata(card: Card) -> dict[str, str]:
-    """Say in the file what its answers mean: the card, and what other programs look for."""
+    """Describe the answers: the card, and what other programs look for."""
     return {
         "card": json.dumps(asdict(card)),
         "labels": json.dumps(card.class_names),
@@ -149,11 +155,3 @@ def _metadata(card: Card) -> dict[str, str]:
         "operating_point": repr(card.operating_point),
         "band": json.dumps(card.band),
     }
-
-
-def _runtime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise InputError(f"{error.name} is not installed, and reading graphs needs it: {CURE}") from error
-    return onnxruntime

@@ -8,8 +8,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from xray_pneumonia import schema
+from xray_pneumonia import config
 from xray_pneumonia.errors import InputError
+from xray_pneumonia.evaluation.metrics import monitor_mode
 from xray_pneumonia.sweeps import syntax
 from xray_pneumonia.sweeps.settings import SweepSettings
 from xray_pneumonia.sweeps.space import Point, Space
@@ -59,7 +60,7 @@ def read_settings(cfg: DictConfig) -> SweepSettings:
     """
     values: dict[str, Any] = OmegaConf.to_container(cfg.sweep, resolve=True)  # type: ignore[assignment]
     values.pop("_target_", None)
-    problems = schema.problems(values, SweepSettings, prefix="sweep.")
+    problems = config.problems(values, SweepSettings, prefix="sweep.")
     if problems:
         raise InputError("\n  ".join(["the sweep is wrong:", *problems]) if len(problems) > 1 else problems[0])
     return SweepSettings(**values)
@@ -100,7 +101,10 @@ def read(cfg: DictConfig, arguments: Sequence[str], *, choice: str) -> Plan:
         kind=kind,
         points=tuple(first + [point for point in points if point not in first]),
         n_trials=min(budget, len(points)) if kind == "grid" else budget,
-        objectives={str(k): str(v) for k, v in (settings.objectives or {cfg.monitor: cfg.mode}).items()},
+        objectives={
+            str(k): str(v)
+            for k, v in (settings.objectives or {cfg.monitor: monitor_mode(cfg.monitor, cfg.mode)}).items()
+        },
         max_epochs=int(cfg.trainer.max_epochs),
     )
     return plan if settings.name else _named(plan, choice)

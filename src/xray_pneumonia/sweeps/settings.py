@@ -6,10 +6,11 @@ from typing import Annotated, Any, Literal
 from annotated_types import Len
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.types import Count, Monitor, Seed, Whole
+from xray_pneumonia.evaluation.metrics import Monitor
+from xray_pneumonia.types import Count, Seed, Whole
 
 # What a trial can be judged by: the best epoch's figures, the size of the net, the seconds of an epoch.
-Objective = Literal[Monitor, "model/parameters", "time/epoch_seconds"]
+Objective = Monitor | Literal["model/parameters", "time/epoch_seconds"]
 Direction = Literal["max", "min"]
 
 
@@ -24,7 +25,7 @@ class SweepSettings:
         n_trials: completed or pruned trials to reach; null takes every point of a grid, or 20.
         sampler: `auto` is `grid` where the space has finitely many points and no budget, else `tpe`.
         seed: of the sampler.
-        objectives: metrics with `max` or `min`; null takes `monitor` and `mode`.
+        objectives: metrics with `max` or `min`; null takes `monitor`.
         pruner: ends trials that do worse than others did at the same epoch.
         prune_after_trials: trials that must be complete before the first is pruned (median alone).
         prune_after_epochs: epochs that every trial may run.

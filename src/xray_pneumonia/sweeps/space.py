@@ -13,8 +13,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from xray_pneumonia.errors import InputError
-from xray_pneumonia.schema import nearest
+from xray_pneumonia.errors import InputError, nearest
 
 Value = str | int | float
 Point = dict[str, Value]

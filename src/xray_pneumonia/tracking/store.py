@@ -11,8 +11,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from xray_pneumonia.errors import InputError
-from xray_pneumonia.schema import nearest
+from xray_pneumonia.errors import InputError, nearest
 from xray_pneumonia.tracking.moved import follow
 from xray_pneumonia.tracking.store_errors import StoreAway, asked, require_not_just_away
 from xray_pneumonia.tracking.store_errors import first_line as first_line

@@ -11,7 +11,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from xray_pneumonia.errors import InputError, TrainingDiverged
-from xray_pneumonia.evaluation.epoch_metrics import classification_metrics
+from xray_pneumonia.evaluation.metrics import epoch_metrics
 from xray_pneumonia.training.optimizers import Horizon, Parameters
 from xray_pneumonia.types import Stage
 
@@ -114,13 +114,13 @@ class PneumoniaClassifier(pl.LightningModule):
                 f"{stage}/loss is {loss} in epoch {self.current_epoch + 1}; lower optimizer.lr or set "
                 "trainer.gradient_clip"
             )
-        metrics = {"loss": loss, **classification_metrics(logits.float().cpu().numpy(), labels.cpu().numpy())}
+        metrics = {"loss": loss, **epoch_metrics(logits.float().cpu().numpy(), labels.cpu().numpy())}
         known = {f"{stage}/{name}": value for name, value in metrics.items() if not math.isnan(value)}
         if stage == "val" and self._monitor not in known:
             raise InputError(
                 f"trainer.limit_val_batches={self.trainer.limit_val_batches}: the {len(labels)} images that validate "
                 f"are of one class alone, so monitor={self._monitor} cannot be measured; "
-                "trainer.limit_val_batches=null takes all images, monitor=val/loss mode=min needs one class"
+                "trainer.limit_val_batches=null takes all images, monitor=val/loss needs one class"
             )
         self.log_dict(known, on_epoch=True, on_step=False, batch_size=1)
 

@@ -14,13 +14,12 @@ from annotated_types import Len
 from omegaconf import DictConfig
 
 from xray_pneumonia.config import Node, anchor, build, check
-from xray_pneumonia.errors import InputError
+from xray_pneumonia.errors import InputError, nearest
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.comparison import Difference, compare
 from xray_pneumonia.evaluation.report import figures
 from xray_pneumonia.evaluation.report.figures_runs import TITLES, overlaid_curves
 from xray_pneumonia.evaluation.run_groups import Entry, Group, group, pool, tabulate
-from xray_pneumonia.schema import nearest
 from xray_pneumonia.tracking import search
 from xray_pneumonia.tracking.search import Found
 from xray_pneumonia.tracking.store import Store, masked, open_existing

@@ -1,4 +1,4 @@
-"""What became of all files, in a table on the terminal and on one page for the eye: the contact sheet."""
+"""Summarises the answers to all files: a table on the terminal, and the contact sheet, one HTML page of thumbnails."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ from xray_pneumonia.evaluation.report.build import render
 from xray_pneumonia.evaluation.report.model_card import LIMITS, USE
 from xray_pneumonia.evaluation.report.text import percent
 from xray_pneumonia.inference.bundle import Card
-from xray_pneumonia.inference.model import Reader
+from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.workflows.prediction_files import TABLE, Row
 
 SHEET = "contact_sheet.html"
@@ -66,7 +66,7 @@ def _certainty(row: Row) -> tuple[bool, float]:
     return row["decision"] != "look closer", abs(row["probability"] - row["operating_point"])
 
 
-def write_sheet(folder: Path, outcome: Outcome, reader: Reader, decoders: Decoders, source: Path) -> None:
+def write_sheet(folder: Path, outcome: Outcome, model: TrainedModel, decoders: Decoders, source: Path) -> None:
     """Write the page; the films on it are decoded again, so that a continued run shows the old ones too."""
     rows = {row["path"]: row for row in outcome.shown}
     pictures: dict[str, str] = {}
@@ -88,10 +88,10 @@ def write_sheet(folder: Path, outcome: Outcome, reader: Reader, decoders: Decode
         maps=maps,
         meanings=MEANINGS,
         source=printable(str(source)),
-        model=reader.name,
-        card=reader.card,
-        band=reader.band,
-        rests=rests_on(reader.card),
+        model=model.name,
+        card=model.card,
+        band=model.band,
+        rests=rests_on(model.card),
         use=USE,
         limits=LIMITS,
         when=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
@@ -113,10 +113,10 @@ def rests_on(card: Card) -> str:
     )
 
 
-def print_outcome(outcome: Outcome, reader: Reader, folder: Path, console: Console) -> None:
+def print_outcome(outcome: Outcome, model: TrainedModel, folder: Path, console: Console) -> None:
     """Print counts, failures, where the answers are and what they rest on."""
     answered = sum(outcome.decisions.values())
-    title = f"{answered} of {outcome.files} files answered; operating point {reader.card.operating_point:.4f}"
+    title = f"{answered} of {outcome.files} files answered; operating point {model.card.operating_point:.4f}"
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("decision")
     table.add_column("files", justify="right")
@@ -131,7 +131,7 @@ def print_outcome(outcome: Outcome, reader: Reader, folder: Path, console: Conso
     console.print(table)
     for name, count in outcome.flags.most_common():
         console.print(f"Flag {name}: {count} ({MEANINGS[name]})", highlight=False)
-    console.print(f"Model {reader.name}. {rests_on(reader.card)}", highlight=False, markup=False)
+    console.print(f"Model {model.name}. {rests_on(model.card)}", highlight=False, markup=False)
     console.print("A second opinion beside a radiologist's reading; no medical device.", highlight=False)
     print(f"Answers: {folder / TABLE}\nContact sheet: {folder / SHEET}")
     print(f"output={folder} files={outcome.files} failed={sum(outcome.failures.values())}", flush=True)

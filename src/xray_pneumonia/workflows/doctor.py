@@ -4,20 +4,20 @@ import os
 import platform
 import tempfile
 from dataclasses import dataclass, field
+from importlib.metadata import requires, version
 from pathlib import Path
 
 import psutil
 import torch
 from omegaconf import DictConfig
+from packaging.requirements import Requirement
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from xray_pneumonia import packages
 from xray_pneumonia.config import Node, anchor, build, check
 from xray_pneumonia.errors import InputError, Unwell
 from xray_pneumonia.tracking import sync
-from xray_pneumonia.tracking.provenance import PACKAGES
 from xray_pneumonia.tracking.store import Store, TrackingSettings, masked, open_existing_any, resolve_uri
 
 LOW = 5 * 2**30  # bytes; a sweep's checkpoints need that soon
@@ -85,15 +85,12 @@ def _machine(report: Report) -> None:
 
 
 def _packages(report: Report) -> None:
-    bad = packages.problems()
-    for name in PACKAGES:
-        there = packages.installed(name)
-        problem = next((problem for problem in bad if problem.startswith(f"{name} ")), "")
-        report.say(name, there or "not installed", problem)
-    named = {f"{name} " for name in PACKAGES}
-    for problem in bad:
-        if not any(problem.startswith(name) for name in named):
-            report.say(problem.split(": ")[0], "", problem)
+    """List the packages that this one requires, and those that its pins exclude."""
+    for need in map(Requirement, requires("xray-pneumonia") or []):
+        if need.marker is None or need.marker.evaluate({"extra": ""}):
+            found = version(need.name)
+            wrong = not need.specifier.contains(found, prereleases=True)
+            report.say(need.name, found, f"{need.name} {found}: install {need.name}{need.specifier}" if wrong else "")
 
 
 def _space(report: Report, home: Path) -> None:

@@ -20,6 +20,7 @@ from xray_pneumonia.evaluation.comparison import Difference, compare
 from xray_pneumonia.evaluation.report.model_card import checklist_answers, model_facts
 from xray_pneumonia.evaluation.report.text import SPLITS, TITLES, number, times
 from xray_pneumonia.evaluation.settings import EvaluationSettings
+from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.stored_config import load_stored
 from xray_pneumonia.tracking.ledger import Opening, opened_before, record_opening
 from xray_pneumonia.tracking.provenance import collect
@@ -27,10 +28,16 @@ from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.store import masked, open_store
 from xray_pneumonia.training import performance
 from xray_pneumonia.workflows.closer_look import learn_gate, look_closer
-from xray_pneumonia.workflows.contenders import find, find_rival, require_comparable
 from xray_pneumonia.workflows.dossier import Dossier, write_dossier
-from xray_pneumonia.workflows.ensemble import Ensemble
-from xray_pneumonia.workflows.evaluation_data import RECORD_COLUMNS, HeldOut, Split, open_split, training_leaks
+from xray_pneumonia.workflows.evaluation_data import (
+    RECORD_COLUMNS,
+    HeldOut,
+    Split,
+    open_split,
+    require_comparable,
+    training_leaks,
+)
+from xray_pneumonia.workflows.find_model import EvaluatedModel, find_compared, find_evaluated
 
 DRIFT = 0.05  # logits of one model on one image differ less between machines
 log = logging.getLogger(__name__)
@@ -66,29 +73,27 @@ def main(cfg: DictConfig) -> None:
     home, tracking = Path(cfg.home), build(cfg.tracking)
     store = open_store(tracking, home=home)
     performance.prepare_process(keep_freed_memory=True, threads=None)
-    if (cfg.run_id is None) == (cfg.model is None):
-        raise InputError("run_id, model: name one of them: run_id=ID, or model=NAME of one that `xray predict` reads")
-    model = find(store, cfg, settings, run_id=cfg.run_id, name=cfg.model)
-    rival = find_rival(store, cfg, settings)
+    evaluated = find_evaluated(store, cfg, settings)
+    other = find_compared(store, cfg, settings)
     held_out = open_split(
-        model.first.run,
+        evaluated.runs[0],
         cfg.split,
         root=cfg.data.root,
         broken=cfg.data.broken,
         home=home,
-        image_size=model.first.card.image_size,
-        validation_ids=None if model.validation is None else set(model.validation["id"]),
+        image_size=evaluated.model.card.image_size,
+        validation_ids=None if evaluated.validation is None else set(evaluated.validation["id"]),
     )
-    require_comparable(held_out, model, rival)
-    run_ids = [member.run.run_id for member in model.members]
+    require_comparable(held_out, evaluated, other)
+    run_ids = [run.run_id for run in evaluated.runs]
     tags = {"verb": "evaluate", "evaluates": ",".join(run_ids), "split": cfg.split}
-    if len(run_ids) == 1 and model.validation is not None:
+    if len(run_ids) == 1 and evaluated.validation is not None:
         tags["mlflow.parentRunId"] = run_ids[0]
-    store = model.first.run.store
-    name = tracking.run_name or f"{cfg.split}: {model.name}"[:250]
+    store = evaluated.runs[0].store
+    name = tracking.run_name or f"{cfg.split}: {evaluated.model.name}"[:250]
     with start_run(store, name=name, tags=tags, system_metrics=False) as run:
         _record_origin(run, cfg, values, held_out)
-        judgement, dossier, (what, where) = evaluate(run, model, held_out, settings, rival=rival)
+        judgement, dossier, (what, where) = evaluate(run, evaluated, held_out, settings, other=other)
     _print(judgement, dossier, Console(width=None if Console().is_terminal else 100))
     print(f"{what}: {where}")
     print(f"See it: mlflow ui --backend-store-uri {masked(store.uri)}")
@@ -96,18 +101,25 @@ def main(cfg: DictConfig) -> None:
 
 
 def evaluate(
-    run: Run, model: Ensemble, held_out: HeldOut, settings: EvaluationSettings, *, rival: Ensemble | None
+    run: Run,
+    evaluated: EvaluatedModel,
+    held_out: HeldOut,
+    settings: EvaluationSettings,
+    *,
+    other: EvaluatedModel | None,
 ) -> tuple[Judgement, Dossier, tuple[str, Path]]:
     """Open the split, predict, judge and write the dossier into a run; the ledger comes first."""
-    openings = _open(model, held_out)
-    table = _predict(model, held_out)
-    chosen_on = table if held_out.split == "val" and model.validation is None else model.validation
-    judgement = judge(table, model.decision, settings, validation=chosen_on)
-    dossier = _dossier(model, held_out, judgement, settings, openings=openings)
-    if rival is not None:
-        dossier.rival, dossier.differences = rival.name, _compare(judgement, rival, held_out, settings)
-    gate = (model.first.gate or learn_gate(held_out)) if settings.report else None
-    look_closer(dossier, judgement, held_out, settings, net=model.first.net, predict=model.logits, gate=gate)
+    openings = _open(evaluated, held_out)
+    table = _predict(evaluated, held_out)
+    chosen_on = table if held_out.split == "val" and evaluated.validation is None else evaluated.validation
+    judgement = judge(table, evaluated.model.decision, settings, validation=chosen_on)
+    dossier = _dossier(evaluated, held_out, judgement, settings, openings=openings)
+    if other is not None:
+        dossier.rival, dossier.differences = other.model.name, _compare(judgement, other.model, held_out, settings)
+    model = evaluated.model
+    gate = (model.gate or learn_gate(held_out)) if settings.report else None
+    net, logits = model.require_net(), model.uncalibrated_logits
+    look_closer(dossier, judgement, held_out, settings, net=net, predict=logits, gate=gate)
     written = write_dossier(run, dossier, judgement, held_out.images, settings)
     run.log_metrics({f"{held_out.split}/{name}": value for name, value in judgement.metrics().items()})
     run.set_tags({"openings": len(openings), "chosen_after_opening": any(dossier.chosen_after.values())})
@@ -126,17 +138,17 @@ def _record_origin(run: Run, cfg: DictConfig, values: dict[str, Any], held_out: 
     )
 
 
-def _open(model: Ensemble, held_out: HeldOut) -> list[Opening]:
+def _open(evaluated: EvaluatedModel, held_out: HeldOut) -> list[Opening]:
     """Write the opening to the ledger, before anything is predicted."""
-    run = model.first.run
+    run = evaluated.runs[0]
     found = record_opening(
         run.store,
         split=held_out.split,
         fingerprint=held_out.fingerprint,
         contents=held_out.contents,
         experiment=run.store.experiment_name,
-        config_sha256=",".join(member.run.tags.get("config_sha256", "") for member in model.members),
-        runs=[member.run.run_id for member in model.members],
+        config_sha256=",".join(run.tags.get("config_sha256", "") for run in evaluated.runs),
+        runs=[run.run_id for run in evaluated.runs],
     )
     if len(found) > 1:
         log.warning(
@@ -145,12 +157,12 @@ def _open(model: Ensemble, held_out: HeldOut) -> list[Opening]:
     return found
 
 
-def _predict(model: Ensemble, held_out: HeldOut) -> pd.DataFrame:
-    logits = model.logits(held_out.images, what="Predicting")
+def _predict(evaluated: EvaluatedModel, held_out: HeldOut) -> pd.DataFrame:
+    logits = evaluated.model.uncalibrated_logits(held_out.images, progress="Predicting")
     table = predictions.tabulate(held_out.records, held_out.records.index.to_numpy(), logits)
     predictions.require_usable(table, name=f"split={held_out.split}")
-    if held_out.split == "val" and model.validation is not None:
-        _require_unaltered(model.first.run.run_id, model.validation, table)
+    if held_out.split == "val" and evaluated.validation is not None:
+        _require_unaltered(evaluated.runs[0].run_id, evaluated.validation, table)
     known = [column for column in RECORD_COLUMNS if column in held_out.records]
     return table.join(held_out.records[known])
 
@@ -167,23 +179,25 @@ def _require_unaltered(run_id: str, validation: pd.DataFrame, table: pd.DataFram
 
 
 def _dossier(
-    model: Ensemble,
+    evaluated: EvaluatedModel,
     held_out: HeldOut,
     judgement: Judgement,
     settings: EvaluationSettings,
     *,
     openings: list[Opening],
 ) -> Dossier:
-    config = plain(load_stored(model.first.run.config, origin=f"run_id={model.first.run.run_id}"))
-    runs = [member.run for member in model.members]
+    config = plain(load_stored(evaluated.runs[0].config, origin=f"run_id={evaluated.runs[0].run_id}"))
+    runs = evaluated.runs
     counts = {
         run.run_id: opened_before(run.store, experiment=run.store.experiment_name, started=run.started) for run in runs
     }
     return Dossier(
-        model=model.name,
+        model=evaluated.model.name,
         split=held_out.split,
         run_ids=[run.run_id for run in runs],
-        facts=model_facts(config, runs[0].tags, judgement, settings) | _of_ensemble(model) | _of_its_past(model),
+        facts=model_facts(config, runs[0].tags, judgement, settings)
+        | _of_ensemble(evaluated)
+        | _of_its_past(evaluated),
         answers=checklist_answers(config, held_out.records, judgement, split=held_out.split, openings=len(openings)),
         openings=openings,
         chosen_after={run_id: count for run_id, count in counts.items() if count},
@@ -192,27 +206,28 @@ def _dossier(
     )
 
 
-def _of_ensemble(model: Ensemble) -> dict[str, str]:
-    if len(model.members) == 1:
+def _of_ensemble(evaluated: EvaluatedModel) -> dict[str, str]:
+    if len(evaluated.runs) == 1:
         return {}
-    return {"Ensemble": f"the mean of the calibrated logits of {len(model.members)} models, judged as one"}
+    return {"Ensemble": f"the mean of the calibrated logits of {len(evaluated.runs)} models, judged as one"}
 
 
-def _of_its_past(model: Ensemble) -> dict[str, str]:
-    if model.validation is not None:
+def _of_its_past(evaluated: EvaluatedModel) -> dict[str, str]:
+    if evaluated.validation is not None:
         return {}
     return {"Origin": "a folder, not a run of this store, whose ledger cannot tell what was opened before its training"}
 
 
 def _compare(
-    judgement: Judgement, rival: Ensemble, held_out: HeldOut, settings: EvaluationSettings
+    judgement: Judgement, model: TrainedModel, held_out: HeldOut, settings: EvaluationSettings
 ) -> list[Difference]:
-    other = judgement.table.assign(logit=rival.logits(held_out.images, what="Predicting with the other model"))
-    predictions.require_usable(other, name="compare_to")
+    logits = model.uncalibrated_logits(held_out.images, progress="Predicting with the other model")
+    table = judgement.table.assign(logit=logits)
+    predictions.require_usable(table, name="compare_to")
     return compare(
         judgement.table,
-        rival.decision.calibration.apply(other),
-        thresholds=(judgement.decision.threshold, rival.decision.threshold),
+        model.decision.calibration.apply(table),
+        thresholds=(judgement.decision.threshold, model.decision.threshold),
         replicates=settings.replicates,
         seed=settings.seed,
     )

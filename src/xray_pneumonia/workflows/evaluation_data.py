@@ -21,6 +21,7 @@ from xray_pneumonia.evaluation.input_gate import MOST
 from xray_pneumonia.stored_config import load_stored
 from xray_pneumonia.tracking.stored_runs import StoredRun
 from xray_pneumonia.types import Gray
+from xray_pneumonia.workflows.find_model import EvaluatedModel
 
 Split = Literal["val", "shift", "test", "external"]
 RECORD_COLUMNS = ("mode", "width", "height", "bytes")  # joined to the predictions, for subgroups and shortcuts
@@ -185,3 +186,33 @@ def training_leaks(run: StoredRun, records: pd.DataFrame) -> int | None:
     except (InputError, ValueError):
         return None
     return int(records["sha256"].isin(trained.loc[trained["split"] == "train", "sha256"]).sum())
+
+
+def require_comparable(held_out: HeldOut, evaluated: EvaluatedModel, other: EvaluatedModel | None) -> None:
+    """Refuse a split that the models were trained on, or models that read images of different sizes.
+
+    Raises:
+        InputError: they may have been, or do.
+    """
+    known = evaluated.validation
+    if held_out.split == "val" and known is not None and set(held_out.records["id"]) != set(known["id"]):
+        raise InputError(
+            f"run_id: the validation predictions of {evaluated.runs[0].run_id} are about other images than its config "
+            "names; the run was altered"
+        )
+    if other is None:
+        return
+    if other.model.card.image_size != evaluated.model.card.image_size:
+        raise InputError("compare_to: the two models see images of different size; compare runs of one data.image_size")
+    if held_out.split == "val" and _validated_on(other) != _validated_on(evaluated):
+        raise InputError(
+            "compare_to: the two models validate on different images, so one may have trained on what the other is "
+            "judged by; compare runs with the same data.split_seed and folds, or use split=test"
+        )
+
+
+def _validated_on(evaluated: EvaluatedModel) -> set[str] | str:
+    """Identify a validation split by its images, or by the cut records where a folder holds no predictions."""
+    if evaluated.validation is None:
+        return evaluated.runs[0].tags["records_fingerprint"]
+    return set(evaluated.validation["id"])

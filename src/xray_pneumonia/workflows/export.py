@@ -1,33 +1,39 @@
-"""`xray export`: a trained model as one ONNX file or one folder, kept only if it gives the same answers."""
+"""`xray export`: writes a trained model as one ONNX file or one folder, kept only if it gives the same answers."""
 
 import logging
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
 import numpy as np
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from scipy.special import expit
 
 from xray_pneumonia.config import Node, anchor, build, check
+from xray_pneumonia.data import synthetic
+from xray_pneumonia.data.images.decode import decode, read_bytes
+from xray_pneumonia.data.images.limits import ImageError
 from xray_pneumonia.errors import AnswersDiffer, InputError
-from xray_pneumonia.inference.bundle import CARD, WEIGHTS
-from xray_pneumonia.inference.bundles import GATE, Bundle
-from xray_pneumonia.inference.engines import torch_engine
+from xray_pneumonia.evaluation import predictions
+from xray_pneumonia.inference.bundle import CARD, GATE, WEIGHTS
 from xray_pneumonia.inference.ensemble import ENSEMBLE
-from xray_pneumonia.inference.loading import TOLERANCE, farthest, open_folder, probes
-from xray_pneumonia.inference.model import Reader
+from xray_pneumonia.inference.loading import load_model
+from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.inference.onnx import GRAPH, read_graph, require_reader, require_writer, write_graph
-from xray_pneumonia.types import Count
+from xray_pneumonia.tracking.stored_runs import StoredRun
+from xray_pneumonia.types import Count, Gray
 from xray_pneumonia.workflows.find_model import find_model
-from xray_pneumonia.workflows.samples import Sample, take_sample
 from xray_pneumonia.workflows.training_record import CONFIG, ENVIRONMENT, HISTORY
 
 PARTS = (WEIGHTS, CARD, ENSEMBLE, GATE, CONFIG, HISTORY, ENVIRONMENT)  # what a folder may hold
+TOLERANCE = 1e-4  # between the probabilities of the weights and of the graph
+PATIENTS = 30  # that are generated where there is no real image
 log = logging.getLogger(__name__)
 
 
@@ -53,53 +59,73 @@ def main(cfg: DictConfig) -> None:
         raise InputError(f"run_id={cfg.run_id} model={cfg.model}: name one of them")
     require_writer()
     require_reader()
-    model, tracking, home = cfg.run_id or cfg.model, build(cfg.tracking), Path(cfg.home)
-    folder = find_model(model, tracking=tracking, home=home)
+    name = cfg.run_id or cfg.model
+    found = find_model(name, tracking=build(cfg.tracking), home=Path(cfg.home))
+    folder = found.bundle() if isinstance(found, StoredRun) else found
     if folder.is_file():
-        raise InputError(f"model={model}: is an exported file already; name the run or folder it was made of")
-    bundle = open_folder(folder, name=model)
-    sample = take_sample(model, cfg.input, size=bundle.card.image_size, most=cfg.images, tracking=tracking, home=home)
+        raise InputError(f"model={name}: is an exported file already; name the run or folder it was made of")
+    model = load_model(folder, name=name)
+    images, origin = _take_sample(found, cfg.input, size=model.card.image_size, most=cfg.images)
     output = Path(cfg.output).expanduser().resolve()
-    with _aside(output) as draft:
-        write_graph(bundle, draft / GRAPH)
-        apart = require_equal(bundle, draft / GRAPH, sample)
-        for name in [GATE] if cfg.format == "onnx" else PARTS:
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, draft / name)
-        if bundle.gate is not None and not (draft / GATE).exists():
-            bundle.gate.write(draft / GATE)
+    with _draft(output) as draft:
+        write_graph(model, draft / GRAPH)
+        difference = require_equal(model, draft / GRAPH, images)
+        for part in [GATE] if cfg.format == "onnx" else PARTS:
+            if (folder / part).is_file():
+                shutil.copyfile(folder / part, draft / part)
+        if model.gate is not None and not (draft / GATE).exists():
+            model.gate.write(draft / GATE)
     print(
-        f"The graph gives the same labels as the weights on {len(sample.pixels)} images ({sample.origin}); "
-        f"probabilities differ by {apart:.1e} at most ({TOLERANCE:g} is allowed)"
+        f"The graph gives the same labels as the weights on {len(images)} images ({origin}); probabilities differ by "
+        f"{difference:.1e} at most ({TOLERANCE:g} is allowed)"
     )
     print(f"Exported: {', '.join(sorted(path.name for path in output.iterdir()))} in {output}")
 
 
-def require_equal(bundle: Bundle, path: Path, sample: Sample) -> float:
-    """Compare a graph with the weights it was made of; returns the largest distance of probabilities.
+def require_equal(model: TrainedModel, path: Path, images: Gray) -> float:
+    """Compare a graph with the model it was made of; returns the largest difference of probabilities.
 
     Raises:
-        AnswersDiffer: a probability is too far off, or any answer is another.
+        AnswersDiffer: a probability differs by more than `TOLERANCE`, or any answer is another.
     """
     card, graph = read_graph(path)
-    plain = torch_engine(bundle.answer)
-    pixels = np.concatenate([sample.pixels, probes(card.image_size)])
-    apart = max(farthest(plain, graph, pixels), farthest(plain, graph, pixels[:1]))
-    if not apart <= TOLERANCE:
+    exported = replace(model, card=card, graph=graph)
+    both = np.concatenate([images, extreme_images(card.image_size)])
+    pairs = [(one(each) for one in (model.logits, exported.logits)) for each in (both, both[:1])]
+    difference = max(float(np.abs(expit(first) - expit(second)).max()) for first, second in pairs)
+    if not difference <= TOLERANCE:  # NaN is not
         raise AnswersDiffer(
-            f"the graph's probabilities are {apart:.2g} off ({TOLERANCE:g} is allowed); nothing is kept"
+            f"the graph's probabilities are {difference:.2g} off ({TOLERANCE:g} is allowed); nothing is kept"
         )
-    first, second = (Reader(bundle.name, card, None, None, engine).read(sample.pixels) for engine in (plain, graph))
+    first, second = model.decide(images), exported.decide(images)
     for column in ("label", "answer", "abstention"):
         others = int((first[column] != second[column]).sum())
-        if others or card != bundle.card:
+        if others or card != model.card:
             raise AnswersDiffer(f"the graph gives another {column} for {others} images; nothing is kept")
-    return apart
+    return difference
+
+
+def extreme_images(side: int) -> Gray:
+    """Draw images at the limits of what a decoder gives: dark, bright, two levels, a gradient, a checkerboard, noise.
+
+    None is nearly of one gray: the decoder refuses one gray, and a net that standardises each image amplifies the
+    rounding of its mean.
+
+    Returns:
+        (8, side, side) uint8.
+    """
+    rng = np.random.default_rng(0)
+    half = np.broadcast_to(np.arange(side) < side // 2, (side, side))
+    two_levels = [np.where(half, dark, bright) for dark, bright in ((0, 32), (223, 255), (0, 255))]
+    ramp = np.broadcast_to(np.linspace(0, 255, side), (side, side))
+    board = np.indices((side, side)).sum(axis=0) % 2 * 255
+    noise = [rng.integers(0, 256, (side, side)), *rng.normal(128, 30, (2, side, side)).clip(0, 255)]
+    return np.stack([*two_levels, ramp, board, *noise]).astype(np.uint8)
 
 
 @contextmanager
-def _aside(output: Path) -> Iterator[Path]:
-    """Lend a folder beside the last one's files; what is in it moves there once all is well."""
+def _draft(output: Path) -> Iterator[Path]:
+    """Make a temporary folder within the output; its files replace those of the output if nothing is raised."""
     if output.exists() and not output.is_dir():
         raise InputError(f"output={output}: is a file; name a folder")
     output.mkdir(parents=True, exist_ok=True)
@@ -109,3 +135,47 @@ def _aside(output: Path) -> Iterator[Path]:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(path, output / path.name)
+
+
+def _take_sample(found: StoredRun | Path, given: str | None, *, size: int, most: int) -> tuple[Gray, str]:
+    """Take the files given, else validation files of the model's run, else generated X-rays; and say which.
+
+    Raises:
+        InputError: files were given, and none is a readable X-ray.
+    """
+    if given is not None:
+        root = Path(given).expanduser()
+        images = _decoded([root] if root.is_file() else sorted(root.rglob("*.*")), size, most)
+        if not len(images):
+            raise InputError(f"input={given}: no readable X-ray there")
+        return images, f"given: {given}"
+    images = _decoded(_validation_files(found) if isinstance(found, StoredRun) else [], size, most)
+    if len(images):
+        return images, "validation files of the run"
+    log.warning("the run's validation files are out of reach, so generated X-rays stand in; input=DIR names real ones")
+    with TemporaryDirectory() as folder:
+        synthetic.generate(Path(folder) / "xrays", patients=PATIENTS, seed=0)
+        return _decoded(sorted(Path(folder).rglob("*.jpeg")), size, most), "generated X-rays"
+
+
+def _validation_files(run: StoredRun) -> list[Path]:
+    """List the files of a run's validation split that are still where its config says."""
+    try:
+        root = Path(str(OmegaConf.create(run.config).data.root))  # type: ignore[union-attr]
+        table = predictions.read(run.artifact("predictions/val.csv"))
+    except (InputError, OmegaConfBaseException, AttributeError) as error:
+        log.warning("run %s: %s", run.run_id, error)
+        return []
+    files = [root / name for name in table["id"]]
+    return [path for path in files if path.resolve().is_relative_to(root.resolve()) and path.is_file()]
+
+
+def _decoded(paths: list[Path], size: int, most: int) -> Gray:
+    """Decode at most so many files, spread evenly; what cannot be read is left out."""
+    images = []
+    for row in np.linspace(0, len(paths) - 1, min(most, len(paths))).astype(int):
+        try:
+            images.append(decode(read_bytes(paths[row]), size).pixels)
+        except ImageError as error:
+            log.warning("%s: left out: %s", paths[row], error)
+    return np.stack(images) if images else np.empty((0, size, size), np.uint8)

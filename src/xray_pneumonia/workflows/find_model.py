@@ -1,51 +1,79 @@
-"""A trained model by whatever name it goes: a run, an alias, a folder, an exported file, one that came along."""
+"""Finds trained models by run id, alias, folder, exported file or shipped name, for all verbs that need one."""
 
 import logging
 import re
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
+from omegaconf import DictConfig
+
+from xray_pneumonia.config import build
 from xray_pneumonia.errors import InputError
+from xray_pneumonia.evaluation import calibration, predictions
+from xray_pneumonia.evaluation.abstention import fit_band
+from xray_pneumonia.evaluation.decision import FIXED, Decision, decide_calibrated
+from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.inference.bundle import CARD
 from xray_pneumonia.inference.ensemble import ENSEMBLE
-from xray_pneumonia.inference.loading import EngineName, open_reader
-from xray_pneumonia.inference.model import Reader
+from xray_pneumonia.inference.loading import EngineName, load_bundle, load_model
+from xray_pneumonia.inference.model import TrainedModel, ensemble_of
 from xray_pneumonia.tracking.registry import NAMED, find_registered
-from xray_pneumonia.tracking.store import TrackingSettings, open_database
-from xray_pneumonia.tracking.stored_runs import RUN_ID, read_run
+from xray_pneumonia.tracking.store import Store, TrackingSettings, open_database
+from xray_pneumonia.tracking.stored_runs import RUN_ID, StoredRun, read_run
+from xray_pneumonia.workflows.training_record import read_papers
 
-SHIPPED = re.compile(r"^\w+$")
+STORED = "stored"  # the operating point that the model carries
 log = logging.getLogger(__name__)
 
 
-def load_reader(model: str, *, tracking: TrackingSettings, home: Path, engine: EngineName) -> Reader:
-    """Load a trained model.
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """A model to evaluate, and what is known of its training.
 
     Args:
-        model: a run id; NAME@ALIAS of the registry; a folder with a bundle or an ensemble; an exported
-            `.onnx` file; or the name of a model that came with this package.
-        tracking: where runs are, for the first two; the others touch nothing of MLflow.
-        home: of the store.
-        engine: `auto` takes the fastest that gives equal results.
+        model: its `decision` is what was stored with it, or chosen on validation for this evaluation.
+        runs: that trained it, one for each member; a model in a folder has what its files tell of one.
+        validation: its predictions on validation, with uncalibrated logits; None for a model in a folder.
+    """
+
+    model: TrainedModel
+    runs: list[StoredRun]
+    validation: pd.DataFrame | None
+
+
+def find_and_load(model: str, *, tracking: TrackingSettings, home: Path, engine: EngineName = "auto") -> TrainedModel:
+    """Find a trained model, as `find_model` does, and load it.
 
     Raises:
         InputError: there is no such model, or it is damaged or altered.
     """
-    place = find_model(model, tracking=tracking, home=home)
+    found = find_model(model, tracking=tracking, home=home)
+    place = found.bundle() if isinstance(found, StoredRun) else found
     log.info("model %s: %s", model, place)
-    return open_reader(place, name=model, engine=engine)
+    return load_model(place, name=model, engine=engine)
 
 
-def find_model(model: str, *, tracking: TrackingSettings, home: Path, key: str = "model") -> Path:
-    """Find a trained model's folder or exported file; the arguments are those of `load_reader`, and the key naming it.
+def find_model(model: str, *, tracking: TrackingSettings, home: Path, key: str = "model") -> StoredRun | Path:
+    """Find the run that trained a model, its folder, or its exported file.
+
+    Args:
+        model: a run id; NAME@ALIAS of the registry; a folder with a bundle or an ensemble; an exported `.onnx` file;
+            or the name of a model that is shipped with this package.
+        tracking: where runs are, for the first two; the others touch nothing of MLflow.
+        home: of the store.
+        key: of the command line that names the model, for messages.
 
     Raises:
         InputError: there is no such model.
     """
     if RUN_ID.match(model):
-        return read_run(open_database(tracking, home=home), model).bundle()
+        return read_run(open_database(tracking, home=home), model)
     if NAMED.match(model) and not Path(model).exists():
-        return find_registered(open_database(tracking, home=home), model).bundle()
+        return find_registered(open_database(tracking, home=home), model)
     shipped = shipped_models()
     if model in shipped:
         return shipped[model]
@@ -57,7 +85,7 @@ def find_model(model: str, *, tracking: TrackingSettings, home: Path, key: str =
 
 
 def shipped_models() -> dict[str, Path]:
-    """Name the models that came with this package, and their folders."""
+    """List the models that are shipped with this package, and their folders."""
     home = Path(str(files("xray_pneumonia"))) / "weights"
     found = (*home.glob(f"*/{CARD}"), *home.glob(f"*/{ENSEMBLE}"))
     return {path.parent.name: path.parent for path in sorted(found)}
@@ -66,9 +94,154 @@ def shipped_models() -> dict[str, Path]:
 def _explain(model: str, folder: Path, shipped: list[str]) -> str:
     if folder.is_dir():
         return f"this folder holds neither {CARD} nor {ENSEMBLE}"
-    there = (
-        f"those that came with this package are {', '.join(shipped)}" if shipped else "no model came with this package"
-    )
-    how = "give a run id, NAME@ALIAS, a folder with a bundle or an exported .onnx file"
-    kind = "no such model" if SHIPPED.match(model) else "no such file, folder or run"
-    return f"{kind}; {there}; {how}"
+    known = f"those that came with this package are {', '.join(shipped)}" if shipped else "none came with this package"
+    kind = "no such model" if re.match(r"^\w+$", model) else "no such file, folder or run"
+    return f"{kind}; {known}; give a run id, NAME@ALIAS, a folder with a bundle or an exported .onnx file"
+
+
+def find_evaluated(store: Store, cfg: DictConfig, settings: EvaluationSettings) -> EvaluatedModel:
+    """Find the model that `run_id` or `model` of `xray evaluate` names.
+
+    Args:
+        store: where runs are.
+        cfg: of the command.
+        settings: how to choose on validation what a run does not carry.
+
+    Raises:
+        InputError: there is no such model, or it is damaged or altered.
+    """
+    if (cfg.run_id is None) == (cfg.model is None):
+        raise InputError("run_id, model: name one of them: run_id=ID, or model=NAME of one that `xray predict` reads")
+    if cfg.model is not None:
+        return _find_named(store, cfg, settings, cfg.model, key="model")
+    return load_runs(store, _listed(cfg.run_id), settings, operating_point=cfg.operating_point)
+
+
+def find_compared(store: Store, cfg: DictConfig, settings: EvaluationSettings) -> EvaluatedModel | None:
+    """Find the model that `compare_to` of `xray evaluate` names, if anything.
+
+    Raises:
+        InputError: there is no such model, or it is damaged or altered.
+    """
+    named = cfg.compare_to
+    if isinstance(named, str) and not RUN_ID.match(named):
+        return _find_named(store, cfg, settings, named, key="compare_to")
+    return None if named is None else load_runs(store, _listed(named), settings, operating_point=cfg.operating_point)
+
+
+def _listed(run_id: Any) -> list[str]:
+    return [run_id] if isinstance(run_id, str) else list(run_id)
+
+
+def _find_named(store: Store, cfg: DictConfig, settings: EvaluationSettings, name: str, *, key: str) -> EvaluatedModel:
+    found = find_model(name, tracking=build(cfg.tracking), home=Path(cfg.home), key=key)
+    if isinstance(found, StoredRun):
+        return load_runs(store, [found.run_id], settings, operating_point=cfg.operating_point)
+    if cfg.operating_point != STORED:
+        raise InputError(
+            f"operating_point={cfg.operating_point}: it would be chosen on the predictions of a run, and {key}={name} "
+            f"stands in a folder without them; leave operating_point={STORED}"
+        )
+    if found.is_file():
+        raise InputError(f"{key}={name}: an exported graph draws no heat maps; name the folder of its bundle")
+    model = load_model(found, name=name)
+    return EvaluatedModel(model, [_as_run(store, part) for part in model.members or (model,)], None)
+
+
+def _as_run(store: Store, model: TrainedModel) -> StoredRun:
+    """Describe a bundle as the run that trained it, from the files in its folder."""
+    if model.folder is None:
+        raise TypeError(f"{model.name}: was not read from a folder")
+    papers = read_papers(model.folder)
+    code, versions = (papers.environment.get(part) or {} for part in ("code", "versions"))
+    tags = {
+        "config_sha256": str(papers.environment.get("config_sha256", papers.config_sha256)),
+        "records_fingerprint": model.card.records_fingerprint,
+        "mlflow.source.git.commit": str(code.get("commit", "unknown")),
+        "git.dirty": str(code.get("dirty", "unknown")),
+        "version.torch": str(versions.get("torch", "unknown")),
+    }
+    folder = model.folder.resolve()
+    return StoredRun(store, model.card.run_id, model.name, "FINISHED", 0, papers.config, tags, folder=folder)
+
+
+def load_runs(
+    store: Store, run_ids: list[str], settings: EvaluationSettings, *, operating_point: str
+) -> EvaluatedModel:
+    """Load the model of a run, or the models of several as one ensemble.
+
+    Args:
+        store: where the runs are.
+        run_ids: of one training, or of several that validate on the same images.
+        settings: how to choose on validation, where nothing was chosen when the model was trained.
+        operating_point: `stored`, or a policy by which it is chosen on validation anew.
+
+    Raises:
+        InputError: a run is missing, unfinished or altered, or the runs do not fit each other.
+    """
+    if len(set(run_ids)) < len(run_ids) or not run_ids:
+        raise InputError(f"run_id={run_ids}: name each run once")
+    runs = [read_run(store, run_id) for run_id in run_ids]
+    tables = [_validation_predictions(run) for run in runs]
+    members = [_load_run(run, table, settings) for run, table in zip(runs, tables, strict=True)]
+    model, validation = members[0], tables[0]
+    if len(members) > 1:
+        _require_fitting(members, tables)
+        rows = [one.calibration.logits(table["logit"]) for one, table in zip(members, tables, strict=True)]
+        validation = validation.assign(logit=np.mean(rows, axis=0))
+        run_id = ",".join(run_ids)
+        card = replace(model.card, net={}, weights_sha256="", run_id=run_id, temperature=1.0, bias=0.0)
+        model = ensemble_of(members, card, name=" + ".join(run.name for run in runs))
+    decision = _decide(model, validation, settings, operating_point=operating_point)
+    return EvaluatedModel(model.with_decision(decision), runs, validation)
+
+
+def _validation_predictions(run: StoredRun) -> pd.DataFrame:
+    table = predictions.read(run.artifact("predictions/val.csv"))
+    predictions.require_usable(table, name=f"run_id={run.run_id}, predictions/val.csv")
+    return table
+
+
+def _load_run(run: StoredRun, validation: pd.DataFrame, settings: EvaluationSettings) -> TrainedModel:
+    """Load a run's model, and calibrate it where it was stored without a calibration."""
+    model = load_bundle(run.bundle(), name=f"run_id={run.run_id}")
+    if model.card.run_id != run.run_id:
+        raise InputError(
+            f"run_id={run.run_id}: its model is that of run {model.card.run_id}; the run was altered, train it again"
+        )
+    model = replace(model, name=run.name)
+    if model.card.operating_point_policy != FIXED:
+        return model
+    log.info("run %s carries no calibration; it is fitted on the run's validation predictions", run.run_id)
+    fitted = calibration.fit(validation["logit"], validation["label"], method=settings.calibration)
+    return replace(model, card=replace(model.card, temperature=fitted.temperature, bias=fitted.bias))
+
+
+def _require_fitting(members: list[TrainedModel], tables: list[pd.DataFrame]) -> None:
+    first = members[0].card
+    for card, table in zip((member.card for member in members[1:]), tables[1:], strict=True):
+        if list(table["id"]) != list(tables[0]["id"]):
+            raise InputError(
+                f"run_id: {first.run_id} and {card.run_id} validate on different images, so one may have trained on "
+                "what the other is judged by; use runs with the same data.split_seed, folds and data.root"
+            )
+        if card.image_size != first.image_size:
+            raise InputError(
+                f"run_id: {card.run_id} sees {card.image_size} pixels, {first.run_id} {first.image_size}; an ensemble "
+                "needs one image size"
+            )
+
+
+def _decide(
+    model: TrainedModel, validation: pd.DataFrame, settings: EvaluationSettings, *, operating_point: str
+) -> Decision:
+    """Take the decision that a model carries, or choose on validation what it does not."""
+    if operating_point != STORED:
+        settings = settings.with_policy(operating_point)
+    elif not model.members and model.card.operating_point_policy != FIXED:
+        stored = model.decision
+        if model.card.band:
+            return stored
+        table = stored.calibration.apply(validation)
+        return replace(stored, band=fit_band(table, error=settings.abstention_error, threshold=stored.threshold))
+    return decide_calibrated(validation, model.calibration, settings)

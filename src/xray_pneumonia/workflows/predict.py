@@ -1,4 +1,4 @@
-"""`xray predict`: read new X-rays with a trained model, as a second opinion."""
+"""`xray predict`: classifies new X-rays with a trained model, as a second opinion."""
 
 import logging
 import os
@@ -22,10 +22,10 @@ from xray_pneumonia.evaluation import gradcam as explain
 from xray_pneumonia.evaluation.overlay import overlay
 from xray_pneumonia.evaluation.quality import flag
 from xray_pneumonia.inference.loading import EngineName
-from xray_pneumonia.inference.model import Reader
+from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.types import Count, Whole
 from xray_pneumonia.workflows.contact_sheet import Outcome, print_outcome, summarise, write_sheet
-from xray_pneumonia.workflows.find_model import load_reader
+from xray_pneumonia.workflows.find_model import find_and_load
 from xray_pneumonia.workflows.prediction_files import Answers, Row
 
 HEAT_MAPS = "heat_maps"
@@ -62,21 +62,21 @@ def main(cfg: DictConfig) -> None:
     anchor(cfg)
     check(cfg, PredictConfig)
     source, folder = _places(cfg)
-    reader = load_reader(cfg.model, tracking=build(cfg.tracking), home=Path(cfg.home), engine=cfg.engine)
-    if cfg.explain and reader.net is None:
+    model = find_and_load(cfg.model, tracking=build(cfg.tracking), home=Path(cfg.home), engine=cfg.engine)
+    if cfg.explain and model.net is None:
         raise InputError("explain=true: heat maps need the net itself; use engine=torch or explain=false")
     decoders = Decoders(
         count=cfg.workers or os.cpu_count() or 1,
-        size=reader.card.image_size,
+        size=model.card.image_size,
         modalities=cfg.modalities,
         limits=build(cfg.limits),
     )
-    with Answers(folder, _identity(cfg, reader, source)) as answers, decoders:
-        _read_all(source, answers, decoders, reader, cfg)
+    with Answers(folder, _identity(cfg, model, source)) as answers, decoders:
+        _read_all(source, answers, decoders, model, cfg)
         answers.settle(lambda: find_files(source))
         outcome = summarise(answers.rows(), shown=cfg.sheet_images)
-        write_sheet(folder, outcome, reader, decoders, source)
-    print_outcome(outcome, reader, folder, Console(width=None if Console().is_terminal else 80))
+        write_sheet(folder, outcome, model, decoders, source)
+    print_outcome(outcome, model, folder, Console(width=None if Console().is_terminal else 80))
     _judge(outcome, folder)
 
 
@@ -93,9 +93,9 @@ def _places(cfg: DictConfig) -> tuple[Path, Path]:
     return source, folder
 
 
-def _identity(cfg: DictConfig, reader: Reader, source: Path) -> dict[str, Any]:
+def _identity(cfg: DictConfig, model: TrainedModel, source: Path) -> dict[str, Any]:
     """Name all on which an answer depends; a rerun with anything else does not mix its answers with these."""
-    card = asdict(reader.card)
+    card = asdict(model.card)
     return {
         "input": printable(str(source)),
         **{name: card[name] for name in CHOSEN},
@@ -106,7 +106,7 @@ def _identity(cfg: DictConfig, reader: Reader, source: Path) -> dict[str, Any]:
     }
 
 
-def _read_all(source: Path, answers: Answers, decoders: Decoders, reader: Reader, cfg: DictConfig) -> None:
+def _read_all(source: Path, answers: Answers, decoders: Decoders, model: TrainedModel, cfg: DictConfig) -> None:
     """Answer what has no answer yet, batch by batch; the files are listed again rather than kept in memory."""
     total = sum(map(answers.lack, find_files(source)))
     if answers.resumed:
@@ -115,8 +115,8 @@ def _read_all(source: Path, answers: Answers, decoders: Decoders, reader: Reader
     for batch in _shown(decoders.batches(filter(answers.lack, find_files(source)), cfg.batch_size), total):
         seen = [attempt for attempt in batch if attempt.pixels is not None]
         if maps is None and seen:
-            maps = _maps_mean_something(reader, np.stack([one.pixels for one in seen]))  # type: ignore[misc]
-        read = iter(_answered(seen, reader, answers.folder if maps else None))
+            maps = _maps_mean_something(model, np.stack([one.pixels for one in seen]))  # type: ignore[misc]
+        read = iter(_answered(seen, model, answers.folder if maps else None))
         answers.add([next(read) if attempt.pixels is not None else _failed(attempt) for attempt in batch])
     if cfg.explain and maps is None:
         log.warning("no heat map was drawn: in none of the films does anything speak for PNEUMONIA")
@@ -135,14 +135,14 @@ def _shown(batches: Iterable[list[Attempt]], total: int) -> Iterator[list[Attemp
             progress.update(task, advance=len(batch), pace=f"{speed:.0f} images/s" if speed else "")
 
 
-def _answered(attempts: list[Attempt], reader: Reader, maps: Path | None) -> list[Row]:
+def _answered(attempts: list[Attempt], model: TrainedModel, maps: Path | None) -> list[Row]:
     """Answer decoded files; `maps` is the folder that gets heat maps."""
     if not attempts:
         return []
     pixels = np.stack([attempt.pixels for attempt in attempts])  # type: ignore[misc]
-    table = reader.read(pixels)
-    flags = flag(pixels, table["gate"].to_numpy(), reader.gate)
-    heat = explain.grad_cam(reader.net, pixels) if maps and reader.net else None
+    table = model.decide(pixels)
+    flags = flag(pixels, table["gate"].to_numpy(), model.gate)
+    heat = explain.grad_cam(model.require_net(), pixels) if maps else None
     rows = []
     for place, (attempt, answer) in enumerate(zip(attempts, table.to_dict("records"), strict=True)):
         row = _described(attempt) | {
@@ -184,15 +184,15 @@ def _described(attempt: Attempt) -> Row:
     }
 
 
-def _maps_mean_something(reader: Reader, films: Any) -> bool | None:
+def _maps_mean_something(model: TrainedModel, films: Any) -> bool | None:
     """Try whether nets with random weights would draw the same maps; None where no film has one to compare."""
-    assert reader.net is not None
-    maps = explain.grad_cam(reader.net, films)
+    net = model.require_net()
+    maps = explain.grad_cam(net, films)
     if maps is None:
         log.warning("heat maps are withheld: the net has no layer whose output is a map of the image")
         return False
     telling = films[maps.any(axis=(1, 2))][:TRIED]
-    likeness = explain.likeness_to_random(reader.net, telling, seed=0) if len(telling) else np.nan
+    likeness = explain.likeness_to_random(net, telling, seed=0) if len(telling) else np.nan
     if np.isnan(likeness):
         return None
     if likeness > explain.MOST_ALIKE:

@@ -12,8 +12,7 @@ from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.records import fingerprint
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.report import figures
-from xray_pneumonia.inference.bundle import Card, save_bundle
-from xray_pneumonia.inference.bundles import GATE
+from xray_pneumonia.inference.bundle import GATE, Card, save_bundle
 from xray_pneumonia.tracking.run import Run
 from xray_pneumonia.types import CLASSES
 from xray_pneumonia.workflows.training_record import leave_evidence

@@ -11,16 +11,16 @@ import pandas as pd
 
 from xray_pneumonia.data.images.decode import decode
 from xray_pneumonia.data.images.limits import ImageError
-from xray_pneumonia.inference.loading import open_reader
-from xray_pneumonia.inference.model import Reader
+from xray_pneumonia.inference.loading import load_model
+from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.types import Gray
 
 
 class BundleModel:
-    """A bundle as MLflow wants it."""
+    """A trained model with the interface of MLflow's pyfunc."""
 
-    def __init__(self, reader: Reader) -> None:
-        self._reader = reader
+    def __init__(self, model: TrainedModel) -> None:
+        self._model = model
 
     def predict(self, model_input: pd.DataFrame | dict[str, Any], params: Any = None) -> pd.DataFrame:
         """Answer X-rays.
@@ -39,15 +39,15 @@ class BundleModel:
         """
         pictures = list(self._pictures(model_input))
         good = np.array([not isinstance(one, ImageError) for one in pictures], bool)
-        side = self._reader.card.image_size
+        side = self._model.card.image_size
         pixels = [one for one in pictures if not isinstance(one, ImageError)]
-        table = self._reader.read(np.stack(pixels) if pixels else np.empty((0, side, side), np.uint8))
+        table = self._model.decide(np.stack(pixels) if pixels else np.empty((0, side, side), np.uint8))
         table = table.drop(columns="gate")
         table = table.set_index(np.flatnonzero(good)).reindex(range(len(pictures)))
         broken = np.flatnonzero(~good)
         table.loc[broken, "answer"] = "look closer"
         table.loc[broken, "label"] = ""
-        table.loc[broken, "operating_point"] = self._reader.card.operating_point
+        table.loc[broken, "operating_point"] = self._model.card.operating_point
         table.loc[broken, "abstention"] = [f"unreadable: {pictures[row]}" for row in broken]
         return table
 
@@ -65,14 +65,14 @@ class BundleModel:
         try:
             if isinstance(data, str):
                 data = base64.b64decode(data, validate=True)
-            return decode(bytes(data), self._reader.card.image_size).pixels
+            return decode(bytes(data), self._model.card.image_size).pixels
         except binascii.Error:
             return ImageError("not_an_image", "is no base64")
         except ImageError as error:
             return error
 
     def _checked(self, values: Any) -> Gray:
-        side = self._reader.card.image_size
+        side = self._model.card.image_size
         pixels = np.asarray(list(values))  # a column of lists comes as an array of arrays
         pixels = pixels[0] if pixels.ndim == 3 and len(pixels) == 1 else pixels
         if pixels.shape != (side, side) or pixels.min() < 0 or pixels.max() > 255 or (pixels % 1).any():
@@ -85,4 +85,4 @@ def _depth(value: Any) -> int:
 
 
 def _load_pyfunc(path: str) -> BundleModel:
-    return BundleModel(open_reader(Path(path), name=path, engine="auto"))
+    return BundleModel(load_model(Path(path), name=path))

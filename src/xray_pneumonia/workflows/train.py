@@ -19,8 +19,8 @@ from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.files import require_unchanged
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import predictions
-from xray_pneumonia.evaluation.epoch_metrics import classification_metrics
-from xray_pneumonia.models.layers import takes
+from xray_pneumonia.evaluation.metrics import Monitor, epoch_metrics, monitor_mode
+from xray_pneumonia.models.layers import takes, to_channels_last
 from xray_pneumonia.sweeps.trial_spec import take_trial
 from xray_pneumonia.tracking.lightning_logger import RunLogger
 from xray_pneumonia.tracking.run import Run, start_run
@@ -31,7 +31,7 @@ from xray_pneumonia.training.classifier import PneumoniaClassifier
 from xray_pneumonia.training.predict import predict_logits
 from xray_pneumonia.training.trainer import TrainerSettings, build_trainer, fit
 from xray_pneumonia.training.watching import Recheck
-from xray_pneumonia.types import Monitor, Seed
+from xray_pneumonia.types import Seed
 from xray_pneumonia.workflows import resume
 from xray_pneumonia.workflows.training_run import THRESHOLD, Trained, record_origin
 from xray_pneumonia.workflows.watching import Watch
@@ -44,7 +44,7 @@ class TrainConfig:
     home: str
     seed: Seed
     monitor: Monitor
-    mode: Literal["max", "min"]
+    mode: Literal["max", "min"] | None
     data: Node
     augmentation: Node
     model: Node
@@ -81,6 +81,7 @@ def _train_or_resume(cfg: DictConfig, wanted: str | None) -> Trained:
 
 def _checked(cfg: DictConfig) -> DictConfig:
     check(cfg, TrainConfig)
+    cfg.mode = monitor_mode(cfg.monitor, cfg.mode)
     return cfg
 
 
@@ -96,7 +97,8 @@ def train(cfg: DictConfig, *, watch: Watch | None = None, resumption: resume.Res
     settings: TrainerSettings = build(cfg.trainer)
     build(cfg.evaluation)  # what it refuses is refused before any training
     data: XRayDataModule = build(cfg.data, build(cfg.augmentation))
-    net: nn.Module = performance.lay_out(build(cfg.model), channels_last=settings.channels_last)
+    net: nn.Module = build(cfg.model)
+    net = to_channels_last(net) if settings.channels_last else net
     _grow(net, data, settings)
     performance.prepare_process(keep_freed_memory=settings.keep_freed_memory, threads=settings.threads)
     data.prepare()
@@ -205,7 +207,7 @@ def _predict(net: nn.Module, data: XRayDataModule, device: torch.device) -> pd.D
 
 
 def _metrics(table: pd.DataFrame) -> dict[str, float]:
-    return classification_metrics(table["logit"].to_numpy(), table["label"].to_numpy(), threshold=THRESHOLD)
+    return epoch_metrics(table["logit"].to_numpy(), table["label"].to_numpy(), threshold=THRESHOLD)
 
 
 def _print(trained: Trained, console: Console, trainer: DictConfig) -> None:

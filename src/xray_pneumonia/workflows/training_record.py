@@ -14,7 +14,7 @@ from torch import Tensor
 
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.agreement import History
-from xray_pneumonia.evaluation.epoch_metrics import NAMES
+from xray_pneumonia.evaluation.metrics import EPOCH_METRICS
 from xray_pneumonia.inference.bundle import read_bundle, require_plain
 from xray_pneumonia.stored_config import check_net, load_stored
 from xray_pneumonia.tracking import search
@@ -60,7 +60,7 @@ def leave_evidence(run: Run, folder: Path) -> None:
     known = json.loads(run.path(ENVIRONMENT).read_text(encoding="utf-8"))
     known["config_sha256"] = hashlib.sha256(config).hexdigest()
     (folder / ENVIRONMENT).write_text(json.dumps(known, indent=2), encoding="utf-8")
-    metrics = [f"{stage}/{name}" for stage in STAGES for name in ("loss", *NAMES)]
+    metrics = [f"{stage}/{name}" for stage in STAGES for name in ("loss", *EPOCH_METRICS)]
     write_history(folder / HISTORY, {name: dict(pairs) for name, pairs in run.metric_history(metrics).items()})
 
 

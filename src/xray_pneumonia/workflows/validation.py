@@ -16,17 +16,16 @@ from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.assessment import judge
 from xray_pneumonia.evaluation.decision import Decision, decide
 from xray_pneumonia.evaluation.input_gate import Gate
-from xray_pneumonia.evaluation.metrics import Vector, measure
+from xray_pneumonia.evaluation.metrics import table_metrics
 from xray_pneumonia.evaluation.report.model_card import checklist_answers, model_facts
 from xray_pneumonia.evaluation.settings import EvaluationSettings
+from xray_pneumonia.inference.model import run_net
 from xray_pneumonia.tracking.ledger import opened_before
 from xray_pneumonia.tracking.run import Run
 from xray_pneumonia.tracking.store_errors import START, within
 from xray_pneumonia.training.predict import predict_logits
-from xray_pneumonia.types import Gray
 from xray_pneumonia.workflows.closer_look import learn_gate, look_closer
 from xray_pneumonia.workflows.dossier import Dossier, write_dossier
-from xray_pneumonia.workflows.ensemble import predict
 from xray_pneumonia.workflows.evaluation_data import RECORD_COLUMNS, HeldOut, cut
 
 EVIDENCE = ("auroc", "sensitivity", "specificity")
@@ -74,7 +73,7 @@ def measure_evidence(chosen: Chosen, data: XRayDataModule) -> dict[str, float]:
     """Count what a model learned from and was judged by, for its card; on validation, at the operating point."""
     table = chosen.predictions
     films = data.records[data.records["split"].eq("train") & data.records["error"].eq("")]
-    at_point = measure(table, threshold=chosen.decision.threshold).once()
+    at_point = table_metrics(table, threshold=chosen.decision.threshold)
     counted = {"train": films, "val": table}
     sizes = {f"{name}/images": float(len(part)) for name, part in counted.items()}
     people = {f"{name}/patients": float(part["patient"].nunique()) for name, part in counted.items()}
@@ -89,7 +88,7 @@ def judge_shift(run: Run, net: nn.Module, data: XRayDataModule, decision: Decisi
     index, logits = predict_logits(net, batches, device=device)
     table = decision.calibration.apply(predictions.tabulate(data.records, index, logits))
     predictions.write(table, run.path("predictions/shift.csv"))
-    found = measure(table, threshold=decision.threshold).once()
+    found = table_metrics(table, threshold=decision.threshold)
     run.log_metrics({f"shift/{name}": value for name, value in found.items() if not np.isnan(value)})
 
 
@@ -117,12 +116,7 @@ def _report(
         answers=checklist_answers(config, held_out.records, judgement, split="val", openings=0),
         chosen_after={run.run_id: opened} if opened else {},
     )
-    device = next(net.parameters()).device
-
-    def answer(images: Gray) -> Vector:
-        return predict(net, images, torch.device(device))
-
-    look_closer(dossier, judgement, held_out, settings, net=net, predict=answer, gate=gate)
+    look_closer(dossier, judgement, held_out, settings, net=net, predict=partial(run_net, net), gate=gate)
     write_dossier(run, dossier, judgement, held_out.images, settings)
     run.log_metrics({f"operating/{name}": value for name, value in judgement.metrics().items()})
     run.set_tags({"chosen_after_opening": "unknown" if opened is None else bool(opened)})
