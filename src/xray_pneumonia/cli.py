@@ -28,6 +28,11 @@ VERBS = {
     "download": "fetch the public X-rays (Kermany et al., 2018) to data/chest_xray",
 }
 ALIASES = {("doctor", "sync"): "sync=true"}
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+RANKS = (
+    "RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE", "SLURM_NTASKS",
+)  # fmt: skip
 USAGE = """\
 usage: xray VERB [key=value ...]      e.g. xray train experiment=seed_final seed=1
 
@@ -42,7 +47,7 @@ def main() -> int:
     """Run `xray`; returns the exit code.
 
     0 done; 1 failed; 2 the user's input is wrong; 3 done, but some files could not be read;
-    130 interrupted; 141 the reader of standard output closed it (`| head`); 143 terminated.
+    129 the terminal was closed; 130 interrupted; 141 standard output was closed (`| head`); 143 terminated.
     """
     try:
         code = _run()
@@ -73,6 +78,7 @@ def _guarded(verb: str, arguments: list[str]) -> int:
     """Turn what can go wrong into one line and an exit code."""
     if not sys.warnoptions and not _debugging():
         warnings.simplefilter("ignore")  # of the libraries: what a user must know is logged
+    _ignore_ranks()
     gc.set_threshold(700, 10, 100)  # imports make a million objects that stay; scanning all of them often costs seconds
     with _stopped_once():
         try:
@@ -93,9 +99,24 @@ def _guarded(verb: str, arguments: list[str]) -> int:
     return 0
 
 
+def _ignore_ranks() -> None:
+    """Take from the environment what would make this process a silent part of another program's distributed training.
+
+    Lightning reads these variables when it is imported, and lets none but rank 0 log. `xray` spawns its processes
+    itself, so whatever stands there was left over by a launcher or a cluster's shell.
+    """
+    for name in RANKS:
+        value = os.environ.pop(name, None)
+        if value not in {None, "", "0"} and not (name.endswith(("SIZE", "NTASKS")) and value == "1"):
+            print(f"xray: {name}={value} of the environment is ignored: xray starts its own processes", file=sys.stderr)
+
+
 @contextmanager
 def _stopped_once() -> Iterator[None]:
-    """Raise Stopped at the first SIGTERM or Ctrl-C; later ones are ignored while the run is being closed."""
+    """Raise Stopped at the first SIGTERM, SIGHUP or Ctrl-C; later ones are ignored while the run is being closed.
+
+    A signal that the parent had ignored stays ignored: `nohup xray train`, `xray train &` in a script.
+    """
     seen = []
 
     def stop(number: int, _: FrameType | None) -> None:
@@ -105,7 +126,8 @@ def _stopped_once() -> Iterator[None]:
             return
         raise Stopped(number)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    heard = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in heard}
     try:
         yield
     finally:

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from xray_pneumonia.config import PACKAGE, groups, leaves, plain
 from xray_pneumonia.errors import InputError, nearest
+from xray_pneumonia.stored_config import check_experiment
 
 # Keys that hold a path or a name, as they are: Hydra would take `image (1).png` for a call, and `model` for the group.
 LITERAL = {
@@ -172,6 +173,7 @@ def _experiment_files(arguments: list[str]) -> Iterator[list[str]]:
             path = Path(value).expanduser()
             if key == "experiment" and path.suffix == ".yaml" and path.is_file():
                 text = path.read_bytes()
+                check_experiment(text, origin=f"experiment={value}")
                 name = f"file_{hashlib.sha256(text).hexdigest()[:8]}"  # no name of the package
                 (Path(folder) / "experiment").mkdir(exist_ok=True)
                 (Path(folder) / "experiment" / f"{name}.yaml").write_bytes(text)

@@ -53,7 +53,7 @@ class NotReproduced(Exception):
 
 
 class Stopped(BaseException):
-    """SIGTERM or Ctrl-C; passes `except Exception`, like KeyboardInterrupt, which Lightning turns into exit code 1."""
+    """SIGTERM, SIGHUP or Ctrl-C; passes `except Exception`, like KeyboardInterrupt, which Lightning turns into exit code 1."""
 
     def __init__(self, number: int) -> None:
         super().__init__("terminated" if number == signal.SIGTERM else "interrupted")

@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import resources
 from importlib.metadata import version
 from typing import Any
 
@@ -15,7 +16,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
 
-from xray_pneumonia.config import NOT_LISTED, TARGETS, Node, check, may_build
+from xray_pneumonia.config import NOT_LISTED, PACKAGE, TARGETS, Node, check, groups, may_build
 from xray_pneumonia.errors import InputError, nearest
 
 SCHEMA = 1  # raise it when a key changes its meaning or goes away; `_migrated` refuses or translates older ones
@@ -48,6 +49,7 @@ MEANT_BEFORE: dict[str, dict[str, Any]] = {
         "keep": "best",
     },
 }
+REFERENCE = re.compile(r"\$\{[\w.]+\}")
 FORBIDDEN = re.compile(r"[\x00-\x09\x0b-\x1f\x7f\ufeff\u0085\u2028\u2029]")
 log = logging.getLogger(__name__)
 
@@ -105,6 +107,30 @@ def _read(raw: bytes, *, origin: str, sha256: str | None) -> dict[str, Any]:
     if not isinstance(values, dict) or not values:
         raise InputError(f"{origin}: its config holds no keys and values")
     return values
+
+
+def check_experiment(raw: bytes, *, origin: str) -> None:
+    """Check an experiment file from outside the package, such as a `best.yaml`, before Hydra composes it.
+
+    Args:
+        raw: the YAML, byte for byte.
+        origin: what to call it in messages.
+
+    Raises:
+        InputError: it is no plain YAML, is too large, chooses groups that are not the package's, configures Hydra
+            itself, names a target that is not on the list, or looks up more than other keys.
+    """
+    values = _read(raw.replace(b"\r\n", b"\n"), origin=origin, sha256=None)
+    known = groups()
+    for item in values.pop("defaults", None) or []:
+        group, choice = next(iter(item.items())) if isinstance(item, dict) and len(item) == 1 else ("experiment", item)
+        name = str(group).removeprefix("override ").removeprefix("/")
+        files = "" if choice is None or choice == "_self_" else f"{name}/{choice}.yaml"
+        if name not in known or (files and not (resources.files(PACKAGE) / files).is_file()) or ".." in files:
+            raise InputError(
+                f"{origin}: defaults: {item!r}: names no choice of the package; its groups are {', '.join(known)}"
+            )
+    require_safe(values, origin=origin, references=True)
 
 
 def check_net(net: Any, *, origin: str) -> dict[str, Any]:
@@ -168,8 +194,13 @@ def read_plain_yaml(text: str) -> Any:
     return _PlainLoader(text).get_single_data()
 
 
-def require_safe(tree: Any, *, origin: str) -> None:
+def require_safe(tree: Any, *, origin: str, references: bool = False) -> None:
     """Walk a tree of plain values: exact targets from the list in the code, and nothing that is looked up later.
+
+    Args:
+        tree: of dicts, lists and scalars.
+        origin: what to call it in messages.
+        references: allow `${another.key}`; resolvers such as `${oc.env:HOME}` never are.
 
     Raises:
         InputError: a target that is not on the list, an interpolation, a key of Hydra's, or a value of another type.
@@ -182,7 +213,10 @@ def require_safe(tree: Any, *, origin: str) -> None:
                 raise InputError(f"{origin}: {key}={value!r}: {NOT_LISTED}{nearest(str(value), TARGETS)}")
         elif name == "hydra" or (isinstance(name, str) and name.startswith("_")):
             raise InputError(f"{origin}: {key}: keys of Hydra's have no place in a stored config")
-        if any(isinstance(part, str) and ("${" in part or part == "???") for part in (name, value)):
+        texts = [part for part in (name, value) if isinstance(part, str)]
+        if references:
+            texts = [REFERENCE.sub("", part) for part in texts]
+        if any("${" in part or part == "???" for part in texts):
             raise InputError(f"{origin}: {key}={value!r}: a stored config is resolved; nothing in it is looked up")
 
 
