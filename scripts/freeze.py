@@ -1,4 +1,4 @@
-"""Put trained models into the package, where `xray predict` finds them: `final`, and the members of its ensemble.
+"""Copies trained models into the package, where `xray predict` finds them: `final`, and the members of its ensemble.
 
 python scripts/freeze.py HOME [operating_point=POLICY] final=RUN_ID final_seed1=RUN_ID ... final_seed5=RUN_ID
 
@@ -31,6 +31,7 @@ from xray_pneumonia.tracking.store import Store, TrackingSettings, open_database
 from xray_pneumonia.tracking.stored_runs import StoredRun, read_run
 from xray_pneumonia.workflows.find_model import STORED, load_runs
 from xray_pneumonia.workflows.training_record import CONFIG, ENVIRONMENT
+from xray_pneumonia.workflows.training_run import COMPUTING
 
 SHIPPED = Path(__file__).parents[1] / "src" / "xray_pneumonia" / "weights"
 CHOSEN_BY = ("calibration", "operating_point", "abstention_error")  # of the config group `evaluation`
@@ -44,11 +45,11 @@ def main() -> None:
     store = open_database(settings, home=Path(home).resolve())
     runs = dict(pair.split("=") for pair in named)
     policy = runs.pop("operating_point", STORED)
-    code = json.loads(collect().environment)["code"]
+    code = json.loads(collect(COMPUTING).environment)["code"]
     for name, run_id in runs.items():
         freeze(store, run_id, SHIPPED / name, policy=policy, code=code)
     members = sorted(name for name in runs if re.search(r"_seed\d+$", name))
-    if members:
+    if len(members) > 1:
         folder = SHIPPED / f"{members[0].rpartition('_')[0]}_ensemble"
         join(store, {name: runs[name] for name in members}, folder, policy=policy)
 

@@ -10,13 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from xray_pneumonia import cli
 from xray_pneumonia.data import synthetic
@@ -105,28 +100,6 @@ def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
         )
 
     return run
-
-
-class OneWay(TorchDispatchMode):
-    """Refuses whatever brings values from a GPU to the host: there, everybody waits."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        before, after = ({each.device.type for each in tree_leaves(x) if hasattr(each, "device")} for x in (args, out))
-        assert "cuda" not in before or "cpu" not in after, f"{func} brings values back from the GPU"
-        return out
-
-
-@pytest.fixture
-def pretended_gpu() -> Iterator[torch.device]:
-    """A GPU where there is none: torch computes shapes, types and devices alone, there and on the CPU.
-
-    Tensors that meet across devices raise, and so does waiting for a value. Before a backward pass torch asks the
-    driver, so there is none, and of cuDNN's own operations it does not know the shapes.
-    """
-    without = torch.backends.cudnn.flags(enabled=False, benchmark=False, deterministic=False, allow_tf32=True)
-    with without, FakeTensorMode(allow_non_fake_inputs=True), OneWay():
-        yield torch.device("cuda", 0)
 
 
 @pytest.fixture(scope="session")

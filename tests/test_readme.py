@@ -179,6 +179,16 @@ def test_intervals_of_the_official_test_follow_from_its_counts():
     assert of_readme == [in_docs[0], in_docs[5], in_docs[6]]
 
 
+def test_the_python_of_the_readme_runs(xrays, tmp_path, monkeypatch, capsys):
+    (tmp_path / "mlruns" / "synthetic").mkdir(parents=True)
+    (tmp_path / "mlruns" / "synthetic" / "200").symlink_to(xrays)
+    monkeypatch.chdir(tmp_path)
+    code = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert code
+    exec(code[1], {})
+    assert {"probability", "label", "answer"} <= set(capsys.readouterr().out.split())
+
+
 @pytest.mark.long
 def test_commands_of_the_readme_run_in_their_order(tmp_path):
     """Run the page as a shell script in an empty folder, where `.venv/bin/activate` appends what makes it quick."""
@@ -192,11 +202,6 @@ def test_commands_of_the_readme_run_in_their_order(tmp_path):
     clean = {key: value for key, value in os.environ.items() if key not in names}
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=clean, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    block = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert block
-    python = subprocess.run([sys.executable, "-c", block[1]], cwd=tmp_path, env=clean, capture_output=True, text=True)
-    assert python.returncode == 0, python.stderr
-    assert "PNEUMONIA" in python.stdout or "NORMAL" in python.stdout
 
 
 def activate() -> str:

@@ -1,9 +1,9 @@
-"""For how long does an epoch's metrics hold a training up, with a store that answers, is dead, or hangs?
+"""Measures for how long logging an epoch's metrics blocks, with a store that answers, is dead, or hangs.
 
 Usage: python scripts/benchmarks/blocking.py
 
-The epochs' own time is measured by `dead_server.py`; this is the part of it that tracking takes, which a busy machine
-blurs less.
+`dead_server.py` measures the time of whole epochs; this is the part of it that tracking takes, which a busy machine
+changes less.
 """
 
 import os
@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from xray_pneumonia.tracking.run import start_run
-from xray_pneumonia.tracking.store import TrackingSettings, open_or_journal
+from xray_pneumonia.tracking.store import TrackingSettings, open_or_offline
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def epochs(uri: str | None, home: Path) -> list[float]:
     """Milliseconds that each epoch's metrics took."""
     settings = TrackingSettings(uri=uri, experiment_name="x", run_name=None, system_metrics=False, required=False)
     spent = []
-    with start_run(open_or_journal(settings, home=home), name=None, tags={}, system_metrics=False) as run:
+    with start_run(open_or_offline(settings, home=home), name=None, tags={}, system_metrics=False) as run:
         for epoch in range(30):
             start = time.perf_counter()
             run.log_metrics({f"val/{number}": 0.5 for number in range(12)}, step=epoch)

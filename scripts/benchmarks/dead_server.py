@@ -1,14 +1,14 @@
-"""How much slower is a training whose MLflow server is dead, or hangs, and is anything lost? Alternating runs.
+"""Measures how much slower training is when the MLflow server is dead or hangs, and whether anything is lost.
 
 Usage: python scripts/benchmarks/dead_server.py DIR [--rounds 5] [KEY=VALUE ...]
 
 Each round trains three times on the X-rays of DIR: with a store that answers (SQLite), with a server whose port
 is closed, and with one that takes connections and never answers. What counts is the time of the epochs, which the
-run logs itself; the first epoch of each run warms up and is left out. Beside it stands the processor time of the
-whole command, which a busy machine changes less.
+run logs itself; the first epoch of each run warms up and is left out. The processor time of the whole command, which
+a busy machine changes less, is printed with it.
 
-Then a server comes to life on each of the two ports and is sent what was kept for it; the program fails if a metric
-is missing there or stands there twice.
+Then a server is started on each of the two ports and is sent what was spooled for it; the program fails if a metric
+is missing there or is there twice.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from xray_pneumonia.tracking.journal import Journal, journals
+from xray_pneumonia.tracking.spool import Spool, spools
 from xray_pneumonia.tracking.sync import sync
 
 LOCAL = "127.0.0.1"
@@ -97,8 +97,8 @@ def train(data: str, home: Path, uri: str, overrides: list[str]) -> Spent:
 
 
 def epoch_seconds(home: Path, run_id: str) -> list[float]:
-    """Read what each epoch of a run took, from its journal if it is still there, else from the store of its home."""
-    if kept := journals(home):
+    """Read what each epoch of a run took, from its spool if it is still there, else from the store of its home."""
+    if kept := spools(home):
         return [value for key, value, _ in metrics(kept[0]) if key == "time/epoch_seconds"]
     from mlflow import MlflowClient
 
@@ -106,9 +106,9 @@ def epoch_seconds(home: Path, run_id: str) -> list[float]:
     return [metric.value for metric in history]
 
 
-def metrics(journal: Journal) -> Iterator[tuple[str, float, int]]:
-    """List the metrics that a journal holds: name, value, step."""
-    for entry in journal.entries():
+def metrics(spool: Spool) -> Iterator[tuple[str, float, int]]:
+    """List the metrics that a spool holds: name, value, step."""
+    for entry in spool.entries():
         if entry.what == "metrics":
             yield from ((key, value, step) for key, value, _, step in entry.value)
 
@@ -117,10 +117,10 @@ def deliver(name: str, uri: str, home: Path) -> None:
     """Send what a training kept, and compare what has arrived with it."""
     from mlflow import MlflowClient
 
-    [kept] = journals(home)
+    [kept] = spools(home)
     said = sorted((key, step) for key, _, step in metrics(kept))
     [synced] = sync(uri, home)
-    if synced.problem or synced.mlflow_id is None or journals(home):
+    if synced.problem or synced.mlflow_id is None or spools(home):
         sys.exit(f"{name}: not everything could be sent: {synced}")
     client = MlflowClient(uri)
     arrived = [

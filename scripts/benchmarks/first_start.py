@@ -1,4 +1,4 @@
-"""Eight trainings at once on an empty store, round after round: does every run land where it belongs?
+"""Starts eight trainings at once on an empty store, round after round, and counts the runs in its experiments.
 
 Usage: python scripts/benchmarks/first_start.py [--rounds 10] [--jobs 8]
 """

@@ -48,11 +48,11 @@ def main() -> None:
     performance.keep_memory()
     net = to_channels_last(build(cfg.model))
     optimizer, loss = build(cfg.optimizer, net.parameters()), nn.BCEWithLogitsLoss()
-    batches = Batches(cache_of(asked.images, asked.folder), augmentation=None, seed=0, sides=[SIDE], epochs=1)
+    batches = Batches(cache_of(asked.images, asked.folder), augment=None, sides=[SIDE], epochs=1)
     serving = 0.0
-    for step, hand in enumerate(EpochSampler(np.arange(asked.images), batch_size=64, shuffle=True, seed=0)):
+    for step, request in enumerate(EpochSampler(np.arange(asked.images), batch_size=64, shuffle=True, seed=0)):
         start = time.perf_counter()
-        batch = batches[hand]
+        batch = batches[request]
         serving += time.perf_counter() - start
         if step < asked.steps:
             optimizer.zero_grad()

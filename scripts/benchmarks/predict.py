@@ -1,4 +1,4 @@
-"""How fast X-rays are read: python scripts/benchmarks/predict.py DIR [MODEL].
+"""Times `xray predict` and single images: python scripts/benchmarks/predict.py DIR [MODEL].
 
 DIR holds JPEGs of 224 pixels. Without MODEL, a small residual net with random weights answers.
 """

@@ -10,8 +10,8 @@ import argparse
 from itertools import accumulate
 from pathlib import Path
 
-from xray_pneumonia.tracking.search import get, history
 from xray_pneumonia.tracking.store import Store, TrackingSettings, open_database
+from xray_pneumonia.tracking.stored_runs import get
 
 METRIC = "val/accuracy"
 
@@ -39,13 +39,13 @@ def main() -> None:
 
 def best(store: Store, run_id: str) -> float:
     """Return the best validation accuracy of a run."""
-    return max(value for _, value in history(store, run_id, METRIC))
+    return max(value for _, value in get(store, run_id).history(METRIC))
 
 
 def reached(store: Store, run_id: str, goal: float) -> tuple[int, float] | None:
     """Return the first epoch that is at least as good (from 1), and the seconds of all epochs up to it."""
-    spent = accumulate(seconds for _, seconds in history(store, run_id, "time/epoch_seconds"))
-    accuracies = (value for _, value in history(store, run_id, METRIC))
+    spent = accumulate(seconds for _, seconds in get(store, run_id).history("time/epoch_seconds"))
+    accuracies = (value for _, value in get(store, run_id).history(METRIC))
     return next(
         ((epoch, at) for epoch, (value, at) in enumerate(zip(accuracies, spent, strict=True), 1) if value >= goal), None
     )

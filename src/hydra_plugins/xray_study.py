@@ -1,6 +1,6 @@
-"""How Hydra finds the sweeper: it looks for plugins in this namespace package alone.
+"""Registers the sweeper with Hydra, which looks for plugins only in this namespace package.
 
-Every `xray` command imports this file, so nothing heavy may stand at its top.
+Every `xray` command imports this file, so it imports nothing heavy at its top.
 """
 
 from typing import Any
@@ -12,19 +12,20 @@ from omegaconf import DictConfig
 
 
 class StudySweeper(Sweeper):
-    """Hands a multirun to `xray_pneumonia.sweeps`."""
+    """Runs a multirun with `xray_pneumonia.sweeps`."""
 
     config: DictConfig
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what Hydra hands in."""
+        """Keep what Hydra passes in."""
         self._context, self._task, self.config = hydra_context, task_function, config
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Run all trials; returns the best values."""
+        """Run all trials; returns the best value."""
         from xray_pneumonia.sweeps.sweep import run
+        from xray_pneumonia.workflows.train import TrainConfig
 
-        return run(self.config, arguments, context=self._context, task=self._task)
+        return run(self.config, arguments, context=self._context, task=self._task, root=TrainConfig)
 
 
 NODE = {"_target_": "hydra_plugins.xray_study.StudySweeper"}

@@ -53,10 +53,11 @@ class NotReproduced(Exception):
 
 
 class Stopped(BaseException):
-    """SIGTERM, SIGHUP or Ctrl-C; passes `except Exception`, like KeyboardInterrupt, which Lightning turns into exit code 1."""
+    """SIGTERM, SIGHUP or Ctrl-C; passes `except Exception` like KeyboardInterrupt, which Lightning ends with code 1."""
 
     def __init__(self, number: int) -> None:
-        super().__init__("terminated" if number == signal.SIGTERM else "interrupted")
+        words = {signal.SIGTERM: "terminated", signal.SIGHUP: "the terminal was closed"}
+        super().__init__(words.get(signal.Signals(number), "interrupted"))
         self.exit_code = 128 + number
 
 

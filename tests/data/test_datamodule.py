@@ -1,17 +1,14 @@
 """From a folder to batches."""
 
-import logging
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from xray_pneumonia.config import build
-from xray_pneumonia.data.device_images import arrange
-from xray_pneumonia.data.loaders import AheadLoader, EpochSampler
+from xray_pneumonia.data.loaders import EpochSampler
 from xray_pneumonia.data.records import fingerprint
 from xray_pneumonia.errors import DataRefused, InputError
 
@@ -143,82 +140,11 @@ def test_order_and_augmentation_are_functions_of_seed_and_epoch_for_any_number_o
     assert sorted(epoch_of(alone, 0)[0].tolist()) == sorted(np.flatnonzero(alone.records["split"] == "train"))
 
 
-@pytest.fixture
-def beside(make):
-    """The datamodule of a training whose net is on the CPU, where it does what it would do on a GPU."""
-
-    def run(*overrides):
-        data = make(*overrides)
-        data.prepare()
-        data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")))
-        return data
-
-    return run
-
-
-def finished(data, epoch):
-    """The batches of an epoch as the net gets them, and the names of what travelled."""
-    loader = data.train_dataloader()
-    loader.sampler.set_epoch(epoch)
-    travelled = list(loader)
-    return [data.on_after_batch_transfer(batch, 0) for batch in travelled], set(travelled[0])
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("changed", [["augmentation=none"], ["augmentation=light", "augmentation.device=net"]])
-def test_images_that_live_beside_the_net_make_the_same_batches(beside, changed, workers):
-    """Sizes that grow, a training that goes on in the middle of an epoch, workers: all bit for bit as without."""
-    asked = ["data.batch_size=16", "data.progressive=[16,32]", f"data.num_workers={workers}", *changed]
-    usual, resident = beside(*asked), beside(*asked, "data.resident=always")
-    for data in (usual, resident):
-        data.spread_over(2)
-        data.go_on(epoch=0, batch=1)
-    for epoch in (0, 1):
-        plain, sent = finished(usual, epoch)
-        ours, fetched = finished(resident, epoch)
-        assert "image" in sent
-        assert fetched - {"changes"} == {"label", "index", "side"}
-        assert len(plain) == len(ours) == len(resident.train_dataloader()) - (epoch == 0)
-        for one, other in zip(plain, ours, strict=True):
-            assert one.keys() == other.keys() == {"image", "label", "index"}
-            assert all(torch.equal(one[key], other[key]) for key in one)
-    assert ours[0]["image"].shape == (16, 1, 32, 32)
-
-
-def test_images_are_changed_beside_the_net_as_on_the_way_there(beside):
-    asked = ["data.batch_size=16", "augmentation=light"]
-    here, there = beside(*asked), beside(*asked, "augmentation.device=net")
-    (usual, sent), (ours, left) = finished(here, 1), finished(there, 1)
-    assert sent == {"image", "label", "index"}
-    assert left == {"image", "label", "index", "changes"}
-    for one, other in zip(usual, ours, strict=True):
-        assert torch.equal(one["index"], other["index"])
-        assert (one["image"].float() - other["image"].float()).abs().mean() < 0.01
-    validation = next(iter(there.val_dataloader()))
-    assert there.on_after_batch_transfer(validation, 0).keys() == validation.keys()
-
-
-def test_outside_of_a_training_batches_come_finished(make):
-    data = make("augmentation=light", "augmentation.device=net", "data.resident=always")
-    data.prepare()
-    assert next(iter(data.train_dataloader())).keys() == {"image", "label", "index"}
-
-
-def test_images_cannot_live_where_they_are_not_changed(beside):
-    with pytest.raises(InputError, match=r"data.resident=always: .* choose augmentation.device=net"):
-        beside("augmentation=light", "data.resident=always").train_dataloader()
-
-
-@pytest.mark.parametrize(("free", "lives"), [(4, True), (3, False)])
-def test_a_gpu_takes_the_images_where_they_fill_a_quarter_of_it(monkeypatch, caplog, free, lives):
-    images = np.zeros((10, 16, 16), np.uint8)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * images.nbytes, 10**9))
-    gpu = torch.device("cuda", 0)
-    with caplog.at_level(logging.INFO):
-        assert (arrange(gpu, images, None, wanted="auto").resident is not None) is lives
-    assert "10 images, 0 MB, " + ("live on cuda:0" if lives else "stay on the host") in caplog.text
-    assert arrange(gpu, images, None, wanted="never").resident is None
-    assert arrange(torch.device("cpu"), images, None, wanted="auto").resident is None
+def test_images_live_on_the_host_alone(make):
+    for resident in ("auto", "never"):
+        make(f"data.resident={resident}")
+    with pytest.raises(InputError, match=r"^data.resident=always: .* use data.resident=never[^\n]*$"):
+        make("data.resident=always")
 
 
 def dealt(loader, world):
@@ -233,28 +159,29 @@ def dealt(loader, world):
 
 @pytest.mark.parametrize(("size", "world"), [(4, 2), (3, 4), (200, 3)])
 def test_processes_share_each_batch_out(make, size, world):
+    """In equal parts, for which the first rows of an epoch come again at its end; validation comes once."""
     whole, several = (make(f"data.batch_size={each}", "augmentation=none") for each in (size * world, size))
     whole.prepare()
     several.prepare()
     hands = dealt(several.train_dataloader(), world)
-    for batch, *parts in zip(whole.train_dataloader().sampler, *hands, strict=True):
-        assert batch.weight is None
-        assert all(len(part.rows) for part in parts)
-        assert sorted(row for part in parts if part.weight for row in part.rows) == sorted(batch.rows)
-        assert [part.weight * len(batch.rows) / world for part in parts] == pytest.approx(
-            [len(part.rows) if part.weight else 0 for part in parts]
-        )
+    batches = [batch.rows for batch in whole.train_dataloader().sampler]
+    first = iter(np.concatenate(batches))
+    for rows, *parts in zip(batches, *hands, strict=True):
+        assert len({len(part.rows) for part in parts}) == 1
+        shared = [row for part in parts for row in part.rows]
+        again = [next(first) for _ in range(len(shared) - len(rows))]
+        assert sorted(shared) == sorted([*rows, *again])
     seen = [row for hand in dealt(several.val_dataloader(), world) for part in hand for row in part.rows.tolist()]
     assert sorted(seen) == np.flatnonzero(several.records["split"] == "val").tolist()
 
 
-def test_a_row_stands_in_where_there_are_fewer_than_processes():
-    samplers = [EpochSampler(np.arange(13), batch_size=4, shuffle=True, seed=0) for _ in range(3)]
-    for rank, sampler in enumerate(samplers):
-        sampler.share(rank=rank, world=3)
-    last = [list(sampler)[-1] for sampler in samplers]
-    assert [len(hand.rows) for hand in last] == [1, 1, 1]
-    assert [hand.weight for hand in last] == [3, 0, 0]
+def test_processes_get_what_torchs_distributed_sampler_gives_them():
+    ours = EpochSampler(np.arange(13), batch_size=99, shuffle=True, seed=0)
+    [order] = [batch.rows for batch in ours]
+    for rank in range(3):
+        ours.share(rank=rank, world=3)
+        theirs = DistributedSampler(order, num_replicas=3, rank=rank, shuffle=False)
+        assert [row for batch in ours for row in batch.rows] == [order[index] for index in theirs]
 
 
 def test_a_sample_by_patient(make):
@@ -288,15 +215,14 @@ def test_sides_that_do_not_end_at_the_image_size_are_refused(make, sides):
         make(f"data.progressive={sides}")
 
 
-def test_preparing_batches_ahead_changes_none_and_hides_no_error(make, monkeypatch):
+def test_prefetching_in_a_thread_changes_no_batch_and_hides_no_error(make, monkeypatch):
     data = make("augmentation=light", "data.batch_size=16")
     data.prepare()
     loader = data.train_dataloader()
-    assert isinstance(loader, AheadLoader)
-    ahead, plain = list(loader), list(DataLoader.__iter__(loader))
-    assert len(ahead) == len(plain) == len(loader)
-    for one, other in zip(ahead, plain, strict=True):
+    prefetched, plain = list(loader), list(DataLoader.__iter__(loader))
+    assert len(prefetched) == len(plain) == len(loader)
+    for one, other in zip(prefetched, plain, strict=True):
         assert all(torch.equal(one[key], other[key]) for key in other)
-    monkeypatch.setattr(loader.dataset, "_augmentation", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(loader.dataset, "_augment", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         list(loader)

@@ -21,9 +21,9 @@ def test_any_depth_in_one_order_without_hidden_files(tmp_path):
 
 
 def test_one_file_is_itself(tmp_path):
-    (tmp_path / "film").write_bytes(b"x")
-    (found,) = find_files(tmp_path / "film")
-    assert (found.id, found.refusal) == ("film", None)
+    (tmp_path / "image").write_bytes(b"x")
+    (found,) = find_files(tmp_path / "image")
+    assert (found.id, found.refusal) == ("image", None)
 
 
 def test_a_changed_file_has_another_stamp(tmp_path):

@@ -147,7 +147,7 @@ def test_a_csv_may_come_from_a_spreadsheet(tmp_path, separator):
         ("path,label,patient,split\n../a,0,p,train\n", "line 2: path='../a' lies outside the folder of the CSV"),
         ("path,label,patient,split\n/a,0,p,train\n", "line 2: path='/a' lies outside the folder of the CSV"),
         ("path,label,patient,split\na,0,p,train\nb/.././a,1,p,train\n", "'a' twice, in the lines 2 and 3"),
-        ("", "neither a folder of films nor a CSV table"),
+        ("", "neither a folder of images nor a CSV table"),
         ("path,label,patient,split\na,2,p,train\n", "line 2: label='2'"),
         ("path,label,patient,split\na,0,p,training\n", "split='training'"),
         ("path,label,patient,split\na,0,,train\n", "patient=''"),

@@ -13,7 +13,7 @@ from xray_pneumonia.errors import InputError
 KINDS = typing.get_args(Shift)
 
 
-def films(count=300, seed=0):
+def generate(count=300, seed=0):
     rng = np.random.default_rng(seed)
     rows, images = [], []
     for number in range(count):
@@ -31,7 +31,7 @@ def films(count=300, seed=0):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_shift_holds_out_whole_patients_of_both_classes(kind):
-    records, images = films()
+    records, images = generate()
     groups = leakage_groups(records, [])
     shifted, beside = hold_out(kind, records, images, groups, seed=0)
     assert not (shifted & beside).any()
@@ -55,7 +55,7 @@ def test_every_shift_holds_out_whole_patients_of_both_classes(kind):
     ],
 )
 def test_the_outermost_share_of_each_class_goes(kind, measure):
-    records, images = films()
+    records, images = generate()
     shifted, _ = hold_out(kind, records, images, leakage_groups(records, []), seed=0)
     values = np.asarray(measure(records, images), float)
     for label in (0, 1) if kind != "earliest" else (1,):  # the numbers of the normals run in two series
@@ -65,7 +65,7 @@ def test_the_outermost_share_of_each_class_goes(kind, measure):
 
 
 def test_prevalence_holds_out_as_many_ill_as_the_official_test_has():
-    records, images = films(3000)
+    records, images = generate(3000)
     shifted, beside = hold_out("prevalence", records, images, leakage_groups(records, []), seed=0)
     assert records["label"][shifted].mean() == pytest.approx(0.625, abs=0.01)
     assert records["label"].mean() == pytest.approx(2 / 3, abs=0.01)
@@ -74,7 +74,7 @@ def test_prevalence_holds_out_as_many_ill_as_the_official_test_has():
 
 
 def test_of_few_normals_half_are_kept():
-    records, images = films(3000)
+    records, images = generate(3000)
     records = records[(records["label"] == 1) | (records.index % 12 == 0)].reset_index(drop=True)
     shifted, _ = hold_out("prevalence", records, images, leakage_groups(records, []), seed=0)
     assert shifted[records["label"] == 0].mean() == pytest.approx(0.5, abs=0.02)
@@ -82,15 +82,15 @@ def test_of_few_normals_half_are_kept():
 
 
 @pytest.mark.parametrize("kind", ["small_films", "large_films", "shape"])
-def test_resized_films_have_lost_their_shape(kind):
-    records, images = films()
+def test_resized_images_have_lost_their_shape(kind):
+    records, images = generate()
     records = records.assign(width=224, height=224)
     with pytest.raises(InputError, match=f"data.split={kind}: all {len(records)} images are alike"):
         hold_out(kind, records, images, leakage_groups(records, []), seed=0)
 
 
-def test_blurred_films_are_the_soft_ones():
-    records, images = films()
+def test_blurred_images_are_the_soft_ones():
+    records, images = generate()
     soft = records["patient"].isin(records["patient"].drop_duplicates().iloc[::8])
     images[soft] = np.repeat(np.repeat(images[soft][:, ::4, ::4], 4, axis=1), 4, axis=2)
     groups = leakage_groups(records, [])
@@ -99,7 +99,7 @@ def test_blurred_films_are_the_soft_ones():
 
 
 def test_a_patient_with_both_subtypes_is_left_out_of_training():
-    records, images = films()
+    records, images = generate()
     records.loc[records["patient"] == "person2", "patient"] = "person1"  # virus and bacteria of one patient
     shifted, beside = hold_out("virus", records, images, leakage_groups(records, []), seed=0)
     assert set(records["subtype"][beside]) == {"bacteria"}
@@ -109,7 +109,7 @@ def test_a_patient_with_both_subtypes_is_left_out_of_training():
 
 @pytest.mark.parametrize("kind", ["series_im", "bacteria"])
 def test_names_that_say_nothing_are_refused(kind):
-    records, images = films()
+    records, images = generate()
     records = records.assign(patient="p" + records.index.astype(str), subtype="unknown")
     with pytest.raises(InputError, match=f"data.split={kind}"):
         hold_out(kind, records, images, leakage_groups(records, []), seed=0)
@@ -127,7 +127,7 @@ def test_the_shift_is_judged_at_the_operating_point_of_plain_validation(tiny, xr
     assert "data.split=dark" in refused.err
 
 
-def test_the_stored_search_holds_every_shift_that_resized_films_can_show():
+def test_the_stored_search_holds_every_shift_that_resized_images_can_show():
     from hydra import compose, initialize_config_module
 
     with initialize_config_module("xray_pneumonia.conf", version_base="1.3"):

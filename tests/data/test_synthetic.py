@@ -27,11 +27,11 @@ def test_real_names_varied_sizes_and_modes(xrays):
     assert set(table["split"]) == {"train", "val", "test"}
     assert table.groupby("split")["label"].nunique().min() == 2
     assert table["patient"].nunique() < len(table)
-    pictures = [Image.open(path) for path in table["path"]]
-    assert {picture.mode for picture in pictures} == {"L", "RGB"}
-    assert len({picture.size for picture in pictures}) > 20
-    for picture in pictures:
-        picture.close()
+    images = [Image.open(path) for path in table["path"]]
+    assert {image.mode for image in images} == {"L", "RGB"}
+    assert len({image.size for image in images}) > 20
+    for image in images:
+        image.close()
 
 
 def test_files_of_others_are_left_alone(tmp_path):

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from xray_pneumonia.evaluation.abstention import ANSWERS, Band, fit_band, outcomes, trade_off
+from xray_pneumonia.evaluation.abstention import ANSWERS, Band, count_answers, fit_band, trade_off
 
 
 def table(seed, images=1000, gap=2.0):
@@ -29,7 +29,7 @@ def test_the_promise_is_kept_on_new_images(error):
     wrong = np.zeros((80, 2))
     for seed in range(80):
         band = fit_band(table(seed, 400), error=error, threshold=0.5)
-        counts = outcomes(table(10_000 + seed), band)
+        counts = count_answers(table(10_000 + seed), band)
         shares = counts.div(counts.sum(axis=1), axis=0)
         wrong[seed] = shares.loc[0, "pneumonia"], shares.loc[1, "normal"]
     means, spread = wrong.mean(axis=0), wrong.std(axis=0) / np.sqrt(80)
@@ -57,12 +57,12 @@ def test_too_few_images_promise_nothing():
     assert set(band.answer([0.01, 0.99])) == {"look closer"}
 
 
-def test_outcomes_count_everyone():
+def test_count_answers_count_everyone():
     frame = table(1)
-    counts = outcomes(frame, Band(0.2, 0.8))
+    counts = count_answers(frame, Band(0.2, 0.8))
     assert list(counts.columns) == list(ANSWERS)
     assert counts.to_numpy().sum() == len(frame)
-    assert outcomes(frame, Band(0, 1)).loc[0].tolist() == [0, (frame["label"] == 0).sum(), 0]
+    assert count_answers(frame, Band(0, 1)).loc[0].tolist() == [0, (frame["label"] == 0).sum(), 0]
 
 
 def test_less_error_means_fewer_answers():

@@ -51,8 +51,8 @@ def test_reliability_by_hand():
         {"probability": [0.05, 0.05, 0.95, 1.0], "label": [0, 1, 1, 1], "patient": ["a", "a", "b", "c"]}
     )
     bins = reliability(table)
-    assert bins["true"].tolist() == [0.5, 1.0]
-    assert bins["said"].tolist() == pytest.approx([0.05, 0.975])
+    assert bins["frequency"].tolist() == [0.5, 1.0]
+    assert bins["probability"].tolist() == pytest.approx([0.05, 0.975])
     assert bins["images"].tolist() == [2, 2]
     assert bins["patients"].tolist() == [1, 2]
-    assert (bins["low"] <= bins["true"]).all()
+    assert (bins["low"] <= bins["frequency"]).all()

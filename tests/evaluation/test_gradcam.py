@@ -1,7 +1,11 @@
+import base64
+from io import BytesIO
+
 import numpy as np
 import pytest
 import torch
 from captum.attr import LayerAttribution, LayerGradCam
+from PIL import Image
 from torch import nn
 
 from xray_pneumonia.evaluation.gradcam import (
@@ -11,6 +15,8 @@ from xray_pneumonia.evaluation.gradcam import (
     grad_cam,
     likeness_to_random,
     map_layer,
+    overlay,
+    thumbnail,
 )
 from xray_pneumonia.models.cnn import CNN
 from xray_pneumonia.models.mlp import MLP
@@ -19,8 +25,8 @@ from xray_pneumonia.models.resnet import ResNet
 SIDE = 32
 
 
-def films(count=5, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (count, SIDE, SIDE)).astype(np.uint8)
+def films(count=5, seed=0, side=SIDE):
+    return np.random.default_rng(seed).integers(0, 256, (count, side, side)).astype(np.uint8)
 
 
 def cnn():
@@ -124,3 +130,22 @@ def test_maps_without_evidence_leave_nothing_to_compare():
     net = BrightSpot()
     nn.init.constant_(net.weigh.weight, -1.0)
     assert np.isnan(likeness_to_random(net, films(), seed=0, draws=1))
+
+
+def test_an_overlay_has_the_files_shape_and_colours_only_where_it_is_hot():
+    heat = np.zeros((64, 64), np.float32)
+    heat[:32] = 1
+    picture = np.asarray(overlay(films(side=64)[0], heat, width=1000, height=500), int)
+    assert picture.shape == (160, 320, 3)
+    spread = np.ptp(picture, axis=2)
+    assert spread[100:].max() == 0
+    assert spread[:60].min() > 10
+
+
+def test_a_thumbnail_is_small_and_holds_pixels_alone():
+    uri = thumbnail(Image.fromarray(films(side=64)[0]).resize((2000, 1000)), side=160)
+    data = base64.b64decode(uri.removeprefix("data:image/jpeg;base64,"))
+    with Image.open(BytesIO(data)) as image:
+        assert image.size == (160, 80)
+        assert not image.getexif()
+    assert len(data) < 10_000

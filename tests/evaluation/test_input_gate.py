@@ -4,7 +4,15 @@ from PIL import Image
 
 from xray_pneumonia.data import synthetic
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.evaluation.input_gate import SIDE, Gate, fit_gate, strangers, thumbnails
+from xray_pneumonia.evaluation.input_gate import (
+    FLAGS,
+    SIDE,
+    Gate,
+    fit_gate,
+    out_of_distribution,
+    quality_flags,
+    thumbnails,
+)
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +29,9 @@ def gate(films):
 
 def test_films_pass_and_strangers_do_not(films, gate):
     assert gate.passes(films[256:]).mean() > 0.9
-    stopped = {name: 1 - gate.passes(strange).mean() for name, strange in strangers(films[256:], seed=0).items()}
+    stopped = {
+        name: 1 - gate.passes(strange).mean() for name, strange in out_of_distribution(films[256:], seed=0).items()
+    }
     assert set(stopped) == {
         "on its side",
         "upside down",
@@ -53,5 +63,26 @@ def test_a_broken_file_is_refused(tmp_path):
 
 
 def test_strangers_are_seeded(films):
-    one, two = strangers(films[:5], seed=1), strangers(films[:5], seed=1)
+    one, two = out_of_distribution(films[:5], seed=1), out_of_distribution(films[:5], seed=1)
     assert all((one[name] == two[name]).all() for name in one)
+
+
+def test_images_are_not_flagged_and_what_was_done_to_them_is(films, gate):
+    films = films[180:256]
+    plain = quality_flags(films, gate.scores(films), gate)
+    assert sum(map(bool, plain)) <= 2
+    for wrong, name in (
+        (255 - films, "inverted"),
+        (np.ascontiguousarray(np.rot90(films, axes=(1, 2))), "turned"),
+    ):
+        found = quality_flags(wrong, gate.scores(wrong), gate)
+        assert np.mean([{"outside_training_range", name} <= set(flags) for flags in found]) > 0.7
+    assert all(name in FLAGS for flags in found for name in flags)
+
+
+def test_little_contrast_and_a_missing_gate_are_flagged(films):
+    flat = (films[:1] // 32 + 100).astype(np.uint8)
+    assert quality_flags(np.concatenate([flat, films[:1]]), np.full(2, np.nan), None) == [
+        ["low_information", "not_checked"],
+        ["not_checked"],
+    ]

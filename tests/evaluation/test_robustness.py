@@ -4,11 +4,10 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from xray_pneumonia.evaluation.abstention import Band
+from xray_pneumonia.evaluation.assessment import Decision
 from xray_pneumonia.evaluation.calibration import Calibration
-from xray_pneumonia.evaluation.cases import cases
-from xray_pneumonia.evaluation.corruptions import KINDS, STRENGTHS, corrupt
-from xray_pneumonia.evaluation.decision import Decision
-from xray_pneumonia.evaluation.robustness import CLEAN, robustness, sample
+from xray_pneumonia.evaluation.gradcam import choose_cases
+from xray_pneumonia.evaluation.robustness import CLEAN, KINDS, STRENGTHS, corrupt, robustness, sample
 from xray_pneumonia.evaluation.shortcuts import rim, shortcuts
 
 DECISION = Decision(Calibration(), 0.5, "youden", Band(0.5, 0.5))
@@ -89,7 +88,7 @@ def test_cases_are_the_most_and_least_certain_one_a_patient():
             "probability": [0.99, 0.98, 0.1, 0.05, 0.8, 0.45, 0.7],
         }
     )
-    found = cases(table, threshold=0.5, each=1)
+    found = choose_cases(table, threshold=0.5, each=1)
     assert dict(zip(found["case"], found["id"], strict=True)) == {
         "found": "a",
         "cleared": "d",
@@ -97,4 +96,4 @@ def test_cases_are_the_most_and_least_certain_one_a_patient():
         "alarmed": "e",
         "unsure": "f",
     }
-    assert not cases(table, threshold=0.5, each=3)["id"].duplicated().any()
+    assert not choose_cases(table, threshold=0.5, each=3)["id"].duplicated().any()

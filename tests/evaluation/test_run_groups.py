@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from xray_pneumonia.evaluation.report.figures_runs import overlaid_curves
+from xray_pneumonia.evaluation.report.figures import overlaid_curves
 from xray_pneumonia.evaluation.run_groups import Entry, group, pool, tabulate
 
 

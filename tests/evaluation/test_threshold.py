@@ -5,7 +5,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import confusion_matrix, roc_curve
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.evaluation.threshold import choose, parse
+from xray_pneumonia.evaluation.threshold import choose_threshold, parse_policy
 
 
 def table(seed=0, images=300):
@@ -22,14 +22,14 @@ def rates(frame, threshold):
 def test_youden_reaches_the_best_of_the_roc():
     frame = table()
     fpr, tpr, _ = roc_curve(frame["label"], frame["probability"], drop_intermediate=False)
-    sensitivity, specificity, *_ = rates(frame, choose(frame, policy="youden").threshold)
+    sensitivity, specificity, *_ = rates(frame, choose_threshold(frame, policy="youden"))
     assert sensitivity + specificity - 1 == pytest.approx(max(tpr - fpr), abs=1e-9)
 
 
 @pytest.mark.parametrize("policy", ["sensitivity>=0.95", "sensitivity:0.95", "sensitivity >= 0.95"])
 def test_sensitivity_is_kept_with_the_most_specificity(policy):
     frame = table()
-    sensitivity, specificity, *_ = rates(frame, choose(frame, policy=policy).threshold)
+    sensitivity, specificity, *_ = rates(frame, choose_threshold(frame, policy=policy))
     every = [rates(frame, t) for t in np.unique(frame["probability"])]
     assert sensitivity >= 0.95
     assert specificity == max(other for kept, other, *_ in every if kept >= 0.95)
@@ -37,7 +37,7 @@ def test_sensitivity_is_kept_with_the_most_specificity(policy):
 
 def test_specificity_is_kept_with_the_most_sensitivity():
     frame = table()
-    sensitivity, specificity, *_ = rates(frame, choose(frame, policy="specificity:0.9").threshold)
+    sensitivity, specificity, *_ = rates(frame, choose_threshold(frame, policy="specificity:0.9"))
     every = [rates(frame, t) for t in np.unique(frame["probability"])]
     assert specificity >= 0.9
     assert sensitivity == max(kept for kept, other, *_ in every if other >= 0.9)
@@ -45,7 +45,7 @@ def test_specificity_is_kept_with_the_most_sensitivity():
 
 def test_cost_is_the_least():
     frame = table()
-    _, _, alarms, misses = rates(frame, choose(frame, policy="cost:5").threshold)
+    _, _, alarms, misses = rates(frame, choose_threshold(frame, policy="cost:5"))
     every = [rates(frame, t) for t in [*np.unique(frame["probability"]), 2]]
     assert 5 * misses + alarms == min(5 * fn + fp for _, _, fp, fn in every)
 
@@ -55,7 +55,7 @@ def test_the_middle_is_that_of_a_linear_discriminant():
     frame = frame.sort_values("label").groupby("label").head(180)
     score = np.log(frame["probability"] / (1 - frame["probability"])).to_numpy()[:, None]
     fitted = LinearDiscriminantAnalysis(priors=[0.5, 0.5]).fit(score, frame["label"])
-    threshold = choose(frame, policy="middle").threshold
+    threshold = choose_threshold(frame, policy="middle")
     assert np.log(threshold / (1 - threshold)) == pytest.approx(-fitted.intercept_[0] / fitted.coef_[0, 0], abs=1e-6)
 
 
@@ -64,17 +64,17 @@ def test_the_middle_stays_where_few_images_at_the_edge_change_and_where_nets_are
     moved = frame.copy()
     moved.loc[frame[frame["label"] == 0].nlargest(10, "probability").index, "probability"] = 0.3
     middle, edge = (
-        abs(choose(moved, policy=policy).threshold - choose(frame, policy=policy).threshold)
+        abs(choose_threshold(moved, policy=policy) - choose_threshold(frame, policy=policy))
         for policy in ("middle", "specificity:0.98")
     )
     assert middle < edge / 5
     certain = pd.DataFrame({"label": [0, 0, 1, 1], "probability": [0.0, 0.0, 1.0, 1.0]})
-    assert choose(certain, policy="middle").threshold == pytest.approx(0.5)
+    assert choose_threshold(certain, policy="middle") == pytest.approx(0.5)
 
 
 def test_no_image_sits_on_the_edge():
     frame = pd.DataFrame({"label": [0, 0, 1, 1], "probability": [0.1, 0.3, 0.7, 0.9]})
-    assert choose(frame, policy="youden").threshold == pytest.approx(0.5)
+    assert choose_threshold(frame, policy="youden") == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
@@ -82,9 +82,9 @@ def test_no_image_sits_on_the_edge():
 )
 def test_an_unknown_policy_is_refused_with_the_choices(policy):
     with pytest.raises(InputError, match="youden"):
-        parse(policy)
+        parse_policy(policy)
 
 
 def test_one_class_cannot_choose():
     with pytest.raises(InputError, match="both classes"):
-        choose(pd.DataFrame({"label": [1, 1], "probability": [0.2, 0.8]}), policy="youden")
+        choose_threshold(pd.DataFrame({"label": [1, 1], "probability": [0.2, 0.8]}), policy="youden")

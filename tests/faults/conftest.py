@@ -1,4 +1,4 @@
-"""What the faults share: a training as a process of its own, which says where it is."""
+"""Fixtures of the fault tests: a training as a process of its own, which reports each step."""
 
 import contextlib
 import multiprocessing
@@ -13,10 +13,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-BUSY = [
-    *("model.dropout=0.3", "data.batch_size=8", "trainer.max_epochs=3", "trainer.patience=null"),
-    "trainer.checkpoint_steps=2",
-]
+BUSY = ["model.dropout=0.3", "data.batch_size=8", "trainer.max_epochs=3", "trainer.patience=null"]
 # One warm process that imports everything once; each training is forked from it.
 sys.path.insert(0, str(Path(__file__).parent))
 WARM = multiprocessing.get_context("forkserver")
@@ -24,7 +21,7 @@ WARM.set_forkserver_preload(["driver"])
 
 
 class Training:
-    """A training in a process of its own, which says where it is."""
+    """A training in a process of its own, which reports each step."""
 
     def __init__(self, arguments, folder):
         from driver import run
@@ -37,7 +34,7 @@ class Training:
         self.words = []
 
     def until(self, word, count=1):
-        """Listen until a word has come so often."""
+        """Wait until a word was reported so often."""
         while self.words.count(word) < count:
             try:
                 self.words.append(self._listen.recv())
@@ -63,12 +60,12 @@ class Training:
 
 
 class Command:
-    """A training started from scratch, inside of a command that changes its world."""
+    """A training started by a command that changes its environment."""
 
     def __init__(self, around, arguments, folder, **environment):
         command = [*around, sys.executable, "-m", "xray_pneumonia.cli", *arguments]
-        world = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=world, check=False)
+        variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=variables, check=False)
         self.code, self.err = done.returncode, done.stderr
 
 
@@ -119,7 +116,7 @@ def place(tmp_path, tiny, home, request):
 
 @pytest.fixture(scope="session")
 def within() -> Callable[[float], AbstractContextManager[None]]:
-    """Hold a block to its time, in seconds."""
+    """Require that a block takes no longer, in seconds."""
     return _within
 
 
@@ -132,7 +129,7 @@ def _within(seconds: float) -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave all of them to `make long`: they start and kill processes for minutes."""
+    """Mark all of them `long`: they start and kill processes for minutes."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.long)

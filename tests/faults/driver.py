@@ -1,4 +1,4 @@
-"""The command line in a process of its own that says where it is: a word at each step, each a little slowed."""
+"""Run the command line and report a word at each step, each a little slowed."""
 
 import os
 import sys
@@ -6,13 +6,13 @@ import time
 
 from xray_pneumonia import cli
 from xray_pneumonia.training.classifier import PneumoniaClassifier
-from xray_pneumonia.workflows import train, validation
+from xray_pneumonia.workflows import resume, train
 
 PLACES = [
     (PneumoniaClassifier, "training_step", "STEP"),
     (PneumoniaClassifier, "validation_step", "CHECK"),
-    (train, "_classifier", "PREPARED"),
-    (validation, "judge_validation", "JUDGE"),
+    (resume, "identity_of", "PREPARED"),
+    (train, "_evaluate", "EVALUATE"),
 ]
 
 
@@ -20,20 +20,21 @@ def run(arguments, folder, log, words):
     """Run `xray` on these arguments, from this folder, with its messages in a file."""
     os.chdir(folder)
     os.environ["OMP_NUM_THREADS"] = "1"
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for number in (1, 2):
-        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        os.dup2(file, number)  # both go on where the other stopped
     for owner, name, word in PLACES:
-        setattr(owner, name, _spoken(getattr(owner, name), word, words))
+        setattr(owner, name, _reporting(getattr(owner, name), word, words))
     sys.argv = ["xray", *arguments]
     code = cli.main()
     sys.stderr.flush()
     os._exit(code)
 
 
-def _spoken(plain, word, words):
-    def speaking(*arguments, **named):
+def _reporting(plain, word, words):
+    def reporting(*arguments, **named):
         words.send(word)
         time.sleep(0.05)
         return plain(*arguments, **named)
 
-    return speaking
+    return reporting

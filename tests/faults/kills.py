@@ -1,11 +1,11 @@
-"""SIGKILL at random moments of tiny runs: is a checkpoint unreadable, a step logged twice, a result different?
+"""Kill tiny runs at random moments: is a checkpoint unreadable, a step logged twice, a result different?
 
     python tests/faults/kills.py 200 --folder DIR
 
 One warm parent forks every training, so that a kill costs a second or two. A killed run is resumed, killed again, and
-so on until it ends; then its weights and metrics must be those of a run that nobody touched, difference exactly 0.
-Moments are drawn in the processor time of the child, so that a busy machine does not move them all to the start.
-Pictures and the MLflow model, half of a tiny run's time and no part of the question, are left out.
+so on until it ends; then its weights and metrics must be those of an uninterrupted run, difference exactly 0. Moments
+are drawn in the processor time of the child, so that a busy machine does not move them all to the start. Figures and
+the MLflow model, half of a tiny run's time and no part of the question, are left out.
 """
 
 import argparse
@@ -25,14 +25,13 @@ import torch
 from xray_pneumonia import cli
 from xray_pneumonia.data import synthetic
 from xray_pneumonia.evaluation.report import figures
-from xray_pneumonia.training.checkpoints import BEST, newest_valid
-from xray_pneumonia.training.hashes import verify
-from xray_pneumonia.workflows import result  # what every child needs, imported once
+from xray_pneumonia.training.checkpoints import BEST, newest_valid, verify
+from xray_pneumonia.workflows import training_run
 
 TINY = [
     *("model=resnet", "model.width=4", "model.depth=1", "model.stages=2", "model.dropout=0.3"),
     *("data.image_size=32", "data.batch_size=8", "augmentation=light"),
-    *("trainer=cpu", "trainer.max_epochs=4", "trainer.patience=null", "trainer.checkpoint_steps=2"),
+    *("trainer=cpu", "trainer.max_epochs=4", "trainer.patience=null"),
     *("trainer.keep_freed_memory=false", "tracking.system_metrics=false", "evaluation=quick"),
 ]
 
@@ -54,7 +53,7 @@ class Trainings:
             log = os.open(self.folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(log, 1)
             os.dup2(log, 2)
-            result.record_bundle = figures.save = lambda *_, **__: None
+            training_run.record_bundle = figures.save = lambda *_, **__: None
             sys.argv = ["xray", "train", f"data.root={self.data}", f"home={self.home}", *TINY, *extra]
             code = cli.main()
         finally:

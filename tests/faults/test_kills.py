@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from xray_pneumonia.training.checkpoints import STATE, AtomicCheckpointIO, clear, newest_valid
-from xray_pneumonia.training.hashes import verify
+from xray_pneumonia.errors import Stopped
+from xray_pneumonia.training.checkpoints import STATE, AtomicCheckpointIO, clean_up, newest_valid, verify
 
 
 @pytest.mark.long
@@ -23,40 +23,48 @@ def test_twenty_kills_of_tiny_runs(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def save_for_ever(folder, first, told):
-    """Save one checkpoint after the other, and say so each time."""
-    for epoch in range(first, 10**6):
-        state = {"epoch": epoch, "batch": 0, "trained": False, "identity": {}}
-        AtomicCheckpointIO().save_checkpoint({"w": torch.full((20_000,), epoch), STATE: state}, folder / "last.ckpt")
-        AtomicCheckpointIO().save_checkpoint({"w": torch.full((20_000,), epoch)}, folder / "best.ckpt")
-        os.write(told, b".")
+def save_for_ever(folder, first, report):
+    """Save one checkpoint after the other, and write a dot each time, until SIGTERM raises as in the command line."""
+
+    def stop(number, _):
+        raise Stopped(number)
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        for epoch in range(first, 10**6):
+            weights, state = torch.full((20_000,), epoch), {"epoch": epoch, "trained": False, "identity": {}}
+            AtomicCheckpointIO().save_checkpoint({"w": weights, STATE: state}, folder / "last.ckpt")
+            AtomicCheckpointIO().save_checkpoint({"w": weights}, folder / "best.ckpt")
+            os.write(report, b".")
+    except Stopped as stopped:
+        os._exit(stopped.exit_code)
+    finally:
+        os._exit(1)
 
 
 @pytest.mark.slow
-def test_two_hundred_kills_of_a_process_that_only_saves(tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)])
+def test_two_hundred_stops_of_a_process_that_only_saves(tmp_path, number, code):
     torch.set_num_threads(1)
-    dice = random.Random(0)
+    random_moment = random.Random(0)
     epoch, drafts = 0, 0
     for _ in range(200):
-        listen, tell = os.pipe()
+        receive, send = os.pipe()
         child = os.fork()
         if child == 0:
-            try:
-                save_for_ever(tmp_path, epoch + 1, tell)
-            finally:
-                os._exit(1)
-        os.read(listen, 1)
-        time.sleep(dice.uniform(0, 0.02))
-        os.kill(child, signal.SIGKILL)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-        os.close(listen)
-        os.close(tell)
+            save_for_ever(tmp_path, epoch + 1, send)
+        os.read(receive, 1)
+        time.sleep(random_moment.uniform(0, 0.02))
+        os.kill(child, number)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
+        os.close(receive)
+        os.close(send)
         saved = newest_valid(tmp_path)
         assert saved.epoch > epoch
         epoch = saved.epoch
         assert torch.load(saved.path, weights_only=True)["w"][0] == epoch
         verify(tmp_path / "best.ckpt")
         drafts += len(list(tmp_path.glob(".*.tmp")))
-        clear(tmp_path, saved)
+        clean_up(tmp_path, saved)
         assert not list(tmp_path.glob(".*.tmp"))
-    assert drafts > 20  # so many kills came in the middle of a write
+    assert (drafts > 20) == (number == signal.SIGKILL)  # so many kills came in the middle of a write

@@ -14,7 +14,7 @@ from xray_pneumonia.workflows.training_record import read_history
 TINY = ["trainer.max_epochs=2", "augmentation=light", "model.dropout=0.3"]
 
 
-def test_a_project_that_was_moved_proves_itself_from_another_folder(xray, tiny, xrays, tmp_path, monkeypatch):
+def test_a_project_that_was_moved_is_reproduced_from_another_folder(xray, tiny, xrays, tmp_path, monkeypatch):
     """F32."""
     small = [one for one in tiny if not one.startswith(("data.root", "home="))]
     shutil.copytree(xrays, tmp_path / "first/data")
@@ -56,7 +56,7 @@ def bare():
 
 @pytest.mark.slow
 def test_no_home_no_network_and_a_read_only_folder(bare, tiny):
-    """F33: a training and its proof need nothing of these."""
+    """F33: a training and its reproduction need nothing of these."""
     trained = bare("train", *tiny, *TINY)
     assert trained.returncode == 0, trained.stderr
     run_id = trained.stdout.splitlines()[-1].split()[0].removeprefix("run_id=")

@@ -3,64 +3,67 @@
 import signal
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def stop(place):
-    def at(word, count, number):
-        training = place.train().until(word, count)
-        return training, training.signal(number).end()
-
-    return at
-
-
 @pytest.mark.parametrize(
-    ("word", "count", "kept"),
-    [("PREPARED", 1, None), ("STEP", 13, 13), ("CHECK", 1, 9), ("JUDGE", 1, 27)],
-    ids=["before the first step", "training", "validation", "judging"],
+    ("word", "count", "steps", "line"),
+    [
+        ("PREPARED", 1, None, ""),
+        ("STEP", 5, 0, "the epoch under way is lost; no epoch was completed"),
+        ("STEP", 13, 9, "the epoch under way is lost; `xray train resume={}` resumes after epoch 1"),
+        ("CHECK", 3, 9, "the epoch under way is lost; `xray train resume={}` resumes after epoch 1"),
+        ("EVALUATE", 1, 27, "`xray train resume={}` resumes after its last epoch, 3"),
+    ],
+    ids=["before the first step", "first epoch", "training", "validation", "evaluation"],
 )
-def test_sigterm_writes_a_checkpoint_closes_the_run_and_leaves_143(stop, place, word, count, kept):
-    training, code = stop(word, count, signal.SIGTERM)
-    assert code == 143, training.err
+def test_sigterm_closes_the_run_says_what_is_lost_and_leaves_143(place, word, count, steps, line):
+    training = place.train().until(word, count)
+    assert training.signal(signal.SIGTERM).end() == 143, training.err
     assert "Traceback" not in training.err
-    if kept is None:  # nothing was done, so nothing is kept: not even a run
+    if steps is None:  # nothing was done, so there is no run
         assert place.client.get_experiment_by_name(place.name) is None or not place.runs
         return
-    import torch
-
+    assert f"xray: {line.format(place.run.info.run_id)}\n" in training.err
     assert place.run.info.status == "KILLED"
     assert "terminated" in place.run.data.tags["reason"]
-    assert torch.load(place.checkpoints / "last.ckpt", weights_only=True)["global_step"] == kept
-    assert place.resume().end() == 0
+    resumed = place.resume()
+    if not steps:
+        assert resumed.end() == 2
+        assert "stopped before the end of its first epoch" in resumed.err
+        return
+    assert torch.load(place.checkpoints / "last.ckpt", weights_only=True)["global_step"] == steps
+    assert resumed.end() == 0
     assert place.run.info.status == "FINISHED"
     assert place.steps() == [1, 2, 3]
 
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_once_or_twice_closes_the_run_and_leaves_130(place, times):
-    training = place.train().until("STEP", 5)
+    training = place.train().until("STEP", 13)
     for _ in range(times):
         training.signal(signal.SIGINT)
     assert training.end() == 130, training.err
+    assert f"the epoch under way is lost; `xray train resume={place.run.info.run_id}`" in training.err
     assert "Traceback" not in training.err
     assert place.run.info.status == "KILLED"
     assert not [path for path in place.checkpoints.iterdir() if path.suffix == ".tmp"]
     assert place.resume().end() == 0
 
 
-def test_sigkill_in_an_epoch_then_the_same_command_offers_and_resume_ends_it(place):
+def test_after_sigkill_the_same_command_mentions_the_run_and_resume_ends_it(place):
     training = place.train().until("STEP", 14)
     training.signal(signal.SIGKILL)
     assert training.end() == -9
-    assert place.run.info.status == "RUNNING"  # nobody could say otherwise
-    again = place.train()
-    assert again.end() == 2
-    assert f"xray train resume={place.run.info.run_id}" in again.err
+    assert place.run.info.status == "RUNNING"  # nothing could change it
+    again = place.train().until("PREPARED").signal(signal.SIGTERM)
+    assert again.end() == 143
+    assert f"`xray train resume={place.run.info.run_id}` resumes it" in again.err
     resumed = place.resume()
     assert resumed.end() == 0, resumed.err
-    assert 27 - 14 <= resumed.words.count("STEP") <= 27 - 12  # from a checkpoint at most two steps before the kill
+    assert resumed.words.count("STEP") == 27 - 9
     assert place.steps() == place.steps("train/loss") == [1, 2, 3]
 
 

@@ -15,8 +15,9 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from xray_pneumonia.data import worker_loader
 from xray_pneumonia.data.files import changed
+from xray_pneumonia.data.loaders import BatchLoader
+from xray_pneumonia.errors import LoaderFailed
 from xray_pneumonia.training.classifier import PneumoniaClassifier
 
 ENDLESS = ["trainer.max_epochs=10000", "trainer.patience=null"]
@@ -111,9 +112,8 @@ def test_f14_a_killed_worker_is_named_and_the_checkpoint_is_whole(start, tiny, h
 HANGING = """
 import sys
 from xray_pneumonia import cli
-from xray_pneumonia.data import datamodule
-from xray_pneumonia.data import worker_loader
-worker_loader.SILENCE = datamodule.SILENCE = 5.0
+from xray_pneumonia.data import loaders
+loaders.TIMEOUT = 5.0
 sys.argv = ["xray", *sys.argv[1:]]
 sys.exit(cli.main())
 """
@@ -216,16 +216,23 @@ def test_f29_a_touched_file_is_no_other(xrays, tmp_path):
     assert changed(records) == [f"{records['id'][3]}: was changed"]
 
 
-def test_a_worker_leaves_no_process_behind(monkeypatch):
-    class Broken(torch.utils.data.Dataset):
-        def __len__(self):
-            return 4
+class Kills(torch.utils.data.Dataset):
+    """Kills the worker that asks it for a batch."""
 
-        def __getitem__(self, _):
-            os.kill(os.getpid(), signal.SIGKILL)
+    def __getitem__(self, _):
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.raises(worker_loader.LoaderFailed, match=r"data\.num_workers=0"):
-        list(worker_loader.Loader(Broken(), num_workers=2, timeout=60))
+
+class Zeros(torch.utils.data.Dataset):
+    """Batches of zeros."""
+
+    def __getitem__(self, _):
+        return {"image": torch.zeros(8)}
+
+
+def test_a_worker_leaves_no_process_behind():
+    with pytest.raises(LoaderFailed, match=r"data\.num_workers=0"):
+        list(BatchLoader(Kills(), sampler=range(4), workers=2, pin_memory=False))
     assert not multiprocessing.active_children()
 
 
@@ -234,7 +241,5 @@ def test_a_worker_without_shared_memory_says_so_at_once(monkeypatch, within):
         raise RuntimeError("unable to allocate shared memory(shm) for file </x>: No space left on device (28)")
 
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)
-    batches = [{"image": torch.zeros(8), "changes": {"blur": (torch.zeros(8), torch.zeros(0))}}]
-    with within(60), pytest.raises(worker_loader.LoaderFailed, match=r"/dev/shm"):
-        list(worker_loader.Loader(batches, batch_size=None, num_workers=1, timeout=60))
-    assert not multiprocessing.active_children()
+    with within(60), pytest.raises(LoaderFailed, match=r"/dev/shm"):
+        list(BatchLoader(Zeros(), sampler=range(4), workers=1, pin_memory=False))

@@ -46,7 +46,7 @@ def test_the_gate_stops_what_is_no_film(tmp_path, write_bundle, films):
     write_bundle(tmp_path, gate=True)
     model = opened(tmp_path)
     images = films(21)
-    look = model.gate.strangeness(images)[:, 0]
+    look = model.gate.anomaly(images)[:, 0]
     model = replace(model, gate=replace(model.gate, limits=np.array([np.median(look), 1e9])))
     table = model.decide(images)
     strange = table["gate"] > 1

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.inference.bundle import read_bundle
 from xray_pneumonia.stored_config import MAX_BYTES, stored_text
-from xray_pneumonia.tracking import search
+from xray_pneumonia.tracking.locations import ArtifactMissing
 from xray_pneumonia.tracking.run import start_run
 from xray_pneumonia.tracking.store import TrackingSettings, masked, open_store
-from xray_pneumonia.tracking.stored_runs import read_run
+from xray_pneumonia.tracking.stored_runs import get, read_run
 
 SETTINGS = {
     "uri": None,
@@ -106,11 +106,12 @@ def test_artifacts_outside_the_store(store, stored, home, place):
 
 def test_comparing_reads_nothing_from_outside_the_store(store, stored, home, tmp_path):
     """(c) 66."""
-    assert search.artifact(store, search.get(store, stored.run_id), "config.yaml", folder=tmp_path).is_file()
-    assert search.artifact(store, search.get(store, stored.run_id), "none.csv", folder=tmp_path) is None
+    assert get(store, stored.run_id).artifact("config.yaml", target=tmp_path).is_file()
+    with pytest.raises(ArtifactMissing):
+        get(store, stored.run_id).artifact("none.csv", target=tmp_path)
     alter(home, "UPDATE runs SET artifact_uri = ? WHERE run_uuid = ?", "file:///etc", stored.run_id)
     with pytest.raises(InputError, match="outside"):
-        search.artifact(store, search.get(store, stored.run_id), "passwd", folder=tmp_path)
+        get(store, stored.run_id).artifact("passwd", target=tmp_path)
 
 
 def test_an_experiment_that_was_turned_towards_the_system(store, stored, home):

@@ -1,8 +1,38 @@
-"""What the sweeps share: overrides that make a trial take a second, and the command that sweeps over them."""
+"""What the sweep tests share: overrides of a trial that takes a second, the command, and what a sweep left behind."""
 
 import sys
+from dataclasses import dataclass
 
+import optuna
 import pytest
+from mlflow import MlflowClient
+
+
+@dataclass(frozen=True)
+class Records:
+    """What a sweep wrote to its two databases."""
+
+    sweeps: str
+    mlflow: str
+
+    def study(self, name):
+        return optuna.load_study(study_name=name, storage=self.sweeps)
+
+    def trials(self, name):
+        return self.study(name).trials
+
+    def runs(self, *verbs):
+        """The runs of these verbs, or all, oldest first."""
+        client = MlflowClient(self.mlflow)
+        ids = [experiment.experiment_id for experiment in client.search_experiments()]
+        found = client.search_runs(ids, order_by=["start_time ASC"], max_results=1000)
+        return [run for run in found if not verbs or run.data.tags["verb"] in verbs]
+
+
+@pytest.fixture
+def records(tmp_path):
+    """What a sweep in the default home of `tmp_path` wrote."""
+    return Records(f"sqlite:///{tmp_path}/mlruns/sweeps.db", f"sqlite:///{tmp_path}/mlruns/mlflow.db")
 
 
 @pytest.fixture
@@ -16,6 +46,8 @@ def small():
 
 
 @pytest.fixture
-def command(small):
-    """The sweep as a process of its own; to be completed."""
+def command(small, tmp_path, monkeypatch):
+    """The sweep as a process of its own, in an empty folder; to be completed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return [sys.executable, "-m", "xray_pneumonia.cli", "train", "-m", *small]

@@ -5,7 +5,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import open_dict
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.sweeps import plan as plans
+from xray_pneumonia.sweeps.plan import BUDGET, read_plan
 
 
 def read(*arguments, choice="default"):
@@ -13,7 +13,7 @@ def read(*arguments, choice="default"):
     with initialize_config_module("xray_pneumonia.conf", version_base="1.3"):
         cfg = compose("train", fixed)
     with open_dict(cfg):
-        return plans.read(cfg, arguments, choice=choice)
+        return read_plan(cfg, arguments, choice=choice)
 
 
 def test_a_grid_is_all_its_points():
@@ -25,7 +25,7 @@ def test_a_grid_is_all_its_points():
 
 def test_an_interval_makes_a_search():
     plan = read("optimizer.lr=interval(1e-4,1e-2)")
-    assert (plan.kind, plan.n_trials) == ("tpe", plans.BUDGET)
+    assert (plan.kind, plan.n_trials) == ("tpe", BUDGET)
 
 
 def test_the_name_says_what_is_asked_and_nothing_else():
@@ -68,7 +68,7 @@ def test_what_makes_no_sense_is_refused(arguments, message):
     with open_dict(cfg.sweep):
         cfg.sweep.update({"nmae": "x"} if "sweep.nmae=x" in arguments else {})
     with pytest.raises(InputError, match=message):
-        plans.read(cfg, arguments, choice="default")
+        read_plan(cfg, arguments, choice="default")
 
 
 def test_first_points_come_first():

@@ -3,14 +3,14 @@
 import subprocess
 import time
 from collections import Counter
+from dataclasses import replace
 
 import optuna
 import pytest
-from mlflow import MlflowClient
 
 
-def watch_until(url, process, *, complete):
-    """Wait for the first completed trials; returns the storage."""
+def wait_for_complete(url, process, *, count):
+    """Wait for the first completed trials."""
     storage = None
     end = time.monotonic() + 600
     while time.monotonic() < end and process.poll() is None:
@@ -20,26 +20,21 @@ def watch_until(url, process, *, complete):
             trials = optuna.load_study(study_name="pg", storage=storage).trials
         except (KeyError, optuna.exceptions.StorageInternalError):
             continue
-        if sum(trial.state.name == "COMPLETE" for trial in trials) >= complete:
-            return storage
+        if sum(trial.state.name == "COMPLETE" for trial in trials) >= count:
+            storage.engine.dispose()
+            return
     raise AssertionError("no trial was completed")
 
 
 @pytest.mark.long
-def test_eight_workers_survive_a_restart_of_the_server(command, postgresql, tmp_path):
-    sweep = [
-        *(*command, f"home={tmp_path}"),
-        *("optimizer.lr=tag(log,interval(1e-4,1e-2))", "sweep.n_trials=16", "sweep.name=pg", "workers=8"),
-        *(
-            f"sweep.storage={postgresql.url('sweeps')}",
-            f"tracking.uri={postgresql.url('mlflow')}",
-            "sweep.max_failures=null",
-        ),
-    ]
+def test_eight_workers_survive_a_restart_of_the_server(command, postgresql, records, tmp_path):
+    records = replace(records, sweeps=postgresql.url("sweeps"), mlflow=postgresql.url("mlflow"))
+    command += ("optimizer.lr=tag(log,interval(1e-4,1e-2))", "sweep.n_trials=16", "sweep.name=pg", "workers=8")
+    command += (f"sweep.storage={records.sweeps}", f"tracking.uri={records.mlflow}", "sweep.max_failures=null")
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(sweep, stdout=subprocess.DEVNULL, stderr=log)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
     try:
-        storage = watch_until(postgresql.url("sweeps"), process, complete=2)
+        wait_for_complete(records.sweeps, process, count=2)
         postgresql.control("-m", "immediate", "restart")
         code = process.wait(timeout=1500)
     finally:
@@ -47,18 +42,13 @@ def test_eight_workers_survive_a_restart_of_the_server(command, postgresql, tmp_
         process.wait()
     assert code == 0, (tmp_path / "log").read_text()
 
-    trials = optuna.load_study(study_name="pg", storage=storage).trials
+    trials = records.trials("pg")
     states = Counter(trial.state.name for trial in trials)
     assert states["COMPLETE"] == 16, states
     assert states["RUNNING"] == 0
     assert [trial.number for trial in trials] == list(range(len(trials)))
     assert len({trial.user_attrs["worker"]["pid"] for trial in trials if trial.state.name == "COMPLETE"}) > 1
-    client = MlflowClient(postgresql.url("mlflow"))
-    ids = [experiment.experiment_id for experiment in client.search_experiments()]
-    runs = client.search_runs(ids, max_results=1000)
     done = {str(trial.number) for trial in trials if trial.state.name == "COMPLETE"}
-    trained = [run for run in runs if run.data.tags["verb"] == "train"]
-    finished = [run.data.tags["sweep.trial"] for run in trained if run.info.status == "FINISHED"]
-    assert set(finished) >= done
-    assert not [run for run in runs if run.info.status == "RUNNING"]
-    storage.engine.dispose()
+    finished = {run.data.tags["sweep.trial"] for run in records.runs("train") if run.info.status == "FINISHED"}
+    assert finished >= done
+    assert not [run for run in records.runs() if run.info.status == "RUNNING"]

@@ -1,47 +1,42 @@
-"""Replicates: which, how they are summed up, and when one trial gets no more of them."""
+"""Replicates: which, how they are summed up, and when one trial gets no more of them; each worker's share."""
 
 import math
 import statistics
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from xray_pneumonia.sweeps import replicates, workers
-
-
-class Settings:
-    def __init__(self, seeds=None, folds=None):
-        self.seeds, self.folds = seeds, folds
+from xray_pneumonia.sweeps import workers
+from xray_pneumonia.sweeps.plan import is_hopeless, list_replicates, mean_and_sd
 
 
 def test_every_seed_on_every_fold():
-    listed = replicates.replicates(Settings([1, 2], 3))
+    listed = list_replicates(SimpleNamespace(seeds=[1, 2], folds=3))
     assert len(listed) == 6
     assert listed[4].values == {"seed": 2, "data.folds": 3, "data.fold": 1}
-    assert replicates.replicates(Settings(folds=2))[0].values == {"data.folds": 2, "data.fold": 0}
-    assert replicates.replicates(Settings()) == []
+    assert list_replicates(SimpleNamespace(seeds=None, folds=2))[0].values == {"data.folds": 2, "data.fold": 0}
+    assert list_replicates(SimpleNamespace(seeds=None, folds=None)) == []
 
 
 def test_mean_and_sd():
     values = [0.9, 0.92, 0.95]
-    assert replicates.mean_and_sd(values) == (
-        pytest.approx(statistics.mean(values)),
-        pytest.approx(statistics.stdev(values)),
-    )
-    assert math.isnan(replicates.mean_and_sd([0.9])[1])
+    assert mean_and_sd(values) == (pytest.approx(statistics.mean(values)), pytest.approx(statistics.stdev(values)))
+    assert math.isnan(mean_and_sd([0.9])[1])
 
 
 @pytest.mark.parametrize(
-    ("values", "maximize", "expected"), [([0.80], True, True), ([0.94], True, False), ([0.80], False, False)]
+    ("values", "maximize", "others", "expected"),
+    [
+        ([0.80], True, [(0.95, 0.01), (0.93, 0.012)], True),
+        ([0.94], True, [(0.95, 0.01), (0.93, 0.012)], False),
+        ([0.80], False, [(0.95, 0.01), (0.93, 0.012)], False),
+        ([0.1], True, [(0.9, math.nan)], False),  # the spread is not known yet
+        ([0.1], True, [], False),
+    ],
 )
-def test_what_is_far_behind_is_given_up(values, maximize, expected):
-    others = [(0.95, 0.01), (0.93, 0.012)]
-    assert replicates.hopeless(values, total=3, others=others, maximize=maximize) is expected
-
-
-def test_nothing_is_given_up_before_the_spread_is_known():
-    assert not replicates.hopeless([0.1], total=3, others=[(0.9, math.nan)], maximize=True)
-    assert not replicates.hopeless([0.1], total=3, others=[], maximize=True)
+def test_what_is_far_behind_is_given_up(values, maximize, others, expected):
+    assert is_hopeless(values, total=3, others=others, maximize=maximize) is expected
 
 
 def test_an_equal_trial_is_seldom_given_up():
@@ -50,7 +45,7 @@ def test_an_equal_trial_is_seldom_given_up():
     for _ in range(500):
         best, mine = dice.normal(0.9, 0.02, size=(2, 3))
         others = [(best.mean(), best.std(ddof=1)), (0.85, 0.02)]
-        lost += replicates.hopeless(mine[:1].tolist(), total=3, others=others, maximize=True)
+        lost += is_hopeless(mine[:1].tolist(), total=3, others=others, maximize=True)
     assert lost / 500 < 0.08
 
 
@@ -61,19 +56,3 @@ def test_the_machine_is_divided(monkeypatch):
     assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["4", "5", "4"]
     assert {share["OMP_NUM_THREADS"] for share in shares} == {"2"}
     assert "CUDA_VISIBLE_DEVICES" not in workers.share(0, 2, gpus=0)
-
-
-def test_jobs_that_joblib_starts_take_a_gpu_each(tmp_path, monkeypatch):
-    monkeypatch.setattr(workers.torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
-    taken, held = [], []
-    for _ in range(3):
-        monkeypatch.setattr(workers, "_held", [])  # another process
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
-        workers.settle_on_gpu(tmp_path)
-        taken.append(workers.os.environ["CUDA_VISIBLE_DEVICES"])
-        workers.settle_on_gpu(tmp_path)  # the next trial of this process stays where it is
-        assert workers.os.environ["CUDA_VISIBLE_DEVICES"] == taken[-1]
-        held += workers._held
-    assert taken == ["4", "5", "4"]
-    assert len(held) == 3

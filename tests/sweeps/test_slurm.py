@@ -1,12 +1,12 @@
 """A sweep on a real Slurm of one node: one trial is cancelled in the middle, another one requeued."""
 
+import contextlib
 import os
 import shutil
 import subprocess
 import time
 from pathlib import Path
 
-import optuna
 import pytest
 from mlflow import MlflowClient
 
@@ -32,61 +32,56 @@ def slurm(tmp_path, monkeypatch):
 def wait_for(condition, *, seconds):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if (found := condition()) is not None:
+        if found := condition():
             return found
         time.sleep(1)
     raise AssertionError(f"waited {seconds} s in vain")
 
 
+def job_of(pid):
+    entries = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    environment = dict(entry.split("=", 1) for entry in entries if "=" in entry)
+    return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+
+
 @pytest.mark.long
-def test_a_cancelled_trial_is_replaced_and_a_requeued_one_goes_on(command, slurm, tmp_path):
-    home = tmp_path / "mlruns"
-    sweep = [
-        *(*command, f"home={home}", "trainer.max_epochs=40", "trainer.patience=null"),
-        *("hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=20", "hydra.launcher.mem_gb=1"),
-        *("optimizer.lr=1e-4,3e-4,1e-3", "sweep.parallel=3", "sweep.name=slurm"),
-    ]
-    storage = f"sqlite:///{home}/sweeps.db"
+def test_a_cancelled_trial_is_replaced_and_a_requeued_one_goes_on(command, slurm, records, tmp_path):
+    """Without accounting, submitit waits for a cancelled job for ever: the command is killed and given again."""
+    command += ("trainer.max_epochs=40", "trainer.patience=null", "optimizer.lr=1e-4,3e-4,1e-3", "sweep.name=slurm")
+    command += ("hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=20", "hydra.launcher.mem_gb=1")
+    command += ("sweep.parallel=3",)
 
     def trials():
-        try:
-            return optuna.load_study(study_name="slurm", storage=storage).trials
-        except Exception:
-            return []
+        with contextlib.suppress(Exception):  # the study is being made
+            return records.trials("slurm")
+        return []
 
     def underway(number):
         begun = [t for t in trials() if t.number == number and len(t.intermediate_values) >= 2]
-        return next((t for t in begun if "worker" in t.user_attrs), None)
+        return next((job_of(t.user_attrs["worker"]["pid"]) for t in begun if "worker" in t.user_attrs), None)
 
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(sweep, stdout=subprocess.DEVNULL, stderr=log, cwd=tmp_path)
-    cancelled = wait_for(lambda: underway(0), seconds=180)
-    subprocess.run(["scancel", cancelled.user_attrs["worker"]["slurm"]], check=True)
-    requeued = wait_for(lambda: underway(1), seconds=180)
-    job = requeued.user_attrs["worker"]["slurm"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
+    subprocess.run(["scancel", wait_for(lambda: underway(0), seconds=180)], check=True)
+    job = wait_for(lambda: underway(1), seconds=180)
     subprocess.run(["scontrol", "requeue", job], check=True)
-
-    def pending():
-        shown = subprocess.run(["squeue", "-h", "-o", "%T", "-j", job], capture_output=True, text=True, check=False)
-        return True if "PENDING" in shown.stdout else None
-
-    wait_for(pending, seconds=60)
+    queue = ["squeue", "-h", "-o", "%T", "-j", job]
+    wait_for(lambda: b"PENDING" in subprocess.run(queue, capture_output=True, check=False).stdout, seconds=60)
     subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
-    assert process.wait(timeout=600) == 0, (tmp_path / "log").read_text()
+    wait_for(lambda: [t.state.name for t in trials()[1:3]] == ["COMPLETE"] * 2, seconds=600)
+    process.kill()
+    process.wait()
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
 
     states = [(trial.number, trial.state.name) for trial in trials()]
     assert states == [(0, "FAIL"), (1, "COMPLETE"), (2, "COMPLETE"), (3, "COMPLETE")]
     assert trials()[3].user_attrs["replaces"] == 0
-    client = MlflowClient(f"sqlite:///{home}/mlflow.db")
-    runs = client.search_runs([client.get_experiment_by_name("xray").experiment_id], order_by=["start_time ASC"])
-    children = {int(run.data.tags["sweep.trial"]): run for run in runs if run.data.tags["verb"] == "train"}
-    assert len([run for run in runs if run.data.tags["verb"] == "train"]) == 4  # the requeued trial kept its run
-    assert {number: run.info.status for number, run in children.items()} == {
-        0: "KILLED",
-        1: "FINISHED",
-        2: "FINISHED",
-        3: "FINISHED",
-    }
-    steps = [metric.step for metric in client.get_metric_history(children[1].info.run_id, "val/auroc")]
+    runs = records.runs("train")
+    assert len(runs) == 4  # the requeued trial kept its run
+    children = {int(run.data.tags["sweep.trial"]): run.info for run in runs}
+    assert [children[number].status for number in range(4)] == ["KILLED", "FINISHED", "FINISHED", "FINISHED"]
+    history = MlflowClient(records.mlflow).get_metric_history(children[1].run_id, "val/auroc")
+    steps = [metric.step for metric in history]
     assert sorted(set(steps)) == list(range(1, 41))
     assert len(steps) < 45  # it went on from its checkpoint instead of starting again

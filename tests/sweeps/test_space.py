@@ -5,12 +5,11 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.sweeps import space as spaces
-from xray_pneumonia.sweeps import syntax
+from xray_pneumonia.sweeps.space import overrides, read_space
 
 
 def only(argument):
-    [parameter] = syntax.read([argument], {}).parameters
+    [parameter] = read_space([argument], {}).parameters
     return parameter.distribution
 
 
@@ -57,17 +56,17 @@ def test_hydras_ranges_become_distributions(argument, expected):
 )
 def test_contradictions_are_refused(arguments, configured, message):
     with pytest.raises(InputError, match=message):
-        syntax.read(arguments, configured)
+        read_space(arguments, configured)
 
 
 def test_the_command_line_overrides_the_configured_space():
-    space = syntax.read(["lr=0.1", "width=1,2"], {"lr": "interval(0,1)", "width": "choice(3,4)", "depth": [5, 6]})
+    space = read_space(["lr=0.1", "width=1,2"], {"lr": "interval(0,1)", "width": "choice(3,4)", "depth": [5, 6]})
     assert {p.key: p.text for p in space.parameters} == {"width": "1,2", "depth": "choice(5,6)"}
     assert space.fixed == {"lr": "0.1"}
 
 
 def test_conditions_shape_the_grid():
-    space = syntax.read(
+    space = read_space(
         [], {"momentum": {"space": "choice(0.8,0.9)", "when": {"optimizer": "sgd"}}, "optimizer": "choice(sgd,adamw)"}
     )
     assert space.grid() == [
@@ -78,7 +77,7 @@ def test_conditions_shape_the_grid():
 
 
 def test_a_trial_is_given_what_applies():
-    space = syntax.read(
+    space = read_space(
         ["lr=tag(log,interval(1e-4,1e-2))"],
         {"momentum": {"space": "interval(0.8,0.9)", "when": {"optimizer": "sgd"}}, "optimizer": "choice(sgd,adamw)"},
     )
@@ -89,12 +88,12 @@ def test_a_trial_is_given_what_applies():
         assert 1e-4 <= point["lr"] <= 1e-2
         assert ("momentum" in point) == (point["optimizer"] == "sgd")
         seen.add(point["optimizer"])
-        assert f"optimizer={point['optimizer']}" in spaces.overrides(point)
+        assert f"optimizer={point['optimizer']}" in overrides(point)
     assert seen == {"sgd", "adamw"}
 
 
 def test_hand_written_points_are_checked():
-    space = syntax.read(["lr=interval(0,1)", "n=1,2", "on=true,false"], {})
+    space = read_space(["lr=interval(0,1)", "n=1,2", "on=true,false"], {})
     assert space.require({"lr": 0.5, "n": 2, "on": True}, origin="first") == {"lr": 0.5, "n": "2", "on": "True"}
     for point, message in (({"lr": 2}, "outside"), ({"lrr": 0.5}, "did you mean lr"), ({"n": 3}, "outside")):
         with pytest.raises(InputError, match=message):

@@ -12,23 +12,26 @@ from hydra import compose, initialize_config_module
 from optuna.trial import TrialState
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.sweeps import plan as plans
 from xray_pneumonia.sweeps import storage as storages
+from xray_pneumonia.sweeps import study as studies
+from xray_pneumonia.sweeps.plan import read_plan
 from xray_pneumonia.sweeps.storage import open_storage
 from xray_pneumonia.sweeps.study import SweepStudy
 
 GONE = {"host": os.uname().nodename, "pid": 2**22 - 1, "born": 1.0}
+GRID = ("model=cnn,mlp",)
 
 
 @pytest.fixture
 def make(tmp_path):
     """Make a study in a fresh database, or open it again."""
 
-    def opened(*arguments, session="s", inquest=lambda trial: None):
+    def opened(*arguments, session="s", recover_result=lambda trial: None):
         with initialize_config_module("xray_pneumonia.conf", version_base="1.3"):
             cfg = compose("train", [argument for argument in arguments if argument.startswith("sweep")])
-        plan = plans.read(cfg, arguments, choice="default")
-        return SweepStudy(plan, open_storage(f"sqlite:///{tmp_path}/s.db"), session=session, inquest=inquest)
+        plan = read_plan(cfg, arguments, choice="default")
+        storage = open_storage(f"sqlite:///{tmp_path}/s.db", stale_after=plan.settings.stale_after)
+        return SweepStudy(plan, storage, session=session, recover_result=recover_result)
 
     yield opened
     open_storage.cache_clear()
@@ -38,35 +41,31 @@ def tell(study, claim, value=0.5):
     study.study.tell(claim.number, value)
 
 
-def kill(study, claim):
-    """Let the process that holds a trial be one that is gone."""
-    study._storage.set_trial_user_attr(claim.trial_id, "owner", {**GONE, "session": study.session})
+def assign(study, claim, role="owner", **changes):
+    """Let a trial belong to another process; by default one of this machine that is gone."""
+    study.storage.set_trial_user_attr(claim.trial_id, role, {**GONE, "session": study.session, **changes})
+
+
+def points(claims):
+    return [claim.point for claim in claims]
 
 
 def test_a_grid_is_dealt_once(make):
     study = make("model=cnn,mlp", "seed=1,2")
-    claims = study.claim(10)
-    assert [claim.point for claim in claims] == [
-        {"model": "cnn", "seed": "1"},
-        {"model": "cnn", "seed": "2"},
-        {"model": "mlp", "seed": "1"},
-        {"model": "mlp", "seed": "2"},
-    ]
+    assert points(study.claim(10)) == [{"model": model, "seed": seed} for model in ("cnn", "mlp") for seed in "12"]
     assert study.claim(10) == []
     assert make("model=cnn,mlp", "seed=1,2").claim(1) == []  # they run, in this very process
 
 
 def test_a_stale_trial_is_failed_and_replaced(make):
-    study = make("model=cnn,mlp")
+    study = make(*GRID)
     first, second = study.claim(2)
     tell(study, second)
-    kill(study, first)
-    again = make("model=cnn,mlp", session="later")
+    assign(study, first)
+    again = make(*GRID, session="later")
     [claim] = again.claim(5)
-    assert claim.point == first.point
-    assert claim.number == 2
-    states = [trial.state for trial in again.trials()]
-    assert states == [TrialState.FAIL, TrialState.COMPLETE, TrialState.RUNNING]
+    assert (claim.number, claim.point) == (2, first.point)
+    assert [trial.state for trial in again.trials()] == [TrialState.FAIL, TrialState.COMPLETE, TrialState.RUNNING]
 
 
 def test_a_search_goes_on_with_the_number_it_was_asked_for(make):
@@ -74,46 +73,82 @@ def test_a_search_goes_on_with_the_number_it_was_asked_for(make):
     study = make(*arguments)
     one, two = study.claim(2)
     tell(study, one)
-    kill(study, two)
+    assign(study, two)
     rest = make(*arguments, session="later").claim(10)
     assert len(rest) == 3
-    assert two.point in [claim.point for claim in rest]
-    values = [claim.point["optimizer.lr"] for claim in [one, *rest]]
-    assert len(set(values)) == 4  # a new process does not draw the first numbers again
+    assert two.point in points(rest)
+    assert len({point["optimizer.lr"] for point in points([one, *rest])}) == 4  # no draw is repeated
 
 
 def test_a_trial_that_was_trained_to_its_end_counts(make):
-    study = make("model=cnn,mlp")
+    study = make(*GRID)
     [first] = study.claim(1)
-    kill(study, first)
-    later = make("model=cnn,mlp", session="later", inquest=lambda trial: (TrialState.COMPLETE, [0.75]))
-    [claim] = later.claim(5)
-    assert claim.point == {"model": "mlp"}
+    assign(study, first)
+    later = make(*GRID, session="later", recover_result=lambda trial: (TrialState.COMPLETE, [0.75]))
+    assert points(later.claim(5)) == [{"model": "mlp"}]
     assert later.trials()[0].value == 0.75
 
 
-def test_a_failure_is_borne_by_its_command_and_tried_again_by_the_next(make):
-    study = make("model=cnn,mlp")
+def test_a_failure_counts_for_its_command_and_is_tried_again_by_the_next(make):
+    study = make(*GRID)
     first, second = study.claim(2)
     study.fail(first, "no reason at all")
     tell(study, second)
     assert study.claim(5) == []
     assert [trial.number for trial in study.failures()] == [first.number]
-    later = make("model=cnn,mlp", session="later")
+    later = make(*GRID, session="later")
     assert later.failures() == []
-    assert [claim.point for claim in later.claim(5)] == [first.point]
+    assert points(later.claim(5)) == [first.point]
+
+
+def silence(study, seconds):
+    with study.storage.engine.begin() as connection:
+        connection.exec_driver_sql(f"update trial_heartbeats set heartbeat = datetime('now', '-{seconds} seconds')")
 
 
 def test_processes_on_other_machines_are_given_time(make):
-    arguments = ("model=cnn,mlp", "sweep.stale_after=1000")
+    arguments = (*GRID, "sweep.stale_after=1000")
     study = make(*arguments)
     [claim] = study.claim(1)
-    study._storage.set_trial_user_attr(claim.trial_id, "owner", {**GONE, "host": "elsewhere", "session": "s"})
-    assert [c.point for c in make(*arguments, session="later").claim(5)] == [{"model": "mlp"}]
-    study._storage.record_heartbeat(claim.trial_id)
-    with study._storage.engine.begin() as connection:
-        connection.exec_driver_sql("update trial_heartbeats set heartbeat = datetime('now', '-2000 seconds')")
-    assert [c.point for c in make(*arguments, session="third").claim(5)] == [{"model": "cnn"}]
+    assign(study, claim, host="elsewhere")
+    assert points(make(*arguments, session="later").claim(5)) == [{"model": "mlp"}]  # and its first heartbeat
+    silence(study, 900)
+    assert make(*arguments, session="later").claim(5) == []
+    silence(study, 2000)
+    assert points(make(*arguments, session="third").claim(5)) == [{"model": "cnn"}]
+
+
+def test_a_trial_that_waits_in_a_queue_gives_heartbeats(make, monkeypatch):
+    study = make(*GRID)
+    [claim] = study.claim(1)
+    assign(study, claim, host="elsewhere")
+    study.fail_stale_trials()
+    silence(study, 2000)
+    monkeypatch.setattr(study.storage, "heartbeat_interval", 0.05)
+    with study.heartbeat([claim]):
+        while claim.trial_id in study._silent():
+            pass
+    study.fail_stale_trials()
+    assert study.running() == 1
+
+
+def test_a_launcher_that_loses_its_jobs_costs_those_that_are_gone(make, monkeypatch):
+    """One job was killed, one goes on for a while, one has not begun: failed, awaited, queued again."""
+    study = make("model=cnn,mlp,resnet")
+    killed, alive, waiting = claims = study.claim(3)
+    assert not study.begun(claims)
+    assign(study, killed, "worker")
+    assign(study, alive, "worker", host="elsewhere")
+    assert study.begun(claims)
+    monkeypatch.setattr(studies.time, "sleep", lambda _: tell(study, alive))
+    study.fail_lost(claims, "its job is gone")
+    states = [(t.state.name, t.user_attrs.get("reason"), t.user_attrs.get("replaces")) for t in study.trials()]
+    assert states == [
+        ("FAIL", "its job is gone", None),
+        ("COMPLETE", None, None),
+        ("FAIL", None, None),
+        ("WAITING", None, waiting.number),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -122,18 +157,17 @@ def test_processes_on_other_machines_are_given_time(make):
 def test_samplers_and_pruners_by_name(make, sampler, pruner):
     arguments = ("optimizer.lr=tag(log,interval(1e-4,1))", "model.width=int(interval(4,32))")
     study = make(*arguments, "sweep.n_trials=4", f"sweep.sampler={sampler}", f"sweep.pruner={pruner}")
-    points = []
+    tried = []
     while claims := study.claim(1):
-        points.append(claims[0].point)
-        tell(study, claims[0], points[-1]["optimizer.lr"])
-    assert len({point["optimizer.lr"] for point in points}) == 4
-    assert all(4 <= point["model.width"] <= 32 for point in points)
+        tried += points(claims)
+        tell(study, claims[0], tried[-1]["optimizer.lr"])
+    assert len({point["optimizer.lr"] for point in tried}) == 4
+    assert all(4 <= point["model.width"] <= 32 for point in tried)
 
 
 def test_several_objectives(make):
-    study = make(
-        "optimizer.lr=interval(0,1)", "sweep.n_trials=3", "sweep.objectives={val/auroc:max,model/parameters:min}"
-    )
+    objectives = "sweep.objectives={val/auroc:max,model/parameters:min}"
+    study = make("optimizer.lr=interval(0,1)", "sweep.n_trials=3", objectives)
     for claim in study.claim(3):
         tell(study, claim, [claim.point["optimizer.lr"], 100.0])
     assert len(study.study.best_trials) == 1
@@ -155,28 +189,32 @@ def test_threads_never_claim_one_trial_twice(make):
     assert sorted(claimed) == list(range(12))
 
 
-def test_a_locked_database_is_said_to_be_locked(tmp_path, monkeypatch):
-    monkeypatch.setattr(storages, "PROBE", 0.1)
-    url = f"sqlite:///{tmp_path}/s.db"
-    connection = sqlite3.connect(tmp_path / "s.db")
-    connection.execute("create table t (x)")
-    connection.execute("begin exclusive")
-    with pytest.raises(InputError, match="cannot be written: database is locked"):
-        open_storage(url)
-    connection.close()
-
-
-@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root and setpriv")
-def test_a_read_only_database_is_said_to_be_so(tmp_path):
+@pytest.fixture
+def database(tmp_path):
+    """A SQLite database with a table."""
     path = tmp_path / "s.db"
     with sqlite3.connect(path) as connection:
         connection.execute("create table t (x)")
     connection.close()
-    path.chmod(0o444)
+    return path
+
+
+def test_a_locked_database_is_said_to_be_locked(database, monkeypatch):
+    monkeypatch.setattr(storages, "BUSY_TIMEOUT", 0.1)
+    connection = sqlite3.connect(database)
+    connection.execute("begin exclusive")
+    with pytest.raises(InputError, match="cannot be written: database is locked"):
+        open_storage(f"sqlite:///{database}")
+    connection.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root and setpriv")
+def test_a_read_only_database_is_said_to_be_so(database):
+    database.chmod(0o444)
     code = (
         "from xray_pneumonia.sweeps.storage import open_storage\n"
         "from xray_pneumonia.errors import InputError\n"
-        f"try: open_storage('sqlite:///{path}')\n"
+        f"try: open_storage('sqlite:///{database}')\n"
         "except InputError as error: print(error)"
     )
     drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search"]

@@ -1,18 +1,24 @@
 """A run: its status tells the truth, and what it holds can be read back."""
 
+import hashlib
 import signal
 
 import pytest
 
-from xray_pneumonia.errors import Stopped
+from xray_pneumonia.errors import Busy, Stopped
 from xray_pneumonia.tracking.run import start_run
 from xray_pneumonia.tracking.store import TrackingSettings, open_store
+from xray_pneumonia.tracking.stored_runs import get
 
 
 @pytest.fixture
 def store(home):
     settings = TrackingSettings(uri=None, experiment_name="runs", run_name=None, system_metrics=False, required=False)
     return open_store(settings, home=home)
+
+
+def history(store, run, metric):
+    return get(store, run.run_id).history(metric)
 
 
 def begin(store):
@@ -26,16 +32,15 @@ def test_finished_and_complete(store):
         run.log_metrics({"val/auroc": 0.9}, step=1)
         run.log_metrics({"val/auroc": 0.95}, step=2)
         run.log_dataset(name="xrays", digest="d" * 64, source="/data", stage="train")
+        assert run.metric_history(["val/auroc"]) == {"val/auroc": [(1, 0.9), (2, 0.95)]}
     found = store.client.get_run(run.run_id)
     assert found.info.status == "FINISHED"
     assert len(found.data.params) == 130
     assert len(found.data.params["key0"]) == 500
-    assert run.metric_history(["val/auroc"]) == {"val/auroc": [(1, 0.9), (2, 0.95)]}
+    assert history(store, run, "val/auroc") == [(1, 0.9), (2, 0.95)]
     assert found.inputs.dataset_inputs[0].dataset.digest == "d" * 36
     listed = [artifact.path for artifact in store.client.list_artifacts(run.run_id)]
     assert listed == ["config.yaml"]
-    import hashlib
-
     assert found.data.tags["config_sha256"] == hashlib.sha256(b"seed: 0\n").hexdigest()
 
 
@@ -63,4 +68,20 @@ def test_a_store_that_fails_for_a_while_loses_no_metric(store, monkeypatch):
             patch.setattr(type(store.client), "log_batch", lambda *_, **__: (_ for _ in ()).throw(OSError("away")))
             run.log_metrics({"val/loss": 0.5}, step=1)
         run.log_metrics({"val/loss": 0.4}, step=2)
-    assert run.metric_history(["val/loss"]) == {"val/loss": [(1, 0.5), (2, 0.4)]}
+    assert history(store, run, "val/loss") == [(1, 0.5), (2, 0.4)]
+
+
+def test_a_resumed_run_keeps_what_it_logged_before_and_repeats_nothing(store):
+    with begin(store) as run:
+        run.log_metrics({"val/loss": 0.5}, step=1)
+    with start_run(store, name=None, tags={}, system_metrics=False, run_id=run.run_id) as again:
+        again.log_metrics({"val/loss": 0.9}, step=1)
+        again.log_metrics({"val/loss": 0.4}, step=2)
+        assert again.metric_history(["val/loss"]) == {"val/loss": [(1, 0.5), (2, 0.4)]}
+    assert history(store, run, "val/loss") == [(1, 0.5), (2, 0.4)]
+    assert store.client.get_run(run.run_id).data.tags["resumed"] == "1"
+
+
+def test_a_run_that_another_process_has_open_is_not_resumed(store):
+    with begin(store) as run, pytest.raises(Busy, match=run.run_id):
+        start_run(store, name=None, tags={}, system_metrics=False, run_id=run.run_id).__enter__()

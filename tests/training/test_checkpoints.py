@@ -12,15 +12,15 @@ from xray_pneumonia.training.checkpoints import (
     LIGHTNING,
     STATE,
     AtomicCheckpointIO,
-    clear,
+    clean_up,
     drop_previous,
     newest_valid,
+    verify,
 )
-from xray_pneumonia.training.hashes import verify
 
 
 def checkpoint(epoch):
-    state = {"epoch": epoch, "batch": 0, "trained": False, "identity": {"config": "c"}}
+    state = {"epoch": epoch, "trained": False, "identity": {"config": "c"}}
     return {"state_dict": {"w": torch.ones(3)}, "epoch": epoch, STATE: state}
 
 
@@ -80,13 +80,41 @@ def test_the_one_before_is_kept_until_the_training_is_over(tmp_path):
     assert newest_valid(tmp_path).epoch == 3
 
 
-def test_a_damaged_last_one_never_replaces_a_whole_one_before_it(tmp_path):
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 1
+    path.write_bytes(data)
+
+
+def link(target):
+    def replace(path):
+        path.unlink()
+        path.symlink_to(target)
+
+    return replace
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: os.truncate(path, path.stat().st_size // 2),
+        lambda path: path.write_bytes(b""),
+        flip,
+        link("nowhere.ckpt"),
+        link("last.ckpt"),
+    ],
+    ids=["truncated", "no bytes", "one bit", "dangling link", "link to itself"],
+)
+def test_a_damaged_last_one_is_named_set_aside_and_never_replaces_the_one_before(tmp_path, caplog, damage):
     for epoch in (1, 2):
         AtomicCheckpointIO().save_checkpoint(checkpoint(epoch), tmp_path / "last.ckpt")
-    (tmp_path / "last.ckpt").write_bytes(b"")
+    damage(tmp_path / "last.ckpt")
     (tmp_path / ".last.ckpt.tmp").write_bytes(b"half")
     saved = newest_valid(tmp_path)
-    clear(tmp_path, saved)
+    assert saved.epoch == 1
+    assert "last.ckpt: damaged" in caplog.text
+    assert "going back to last.prev.ckpt, after epoch 1" in caplog.text
+    clean_up(tmp_path, saved)
     assert sorted(os.listdir(tmp_path)) == ["last.ckpt.sha256", "last.damaged.ckpt", "last.prev.ckpt"]
     AtomicCheckpointIO().save_checkpoint(checkpoint(3), tmp_path / "last.ckpt")
     assert newest_valid(tmp_path).epoch == 3
@@ -96,9 +124,9 @@ def test_a_damaged_last_one_never_replaces_a_whole_one_before_it(tmp_path):
 def test_without_its_hash_nothing_is_believed(tmp_path):
     AtomicCheckpointIO().save_checkpoint(GOOD, tmp_path / "last.ckpt")
     (tmp_path / "last.ckpt.sha256").unlink()
-    with pytest.raises(CheckpointDamaged, match="no hash is beside it"):
+    with pytest.raises(CheckpointDamaged, match="its hash is not recorded"):
         verify(tmp_path / "last.ckpt")
-    with pytest.raises(InputError, match="no checkpoint is whole"):
+    with pytest.raises(InputError, match="every checkpoint is damaged"):
         newest_valid(tmp_path)
 
 
@@ -118,7 +146,16 @@ def test_one_of_another_lightning_is_refused_with_both_versions(tmp_path, versio
         assert len(str(caught.value)) < 1000
 
 
-def test_one_of_the_same_lightning_goes_on_whatever_its_last_number(tmp_path):
+def test_one_written_within_an_epoch_is_refused_with_the_reason(tmp_path):
+    """As version 0.1.0 did."""
+    AtomicCheckpointIO().save_checkpoint(checkpoint(1) | {STATE: GOOD[STATE] | {"batch": 4}}, tmp_path / "last.ckpt")
+    with pytest.raises(InputError, match=r"written within epoch 2, after 4 batches.*version 0\.1\.0"):
+        newest_valid(tmp_path)
+    AtomicCheckpointIO().save_checkpoint(checkpoint(1) | {STATE: GOOD[STATE] | {"batch": 0}}, tmp_path / "last.ckpt")
+    assert newest_valid(tmp_path).epoch == 1
+
+
+def test_one_of_the_same_lightning_is_resumed_whatever_its_last_number(tmp_path):
     like = ".".join(LIGHTNING.split(".")[:2])
     AtomicCheckpointIO().save_checkpoint(GOOD | {"pytorch-lightning_version": f"{like}.99"}, tmp_path / "last.ckpt")
     assert newest_valid(tmp_path).epoch == 1
@@ -158,7 +195,7 @@ def test_kills_between_the_renames_of_two_saves_in_a_row_leave_a_whole_one(tmp_p
     AtomicCheckpointIO().save_checkpoint(checkpoint(1), tmp_path / name)
     for epoch, after in enumerate(renames, start=2):
         save_and_be_killed(epoch, min(after, 1) if name == "best.ckpt" else after)
-        clear(tmp_path, newest_valid(tmp_path))
+        clean_up(tmp_path, newest_valid(tmp_path))
         if name == "best.ckpt":
             verify(tmp_path / name)
     AtomicCheckpointIO().save_checkpoint(checkpoint(9), tmp_path / "last.ckpt")

@@ -6,14 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 from torch import nn
 
-from xray_pneumonia.config import build
 from xray_pneumonia.models.cnn import CNN
 from xray_pneumonia.models.layers import to_channels_last
 from xray_pneumonia.training import performance as speed
-from xray_pneumonia.training.callbacks import Preparation, build_callbacks
 from xray_pneumonia.training.optimizers import rmsprop
 
 
@@ -62,19 +59,6 @@ def test_the_allocator_keeps_freed_memory_in_a_process_of_its_own():
         "assert kept == hasattr(ctypes.CDLL(None), 'gnu_get_libc_version') or sys.platform != 'linux'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-@pytest.mark.parametrize(("trainer", "prepared"), [("ddp", [{"keep_freed_memory": True, "threads": 1}]), ("cpu", [])])
-def test_each_process_of_several_is_prepared(monkeypatch, tmp_path, trainer, prepared):
-    with initialize_config_module("xray_pneumonia.conf", version_base="1.3"):
-        settings = build(compose("train", [f"trainer={trainer}"]).trainer)
-    made = build_callbacks(settings, monitor="val/auroc", mode="max", folder=tmp_path, identity={})
-    seen = []
-    monkeypatch.setattr(speed, "prepare_process", lambda **settings: seen.append(settings))
-    for callback in made:
-        if isinstance(callback, Preparation):
-            callback.setup(None, None, "fit")
-    assert seen == prepared
 
 
 def trained(net, *, fused):

@@ -13,7 +13,7 @@ from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.intervals import delong_difference
 from xray_pneumonia.tracking.run import start_run
 from xray_pneumonia.tracking.store import TrackingSettings, open_store
-from xray_pneumonia.workflows import compare_tables as side_by_side
+from xray_pneumonia.workflows import compare as workflow
 
 LABELS = np.arange(60) % 2
 
@@ -117,7 +117,7 @@ def test_figures_say_what_they_rest_on(compare, written):
     said = compare("format=markdown").out
     assert "Best epoch, on 60 validation images of 29 to 30 patients at threshold 0.5" in said
     assert "the epoch was chosen on them" in said
-    rested = side_by_side.basis([{}], ["auroc"], kept={"last"}, chosen=False, threshold=0.5)
+    rested = workflow.basis([{}], ["auroc"], kept={"last"}, chosen=False)
     assert rested[0].startswith("Last epoch, on")
     assert rested[0].endswith("none was chosen on them.")
     shifted = compare(f"run_ids=[{ids['narrow']}]", "metrics=[shift/auroc]").out
@@ -128,13 +128,13 @@ def test_figures_say_what_they_rest_on(compare, written):
 
 @pytest.mark.parametrize("width", [80, 160])
 def test_a_narrow_terminal_folds_no_figure(monkeypatch, capsys, width):
-    monkeypatch.setattr(side_by_side, "Console", lambda **given: Console(**{**given, "width": width}))
+    monkeypatch.setattr(workflow, "Console", lambda **given: Console(**{**given, "width": width}))
     table = pd.DataFrame({"runs": [3], "model.activations": ["[sigmoid,sigmoid,sigmoid]"], "optimizer.lr": ["-"]})
     table["optimizer.weight_decay"] = "0.00048355744752158394"
     for metric in ("auroc", "accuracy", "sensitivity", "specificity"):
         table[metric], table[f"{metric} sd"] = 0.987654, 0.012345
     table.index = pd.Index([1], name="group")
-    side_by_side.show(table, ["auroc", "accuracy", "sensitivity", "specificity"], "rich")
+    workflow.show(table, ["auroc", "accuracy", "sensitivity", "specificity"], "rich")
     said = capsys.readouterr().out
     assert max(map(len, said.splitlines())) <= width
     assert said.count("0.9877") == 4

@@ -25,7 +25,7 @@ from xray_pneumonia.tracking.run import start_run
 from xray_pneumonia.tracking.store import open_store
 from xray_pneumonia.types import CLASSES
 from xray_pneumonia.workflows.find_model import find_and_load
-from xray_pneumonia.workflows.validation import judge_validation
+from xray_pneumonia.workflows.validation import assess_validation
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*Any type hint is inferred.*", "ignore:.*An input example was not provided.*"
@@ -57,7 +57,7 @@ def store_run(home):
             run.set_tags({"records_fingerprint": fingerprint(data.records)})
             rows = np.flatnonzero(data.records["split"] == "val")
             table = predictions.tabulate(data.records, rows, run_net(net, data.images[rows]))
-            chosen = judge_validation(run, cfg, net, data, table, settings=settings)
+            chosen = assess_validation(run, plain(cfg), net, data, table, settings=settings)
             predictions.write(chosen.predictions, run.path("predictions/val.csv"))
             card = {
                 "net": plain(cfg.model), "class_names": list(CLASSES), "image_size": 32, "run_id": run.run_id,
@@ -68,7 +68,7 @@ def store_run(home):
             folder = run.path("staged/model.json").parent
             save_bundle(folder, net, Card(**card | (changes or {})))
             chosen.gate.write(folder / "gate.npz")
-            run.log_model(folder, epoch=1)
+            run.log_model(folder, epoch=1, loader_module="xray_pneumonia.workflows.serve")
         return run
 
     return make
@@ -155,6 +155,7 @@ def test_openings_are_counted_and_later_runs_are_marked(capsys, monkeypatch, hom
     assert "Compared with seed 0" in page
     assert "DeLong" in page
     assert re.search(r"have been opened <strong>(twice|\d+ times)</strong>, this one included", page)
+    assert re.search(r'<td class="n">20\d\d-\d\d-\d\d \d\d:\d\d UTC</td>', page)
 
 
 def test_an_ensemble_is_the_mean_of_calibrated_logits(capsys, monkeypatch, home, run, store_run):

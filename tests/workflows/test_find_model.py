@@ -61,7 +61,7 @@ def store_run(home, xrays):
             save_bundle(folder, net, card)
             fit_gate(films, films).write(folder / "gate.npz")
             shutil.copyfile(run.folder / "config.yaml", folder / "config.yaml")
-            run.log_model(folder, epoch=1)
+            run.log_model(folder, epoch=1, loader_module="xray_pneumonia.workflows.serve")
         return run
 
     return make
@@ -182,7 +182,7 @@ def jpegs(root):
 def test_mlflow_loads_it_and_gets_calibrated_answers(home, run, xrays, films):
     from mlflow.pyfunc import load_model
 
-    from xray_pneumonia.tracking.environment import tracking_uri
+    from xray_pneumonia.tracking.registry import tracking_uri
 
     with tracking_uri(run.store.uri):
         model = load_model(f"models:/{run.store.client.get_run(run.run_id).data.tags['model_id']}")

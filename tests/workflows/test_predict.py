@@ -15,7 +15,7 @@ from PIL import Image
 from xray_pneumonia.data.images.decode import decode, read_bytes
 from xray_pneumonia.inference.loading import load_model
 from xray_pneumonia.workflows import predict
-from xray_pneumonia.workflows.prediction_files import Answers
+from xray_pneumonia.workflows.prediction_files import PredictionFiles
 
 EVIL = "=cmd|\"&' <script>alert(1)</script>.png"
 
@@ -191,7 +191,8 @@ def test_a_rerun_reads_what_is_new_changed_or_failed_and_ends_as_one_run_would(
     gone = sorted((ward / "a" / "b" / "c").iterdir())[0]
     gone.unlink()
     seen = []
-    monkeypatch.setattr(Answers, "add", lambda self, new, add=Answers.add: (seen.extend(new), add(self, new))[1])
+    append = PredictionFiles.append
+    monkeypatch.setattr(PredictionFiles, "append", lambda self, new: (seen.extend(new), append(self, new))[1])
     assert read(ward).code == 0
     assert sorted(row["path"] for row in seen) == ["0a.png", changed, "2b.png"]
     again = rows(tmp_path / "out")
@@ -265,14 +266,14 @@ def test_answers_of_two_commands_are_never_mixed(read, ward, bundle, tmp_path, w
 def test_two_at_once_are_refused(read, ward, tmp_path, xray):
     assert read(ward).code == 0
     identity = json.loads((tmp_path / "out" / "predictions.json").read_text())
-    with Answers(tmp_path / "out", identity):
+    with PredictionFiles(tmp_path / "out", identity):
         outcome = read(ward)
     assert outcome.code == 2
     assert "another `xray predict` is writing there" in outcome.err
 
 
 def test_heat_maps_are_laid_over_the_films(read, ward, tmp_path, monkeypatch):
-    monkeypatch.setattr(predict.explain, "likeness_to_random", lambda *_, **__: 0.1)
+    monkeypatch.setattr(predict.gradcam, "likeness_to_random", lambda *_, **__: 0.1)
     assert read(ward, "explain=true").code == 0
     drawn = [row["heat_map"] for row in rows(tmp_path / "out") if row["heat_map"]]
     assert drawn
@@ -284,7 +285,7 @@ def test_heat_maps_are_laid_over_the_films(read, ward, tmp_path, monkeypatch):
 
 
 def test_heat_maps_that_show_nothing_learned_are_withheld(read, ward, tmp_path, monkeypatch):
-    monkeypatch.setattr(predict.explain, "likeness_to_random", lambda *_, **__: 0.9)
+    monkeypatch.setattr(predict.gradcam, "likeness_to_random", lambda *_, **__: 0.9)
     outcome = read(ward, "explain=true")
     assert outcome.code == 0
     assert "heat maps are withheld" in outcome.err
@@ -302,11 +303,11 @@ def test_films_without_evidence_that_come_first_do_not_cost_the_others_their_map
         dark = np.random.default_rng(len(name)).integers(0, 60, (90, 90))
         Image.fromarray(dark.astype(np.uint8)).save(ward / name)
     monkeypatch.setattr(
-        predict.explain,
+        predict.gradcam,
         "grad_cam",
         lambda _, films: (films.max(axis=(1, 2)) > 60)[:, None, None] * np.float32(films > 0),
     )
-    monkeypatch.setattr(predict.explain, "likeness_to_random", likeness)
+    monkeypatch.setattr(predict.gradcam, "likeness_to_random", likeness)
     assert read(ward, "explain=true", "batch_size=2").code == 0
     assert tried == [1, 2]  # dark films have no map; what cannot be compared leaves it open
     without = [row["path"] for row in rows(tmp_path / "out") if row["heat_map"] is None]
@@ -314,7 +315,7 @@ def test_films_without_evidence_that_come_first_do_not_cost_the_others_their_map
 
 
 def test_no_evidence_in_any_film_is_said(read, ward, tmp_path, monkeypatch):
-    monkeypatch.setattr(predict.explain, "grad_cam", lambda _, films: np.zeros(films.shape, np.float32))
+    monkeypatch.setattr(predict.gradcam, "grad_cam", lambda _, films: np.zeros(films.shape, np.float32))
     outcome = read(ward, "explain=true")
     assert outcome.code == 0
     assert "no heat map was drawn" in outcome.err

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import shutil
 import signal
 import time
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -13,8 +15,9 @@ import torch
 import yaml
 from mlflow import MlflowClient
 
+from xray_pneumonia.data.images.decode import decode, read_bytes
 from xray_pneumonia.evaluation.metrics import epoch_metrics
-from xray_pneumonia.tracking.environment import tracking_uri
+from xray_pneumonia.tracking.registry import tracking_uri
 
 PER_EPOCH = [
     *(f"{stage}/{name}" for stage in ("train", "val") for name in ("loss", "accuracy")),
@@ -33,16 +36,27 @@ def client(home):
 @pytest.fixture
 def folder(client):
     def find(run_id):
-        from pathlib import Path
-
         return Path(client.get_run(run_id).info.artifact_uri.removeprefix("file://"))
 
     return find
 
 
-def test_a_run_holds_all_it_should(xray, tiny, client, folder, xrays):
-    outcome = xray("train", *tiny, "evaluation=training")
-    assert outcome.code == 0, outcome.err
+@pytest.fixture(scope="module")
+def outcomes():
+    return {}
+
+
+@pytest.fixture
+def trained(xray, tiny, outcomes):
+    """One training with its report, for all tests that only look at it."""
+    if not outcomes:
+        outcomes["trained"] = xray("train", *tiny, "evaluation=training")
+    assert outcomes["trained"].code == 0, outcomes["trained"].err
+    return outcomes["trained"]
+
+
+def test_a_run_holds_all_it_should(trained, client, folder, xrays):
+    outcome = trained
     last = outcome.out.splitlines()[-1]
     assert last.startswith(f"run_id={outcome.run_id} val/auroc=0.") or last.endswith("val/auroc=1.000000")
     run = client.get_run(outcome.run_id)
@@ -59,13 +73,16 @@ def test_a_run_holds_all_it_should(xray, tiny, client, folder, xrays):
         assert (home / file).stat().st_size > 0
     for name in ("learning_curves", "confusion_matrix", "roc_and_precision_recall", "worst_mistakes"):
         assert (home / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
+    records = pd.read_csv(home / "records.csv")
+    assert set(records["split"].dropna()) >= {"train", "val"}
+    assert records["sha256"].str.len().eq(64).all()
     assert len(run.data.tags["records_fingerprint"]) == 64
     assert run.inputs.dataset_inputs[0].dataset.digest == run.data.tags["records_fingerprint"][:36]
     assert json.loads((home / "environment.json").read_text())["versions"]["torch"] == torch.__version__
 
 
-def test_the_printed_figure_is_that_of_the_stored_predictions_and_says_what_it_rests_on(xray, tiny, folder):
-    outcome = xray("train", *tiny, "seed=3")
+def test_the_printed_figure_is_that_of_the_stored_predictions_and_says_what_it_rests_on(trained, folder):
+    outcome = trained
     table = pd.read_csv(folder(outcome.run_id) / "predictions/val.csv")
     found = epoch_metrics(table["logit"].to_numpy(), table["label"].to_numpy())
     assert f"val/auroc={found['auroc']:.6f}" in outcome.out
@@ -73,16 +90,14 @@ def test_the_printed_figure_is_that_of_the_stored_predictions_and_says_what_it_r
     assert max(map(len, outcome.out.splitlines()[:8])) <= 80
 
 
-def test_the_logged_model_answers_as_the_run_did(xray, tiny, client, folder, home, xrays):
-    from xray_pneumonia.data.images.decode import decode, read_bytes
-
-    outcome = xray("train", *tiny, "seed=4")
+def test_the_logged_model_answers_as_the_run_did(trained, client, folder, home, xrays):
+    outcome = trained
     run = client.get_run(outcome.run_id)
     with tracking_uri(f"sqlite:///{home}/mlflow.db"):
         model = mlflow.pyfunc.load_model(f"models:/{run.data.tags['model_id']}")
     table = pd.read_csv(folder(outcome.run_id) / "predictions/val.csv").head(5)
-    films = [decode(read_bytes(xrays / name), 32).pixels.tolist() for name in table["id"]]
-    answers = model.predict(pd.DataFrame({"pixels": films}))
+    images = [decode(read_bytes(xrays / name), 32).pixels.tolist() for name in table["id"]]
+    answers = model.predict(pd.DataFrame({"pixels": images}))
     np.testing.assert_allclose(answers["probability"], table["probability"], atol=1e-5)
     assert client.get_logged_model(run.data.tags["model_id"]).experiment_id == run.info.experiment_id
     assert not [path for path in folder(outcome.run_id).rglob("*.pkl")]
@@ -142,18 +157,16 @@ def test_the_seeds_class_weights_and_experiments_reach_the_run(xray, tiny, clien
         ["loss=focal", "optimizer=sgd", "scheduler=onecycle"],
         ["trainer.ema_decay=0.9", "scheduler=plateau", "loss.class_weights={NORMAL: 2, PNEUMONIA: 1}"],
         ["optimizer=rmsprop", "scheduler=constant", "trainer.gradient_clip=1", "trainer.accumulate_batches=2"],
-        ["data.folds=3", "data.fold=1", "loss.label_smoothing=0.1", "trainer.patience=1"],
+        ["data.folds=3", "data.fold=1", "loss.label_smoothing=0.1", "trainer.patience=1", "data.progressive=[16,32]"],
+        # a fused optimiser with clipped gradients in mixed precision; keys of stored configs that have no effect
+        ["trainer.precision=bf16-mixed", "trainer.gradient_clip=0.5", "trainer.checkpoint_steps=2"],
     ],
 )
 def test_every_choice_trains(xray, tiny, overrides):
-    assert xray("train", *tiny, *overrides).code == 0
-
-
-def test_a_run_keeps_its_records(xray, tiny, folder):
-    outcome = xray("train", *tiny, "seed=11")
-    table = pd.read_csv(folder(outcome.run_id) / "records.csv")
-    assert set(table["split"].dropna()) >= {"train", "val"}
-    assert table["sha256"].str.len().eq(64).all()
+    outcome = xray("train", *tiny, *overrides)
+    assert outcome.code == 0, outcome.err
+    ignored = "trainer.checkpoint_minutes=10 trainer.checkpoint_steps=2: without effect"
+    assert outcome.err.count(ignored) == ("trainer.checkpoint_steps=2" in overrides)
 
 
 def test_averaged_weights_are_the_ones_that_are_kept(xray, tiny, client):
@@ -170,11 +183,6 @@ def test_averaged_weights_are_the_ones_that_are_kept(xray, tiny, client):
     )
 
 
-def test_gradients_are_clipped_for_fused_optimisers_in_mixed_precision(xray, tiny):
-    outcome = xray("train", *tiny, "trainer.precision=bf16-mixed", "trainer.gradient_clip=0.5", "optimizer=adamw")
-    assert outcome.code == 0, outcome.err
-
-
 def test_a_loss_that_is_no_number_fails_the_run(xray, tiny, client):
     wild = ["optimizer=sgd", "optimizer.lr=1e6", "scheduler=constant", "tracking.experiment_name=diverge"]
     outcome = xray("train", *tiny, *wild)
@@ -186,8 +194,6 @@ def test_a_loss_that_is_no_number_fails_the_run(xray, tiny, client):
 
 
 def test_refused_data_leave_no_run(xray, tiny, xrays, tmp_path):
-    import shutil
-
     root = shutil.copytree(xrays, tmp_path / "xrays")
     (root / "train/NORMAL/IM-9000-0001.jpeg").write_bytes(b"")
     others = [override for override in tiny if not override.startswith(("data.root", "home"))]
@@ -229,13 +235,14 @@ def test_signals_close_the_run(start, tiny, client, number, code):
 
 
 SEED_CNN = ["model=cnn", "model.filters=[8,16]", "model.activations=[relu,tanh]", "model.dense=16"]  # no batch norm
-HALF = 11  # images; 67 are three whole steps of 22 and one of 1, for which one of two processes has none
+HALF = 11  # images; 60 are two whole steps of 22 and one of 16, of which each of two processes takes half
 
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_whose_batches_are_twice_as_large(start, xray, tiny, client, folder):
+    """Within 1e-6 where images divide evenly; where not, an epoch's first ones come again at its end."""
     asked = [override for override in tiny if not override.startswith(("model", "augmentation"))]
-    asked = ["train", *asked, *SEED_CNN, "optimizer=sgd", "augmentation=light"]
+    asked = ["train", *asked, *SEED_CNN, "optimizer=sgd", "augmentation=light", "data.val_fraction=0.25"]
     process = start(*asked, "trainer=ddp", f"data.batch_size={HALF}", "tracking.experiment_name=ddp")
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
@@ -265,8 +272,3 @@ def test_a_net_of_one_size_refuses_to_grow(xray, tiny):
     done = xray("train", *asked, "model=mlp", "data.progressive=[16,32]")
     assert done.code == 2
     assert "data.progressive=[16, 32]: this net takes no images of 16 pixels" in done.err
-
-
-def test_a_net_that_pools_over_the_image_grows(xray, tiny):
-    done = xray("train", *tiny, "data.progressive=[16,32]")
-    assert done.code == 0, done.err

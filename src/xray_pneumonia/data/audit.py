@@ -1,7 +1,7 @@
-"""The gate before every training: broken files, wrong labels, leakage between splits, shortcuts.
+"""Audit the data before every training: broken files, wrong labels, leakage between splits, shortcuts.
 
-Errors would make every later figure a lie and stop the training; warnings are logged. The findings
-depend on the cache's key alone, so they are kept beside the cached pixels.
+Errors would falsify every later figure and stop the training; warnings are logged. The findings depend on the cache's
+key alone, so they are stored in its folder.
 """
 
 import json
@@ -20,20 +20,21 @@ from xray_pneumonia.data.records import PATIENT
 from xray_pneumonia.errors import DataRefused
 from xray_pneumonia.types import CLASSES, Gray
 
-AUDIT_VERSION = 3  # raise it whenever the same cache gives other findings, or words
+AUDIT_VERSION = 4  # raise it whenever the same cache gives other findings, or words
 SHORTCUT_AUROC = 0.7
 SHOWN = 10  # examples listed of each finding
 
 Pairs = npt.NDArray[np.int64]
-Broken = Literal["refuse", "quarantine"]  # what becomes of files that cannot be read
+Level = Literal["error", "warning"]
+Broken = Literal["refuse", "quarantine"]  # what to do with files that cannot be read
 BROKEN_FILES = "broken_files"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of trouble: how often it occurs, what it means, and the first examples."""
+    """One kind of problem: how often it occurs, what it means, and the first examples."""
 
-    level: Literal["error", "warning"]
+    level: Level
     code: str
     count: int
     message: str
@@ -47,10 +48,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Audit:
-    """What is known of the data before anything is trained on it.
+    """The findings of an audit.
 
-    `twins` lists pairs of rows that show the same film, byte for byte or resized and re-encoded.
-    `shortcuts` maps facts of the file, which no net may see, to the AUROC they reach on their own.
+    `twins` lists pairs of rows that show the same X-ray, byte for byte or resized and re-encoded.
+    `shortcuts` maps facts of the file, which no model sees, to the AUROC they reach on their own.
     """
 
     findings: list[Finding]
@@ -60,12 +61,12 @@ class Audit:
     @property
     def errors(self) -> list[Finding]:
         """The findings that stop a training."""
-        return [finding for finding in self.findings if finding.level == "error"]
+        return [one for one in self.findings if one.level == "error"]
 
     @property
     def warnings(self) -> list[Finding]:
         """The findings that are logged."""
-        return [finding for finding in self.findings if finding.level == "warning"]
+        return [one for one in self.findings if one.level == "warning"]
 
     def require_clean(self, *, broken: Broken = "refuse") -> None:
         """Raise DataRefused with every error found, but broken files where they are quarantined."""
@@ -75,7 +76,7 @@ class Audit:
 
 
 def audit(cache: ImageCache) -> Audit:
-    """Audit the records of a cache, or read what an earlier audit of the same cache found."""
+    """Audit the records of a cache, or read the findings of an earlier audit of the same cache."""
     file = cache.folder / f"audit-{AUDIT_VERSION}.json"
     if file.exists():
         stored = json.loads(file.read_text(encoding="utf-8"))
@@ -98,7 +99,7 @@ def examine(records: pd.DataFrame, images: Gray) -> Audit:
         *_broken(records),
         *_classes(readable),
         *_pair_findings(records, exact, "duplicates", "the same bytes"),
-        *_pair_findings(records, near, "twins", "the same film, resized or re-encoded,"),
+        *_pair_findings(records, near, "twins", "the same X-ray, resized or re-encoded,"),
         *_shared_patients(readable),
         *_unknown_patients(readable),
         *_unknown_subtypes(readable),
@@ -108,11 +109,15 @@ def examine(records: pd.DataFrame, images: Gray) -> Audit:
     return Audit(findings, twins, shortcuts)
 
 
+def _finding(level: Level, code: str, count: int, message: str, examples: list[str]) -> list[Finding]:
+    return [Finding(level, code, count, message, examples)] if count else []
+
+
 def _broken(records: pd.DataFrame) -> list[Finding]:
     broken = records[records["error"] != ""]
     examples = [f"{row.id}: {row.error}: {row.detail}" for row in broken.head(SHOWN).itertuples()]
     message = "files that cannot be read; remove or replace them, or leave them out with data.broken=quarantine"
-    return [Finding("error", BROKEN_FILES, len(broken), message, examples)] if len(broken) else []
+    return _finding("error", BROKEN_FILES, len(broken), message, examples)
 
 
 def _classes(records: pd.DataFrame) -> list[Finding]:
@@ -121,7 +126,7 @@ def _classes(records: pd.DataFrame) -> list[Finding]:
             "error",
             "one_class",
             1,
-            f"split {split} holds {CLASSES[part['label'].iloc[0]]} only; AUROC is undefined; add films of "
+            f"split {split} holds {CLASSES[part['label'].iloc[0]]} only; AUROC is undefined; add images of "
             f"{CLASSES[1 - part['label'].iloc[0]]} to it, or leave the whole split out of the data",
         )
         for split, part in records.groupby("split")
@@ -137,7 +142,7 @@ def _exact_pairs(records: pd.DataFrame) -> Pairs:
 
 
 def _near_pairs(records: pd.DataFrame, images: Gray) -> Pairs:
-    """Pair records of different bytes that show the same film."""
+    """Pair records of different bytes that show the same X-ray."""
     unique = records.drop_duplicates("sha256")
     return near_pairs(images, unique.index.to_numpy(np.int64), unique["dhash"].tolist())
 
@@ -146,20 +151,16 @@ def _pair_findings(records: pd.DataFrame, pairs: Pairs, code: str, what: str) ->
     left, right = records.loc[pairs[:, 0]], records.loc[pairs[:, 1]]
     across = left["split"].to_numpy() != right["split"].to_numpy()
     unlike = left["label"].to_numpy() != right["label"].to_numpy()
-    kinds: list[tuple[Literal["error", "warning"], str, npt.NDArray[np.bool_], str]] = [
+    kinds: list[tuple[Level, str, npt.NDArray[np.bool_], str]] = [
         ("error" if code == "duplicates" else "warning", "labels", unlike, "under two labels; remove the wrong one"),
         ("error", "across_splits", across, "in two splits; remove one of each pair"),
         ("warning", "within_split", ~across & ~unlike, "twice in a split; they are kept on one side of every cut"),
     ]
-    return [
-        Finding(level, f"{code}_{kind}", int(hit.sum()), f"{what} {meaning}", _listed(records, pairs[hit]))
-        for level, kind, hit, meaning in kinds
-        if hit.any()
-    ]
-
-
-def _listed(records: pd.DataFrame, pairs: Pairs) -> list[str]:
-    return [f"{records['id'][a]} = {records['id'][b]}" for a, b in pairs[:SHOWN]]
+    findings = []
+    for level, kind, hit, meaning in kinds:
+        examples = [f"{records['id'][a]} = {records['id'][b]}" for a, b in pairs[hit][:SHOWN]]
+        findings += _finding(level, f"{code}_{kind}", int(hit.sum()), f"{what} {meaning}", examples)
+    return findings
 
 
 def _shared_patients(records: pd.DataFrame) -> list[Finding]:
@@ -170,11 +171,11 @@ def _shared_patients(records: pd.DataFrame) -> list[Finding]:
         "flatter (`xray train data.drop_test_patients=true` leaves their training images out)"
     )
     examples = [f"{patient}: {names}" for patient, names in shared.head(SHOWN).items()]
-    return [Finding("warning", "patients_across_splits", len(shared), message, examples)] if len(shared) else []
+    return _finding("warning", "patients_across_splits", len(shared), message, examples)
 
 
 def _unknown_patients(records: pd.DataFrame) -> list[Finding]:
-    """Find films with no patient but their own name, which are cut as if each were of somebody else."""
+    """Find images with no patient but their own name, which are split as if each were of another patient."""
     names = [PurePosixPath(name) for name in records["id"]]
     own = [
         name.stem == patient and not PATIENT.match(name.name)
@@ -182,17 +183,17 @@ def _unknown_patients(records: pd.DataFrame) -> list[Finding]:
     ]
     alone = records[np.array(own, bool)]  # a list that is empty would choose columns
     message = (
-        "films whose names follow no known scheme, so each counts as a patient of its own: `by patient` means by file, "
+        "images whose names follow no known scheme, so each counts as one patient: `by patient` means by file, "
         "and figures flatter where a patient has several; name the patients in a CSV's column `patient` (data.root=CSV)"
     )
     examples = alone["id"].head(SHOWN).tolist()
-    return [Finding("warning", "unknown_patients", len(alone), message, examples)] if len(alone) else []
+    return _finding("warning", "unknown_patients", len(alone), message, examples)
 
 
 def _unknown_subtypes(records: pd.DataFrame) -> list[Finding]:
-    lonely = records[(records["patient"] != "") & records["subtype"].eq("unknown")]
+    unknown = records[(records["patient"] != "") & records["subtype"].eq("unknown")]
     message = "pneumonias of unknown kind (bacteria or virus): their names follow no known scheme"
-    return [Finding("warning", "unknown_subtype", len(lonely), message)] if len(lonely) else []
+    return _finding("warning", "unknown_subtype", len(unknown), message, [])
 
 
 def _shortcuts(records: pd.DataFrame) -> dict[str, float]:
@@ -222,6 +223,6 @@ def _shortcuts(records: pd.DataFrame) -> dict[str, float]:
 
 def _shortcut_findings(shortcuts: dict[str, float]) -> list[Finding]:
     strong = {name: auroc for name, auroc in shortcuts.items() if auroc >= SHORTCUT_AUROC}
-    message = "facts of the file alone predict the label; no net sees them, but pictures may carry their traces"
+    message = "facts of the file alone predict the label; no model sees them, but images may carry their traces"
     examples = [f"{name}: AUROC {auroc:.3f}" for name, auroc in strong.items()]
-    return [Finding("warning", "shortcuts", len(strong), message, examples)] if strong else []
+    return _finding("warning", "shortcuts", len(strong), message, examples)

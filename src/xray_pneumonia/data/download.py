@@ -1,4 +1,4 @@
-"""The public chest X-rays, fetched from Kaggle and checked by counts."""
+"""Download the public chest X-rays from Kaggle and check them by counts."""
 
 import shutil
 from collections.abc import Callable
@@ -13,7 +13,7 @@ PUBLISHED = {("train", 0): 1341, ("train", 1): 3875, ("val", 0): 8, ("val", 1): 
 
 
 def fetch_from_kaggle(dataset: str) -> Path:
-    """Download a data set through kagglehub, which keeps what it has; returns the folder.
+    """Download a data set through kagglehub, which caches it; returns the folder.
 
     Raises:
         InputError: Kaggle cannot be reached or refuses.
@@ -24,13 +24,13 @@ def fetch_from_kaggle(dataset: str) -> Path:
         return Path(kagglehub.dataset_download(dataset))
     except Exception as error:  # kagglehub lets through whatever its HTTP library raises
         raise InputError(
-            f"dataset={dataset}: cannot be had from Kaggle ({type(error).__name__}: {_reason(error)}); check the "
-            "network, or unpack the archive by hand and name the folder with data.root=DIR"
+            f"dataset={dataset}: Kaggle cannot be reached or refuses ({type(error).__name__}: {_reason(error)}); check "
+            "the network, or unpack the archive by hand and name the folder with data.root=DIR"
         ) from error
 
 
 def _reason(error: Exception) -> str:
-    """Say in one line why; an HTTP library that got no answer writes its whole chain of errors instead."""
+    """Return the first line; an HTTP library that got no answer writes its whole chain of errors into it."""
     said = next(iter(str(error).splitlines()), "no reason given")
     return "no answer" if "Caused by" in said else said
 

@@ -1,4 +1,4 @@
-"""Which files a folder holds, in one order, none of them opened; names that can be printed anywhere."""
+"""List the files of a folder in one order without opening them, under printable names; find files that changed."""
 
 import hashlib
 import os
@@ -16,19 +16,20 @@ if TYPE_CHECKING:
 
 JUNK = {"Thumbs.db", "desktop.ini", "__MACOSX"}
 LINK_TO_FOLDER = ("link_to_folder", "is a link to a folder; links are not followed")
-MISSING = "missing"  # the stamp of a file that is not there
+MISSING = "missing"  # the stamp of a file that does not exist
 SHOWN = 10  # names in a message
+UNPRINTABLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # Unicode categories
 
 
 @dataclass(frozen=True)
-class Found:
+class InputFile:
     """One file below a folder.
 
     Args:
-        path: where it is.
+        path: of the file.
         id: its path relative to the folder, printable.
         stamp: what the file system knows of it; it changes when the file does.
-        refusal: why it must not be opened, as a code and a message; none for a regular file.
+        refusal: why it must not be opened, as a code and a message; None for a regular file.
     """
 
     path: str
@@ -37,50 +38,53 @@ class Found:
     refusal: tuple[str, str] | None = None
 
 
-def find_files(root: Path) -> Iterator[Found]:
-    """Yield what lies below a folder, or the one file that is named, folder by folder in the order of the names.
+def find_files(root: Path) -> Iterator[InputFile]:
+    """Yield the files below a folder, or the one file that is named, folder by folder in the order of the names.
 
     Links are followed to files within the folder and nowhere else.
     """
     if not root.is_dir():
-        yield _found(root, root.parent, within=None)
+        yield _described(root, root.parent, within="")
         return
     within = os.path.realpath(root) + os.sep
     for path in walk(root):
-        yield _found(Path(path), root, within=within)
+        yield _described(Path(path), root, within=within)
 
 
-def _found(path: Path, root: Path, *, within: str | None) -> Found:
+def _described(path: Path, root: Path, *, within: str) -> InputFile:
     name = printable(os.path.relpath(path, root))
-    if within and not os.path.realpath(path).startswith(within):
-        return Found(str(path), name, MISSING, ("link_outside_root", "is a link that leads out of the folder"))
+
+    def refused(code: str, message: str) -> InputFile:
+        return InputFile(str(path), name, MISSING, (code, message))
+
+    if not os.path.realpath(path).startswith(within):
+        return refused("link_outside_root", "is a link that leads out of the folder")
     try:
         facts = os.stat(path)
     except OSError as error:
-        return Found(str(path), name, MISSING, ("unreadable", f"cannot be opened: {error.strerror}"))
+        return refused("unreadable", f"cannot be opened: {error.strerror}")
     if stat.S_ISDIR(facts.st_mode):
-        return Found(str(path), name, MISSING, LINK_TO_FOLDER)
+        return refused(*LINK_TO_FOLDER)
     if not stat.S_ISREG(facts.st_mode):
-        return Found(str(path), name, MISSING, ("not_a_file", "is a pipe, socket or device, not a regular file"))
-    return Found(str(path), name, stamp(facts))
+        return refused("not_a_file", "is a pipe, socket or device, not a regular file")
+    return InputFile(str(path), name, _stamp(facts))
 
 
-def stamp_of(path: str | Path) -> tuple[os.stat_result | None, str]:
-    """Ask the file system what it knows of a file; nothing, and `MISSING`, where there is none."""
+def stamp_of(path: str | Path) -> tuple[int, str]:
+    """Return the size of a file in bytes and its stamp; 0 and `MISSING` where there is none."""
     try:
         facts = os.stat(path)
     except OSError:
-        return None, MISSING
-    return facts, stamp(facts)
+        return 0, MISSING
+    return facts.st_size, _stamp(facts)
 
 
-def stamp(facts: os.stat_result) -> str:
-    """Write what the file system knows of a file."""
+def _stamp(facts: os.stat_result) -> str:
     return f"{facts.st_ino}-{facts.st_size}-{facts.st_mtime_ns}-{facts.st_ctime_ns}"
 
 
 def walk(folder: Path) -> Iterator[str]:
-    """Yield the paths of files at any depth; hidden files and what systems leave behind are passed over.
+    """Yield the paths of files at any depth, but hidden files and those that operating systems leave behind.
 
     A link to a folder is yielded like a file, for whoever opens it to refuse: what lies behind it is not read.
     """
@@ -92,7 +96,7 @@ def walk(folder: Path) -> Iterator[str]:
 
 
 def is_hidden(name: str) -> bool:
-    """Tell what no user put there."""
+    """Tell a file that no user put there by its name."""
     return name.startswith(".") or name in JUNK
 
 
@@ -103,11 +107,7 @@ def printable(name: str) -> str:
     become `\n` or `\u202e`, a backslash becomes two.
     """
     text = os.fsencode(name).decode("utf-8", "surrogateescape").replace("\\", "\\\\")
-    return "".join(one if _is_plain(one) else _escaped(one) for one in text)
-
-
-def _is_plain(one: str) -> bool:
-    return unicodedata.category(one) not in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+    return "".join(_escaped(one) if unicodedata.category(one) in UNPRINTABLE else one for one in text)
 
 
 def _escaped(one: str) -> str:
@@ -117,36 +117,36 @@ def _escaped(one: str) -> str:
 
 
 def require_unchanged(records: "pd.DataFrame") -> None:
-    """Look whether the files are as they were when they were read; one question to the file system for each.
+    """Check that the files of the records are those that were read, which the image cache would hide.
 
     Raises:
-        DataRefused: some are gone or changed, so the run would name data that are no longer there.
+        DataRefused: some are gone or changed, so the run would name data that no longer exist.
     """
     if found := changed(records):
         more = f"\n  and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         raise DataRefused(
-            f"{len(found)} files of the data changed while the run went on; bring them back, or train again on what is "
-            "there now:\n  " + "\n  ".join(found[:SHOWN]) + more
+            f"{len(found)} files of the data changed while the run went on; bring them back, or train again on the "
+            "files as they are now:\n  " + "\n  ".join(found[:SHOWN]) + more
         )
 
 
 def changed(records: "pd.DataFrame") -> list[str]:
-    """Name the files that are no longer what they were, each with what became of it.
+    """Name the files that are not as they were, each with what happened to it.
 
     Only a file whose stamp differs is read again: a backup or a chmod changes the stamp and not the bytes.
     """
     found = []
     rows = records.loc[records["path"] != "", ["id", "path", "stamp", "sha256"]].astype(object).to_numpy().tolist()
     for name, path, known, sha256 in rows:
-        facts, stamp = stamp_of(path)
-        if facts is None and known != MISSING:
+        _, stamp = stamp_of(path)
+        if stamp == MISSING != known:
             found.append(f"{name}: is gone")
-        elif stamp != known and _digest(path) != sha256:
+        elif stamp != known and _sha256(path) != sha256:
             found.append(f"{name}: was changed")
     return found
 
 
-def _digest(path: str) -> str:
+def _sha256(path: str) -> str:
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

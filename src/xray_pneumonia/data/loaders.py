@@ -1,167 +1,194 @@
-"""Rows -> batches: which images come together, at which size, and what is done to them, by (seed, epoch) alone."""
+"""Serve batches: which images come together, at which size and how augmented, by (seed, epoch) alone."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from xray_pneumonia.data.augment.augmentation import Augmentation
-from xray_pneumonia.data.augment.opencv import shrunk
-from xray_pneumonia.data.images.cache import ImageCache, let_go
+from xray_pneumonia.data.images.cache import ImageCache, release_pages
+from xray_pneumonia.errors import LoaderFailed
 from xray_pneumonia.types import Gray
 
-MAPPED = 2 * 2**20  # bytes read of the cache before their pages are let go: the system maps many around each
+TIMEOUT = 120.0  # seconds in which the next batch must come from a worker
+MAPPED = 2 * 2**20  # bytes read of the cache before their pages are unmapped: the system maps many around each
+NO_SPACE = ("bus error", "shared memory", "shm", "unable to mmap", "no space left")
 
 Batch = Mapping[str, Any]
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 
-class Hand(NamedTuple):
-    """What one process gets of a batch.
-
-    Args:
-        epoch: counted from 0.
-        rows: (B,) numbers in the records.
-        weight: what the mean over these rows counts, so that the mean over all processes is that of the whole batch; 0
-            where the rows only stand in, since there were fewer than processes; None where one process has them all.
-    """
+class BatchRequest(NamedTuple):
+    """The rows (B,) of the records that make up one batch of an epoch, counted from 0."""
 
     epoch: int
     rows: Rows
-    weight: float | None = None
-
-
-def side_of(epoch: int, *, sides: Sequence[int], epochs: int) -> int:
-    """Tell the side of the images in an epoch, counted from 0: `sides` share the epochs in equal parts, in order."""
-    return sides[min(epoch * len(sides) // epochs, len(sides) - 1)]
 
 
 class Batches(Dataset[Batch]):
-    """Whole batches, cut from the cached array by (epoch, row numbers).
+    """Whole batches, cut from the cached array.
 
     Args:
         cache: the decoded images.
-        augmentation: what they go through here; None leaves them alone.
-        seed: of the augmentation.
-        sides: in pixels, of the images, see `side_of`.
+        augment: changes images (B, H, W), by `epoch` and `records`; None leaves them as they are.
+        sides: of the images, in pixels: they share the epochs in equal parts, in order.
         epochs: of the whole training.
-        later: what they go through beside the net, of which only the numbers are drawn here.
-        travels: whether the images do; where not, they live beside the net.
     """
 
     def __init__(
-        self,
-        cache: ImageCache,
-        *,
-        augmentation: Augmentation | None,
-        seed: int,
-        sides: Sequence[int],
-        epochs: int,
-        later: Augmentation | None = None,
-        travels: bool = True,
+        self, cache: ImageCache, *, augment: Callable[..., Gray] | None, sides: Sequence[int], epochs: int
     ) -> None:
         self._images = cache.images
         self._labels = cache.records["label"].to_numpy(np.float32)
-        self._augmentation, self._later, self._travels = augmentation, later, travels
-        self._seed, self._sides, self._epochs = seed, sides, epochs
+        self._augment, self._sides, self._epochs = augment, sides, epochs
         self._read = 0
 
-    def __getitem__(self, hand: Hand) -> Batch:
-        """Give `image` uint8 (B, 1, H, W), `label` float (B,) and `index` (B,), the row in the records.
-
-        A batch that processes share carries its `weight` too. Where images do not travel, `side`, their pixels, comes
-        instead; where they are changed later, `changes`.
-        """
-        epoch, rows, weight = hand
-        side = side_of(epoch, sides=self._sides, epochs=self._epochs)
-        who: dict[str, Any] = {"seed": self._seed, "epoch": epoch, "records": rows}
-        labels, index = torch.from_numpy(self._labels[rows]), torch.from_numpy(rows)
-        batch: dict[str, Any] = {"label": labels, "index": index}
-        if weight is not None:
-            batch["weight"] = weight
-        if self._later is not None:
-            batch["changes"] = self._later.draw(side=side, **who)
-        if not self._travels:
-            return batch | {"side": side}
-        images: Gray = shrunk(self._rows(rows), side)
-        if self._augmentation is not None:
-            images = self._augmentation(images, **who)
-        return batch | {"image": torch.from_numpy(images)[:, None]}
+    def __getitem__(self, request: BatchRequest) -> Batch:
+        """Return `image` uint8 (B, 1, H, W), `label` float (B,) and `index` (B,), the row in the records."""
+        epoch, rows = request
+        side = self._sides[min(epoch * len(self._sides) // self._epochs, len(self._sides) - 1)]
+        images = _resized(self._rows(rows), side)
+        if self._augment is not None:
+            images = self._augment(images, epoch=epoch, records=rows)
+        batch = {"image": torch.from_numpy(images)[:, None], "label": torch.from_numpy(self._labels[rows])}
+        return batch | {"index": torch.from_numpy(rows)}
 
     def _rows(self, rows: Rows) -> Gray:
         images: Gray = np.asarray(self._images[rows])
         self._read += images.nbytes
         if self._read > MAPPED:
-            let_go(self._images)
+            release_pages(self._images)
             self._read = 0
         return images
 
 
-class AheadLoader(DataLoader[Batch]):
-    """Prepares the next batch in a thread while the net works on this one: OpenCV leaves the interpreter's lock."""
+def _resized(images: Gray, side: int) -> Gray:
+    """Average (B, H, W) over areas to (B, side, side); images of that side stay as they are."""
+    if images.shape[1] == side:
+        return images
+    return np.stack([cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA) for image in images])
+
+
+class BatchLoader(DataLoader[Batch]):
+    """A DataLoader that prepares the next batch while the model works on this one.
+
+    Without workers a thread does: NumPy and OpenCV release the interpreter lock. With workers, a failure of one of them
+    is explained in one line, and none is left behind.
+    """
+
+    def __init__(self, batches: Dataset[Batch], *, sampler: Sampler[Any], workers: int, pin_memory: bool) -> None:
+        super().__init__(
+            batches,
+            sampler=sampler,
+            batch_size=None,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            timeout=TIMEOUT if workers else 0,
+            collate_fn=_in_shared_memory if workers else None,  # type: ignore[arg-type]  # without batch_size it gets one item
+            pin_memory=pin_memory,
+        )
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        """Yield the same batches in the same order as without the thread."""
-        return self._ahead(super().__iter__())
+        """Yield the batches in order.
 
-    def _ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+        Raises:
+            LoaderFailed: a worker was killed, hangs, or had no shared memory.
+        """
+        if not self.num_workers:
+            yield from _prefetched(super().__iter__())
+            return
+        try:
+            yield from super().__iter__()
+        except (RuntimeError, OSError) as error:
+            workers = getattr(self._iterator, "_workers", [])
+            alive = [worker.pid for worker in workers if worker.is_alive()]
+            for worker in workers:
+                with suppress(RuntimeError):  # torch's signal handler reports that it was killed
+                    worker.kill()  # one that is stopped ignores SIGTERM, and multiprocessing would wait for it at exit
+                    worker.join()
+            reason = _explained(str(error), alive)
+            if reason is None:
+                raise
+            raise LoaderFailed(reason) from error
+
+
+def _prefetched(batches: Iterator[Batch]) -> Iterator[Batch]:
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+        coming = pool.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
             coming = pool.submit(next, batches, None)
-            while (batch := coming.result()) is not None:
-                coming = pool.submit(next, batches, None)
-                yield batch
+            yield batch
 
 
-class EpochSampler(Sampler[Hand]):
+def _in_shared_memory(batch: Batch) -> Batch:
+    """Move a batch to shared memory in the worker itself, where a lack of room is an error.
+
+    Torch would do it in a thread that drops the batch, for which the training then waits.
+    """
+    for value in batch.values():
+        value.share_memory_()
+    return batch
+
+
+def _explained(message: str, alive: list[int]) -> str | None:
+    """Say what happened to the workers and what helps; None for another kind of error."""
+    if any(word in message.lower() for word in NO_SPACE):
+        return (
+            "a worker that prepares batches found no room in shared memory (/dev/shm); data.num_workers=0 needs none "
+            "of it, or make it larger (docker: --shm-size=1g)"
+        )
+    if dead := re.search(r"worker \(pid\(?s?\)? ([\d, ]+)\) (?:is killed by|exited)[^.]*", message):
+        return (
+            f"{dead.group(0)}; the last checkpoint is whole. Was it out of memory? Fewer workers need less: "
+            "data.num_workers=0"
+        )
+    if "timed out" in message:
+        return (
+            f"no batch came for {TIMEOUT:g} s from the workers (pid {', '.join(map(str, alive))}): one of them hangs; "
+            "data.num_workers=0 prepares batches in the main process"
+        )
+    return None
+
+
+class EpochSampler(Sampler[BatchRequest]):
     """Deal the rows into batches: their order is a pure function of (seed, epoch), or stays as it is.
 
-    With several processes and `shuffle`, a batch has `batch_size` rows for each of them, dealt out in turn: together
-    they make the steps of one process whose batches are as large. Without it, each takes every n-th row.
+    Several processes take the rows in turn, as with torch's DistributedSampler: with `shuffle`, the first rows of an
+    epoch come again where the rows do not divide evenly; without it, every row comes once.
     """
 
     def __init__(self, rows: Rows, *, batch_size: int, shuffle: bool, seed: int) -> None:
         self._rows, self._batch_size, self._shuffle, self._seed = rows, batch_size, shuffle, seed
         self._rank, self._world = 0, 1
-        self._begun, self._done = -1, 0
         self.epoch = 0
 
     def share(self, *, rank: int, world: int) -> None:
         """Serve one of several processes."""
         self._rank, self._world = rank, world
 
-    def go_on(self, *, epoch: int, batch: int) -> None:
-        """Start in this epoch, of which so many batches are done already."""
-        self.epoch = self._begun = epoch
-        self._done = batch
-
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch; Lightning calls this before each one."""
         self.epoch = epoch
 
-    def __iter__(self) -> Iterator[Hand]:
-        """Yield what is dealt to this process."""
-        if not self._shuffle:
-            mine = self._rows[self._rank :: self._world]
-            return iter([Hand(self.epoch, rows) for rows in _cut(mine, self._batch_size)])
-        order = np.random.default_rng([self._seed, self.epoch]).permutation(len(self._rows))
-        batches = _cut(self._rows[order], self._batch_size * self._world)
-        return iter([self._dealt(batch) for batch in batches[self._done if self.epoch == self._begun else 0 :]])
-
-    def _dealt(self, batch: Rows) -> Hand:
-        if self._world == 1:
-            return Hand(self.epoch, batch)
-        rows = batch[self._rank :: self._world]
-        weight = len(rows) * self._world / len(batch)
-        return Hand(self.epoch, rows if len(rows) else batch[:1], weight)
+    def __iter__(self) -> Iterator[BatchRequest]:
+        """Yield the batches of this process."""
+        rows = self._rows
+        if self._shuffle:
+            rows = rows[np.random.default_rng([self._seed, self.epoch]).permutation(len(rows))]
+            rows = np.resize(rows, len(rows) + -len(rows) % self._world)
+        return iter(
+            [BatchRequest(self.epoch, part) for part in _cut(rows[self._rank :: self._world], self._batch_size)]
+        )
 
     def __len__(self) -> int:
         """Count the batches of this process."""
-        if self._shuffle:
-            return -(-len(self._rows) // (self._batch_size * self._world))
-        return -(-len(self._rows[self._rank :: self._world]) // self._batch_size)
+        size = len(self._rows) + (-len(self._rows) % self._world if self._shuffle else 0)
+        return -(-len(range(self._rank, size, self._world)) // self._batch_size)
 
 
 def _cut(rows: Rows, size: int) -> list[Rows]:

@@ -1,4 +1,4 @@
-"""Scan a folder (or a CSV) into the table of records: one row for each image file."""
+"""Scan a folder or a CSV into the table of records: one row for each image file."""
 
 import hashlib
 import os
@@ -13,6 +13,7 @@ from xray_pneumonia.errors import InputError
 from xray_pneumonia.types import CLASSES
 
 SPLITS = ("train", "val", "test")
+LAYOUT = f"{'|'.join(SPLITS)}/{'|'.join(CLASSES)}"
 CSV_COLUMNS = ("path", "label", "patient", "split")
 PATIENT = re.compile(r"^(person\d+)_(bacteria|virus)_|^((?:NORMAL2-)?IM-\d+)-")
 
@@ -25,11 +26,11 @@ def scan(root: str | Path) -> pd.DataFrame:
             columns path (relative to the CSV's folder), label (0, 1 or the class name), patient and split.
 
     Returns:
-        Columns `id`, `path`, `label`, `class_name`, `patient`, `subtype`, `split`, `bytes` and
-        `stamp` (what the file system knows of the file: it changes when the file does).
+        Columns `id`, `path`, `label`, `class_name`, `patient`, `subtype`, `split`, `bytes` and `stamp` (what the file
+        system knows of the file: it changes when the file does).
 
     Raises:
-        InputError: the folder, the classes or the columns are not what was expected.
+        InputError: the folder, the classes or the columns are not as expected.
     """
     root = Path(root)
     if not root.exists():
@@ -39,17 +40,29 @@ def scan(root: str | Path) -> pd.DataFrame:
         )
     rows = list(_csv_rows(root) if root.is_file() else _folder_rows(_unnest(root)))
     if not rows:
-        raise InputError(f"data.root={root}: no images; expected files in {_expected()}")
-    return _sorted(rows)
+        raise InputError(f"data.root={root}: no images; expected files in {LAYOUT}")
+    return _table(rows)
 
 
-def _sorted(rows: list[dict[str, object]]) -> pd.DataFrame:
-    rows.sort(key=lambda row: str(row["id"]))
-    paths = [row.pop("path") for row in rows]
-    table = pd.DataFrame(rows)
-    table["path"] = pd.Series(paths, dtype=object)  # a name may hold bytes that are no text
-    table["class_name"] = [CLASSES[label] for label in table["label"]]
-    return table
+def scan_external(root: str | Path) -> pd.DataFrame:
+    """List all images of another hospital's folder as one split, `external`.
+
+    Args:
+        root: a folder with `NORMAL|PNEUMONIA`, one in the public layout, or a CSV (see `scan`); whatever its
+            splits are called, all of it is external.
+
+    Raises:
+        InputError: the folder, the classes or the columns are not as expected.
+    """
+    root = Path(root)
+    inner = _unnest(root) if root.is_dir() else root
+    if not root.exists() or root.is_file() or any((inner / split).is_dir() for split in SPLITS):
+        return scan(root).assign(split="external")
+    cure = f"rename them, or describe the files in a CSV with the columns {', '.join(CSV_COLUMNS)}"
+    rows = list(_class_rows(root, root, split="external", name=f"data.root={root}", cure=cure))
+    if not rows:
+        raise InputError(f"data.root={root}: no images in {' and '.join(CLASSES)}")
+    return _table(rows)
 
 
 def fingerprint(records: pd.DataFrame) -> str:
@@ -74,8 +87,13 @@ def sample_by_patient(records: pd.DataFrame, max_images: int, seed: int) -> pd.D
     return records[records["patient"].isin(chosen)].reset_index(drop=True)
 
 
-def _expected() -> str:
-    return f"{'|'.join(SPLITS)}/{'|'.join(CLASSES)}"
+def _table(rows: list[dict[str, object]]) -> pd.DataFrame:
+    rows.sort(key=lambda row: str(row["id"]))
+    paths = [row.pop("path") for row in rows]
+    table = pd.DataFrame(rows)
+    table["path"] = pd.Series(paths, dtype=object)  # a name may hold bytes that are no text
+    table["class_name"] = [CLASSES[label] for label in table["label"]]
+    return table
 
 
 def _unnest(root: Path) -> Path:
@@ -89,22 +107,28 @@ def _unnest(root: Path) -> Path:
 def _folder_rows(root: Path) -> Iterator[dict[str, object]]:
     splits = [name for name in SPLITS if (root / name).is_dir()]
     if not splits:
-        there = sorted(folder.name for folder in _folders(root))
+        names = sorted(folder.name for folder in _folders(root))
         cure = "; put both below `train` to train on them, or judge a model on them with split=external"
         raise InputError(
-            f"data.root={root}: no images: no folder `train`; expected {_expected()}, "
-            f"found {', '.join(there) or 'no folders'}{cure if there == sorted(CLASSES) else ''}"
+            f"data.root={root}: no images: no folder `train`; expected {LAYOUT}, "
+            f"found {', '.join(names) or 'no folders'}{cure if names == sorted(CLASSES) else ''}"
         )
     for split in splits:
-        found = sorted(folder.name for folder in _folders(root / split))
-        if found != sorted(CLASSES):
-            raise InputError(
-                f"{root / split}: expected the class folders {' and '.join(CLASSES)}, "
-                f"found {', '.join(map(repr, found)) or 'none'}; rename or remove what differs"
-            )
-        for label, class_name in enumerate(CLASSES):
-            for entry in walk(root / split / class_name):
-                yield _row(root, Path(entry), label=label, split=split)
+        folder = root / split
+        yield from _class_rows(root, folder, split=split, name=str(folder), cure="rename or remove what differs")
+
+
+def _class_rows(root: Path, folder: Path, *, split: str, name: str, cure: str) -> Iterator[dict[str, object]]:
+    """Describe the files in the class folders of a folder."""
+    found = sorted(inner.name for inner in _folders(folder))
+    if found != sorted(CLASSES):
+        raise InputError(
+            f"{name}: expected the class folders {' and '.join(CLASSES)}, "
+            f"found {', '.join(map(repr, found)) or 'none'}; {cure}"
+        )
+    for label, class_name in enumerate(CLASSES):
+        for path in walk(folder / class_name):
+            yield _row(root, Path(path), label=label, split=split)
 
 
 def _csv_rows(csv: Path) -> Iterator[dict[str, object]]:
@@ -139,8 +163,8 @@ def _csv_table(csv: Path) -> pd.DataFrame:
         table = pd.read_csv(csv, sep=separator, dtype=str, keep_default_na=False, compression=None)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise InputError(
-            f"data.root={csv}: is neither a folder of films nor a CSV table in UTF-8 ({error}); unpack an archive and "
-            "name its folder, or the CSV that lists the films"
+            f"data.root={csv}: is neither a folder of images nor a CSV table in UTF-8 ({error}); unpack an archive and "
+            "name its folder, or the CSV that lists the images"
         ) from error
     table.columns = pd.Index([str(name).strip().lower() for name in table.columns])
     if any(list(table.columns).count(column) != 1 for column in CSV_COLUMNS):
@@ -156,7 +180,7 @@ def _row(root: Path, path: Path, *, label: int, split: str) -> dict[str, object]
     """Describe one file by its name and by what the file system says, without opening it."""
     name = PATIENT.match(path.name)
     kind = (name.group(2) if name else None) or "unknown"
-    facts, stamp = stamp_of(path)
+    size, stamp = stamp_of(path)
     relative = os.path.relpath(path, root)
     inside = os.path.realpath(path).startswith(os.path.realpath(root) + os.sep)
     return {
@@ -166,47 +190,10 @@ def _row(root: Path, path: Path, *, label: int, split: str) -> dict[str, object]
         "patient": (name.group(1) or name.group(3)) if name else printable(path.stem),
         "subtype": "normal" if label == 0 else kind,
         "split": split,
-        "bytes": facts.st_size if facts else 0,
+        "bytes": size,
         "stamp": stamp,
     }
 
 
 def _folders(root: Path) -> list[Path]:
     return [path for path in root.iterdir() if path.is_dir() and not is_hidden(path.name)]
-
-
-def scan_external(root: str | Path) -> pd.DataFrame:
-    """List all images of another hospital's folder as one split, `external`.
-
-    Args:
-        root: a folder with `NORMAL|PNEUMONIA`, one in the public layout, or a CSV (see `scan`); whatever its
-            splits are called, all of it is external.
-
-    Raises:
-        InputError: the folder, the classes or the columns are not what was expected.
-    """
-    root = Path(root)
-    inner = _unnest(root) if root.is_dir() else root
-    if not root.exists() or root.is_file() or any((inner / split).is_dir() for split in SPLITS):
-        table = scan(root)
-    else:
-        table = _sorted(_class_rows(root))
-    return table.assign(split="external")
-
-
-def _class_rows(root: Path) -> list[dict[str, object]]:
-    found = sorted(folder.name for folder in _folders(root)) if root.is_dir() else []
-    if found != sorted(CLASSES):
-        raise InputError(
-            f"data.root={root}: expected the class folders {' and '.join(CLASSES)}, "
-            f"found {', '.join(map(repr, found)) or 'none'}; rename them, or describe the files in a CSV with the "
-            f"columns {', '.join(CSV_COLUMNS)}"
-        )
-    rows = [
-        _row(root, Path(entry), label=label, split="test")
-        for label, class_name in enumerate(CLASSES)
-        for entry in walk(root / class_name)
-    ]
-    if not rows:
-        raise InputError(f"data.root={root}: no images in {' and '.join(CLASSES)}")
-    return rows

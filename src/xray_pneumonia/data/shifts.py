@@ -1,10 +1,10 @@
-"""Parts of train that differ from the rest as another hospital might: a shift that is seen without a test.
+"""Hold out a part of train that differs from the rest as another hospital might: a distribution shift without a test.
 
-Such a part is held out whole, by patient, and neither trained nor chosen on: `split` becomes `shift`. The rest is cut
-into train and val as ever, so the operating point comes from a plain validation and meets the shift unprepared.
+Such a part is held out whole, by patient, and neither trained nor chosen on: `split` becomes `shift`. The rest is split
+into train and val as usual, so the operating point is chosen without knowledge of the shift.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ from scipy.ndimage import laplace
 
 from xray_pneumonia.data.splits import Groups
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.types import Gray
+from xray_pneumonia.types import Gray, Vector
 
 Shift = Literal[
     "series_im",  # the normals named IM-
@@ -26,7 +26,7 @@ Shift = Literal[
     "large_files",
     "small_films",  # fewest pixels before they are resized
     "large_films",
-    "shape",  # films whose proportions speak against their label
+    "shape",  # images whose proportions speak against their label
     "prevalence",  # a random part with as many pneumonias as the official test
     "dark",
     "bright",
@@ -34,7 +34,7 @@ Shift = Literal[
     "soft",  # few fine details
     "sharp",
 ]
-SHARE = 0.15  # of the images of each class that is held out by an extreme, or beside a named group
+SHARE = 0.15  # of the images of a class that is held out by an extreme, or together with a named group
 PREVALENCE = 0.625  # of PNEUMONIA in the official test: 390 of 624 images
 CHUNK = 1024  # images read at a time
 NAMES = {
@@ -44,25 +44,24 @@ NAMES = {
     "virus": ("subtype", "virus"),
 }
 Mask = npt.NDArray[np.bool_]
-Values = npt.NDArray[np.float64]
 
 
 def hold_out(kind: Shift, records: pd.DataFrame, images: Gray, groups: Groups, *, seed: int) -> tuple[Mask, Mask]:
-    """Choose what is held out.
+    """Choose the records that are held out.
 
-    Groups of records that are named (a series, a subtype) go out whole, with a random share of the other class
-    beside them; of an extreme (the darkest, the softest), the outermost share of each class goes. `prevalence` takes at
-    random, and shifts nothing but the share of the ill.
+    Records of a series or subtype are held out whole, with a random share of the other class; of an extreme (the
+    darkest, the softest), the outermost share of each class. `prevalence` takes records at random, and shifts nothing
+    but the share of pneumonias.
 
     Args:
         kind: of the shift.
         records: N rows; the index is 0..N-1.
         images: (N, H, W) uint8, decoded.
-        groups: (N,) what must stay together.
+        groups: (N,) of the records that must stay together.
         seed: of the random share.
 
     Returns:
-        (N,) what makes up the shifted split, and (N,) what is left out of everything because its patient is in it.
+        (N,) the records of the shifted split, and (N,) those left out of everything because their patient is in it.
 
     Raises:
         InputError: the records do not hold both classes of this shift, or all are alike in it.
@@ -72,8 +71,8 @@ def hold_out(kind: Shift, records: pd.DataFrame, images: Gray, groups: Groups, *
     scores = _scores(kind, records, images, seed)
     if scores.min() == scores.max():
         raise InputError(
-            f"data.split={kind}: all {len(records)} images are alike in it, so none can be held out for it; films that "
-            "were resized have lost their size and shape: give the original files, or choose another shift"
+            f"data.split={kind}: all {len(records)} images are alike in it, so none can be held out for it; resized "
+            "images have lost their size and shape: give the original files, or choose another shift"
         )
     if chosen.any() or kind not in NAMES:
         for value in {0, 1} - {*label[chosen]}:
@@ -102,30 +101,33 @@ def _share(kind: Shift, label: npt.NDArray[np.int_], value: int) -> float:
     return float(total * wanted[value] / sizes[value])
 
 
-def _outermost(scores: Values, of_class: Mask, groups: Groups, *, share: float) -> Mask:
+def _outermost(scores: Vector, of_class: Mask, groups: Groups, *, share: float) -> Mask:
     """Take the groups with the highest mean score until they hold the share of this class."""
     rows = np.flatnonzero(of_class)
     table = pd.DataFrame({"group": groups[rows], "score": scores[rows]})
     ranked = table.groupby("group")["score"].agg(["mean", "size"]).sort_values("mean", ascending=False, kind="stable")
-    taken = ranked.index[
-        (ranked["size"].cumsum() <= max(1, share * len(rows))).to_numpy() | (np.arange(len(ranked)) == 0)
-    ]
-    return of_class & np.isin(groups, taken)
+    fits = ranked["size"].cumsum() <= share * len(rows)
+    fits.iloc[0] = True  # one group at least
+    return of_class & np.isin(groups, ranked.index[fits])
 
 
-def _scores(kind: Shift, records: pd.DataFrame, images: Gray, seed: int) -> Values:
-    """Score each record: the higher, the sooner it is held out."""
-    if kind in FACTS:
-        return np.asarray(FACTS[kind](records), np.float64)
-    if kind == "earliest":
-        number = records["patient"].str.extract(r"(\d+)$")[0].astype(float)
-        return np.asarray(-number.groupby(records["patient"].str.replace(r"\d+$", "", regex=True)).rank(pct=True))
-    if kind in LOOKS:
-        return np.concatenate([LOOKS[kind](chunk) for chunk in _chunks(images)])
+def _scores(kind: Shift, records: pd.DataFrame, images: Gray, seed: int) -> Vector:
+    """Score each record: those with the highest scores are held out first."""
+    if kind in OF_FILES:
+        return np.asarray(OF_FILES[kind](records), np.float64)
+    if kind in OF_IMAGES:
+        chunks = (np.asarray(images[start : start + CHUNK], np.float64) for start in range(0, len(images), CHUNK))
+        return np.concatenate([OF_IMAGES[kind](chunk) for chunk in chunks])
     return np.random.default_rng(seed).random(records["patient"].nunique())[pd.factorize(records["patient"])[0]]
 
 
-def _misshapen(records: pd.DataFrame) -> pd.Series:
+def _earliness(records: pd.DataFrame) -> pd.Series:
+    """Score high what has a low number in its series."""
+    number = records["patient"].str.extract(r"(\d+)$")[0].astype(float)
+    return -number.groupby(records["patient"].str.replace(r"\d+$", "", regex=True)).rank(pct=True)
+
+
+def _misshapenness(records: pd.DataFrame) -> pd.Series:
     """Score high what is wide in the class that is narrower on average, and what is narrow in the other one."""
     proportion = records["width"] / records["height"]
     mean = proportion.groupby(records["label"]).mean()
@@ -133,24 +135,20 @@ def _misshapen(records: pd.DataFrame) -> pd.Series:
     return proportion.where(records["label"] != wider, -proportion)
 
 
-def _chunks(images: Gray) -> Iterator[Values]:
-    for start in range(0, len(images), CHUNK):
-        yield np.asarray(images[start : start + CHUNK], np.float64)
-
-
-def _sharpness(images: Values) -> Values:
+def _sharpness(images: Vector) -> Vector:
     """Measure the energy of the Laplacian against the contrast (Pech-Pacheco et al., ICPR 2000)."""
     return np.asarray([laplace(one).std() / max(one.std(), 1.0) for one in images])
 
 
-FACTS: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
+OF_FILES: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
+    "earliest": _earliness,
     "small_files": lambda records: -records["bytes"],
     "large_files": lambda records: records["bytes"],
     "small_films": lambda records: -records["width"] * records["height"],
     "large_films": lambda records: records["width"] * records["height"],
-    "shape": _misshapen,
+    "shape": _misshapenness,
 }
-LOOKS: dict[str, Callable[[Values], Values]] = {
+OF_IMAGES: dict[str, Callable[[Vector], Vector]] = {
     "dark": lambda images: -images.mean(axis=(1, 2)),
     "bright": lambda images: images.mean(axis=(1, 2)),
     "flat": lambda images: -images.std(axis=(1, 2)),

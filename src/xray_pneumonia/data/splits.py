@@ -1,4 +1,4 @@
-"""Cut train by patient: stratified, seeded, and never a patient (or a twin picture) on both sides."""
+"""Split images by patient: stratified, seeded, and never a patient (or a near duplicate) on both sides."""
 
 from typing import Any
 
@@ -14,11 +14,11 @@ Groups = npt.NDArray[np.int64]
 
 
 def leakage_groups(records: pd.DataFrame, twins: list[tuple[int, int]]) -> Groups:
-    """Number the groups that must stay together: a patient's images, and pictures that show the same film.
+    """Number the groups that must stay together: a patient's images, and images of the same X-ray.
 
     Args:
         records: N rows with a column `patient`; the index is 0..N-1.
-        twins: pairs of rows that show the same film.
+        twins: pairs of rows that show the same X-ray.
 
     Returns:
         (N,) the group of each record.
@@ -30,14 +30,14 @@ def leakage_groups(records: pd.DataFrame, twins: list[tuple[int, int]]) -> Group
 
 
 def in_other_splits(split: pd.Series, twins: list[tuple[int, int]]) -> npt.NDArray[np.bool_]:
-    """Find the pictures whose film is in another split too.
+    """Find the images whose X-ray is in another split too.
 
     Args:
         split: (N,) of each record; the index is 0..N-1.
-        twins: pairs of rows that show the same film.
+        twins: pairs of rows that show the same X-ray.
     """
-    films = _joined(np.reshape(twins, (-1, 2)), len(split))
-    return split.groupby(films).transform("nunique").to_numpy() > 1
+    xrays = _joined(np.reshape(twins, (-1, 2)), len(split))
+    return split.groupby(xrays).transform("nunique").to_numpy() > 1
 
 
 def _joined(pairs: npt.NDArray[Any], size: int) -> Groups:

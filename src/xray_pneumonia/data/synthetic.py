@@ -1,8 +1,8 @@
-"""Seeded fake chest X-rays: two learnable classes, patients, the public naming scheme, real JPEG files.
+"""Generate chest X-rays: two learnable classes, patients, the public naming scheme, real JPEG files.
 
-They let every command and test run with no download. A drawing shows lungs, ribs, spine and heart; a
-pneumonia adds bright patches, few and sharp for bacteria, many and faint for viruses. Size, colour
-mode and exposure vary, independently of the label.
+They let every command and test run with no download. An image shows lungs, ribs, spine and heart; a pneumonia adds
+bright patches, few and sharp for bacteria, many and faint for viruses. Size, colour mode and exposure vary,
+independently of the label.
 """
 
 import json
@@ -13,36 +13,34 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from filelock import FileLock
 from PIL import Image
 
 from xray_pneumonia.errors import InputError
+from xray_pneumonia.types import Vector
 
-VERSION = 1  # raise it whenever the same seed draws other pictures
+VERSION = 1  # raise it whenever the same seed draws other images
 SEAL = "synthetic.json"
 PNEUMONIA_SHARE = 0.6
 SPLIT_SHARES = {"train": 0.8, "val": 0.05, "test": 0.15}
 
-Picture = npt.NDArray[np.float64]
-
 
 @dataclass(frozen=True)
 class Patient:
-    """One fake patient; all pictures share the anatomy that `seed` draws."""
+    """One generated patient, whose images share the anatomy that `seed` draws."""
 
     name: str
     subtype: str
     split: str
     seed: int
-    pictures: int
+    images: int
 
 
 def generate(root: str | Path, *, patients: int, seed: int) -> None:
-    """Write the pictures of so many patients below `root`, unless they stand there already.
+    """Write the images of so many patients below `root`, unless they exist already.
 
     Raises:
-        InputError: `root` holds something else.
+        InputError: `root` holds other files.
     """
     root = Path(root)
     recipe = {"patients": patients, "seed": seed, "version": VERSION}
@@ -62,7 +60,7 @@ def generate(root: str | Path, *, patients: int, seed: int) -> None:
 
 
 def draw_patients(count: int, seed: int) -> Iterator[Patient]:
-    """Invent patients; each split gets at least two of every class."""
+    """Draw patients; each split gets at least two of every class."""
     rng = np.random.default_rng([seed, 0])
     splits = [name for name, share in SPLIT_SHARES.items() for _ in range(max(4, round(share * count)))]
     for number, split in enumerate(splits):
@@ -72,14 +70,14 @@ def draw_patients(count: int, seed: int) -> Iterator[Patient]:
         yield Patient(name, subtype, split, int(rng.integers(2**31)), int(rng.integers(1, 4)))
 
 
-def draw(patient: Patient, picture: int) -> Picture:
-    """Draw one film of a patient: (H, W) in [0, 1]; sizes differ from film to film."""
+def draw(patient: Patient, number: int) -> Vector:
+    """Draw one image of a patient: (H, W) in [0, 1]; sizes differ from image to image."""
     body = np.random.default_rng(patient.seed)
-    film = np.random.default_rng([patient.seed, picture])
-    height, width = int(film.integers(140, 240)), int(film.integers(160, 300))
+    shot = np.random.default_rng([patient.seed, number])
+    height, width = int(shot.integers(140, 240)), int(shot.integers(160, 300))
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
-    x = x + film.normal(0, 0.02)
-    y = y + film.normal(0, 0.02)
+    x = x + shot.normal(0, 0.02)
+    y = y + shot.normal(0, 0.02)
     image = 0.75 - 0.5 * np.clip(np.abs(x - 0.5) - 0.38, 0, 1) * 4
     spread, tall = body.uniform(0.12, 0.15), body.uniform(0.28, 0.34)
     lungs = sum(np.exp(-((((x - c) / spread) ** 2 + ((y - 0.5) / tall) ** 2) ** 3)) for c in (0.29, 0.71))
@@ -88,18 +86,18 @@ def draw(patient: Patient, picture: int) -> Picture:
     image += 0.25 * np.exp(-(((x - 0.57) / 0.11) ** 2 + ((y - 0.65) / 0.16) ** 2))  # the heart
     image += 0.05 * lungs * np.sin(2 * np.pi * (9 * y + body.uniform(1, 2) * np.abs(x - 0.5)))  # the ribs
     image += lungs * _opacities(body, patient.subtype, x, y)
-    image += _texture(body, 9, (width, height)) + _texture(film, 16, (width, height))
-    image = film.uniform(0.8, 1.1) * np.clip(image, 0, 1) ** film.uniform(0.85, 1.2)
-    return np.asarray(np.clip(image + film.normal(0, 0.02, image.shape), 0, 1), np.float64)
+    image += _texture(body, 9, (width, height)) + _texture(shot, 16, (width, height))
+    image = shot.uniform(0.8, 1.1) * np.clip(image, 0, 1) ** shot.uniform(0.85, 1.2)
+    return np.asarray(np.clip(image + shot.normal(0, 0.02, image.shape), 0, 1), np.float64)
 
 
-def _texture(rng: np.random.Generator, waves: int, size: tuple[int, int]) -> Picture:
-    """Draw soft tissue: smooth noise with so many waves across, so that no two films look the same."""
+def _texture(rng: np.random.Generator, waves: int, size: tuple[int, int]) -> Vector:
+    """Draw soft tissue: smooth noise with so many waves across, so that no two images look the same."""
     coarse = Image.fromarray(rng.normal(0, 0.07, (waves, waves)).astype(np.float32))
     return np.asarray(coarse.resize(size, Image.Resampling.BICUBIC), np.float64)
 
 
-def _opacities(rng: np.random.Generator, subtype: str, x: Picture, y: Picture) -> Picture:
+def _opacities(rng: np.random.Generator, subtype: str, x: Vector, y: Vector) -> Vector:
     patches, strength, size = {"normal": (0, 0.0, 0.0), "bacteria": (2, 0.45, 0.07), "virus": (9, 0.22, 0.045)}[subtype]
     total = np.zeros_like(x)
     for _ in range(patches):
@@ -111,10 +109,10 @@ def _opacities(rng: np.random.Generator, subtype: str, x: Picture, y: Picture) -
 def _write(root: Path, patient: Patient) -> None:
     folder = root / patient.split / ("NORMAL" if patient.subtype == "normal" else "PNEUMONIA")
     folder.mkdir(parents=True, exist_ok=True)
-    for picture in range(patient.pictures):
-        image = Image.fromarray((draw(patient, picture) * 255).astype(np.uint8))
-        if (patient.seed + picture) % 4 == 0:
+    for number in range(patient.images):
+        image = Image.fromarray((draw(patient, number) * 255).astype(np.uint8))
+        if (patient.seed + number) % 4 == 0:
             image = image.convert("RGB")
         middle = "" if patient.subtype == "normal" else f"_{patient.subtype}"
-        last = f"-{picture + 1:04d}" if patient.subtype == "normal" else f"_{picture + 1}"
+        last = f"-{number + 1:04d}" if patient.subtype == "normal" else f"_{number + 1}"
         image.save(folder / f"{patient.name}{middle}{last}.jpeg", quality=90)

@@ -1,1 +1,1 @@
-"""Predictions -> numbers and pictures."""
+"""Turns predictions into metrics with intervals, decisions, figures and reports."""

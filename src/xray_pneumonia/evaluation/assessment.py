@@ -1,22 +1,53 @@
-"""The judgement: every number of a report, as pure functions of a table of predictions and a decision."""
+"""Chooses the decision rule on validation, and assesses predictions by it: every number of a report."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 
-from xray_pneumonia.evaluation import abstention
-from xray_pneumonia.evaluation.calibration import reliability
-from xray_pneumonia.evaluation.decision import Decision
+from xray_pneumonia.evaluation import calibration
+from xray_pneumonia.evaluation.abstention import Band, count_answers, fit_band, trade_off
+from xray_pneumonia.evaluation.calibration import Calibration, reliability
 from xray_pneumonia.evaluation.intervals import Estimate, bootstrap, delong, estimates, interval, replicate
-from xray_pneumonia.evaluation.metrics import OF_PROBABILITIES, Vector, WeightedMetrics, predictive_values
+from xray_pneumonia.evaluation.metrics import OF_PROBABILITIES, WeightedMetrics, predictive_values
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.evaluation.subgroups import Subgroup, subgroups
+from xray_pneumonia.evaluation.threshold import choose_threshold
+from xray_pneumonia.types import Vector
+
+FIXED = "fixed at 0.5"  # the policy of a model that was never calibrated
 
 
 @dataclass(frozen=True)
-class Worth:
-    """What the answers are worth where a share `prevalence` of all patients is ill."""
+class Decision:
+    """What is chosen on validation and then stays, whatever split is assessed."""
+
+    calibration: Calibration
+    threshold: float
+    policy: str
+    band: Band
+
+
+def decide(validation: pd.DataFrame, settings: EvaluationSettings, *, fitted: Calibration | None = None) -> Decision:
+    """Choose calibration, operating point and band on the predictions on validation, in this order.
+
+    Args:
+        validation: raw predictions.
+        settings: the policy and the method.
+        fitted: the calibration, where it is known.
+    """
+    if fitted is None:
+        fitted = calibration.fit(validation["logit"], validation["label"], method=settings.calibration)
+    table = fitted.apply(validation)
+    threshold = choose_threshold(table, policy=settings.operating_point)
+    band = fit_band(table, error=settings.abstention_error, threshold=threshold)
+    return Decision(fitted, threshold, settings.operating_point, band)
+
+
+@dataclass(frozen=True)
+class PredictiveValues:
+    """What an answer is worth where a share `prevalence` of all patients is ill."""
 
     prevalence: float
     ppv: Estimate
@@ -24,11 +55,11 @@ class Worth:
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """All that is known of a model on one split.
+class Assessment:
+    """All that is measured of a model on one split.
 
-    `at_point` holds the metrics at the operating point, `at_half` those at 0.5, `uncalibrated` those of
-    the net's own probabilities. `worth` is given at other prevalences, `bins` is the reliability diagram.
+    `at_point` holds the metrics at the operating point, `at_half` those at 0.5, `uncalibrated` those of the raw
+    probabilities; `bins` is the reliability diagram, `bins_before` that of the raw probabilities.
     """
 
     table: pd.DataFrame
@@ -37,7 +68,7 @@ class Judgement:
     at_half: dict[str, Estimate]
     uncalibrated: dict[str, Estimate]
     delong: Estimate
-    worth: list[Worth]
+    predictive_values: list[PredictiveValues]
     bins: pd.DataFrame
     bins_before: pd.DataFrame
     subgroups: list[Subgroup]
@@ -46,48 +77,46 @@ class Judgement:
 
     @property
     def images(self) -> int:
-        """How many images it rests on."""
+        """Number of images."""
         return len(self.table)
 
     @property
     def patients(self) -> int:
-        """How many patients it rests on."""
+        """Number of patients."""
         return int(self.table["patient"].nunique())
 
     def metrics(self) -> dict[str, float]:
-        """Flatten to names and values, with `_low` and `_high` for the intervals; NaN is left out."""
+        """List the metrics at the operating point, with `_low` and `_high` for the intervals; NaN is left out."""
         flat: dict[str, float] = {}
-        for name, estimate in self.at_point.items():
-            flat |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+        for name, one in self.at_point.items():
+            flat |= {name: one.value, f"{name}_low": one.low, f"{name}_high": one.high}
         return {name: value for name, value in flat.items() if not np.isnan(value)}
 
 
-def judge(
+def assess(
     table: pd.DataFrame, decision: Decision, settings: EvaluationSettings, *, validation: pd.DataFrame | None
-) -> Judgement:
-    """Judge a table of predictions.
+) -> Assessment:
+    """Assess a table of predictions.
 
     Args:
-        table: predictions of the split, raw; columns of the records may be joined to it.
+        table: raw predictions on the split; columns of the records may be joined to it.
         decision: what was chosen on validation.
         settings: what is asked for.
-        validation: predictions on validation, raw, for the curve of coverage against accuracy; None where they are
-            not at hand, and the curve stays empty.
+        validation: raw predictions on validation, for the curve of coverage against accuracy; without them it is empty.
     """
-    calibrated = decision.calibration.apply(table)
-    known = None if validation is None else decision.calibration.apply(validation)
-    raw = table.assign(probability=1 / (1 + np.exp(-table["logit"])))
-    half = bootstrap(calibrated, threshold=0.5, replicates=settings.replicates, seed=settings.seed)
-    before = bootstrap(raw, threshold=0.5, replicates=settings.replicates, seed=settings.seed)
-    at_point, worth = _at_point(calibrated, decision.threshold, settings)
-    return Judgement(
+    calibrated, raw = decision.calibration.apply(table), table.assign(probability=expit(table["logit"]))
+    resampling = {"replicates": settings.replicates, "seed": settings.seed}
+    before = bootstrap(raw, threshold=0.5, **resampling)
+    metrics = WeightedMetrics.of(calibrated, threshold=decision.threshold)
+    samples = replicate(metrics, **resampling)
+    return Assessment(
         table=calibrated,
         decision=decision,
-        at_point=at_point,
-        at_half=half,
+        at_point=estimates(metrics, samples),
+        at_half=bootstrap(calibrated, threshold=0.5, **resampling),
         uncalibrated={name: before[name] for name in OF_PROBABILITIES},
         delong=delong(calibrated["label"], calibrated["logit"], calibrated["patient"]),
-        worth=worth,
+        predictive_values=[_predictive_values(metrics.once(), samples, share) for share in settings.prevalences],
         bins=reliability(calibrated),
         bins_before=reliability(raw),
         subgroups=subgroups(
@@ -97,25 +126,17 @@ def judge(
             replicates=max(100, settings.replicates // 2),
             seed=settings.seed,
         ),
-        answers=abstention.outcomes(calibrated, decision.band),
-        trade_off=abstention.trade_off(known, calibrated, threshold=decision.threshold),
+        answers=count_answers(calibrated, decision.band),
+        trade_off=trade_off(
+            None if validation is None else decision.calibration.apply(validation),
+            calibrated,
+            threshold=decision.threshold,
+        ),
     )
 
 
-def _at_point(
-    table: pd.DataFrame, threshold: float, settings: EvaluationSettings
-) -> tuple[dict[str, Estimate], list[Worth]]:
-    """Estimate the metrics, and from the same replicates the predictive values at other prevalences."""
-    metrics = WeightedMetrics.of(table, threshold=threshold)
-    samples = replicate(metrics, replicates=settings.replicates, seed=settings.seed)
-    values, at_point = metrics.once(), estimates(metrics, samples)
-    worth = []
-    for prevalence in settings.prevalences:
-        once = predictive_values(values["sensitivity"], values["specificity"], prevalence=prevalence)
-        many = predictive_values(samples["sensitivity"], samples["specificity"], prevalence=prevalence)
-        worth.append(Worth(prevalence, *(_spread(float(one), all_) for one, all_ in zip(once, many, strict=True))))
-    return at_point, worth
-
-
-def _spread(value: float, samples: Vector) -> Estimate:
-    return interval(value, samples)
+def _predictive_values(once: dict[str, float], samples: dict[str, Vector], prevalence: float) -> PredictiveValues:
+    values, replicates = (
+        predictive_values(one["sensitivity"], one["specificity"], prevalence=prevalence) for one in (once, samples)
+    )
+    return PredictiveValues(prevalence, *(interval(float(v), s) for v, s in zip(values, replicates, strict=True)))

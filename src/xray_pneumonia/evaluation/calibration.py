@@ -1,4 +1,4 @@
-"""Calibration: make a probability of 0.8 mean that 8 of 10 are ill; fitted on validation alone."""
+"""Calibrates logits, so that of images with probability 0.8 eight in ten show pneumonia; fitted on validation."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +10,8 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit
 
 from xray_pneumonia.evaluation.intervals import wilson
-from xray_pneumonia.evaluation.metrics import BINS, Vector
+from xray_pneumonia.evaluation.metrics import BINS
+from xray_pneumonia.types import Vector
 
 Method = Literal["temperature", "platt", "none"]
 COLDEST, HOTTEST = 0.05, 20.0
@@ -18,7 +19,7 @@ COLDEST, HOTTEST = 0.05, 20.0
 
 @dataclass(frozen=True)
 class Calibration:
-    """calibrated logit = logit / temperature + bias."""
+    """A linear map of logits: calibrated = logit / temperature + bias."""
 
     temperature: float = 1.0
     bias: float = 0.0
@@ -28,7 +29,7 @@ class Calibration:
         return np.asarray(logit, np.float64) / self.temperature + self.bias
 
     def apply(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Give the table with calibrated probabilities; its logits stay the net's own."""
+        """Set the probabilities of a table to the calibrated ones; its logits stay raw."""
         return table.assign(probability=expit(self.logits(table["logit"])))
 
 
@@ -39,9 +40,9 @@ def fit(logit: npt.ArrayLike, label: npt.ArrayLike, *, method: Method) -> Calibr
     (Platt, 1999), without which separable classes would have no answer.
 
     Args:
-        logit: (N,) of validation.
+        logit: (N,) on validation.
         label: (N,) of 0 and 1.
-        method: which of them.
+        method: `none` fits nothing.
     """
     scores, truth = np.asarray(logit, np.float64), np.asarray(label, np.float64)
     if method == "none":
@@ -58,19 +59,19 @@ def fit(logit: npt.ArrayLike, label: npt.ArrayLike, *, method: Method) -> Calibr
 
 
 def reliability(table: pd.DataFrame) -> pd.DataFrame:
-    """Compare what was said with what was true, in bins of equal width.
+    """Compare probability with frequency in bins of equal width.
 
     Returns:
-        One row for each bin that holds images: `said` and `true` (means), `low`, `high` (Wilson's interval
-        of `true`, at the number of patients or images, whichever is fewer), `images`, `patients`.
+        One row for each bin that holds images: the means `probability` and `frequency`, `low`, `high` (Wilson's
+        interval of `frequency`, at the number of patients), `images`, `patients`.
     """
     bins = np.minimum((table["probability"] * BINS).astype(int), BINS - 1)
     rows = []
     for _, part in table.groupby(bins):
-        true, patients = float(part["label"].mean()), int(part["patient"].nunique())
-        low, high = wilson(true * patients, patients)
-        rows.append((float(part["probability"].mean()), true, low, high, len(part), patients))
-    return pd.DataFrame(rows, columns=["said", "true", "low", "high", "images", "patients"])
+        frequency, patients = float(part["label"].mean()), int(part["patient"].nunique())
+        low, high = wilson(frequency * patients, patients)
+        rows.append((float(part["probability"].mean()), frequency, low, high, len(part), patients))
+    return pd.DataFrame(rows, columns=["probability", "frequency", "low", "high", "images", "patients"])
 
 
 def _loss(logit: Vector, target: Vector) -> float:

@@ -1,4 +1,4 @@
-"""Two models on the same images: paired differences, by patient."""
+"""Tests two models on the same images: paired differences, resampled by patient."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,13 @@ import pandas as pd
 
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.intervals import Estimate, delong_difference, interval, patient_weights
-from xray_pneumonia.evaluation.metrics import METRICS, Vector, WeightedMetrics
+from xray_pneumonia.evaluation.metrics import METRICS, WeightedMetrics
+from xray_pneumonia.types import Vector
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One metric of both models, first - second, and the p-value of "no difference"."""
+    """One metric of both models: `gap` is first - second, and the p-value of "no difference"."""
 
     name: str
     first: float
@@ -38,25 +39,19 @@ def compare(
     models = [
         WeightedMetrics.of(table, threshold=point) for table, point in zip((first, second), thresholds, strict=True)
     ]
-    samples: dict[str, list[Vector]] = {name: [] for name in METRICS}
-    for weights in patient_weights(models[0].patients, replicates=replicates, seed=seed, images=len(first)):
-        mine, other = (model(weights) for model in models)
-        for name in METRICS:
-            samples[name].append(mine[name] - other[name])
-    mine_once, other_once = (model.once() for model in models)
+    weights = patient_weights(models[0].patients, replicates=replicates, seed=seed, images=len(first))
+    blocks = [[model(block) for model in models] for block in weights]
+    once = [model.once() for model in models]
     differences = []
     for name in METRICS:
-        values = np.concatenate(samples[name])
-        gap = interval(mine_once[name] - other_once[name], values)
-        differences.append(
-            Difference(name, mine_once[name], other_once[name], gap, _p_value(gap.value, values), "bootstrap")
-        )
-    return [_with_delong(one, first, second) if one.name == "auroc" else one for one in differences]
-
-
-def _with_delong(difference: Difference, first: pd.DataFrame, second: pd.DataFrame) -> Difference:
-    gap, p_value = delong_difference(first["label"], first["logit"], second["logit"], first["patient"])
-    return Difference("auroc", difference.first, difference.second, gap, p_value, "DeLong")
+        mine, other = (values[name] for values in once)
+        samples = np.concatenate([one[name] - two[name] for one, two in blocks])
+        gap, p_value, test = interval(mine - other, samples), _p_value(mine - other, samples), "bootstrap"
+        if name == "auroc":
+            gap, p_value = delong_difference(first["label"], first["logit"], second["logit"], first["patient"])
+            test = "DeLong"
+        differences.append(Difference(name, mine, other, gap, p_value, test))
+    return differences
 
 
 def _p_value(gap: float, samples: Vector) -> float:

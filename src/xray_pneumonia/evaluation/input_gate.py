@@ -1,14 +1,14 @@
-"""The input gate: is this an upright frontal chest film at all? A score, and a threshold from validation.
+"""Checks inputs: scores how little an image looks like an upright frontal chest X-ray, and flags poor quality.
 
-Films that a hospital takes look alike: two dark lungs, a bright middle. Two rules learn that look from
-small, contrast-free thumbnails. Probabilistic principal component analysis (Tipping and Bishop, JRSS B
-1999) knows what a film can look like and finds all else strange: a photograph, a hand. A ridge
-regression tells films from the same films turned and inverted, which the first rule finds familiar.
+Chest X-rays look alike: two dark lungs, a bright middle. Two rules learn that look from small, contrast-free
+thumbnails. Probabilistic principal component analysis (Tipping and Bishop, JRSS B 1999) models what an X-ray can look
+like and finds a photograph or a hand unlikely. A ridge regression tells X-rays from the same X-rays turned and
+inverted, which the first rule finds likely. The limits of both come from validation.
 """
 
 import zipfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -17,23 +17,35 @@ import numpy.typing as npt
 from PIL import Image
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.evaluation.metrics import Vector
+from xray_pneumonia.types import Gray, Vector
 
-Gray = npt.NDArray[np.uint8]
 SIDE = 16  # pixels of a thumbnail
 COMPONENTS = 32
 RIDGE = 1e-2  # of the mean variance
-PASSED = 0.995  # the share of validation films that each rule lets through
-MOST = 2000  # films to learn from
+PASSED = 0.995  # the share of validation images that each rule lets through
+MOST = 2000  # images to learn from
 MOST_BYTES = 2**24  # of a file, and of what is packed in it
+LEAST_CONTRAST = 12.0  # gray levels of standard deviation; the public X-rays have 25 and more
+LEAST_SHADES = 24  # different gray levels
+FLAGS = {
+    "outside_training_range": "looks like none of the frontal chest films the model learned from",
+    "inverted": "looks like one once black and white are exchanged",
+    "turned": "looks like one once it is turned",
+    "low_information": "holds little contrast",
+    "not_checked": "the model carries no input gate",
+    "torn": "has a line at which its pixels do not continue; the file may be damaged",
+    "contradictory_lut": "says in one tag that bright is dense, in another that dark is",
+    "mirrored_back": "was stored mirrored, as its PatientOrientation says, and turned back",
+    "turned_upright": "was stored turned, as its PatientOrientation says, and turned upright",
+}
 
 
 @dataclass(frozen=True)
 class Gate:
-    """What films look like.
+    """A model of what upright frontal chest X-rays look like.
 
-    `mean` (D,), `axes` (K, D), their `variances` (K,) and `noise` (1,) of the first rule; `direction`
-    (D + 1,) of the second; `limits` (2,) of both.
+    `mean` (D,), `axes` (K, D), their `variances` (K,) and `noise` (1,) are of the first rule, `direction` (D + 1,) of
+    the second, `limits` (2,) of both.
     """
 
     mean: Vector
@@ -44,15 +56,15 @@ class Gate:
     limits: Vector
 
     def scores(self, images: Gray) -> Vector:
-        """Score (N, H, W) images: (N,), above 1 for what is no upright frontal chest film."""
-        return np.asarray((self.strangeness(images) / self.limits).max(axis=1))
+        """Score (N, H, W) images: (N,), above 1 for what is no upright frontal chest X-ray."""
+        return np.asarray((self.anomaly(images) / self.limits).max(axis=1))
 
-    def strangeness(self, images: Gray) -> Vector:
-        """Give both rules' raw scores, (N, 2); the higher, the stranger."""
+    def anomaly(self, images: Gray) -> Vector:
+        """Compute both rules' raw scores, (N, 2); higher is less likely."""
         return np.reshape([self._rules(small) for small in thumbnails(images)], (len(images), 2))
 
     def _rules(self, small: Vector) -> tuple[float, float]:
-        """Score one thumbnail (D,): products of many at once would round by what is beside it."""
+        """Score one thumbnail (D,): products of many at once would round differently for different batches."""
         apart = small - self.mean
         along = self.axes @ apart
         outside = apart @ apart - along @ along
@@ -60,7 +72,7 @@ class Gate:
         return look, max(1 - small @ self.direction[:-1] - self.direction[-1], 0.0)
 
     def passes(self, images: Gray) -> npt.NDArray[np.bool_]:
-        """Tell which of (N, H, W) images look like upright frontal chest films."""
+        """Tell which of (N, H, W) images look like upright frontal chest X-rays."""
         return self.scores(images) <= 1
 
     def write(self, path: Path) -> None:
@@ -96,31 +108,61 @@ class Gate:
             raise ValueError("variances, noise and limits should be above 0")
 
 
-def fit_gate(films: Gray, validation: Gray) -> Gate:
-    """Learn the look of films (N, H, W), and from validation films where to draw the lines."""
-    films = films[np.linspace(0, len(films) - 1, min(MOST, len(films))).astype(int)]
-    seen = thumbnails(films)
+def fit_gate(images: Gray, validation: Gray) -> Gate:
+    """Fit both rules to training images (N, H, W), and their limits to validation images."""
+    images = images[np.linspace(0, len(images) - 1, min(MOST, len(images))).astype(int)]
+    seen = thumbnails(images)
     mean = seen.mean(axis=0)
     _, singular, axes = np.linalg.svd(seen - mean, full_matrices=False)
     spectrum = singular**2 / max(1, len(seen) - 1)
     kept = min(COMPONENTS, len(spectrum) - 1)
     noise = np.array([spectrum[kept:].sum() / (seen.shape[1] - kept) + 1e-6])
-    free = Gate(mean, axes[:kept], spectrum[:kept] + 1e-6, noise, _upright(films, seen), np.ones(2))
-    limits = np.maximum(np.quantile(free.strangeness(validation), PASSED, axis=0), 1e-6)
-    return Gate(free.mean, free.axes, free.variances, free.noise, free.direction, limits)
+    free = Gate(mean, axes[:kept], spectrum[:kept] + 1e-6, noise, _upright(images, seen), np.ones(2))
+    limits = np.maximum(np.quantile(free.anomaly(validation), PASSED, axis=0), 1e-6)
+    return replace(free, limits=limits)
 
 
-def _upright(films: Gray, seen: Vector) -> Vector:
-    """Fit a ridge regression to 1 for films and -1 for what was turned or inverted, (D + 1,)."""
-    other = [np.rot90(films, turns, axes=(1, 2)) for turns in (1, 2, 3)]
-    strange = [thumbnails(np.ascontiguousarray(turned)) for turned in other] + [-seen]
-    rows = np.concatenate([seen, *strange])
+def _upright(images: Gray, seen: Vector) -> Vector:
+    """Fit a ridge regression to 1 for X-rays and -1 for the same turned or inverted, (D + 1,)."""
+    other = [np.rot90(images, turns, axes=(1, 2)) for turns in (1, 2, 3)]
+    altered = [thumbnails(np.ascontiguousarray(turned)) for turned in other] + [-seen]
+    rows = np.concatenate([seen, *altered])
     rows = np.concatenate([rows, np.ones((len(rows), 1))], axis=1)
-    weight = np.where(np.arange(len(rows)) < len(seen), 1.0, 1 / len(strange))[:, None]
+    weight = np.where(np.arange(len(rows)) < len(seen), 1.0, 1 / len(altered))[:, None]
     target = np.where(np.arange(len(rows)) < len(seen), 1.0, -1.0)
     square = rows.T @ (rows * weight)
     square += RIDGE * np.trace(square) / len(square) * np.eye(len(square))
     return np.asarray(np.linalg.solve(square, (rows * weight).T @ target))
+
+
+def quality_flags(images: Gray, scores: Vector, gate: Gate | None) -> list[list[str]]:
+    """Flag (N, H, W) images.
+
+    Args:
+        images: uint8.
+        scores: (N,) of the gate; NaN without one.
+        gate: of the model.
+
+    Returns:
+        For each image the names in `FLAGS` that hold.
+    """
+    flags = [["low_information"] * _low_contrast(image) for image in images]
+    if gate is None:
+        return [[*known, "not_checked"] for known in flags]
+    for row in np.flatnonzero(scores > 1):
+        flags[row] += ["outside_training_range", *_altered(images[row], gate)]
+    return flags
+
+
+def _altered(image: Gray, gate: Gate) -> list[str]:
+    """Tell whether an image passes once it is inverted or turned."""
+    turned = [np.ascontiguousarray(np.rot90(image, turns)) for turns in (1, 2, 3)]
+    inverted, *others = gate.passes(np.stack([255 - image, *turned]))
+    return ["inverted"] * bool(inverted) + ["turned"] * any(others)
+
+
+def _low_contrast(image: Gray) -> bool:
+    return bool(image.std() < LEAST_CONTRAST) or len(np.unique(image)) < LEAST_SHADES
 
 
 def thumbnails(images: Gray) -> Vector:
@@ -130,22 +172,22 @@ def thumbnails(images: Gray) -> Vector:
     return np.asarray((flat - flat.mean(axis=1, keepdims=True)) / (flat.std(axis=1, keepdims=True) + 1.0))
 
 
-def strangers(films: Gray, *, seed: int) -> dict[str, Gray]:
-    """Make from films (N, H, W), and from nothing, what the gate should stop; each kind has N images.
+def out_of_distribution(images: Gray, *, seed: int) -> dict[str, Gray]:
+    """Generate what the gate should stop, from X-rays (N, H, W) and from nothing; each kind has N images.
 
-    Other parts of the body are imitated by what a film holds beside the chest: one magnified corner.
+    Other parts of the body are imitated by one magnified corner of a chest X-ray.
     """
     rng = np.random.default_rng(seed)
-    count, side = len(films), films.shape[1]
+    count, side = len(images), images.shape[1]
     kinds: dict[str, Callable[[], Gray]] = {
-        "on its side": lambda: np.ascontiguousarray(np.rot90(films, axes=(1, 2))),
-        "upside down": lambda: np.ascontiguousarray(films[:, ::-1, ::-1]),
-        "inverted": lambda: 255 - films,
-        "nearly blank": lambda: np.clip(rng.normal(128, 4, films.shape), 0, 255).astype(np.uint8),
-        "noise": lambda: rng.integers(0, 256, films.shape).astype(np.uint8),
+        "on its side": lambda: np.ascontiguousarray(np.rot90(images, axes=(1, 2))),
+        "upside down": lambda: np.ascontiguousarray(images[:, ::-1, ::-1]),
+        "inverted": lambda: 255 - images,
+        "nearly blank": lambda: np.clip(rng.normal(128, 4, images.shape), 0, 255).astype(np.uint8),
+        "noise": lambda: rng.integers(0, 256, images.shape).astype(np.uint8),
         "photograph": lambda: np.stack([_scene(rng, side) for _ in range(count)]),
         "limb": lambda: np.stack([_limb(rng, side) for _ in range(count)]),
-        "one corner": lambda: np.stack([_corner(film) for film in films]),
+        "one corner": lambda: np.stack([_corner(image) for image in images]),
     }
     return {name: make() for name, make in kinds.items()}
 
@@ -170,9 +212,9 @@ def _limb(rng: np.random.Generator, side: int) -> Gray:
     return _stretched(picture + rng.normal(0, 0.03, picture.shape))
 
 
-def _corner(film: Gray) -> Gray:
-    side = len(film)
-    return np.asarray(Image.fromarray(film[: side // 3, : side // 3]).resize((side, side)), np.uint8)
+def _corner(image: Gray) -> Gray:
+    side = len(image)
+    return np.asarray(Image.fromarray(image[: side // 3, : side // 3]).resize((side, side)), np.uint8)
 
 
 def _stretched(picture: Vector) -> Gray:

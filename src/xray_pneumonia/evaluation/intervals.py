@@ -1,4 +1,4 @@
-"""Intervals that resample patients, not images; Wilson and DeLong beside them."""
+"""Computes confidence intervals that resample patients, not images, and those of Wilson and DeLong."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,16 +6,18 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.stats import norm, rankdata
+from scipy.special import ndtr, ndtri  # scipy.stats takes half a second to import
 
-from xray_pneumonia.evaluation.metrics import BLOCK, Vector, WeightedMetrics
+from xray_pneumonia.evaluation.metrics import BLOCK, WeightedMetrics
+from xray_pneumonia.types import Vector
 
 CONFIDENCE = 0.95
+Z = float(ndtri((1 + CONFIDENCE) / 2))
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its interval; NaN where it is undefined, and `basis` says what it rests on."""
+    """A value with its 95 % interval; NaN where undefined. `basis` says what it rests on, or why it is missing."""
 
     value: float
     low: float
@@ -87,24 +89,23 @@ def interval(value: float, samples: Vector, *, patients: int | None = None) -> E
 
 
 def wilson(successes: float, trials: float) -> tuple[float, float]:
-    """Give the score interval of a proportion (Wilson, JASA 1927); NaN without trials."""
+    """Compute the score interval of a proportion (Wilson, JASA 1927); NaN without trials."""
     if trials <= 0:
         return np.nan, np.nan
-    z = float(norm.ppf((1 + CONFIDENCE) / 2))
     share = successes / trials
-    centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
-    half = z / (1 + z**2 / trials) * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
+    centre = (share + Z**2 / (2 * trials)) / (1 + Z**2 / trials)
+    half = Z / (1 + Z**2 / trials) * np.sqrt(share * (1 - share) / trials + Z**2 / (4 * trials**2))
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
 def delong(label: npt.ArrayLike, score: npt.ArrayLike, patient: npt.ArrayLike | None = None) -> Estimate:
-    """Give AUROC with the interval of DeLong et al. (Biometrics 1988).
+    """Compute AUROC with the interval of DeLong et al. (Biometrics 1988).
 
     With `patient` the variance is that of Obuchowski (Biometrics 1997) for clustered data; with one image
     a patient the two are equal.
     """
     area, variance = _areas(np.asarray(label), np.asarray(score, np.float64)[None], patient)
-    half = float(norm.ppf((1 + CONFIDENCE) / 2)) * float(np.sqrt(variance[0, 0]))
+    half = Z * float(np.sqrt(variance[0, 0]))
     low, high = np.clip([area[0] - half, area[0] + half], 0, 1)
     return Estimate(float(area[0]), float(low), float(high), "DeLong")
 
@@ -119,19 +120,19 @@ def delong_difference(
     spread = float(np.sqrt(max(0.0, variance[0, 0] + variance[1, 1] - 2 * variance[0, 1])))
     if spread == 0:
         return Estimate(gap, np.nan, np.nan, "the scores rank alike"), 1.0 if gap == 0 else np.nan
-    half = float(norm.ppf((1 + CONFIDENCE) / 2)) * spread
-    return Estimate(gap, gap - half, gap + half, "DeLong"), float(2 * norm.sf(abs(gap) / spread))
+    half = Z * spread
+    return Estimate(gap, gap - half, gap + half, "DeLong"), float(2 * ndtr(-abs(gap) / spread))
 
 
 def _areas(label: npt.NDArray[np.int64], scores: Vector, patient: npt.ArrayLike | None) -> tuple[Vector, Vector]:
-    """Give the areas (M,) and their covariance (M, M) of M scores (M, N)."""
+    """Compute the areas (M,) and their covariance (M, M) of M scores (M, N)."""
     ill, well = scores[:, label == 1], scores[:, label == 0]
     m, n = ill.shape[1], well.shape[1]
     if not (m and n):
         return np.full(len(scores), np.nan), np.full((len(scores), len(scores)), np.nan)
-    ranks = rankdata(np.concatenate([ill, well], axis=1), axis=1)
-    above = (ranks[:, :m] - rankdata(ill, axis=1)) / n  # (M, m): share of the healthy that each ill one outranks
-    below = 1 - (ranks[:, m:] - rankdata(well, axis=1)) / m
+    ranks = _ranks(np.concatenate([ill, well], axis=1))
+    above = (ranks[:, :m] - _ranks(ill)) / n  # (M, m): share of the healthy that each ill one outranks
+    below = 1 - (ranks[:, m:] - _ranks(well)) / m
     areas = above.mean(axis=1)
     codes = np.arange(len(label)) if patient is None else pd.factorize(np.asarray(patient))[0]
     clusters = int(codes.max()) + 1
@@ -142,6 +143,11 @@ def _areas(label: npt.NDArray[np.int64], scores: Vector, patient: npt.ArrayLike 
     (tens, some), (ones, others) = parts
     cross = tens @ ones.T * _unbiased(clusters)
     return areas, tens @ tens.T * _unbiased(some) + ones @ ones.T * _unbiased(others) + cross + cross.T
+
+
+def _ranks(scores: Vector) -> Vector:
+    """Rank each row of (M, N) scores from 1 on; ties get their mean."""
+    return pd.DataFrame(scores.T).rank().to_numpy().T
 
 
 def _unbiased(count: int) -> float:

@@ -17,8 +17,8 @@ import pandas as pd
 from scipy.special import expit
 
 from xray_pneumonia.errors import InputError
+from xray_pneumonia.types import Vector
 
-Vector = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 Direction = Literal["max", "min"]
 

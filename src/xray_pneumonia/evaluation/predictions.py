@@ -1,4 +1,4 @@
-"""The predictions: a table with one row for each record, from which every figure can be redrawn."""
+"""Reads and writes predictions: a table with one row for each record, from which every figure can be redrawn."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ COLUMNS = ("id", "patient", "subtype", "label", "logit", "probability")
 
 
 def tabulate(records: pd.DataFrame, index: npt.NDArray[np.int64], logits: npt.NDArray[np.float64]) -> pd.DataFrame:
-    """Join logits with what is known of their records.
+    """Join logits with the columns of their records.
 
     Args:
         records: the table of records.

@@ -1,40 +1,57 @@
-"""Robustness: the same judgement of the same images, corrupted."""
+"""Measures robustness: assesses the same images under fixed, seeded corruptions of five strengths each.
+
+The corruptions imitate how another machine, technician or file format would have shown the patient.
+"""
 
 from collections.abc import Callable
+from io import BytesIO
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from PIL import Image, ImageFilter
+from scipy.ndimage import shift
 
-from xray_pneumonia.evaluation.corruptions import KINDS, STRENGTHS, corrupt
-from xray_pneumonia.evaluation.decision import Decision
+from xray_pneumonia.evaluation.assessment import Decision
 from xray_pneumonia.evaluation.intervals import delong
-from xray_pneumonia.evaluation.metrics import Vector, table_metrics
+from xray_pneumonia.evaluation.metrics import table_metrics
+from xray_pneumonia.types import Gray, Vector
 
-Gray = npt.NDArray[np.uint8]
 CLEAN = "as it is"
+SHOWN = ("sensitivity", "specificity", "balanced_accuracy")
+STRENGTHS = (1, 2, 3, 4, 5)
+
+
+def corrupt(images: Gray, *, kind: str, strength: int, seed: int) -> Gray:
+    """Corrupt (N, H, W) images; an image is changed alike whatever the others are.
+
+    Args:
+        images: uint8.
+        kind: one of `KINDS`.
+        strength: 1 to 5.
+        seed: of noise, and of the side to which an image is turned, moved or exposed.
+    """
+    amount = KINDS[kind][0][strength - 1]
+    act = KINDS[kind][1]
+    made = [act(one, amount, np.random.default_rng([seed, place])) for place, one in enumerate(images)]
+    return np.stack(made) if made else images.copy()
 
 
 def robustness(
-    table: pd.DataFrame,
-    images: Gray,
-    decision: Decision,
-    *,
-    predict: Callable[[Gray], Vector],
-    seed: int,
+    table: pd.DataFrame, images: Gray, decision: Decision, *, predict: Callable[[Gray], Vector], seed: int
 ) -> pd.DataFrame:
-    """Run images through every corruption at every strength and judge the answers.
+    """Assess every corruption at every strength.
 
     Args:
         table: predictions of the images.
         images: (N, H, W).
-        decision: chosen on validation; it stays.
+        decision: chosen on validation; nothing is fitted anew.
         predict: (N, H, W) -> raw logits (N,).
         seed: of the corruptions.
 
     Returns:
-        One row for each kind and strength: `auroc` with DeLong's interval by patient (`low`, `high`),
-        `sensitivity`, `specificity`, `balanced_accuracy`; the first row is the images as they are.
+        One row for each kind and strength: `auroc` with DeLong's interval by patient (`low`, `high`) and the metrics
+        of `SHOWN`; the first row is the images as they are.
     """
     rows = [_row(CLEAN, 0, table, decision)]
     for kind in KINDS:
@@ -50,20 +67,96 @@ def sample(table: pd.DataFrame, *, images: int | None, seed: int) -> npt.NDArray
         return np.arange(len(table))
     rng = np.random.default_rng(seed)
     rows = [np.flatnonzero(table["label"] == label) for label in (0, 1)]
-    chosen = [rng.permutation(part)[: max(2, images // 2)] for part in rows]
-    return np.sort(np.concatenate(chosen))
+    return np.sort(np.concatenate([rng.permutation(part)[: max(2, images // 2)] for part in rows]))
 
 
 def _row(kind: str, strength: int, table: pd.DataFrame, decision: Decision) -> dict[str, object]:
-    judged = decision.calibration.apply(table)
-    values = table_metrics(judged, threshold=decision.threshold)
-    area = delong(judged["label"], judged["logit"], judged["patient"])
-    names = ("sensitivity", "specificity", "balanced_accuracy")
-    return {
-        "kind": kind,
-        "strength": strength,
-        "auroc": area.value,
-        "low": area.low,
-        "high": area.high,
-        **{name: values[name] for name in names},
-    }
+    calibrated = decision.calibration.apply(table)
+    values = table_metrics(calibrated, threshold=decision.threshold)
+    area = delong(calibrated["label"], calibrated["logit"], calibrated["patient"])
+    numbers = {"auroc": area.value, "low": area.low, "high": area.high, **{name: values[name] for name in SHOWN}}
+    return {"kind": kind, "strength": strength, **numbers}
+
+
+def _noise(image: Gray, amount: float, rng: np.random.Generator) -> Gray:
+    return _clipped(image + rng.normal(0, amount * 255, image.shape))
+
+
+def _blur(image: Gray, amount: float, _: np.random.Generator) -> Gray:
+    return _filtered(image, ImageFilter.GaussianBlur(amount * len(image) / 128))
+
+
+def _contrast(image: Gray, amount: float, _: np.random.Generator) -> Gray:
+    return _clipped((image - image.mean()) * (1 - amount) + image.mean())
+
+
+def _brightness(image: Gray, amount: float, rng: np.random.Generator) -> Gray:
+    return _clipped(image + amount * 255 * rng.choice([-1, 1]))
+
+
+def _gamma(image: Gray, amount: float, rng: np.random.Generator) -> Gray:
+    return _clipped(255 * (image / 255) ** (amount ** rng.choice([-1, 1])))
+
+
+def _jpeg(image: Gray, amount: float, _: np.random.Generator) -> Gray:
+    buffer = BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=int(amount))
+    return np.asarray(Image.open(buffer), np.uint8)
+
+
+def _shrink(image: Gray, amount: float, _: np.random.Generator) -> Gray:
+    side = max(8, round(len(image) * amount))
+    small = Image.fromarray(image).resize((side, side), Image.Resampling.BOX)
+    return np.asarray(small.resize(image.shape[::-1], Image.Resampling.BILINEAR), np.uint8)
+
+
+def _rotate(image: Gray, amount: float, rng: np.random.Generator) -> Gray:
+    turned = Image.fromarray(image).rotate(
+        amount * float(rng.choice([-1, 1])), Image.Resampling.BILINEAR, fillcolor=int(np.median(image[0]))
+    )
+    return np.asarray(turned, np.uint8)
+
+
+def _shift(image: Gray, amount: float, rng: np.random.Generator) -> Gray:
+    angle = rng.uniform(0, 2 * np.pi)
+    step = amount * len(image) * np.array([np.sin(angle), np.cos(angle)])
+    return _clipped(shift(image.astype(np.float64), step, order=1, mode="nearest"))
+
+
+def _narrower(image: Gray, amount: float, _: np.random.Generator) -> Gray:
+    """Cut off top and bottom and squash the rest into the square: the chest looks narrower."""
+    edge = len(image) * (1 - amount) / 2
+    box = (0.0, edge, float(image.shape[1]), len(image) - edge)
+    return np.asarray(Image.fromarray(image).resize(image.shape[::-1], Image.Resampling.BILINEAR, box), np.uint8)
+
+
+def _wider(image: Gray, amount: float, rng: np.random.Generator) -> Gray:
+    return np.ascontiguousarray(_narrower(np.ascontiguousarray(image.T), amount, rng).T)
+
+
+def _sharpen(image: Gray, amount: float, _: np.random.Generator) -> Gray:
+    return _filtered(image, ImageFilter.UnsharpMask(2 * len(image) / 128, int(amount), 0))
+
+
+def _filtered(image: Gray, act: ImageFilter.Filter) -> Gray:
+    return np.asarray(Image.fromarray(image).filter(act), np.uint8)
+
+
+def _clipped(values: npt.NDArray[np.floating] | Vector) -> Gray:
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+KINDS: dict[str, tuple[tuple[float, ...], Callable[[Gray, float, np.random.Generator], Gray]]] = {
+    "noise": ((0.02, 0.04, 0.08, 0.12, 0.18), _noise),  # standard deviation, of the full range
+    "blur": ((0.5, 1.0, 1.5, 2.0, 3.0), _blur),  # radius in pixels at 128 x 128
+    "contrast": ((0.15, 0.3, 0.45, 0.6, 0.75), _contrast),  # share that is lost
+    "brightness": ((0.04, 0.08, 0.13, 0.19, 0.26), _brightness),  # of the full range, up or down
+    "gamma": ((1.1, 1.25, 1.45, 1.7, 2.0), _gamma),  # exponent, or one over it
+    "jpeg": ((60, 35, 20, 12, 6), _jpeg),  # quality
+    "down-scaling": ((0.75, 0.5, 0.38, 0.28, 0.2), _shrink),  # of the side, and back
+    "sharpening": ((30, 60, 100, 150, 220), _sharpen),  # percent, of an unsharp mask of two pixels at 128 x 128
+    "narrower": ((0.95, 0.9, 0.84, 0.78, 0.7), _narrower),  # of the height that stays: another aspect ratio
+    "wider": ((0.95, 0.9, 0.84, 0.78, 0.7), _wider),  # of the width that stays
+    "rotation": ((3, 6, 10, 15, 25), _rotate),  # degrees, to either side
+    "shift": ((0.02, 0.05, 0.08, 0.12, 0.18), _shift),  # of the side, in any direction
+}

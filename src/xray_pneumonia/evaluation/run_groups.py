@@ -1,4 +1,4 @@
-"""Runs side by side: repeats grouped, what differs between their configs as columns, figures as mean and sd."""
+"""Groups runs that differ in seed or fold alone, and tables the groups: what differs, mean and sd of metrics."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,15 +8,14 @@ from statistics import fmean, stdev
 import numpy as np
 import pandas as pd
 
-# Repeats of a run differ in these; they make a group.
-REPEATED = ("seed", "data.seed", "data.fold")
-# Where and under which name a run happened says nothing about what it is.
+REPEATED = ("seed", "data.seed", "data.fold")  # in which the runs of a group may differ
+# Where and under which name a run happened, which does not define it.
 CIRCUMSTANCES = ("home", "tracking.", "data.cache_dir", "model/parameters", "trainer.threads", "data.root")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One run: the leaves of its config, and its figures by name."""
+    """One run: the leaves of its config and its metrics by name."""
 
     run_id: str
     name: str
@@ -30,13 +29,8 @@ class Group:
 
     entries: tuple[Entry, ...]
 
-    @property
-    def params(self) -> dict[str, str]:
-        """The config that they share."""
-        return _identity(self.entries[0])
-
-    def figure(self, metric: str) -> tuple[float, float]:
-        """Give mean and sample standard deviation; NaN where there is nothing to take them of."""
+    def mean_and_sd(self, metric: str) -> tuple[float, float]:
+        """Compute mean and sample standard deviation of a metric; NaN where there are too few runs."""
         values = [entry.metrics[metric] for entry in self.entries if metric in entry.metrics]
         mean = fmean(values) if values else math.nan
         return mean, stdev(values) if len(values) > 1 else math.nan
@@ -55,7 +49,7 @@ def group(entries: Sequence[Entry], *, best_by: str, maximize: bool) -> list[Gro
         found.setdefault(tuple(sorted(_identity(entry).items())), []).append(entry)
     groups = [Group(tuple(members)) for members in found.values()]
     sign = -1 if maximize else 1
-    return sorted(groups, key=lambda one: np.nan_to_num(sign * one.figure(best_by)[0], nan=math.inf))
+    return sorted(groups, key=lambda one: np.nan_to_num(sign * one.mean_and_sd(best_by)[0], nan=math.inf))
 
 
 def _identity(entry: Entry) -> dict[str, str]:
@@ -69,15 +63,11 @@ def differences(groups: Sequence[Group]) -> pd.DataFrame:
 
     A key that some configs lack, such as a momentum, counts where those that have it disagree.
     """
-    configs = [one.params for one in groups]
+    configs = [_identity(one.entries[0]) for one in groups]
     keys = list(dict.fromkeys(key for config in configs for key in config))
     varying = [key for key in keys if len({config[key] for config in configs if key in config}) > 1]
-    rows = [{_short(key): _value(key, config.get(key, "-")) for key in varying} for config in configs]
+    rows = [{key.removesuffix("._target_"): _value(key, config.get(key, "-")) for key in varying} for config in configs]
     return pd.DataFrame(rows, index=range(1, len(groups) + 1))
-
-
-def _short(key: str) -> str:
-    return key.removesuffix("._target_")
 
 
 def _value(key: str, value: str) -> str:
@@ -85,29 +75,19 @@ def _value(key: str, value: str) -> str:
 
 
 def tabulate(groups: Sequence[Group], metrics: Mapping[str, str]) -> pd.DataFrame:
-    """Table the groups: what differs, how many runs, the mean and standard deviation of each figure.
-
-    Args:
-        groups: of runs.
-        metrics: the heading of a column to the name of its metric.
-    """
+    """Table the groups: how many runs, what differs, mean and standard deviation of `metrics` (heading to name)."""
     table = differences(groups)
     table.insert(0, "runs", [len(one.entries) for one in groups])
     for heading, metric in metrics.items():
-        figures = [one.figure(metric) for one in groups]
-        table[heading] = [mean for mean, _ in figures]
-        table[f"{heading} sd"] = [sd for _, sd in figures]
+        table[heading], table[f"{heading} sd"] = zip(*(one.mean_and_sd(metric) for one in groups), strict=True)
     table.index.name = "group"
     return table
 
 
 def pool(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Pool the predictions of a group: each image once, with the mean over the runs that saw it.
+    """Pool the predictions of a group: each image once, with the mean over the runs that predicted it.
 
     Seeds predict the same images, which are averaged; folds predict different ones, which are joined.
-
-    Args:
-        tables: of predictions.
     """
     joined = pd.concat(tables, ignore_index=True)
     facts = {name: (name, "first") for name in ("patient", "subtype", "label")}

@@ -1,14 +1,12 @@
-"""Shortcut baselines: how far the label can be told without looking at a lung."""
+"""Computes shortcut baselines: how well the label is predicted without looking at a lung."""
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
 from xray_pneumonia.evaluation.intervals import Estimate, delong
-from xray_pneumonia.evaluation.metrics import Vector
+from xray_pneumonia.types import Gray, Vector
 
-Gray = npt.NDArray[np.uint8]
 SIDE, RIM = 16, 2  # of the thumbnail whose rim alone is looked at: 112 of 256 pixels
 FEWEST = 5  # patients of a class, for five folds
 
@@ -16,8 +14,8 @@ FEWEST = 5  # patients of a class, for five folds
 def shortcuts(table: pd.DataFrame, images: Gray) -> dict[str, Estimate]:
     """Predict the label from what no doctor would look at; AUROC of each, with its interval.
 
-    Each is a logistic regression scored out of fold, folds grouped by patient, on the judged split
-    itself, so its figure is a fair one. A model that is not clearly above them may have learned them.
+    Each is a logistic regression scored out of fold on the same split, with folds grouped by patient. A model that is
+    not clearly above them may have learned them. Too few patients give none.
 
     Args:
         table: predictions, joined with `width` and `height` of the files where known.

@@ -1,4 +1,4 @@
-"""Subgroups: where a good average hides a bad part."""
+"""Assesses subgroups of a table of predictions, since a good average can hide a bad part."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,13 +26,13 @@ class Subgroup:
 def subgroups(
     table: pd.DataFrame, *, columns: list[str], threshold: float, replicates: int, seed: int
 ) -> list[Subgroup]:
-    """Judge every part of the table by each of the columns.
+    """Assess every part of the table by each of the columns.
 
-    A kind of pneumonia (`subtype`) is judged against all normal images, so that AUROC has two classes.
+    A kind of pneumonia (`subtype`) is assessed against all normal images, so that AUROC has two classes.
 
     Args:
         table: predictions, joined with the columns of the records.
-        columns: of the table.
+        columns: that define the subgroups.
         threshold: the operating point.
         replicates: of the bootstrap.
         seed: of the bootstrap.

@@ -1,14 +1,13 @@
-"""The operating point: the probability from which an image is called PNEUMONIA, chosen by a named policy."""
+"""Chooses the operating point: the probability from which an image is called PNEUMONIA, by a named policy."""
 
 import re
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from scipy.special import expit, logit
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.evaluation.metrics import Vector
+from xray_pneumonia.types import Vector
 
 POLICIES = (
     "youden, middle, sensitivity:0.95, specificity:0.95 (at least so much) or cost:5 (a missed pneumonia costs so many "
@@ -17,35 +16,28 @@ POLICIES = (
 POLICY = re.compile(
     r"^(?:(youden|middle)|(sensitivity|specificity)(?:>=|:)(0?\.\d+|0|1|1\.0)|(cost)[=:](\d+(?:\.\d+)?))$"
 )
+CERTAIN = 1e-9  # the least doubt that `middle` assumes of a model
 
 
-@dataclass(frozen=True)
-class OperatingPoint:
-    """A threshold on the calibrated probability, and the policy that chose it."""
-
-    threshold: float
-    policy: str
-
-
-def parse(policy: str) -> tuple[str, float]:
-    """Read a policy's name and number; `:` stands for `>=` and `=`, which a shell or Hydra would take for itself.
+def parse_policy(policy: str) -> tuple[str, float]:
+    """Split a policy into name and number; `:` stands for `>=` and `=`, which shell and Hydra take for themselves.
 
     Raises:
         InputError: there is no such policy.
     """
-    found = POLICY.match(policy.replace(" ", ""))
-    if found is None:
+    match = POLICY.match(policy.replace(" ", ""))
+    if match is None:
         raise InputError(f"evaluation.operating_point={policy!r}: no such policy; write {POLICIES}")
-    name, rate, bound, cost, price = found.groups()
+    name, rate, bound, cost, price = match.groups()
     return (name or rate or cost), float(bound or price or 0)
 
 
-def choose(table: pd.DataFrame, *, policy: str) -> OperatingPoint:
-    """Choose a threshold on a table of predictions: validation, never the split that is judged.
+def choose_threshold(table: pd.DataFrame, *, policy: str) -> float:
+    """Choose a threshold on a table of predictions: validation, never the split that is assessed.
 
-    Every image moves `middle` a little and none much; the others hang on the few images at the edge of a class. Their
-    candidates lie halfway between neighbouring probabilities, so that no image sits on the edge. Among equals the
-    one with the widest gap between its neighbours wins.
+    Every image moves `middle` a little and none much; the other policies depend on the few images at the edge of a
+    class. Their candidates lie halfway between neighbouring probabilities, so that no image lies on the threshold; of
+    equally good ones the one with the widest gap is taken.
 
     Args:
         table: predictions with calibrated probabilities.
@@ -57,13 +49,13 @@ def choose(table: pd.DataFrame, *, policy: str) -> OperatingPoint:
     Raises:
         InputError: there is no such policy, or a class is missing.
     """
-    name, bound = parse(policy)
+    name, bound = parse_policy(policy)
     ill = np.sort(table.loc[table["label"] == 1, "probability"].to_numpy(np.float64))
     well = np.sort(table.loc[table["label"] == 0, "probability"].to_numpy(np.float64))
     if not (len(ill) and len(well)):
         raise InputError("an operating point needs images of both classes to be chosen on")
     if name == "middle":
-        return OperatingPoint(_middle(well, ill), policy)
+        return _middle(well, ill)
     scores = np.unique(np.concatenate([[0.0], ill, well, [1.0]]))
     thresholds = np.concatenate([[0.0], (scores[1:] + scores[:-1]) / 2])
     gaps = np.concatenate([[0.0], np.diff(scores)])
@@ -77,11 +69,9 @@ def choose(table: pd.DataFrame, *, policy: str) -> OperatingPoint:
         kept, gained = (sensitivity, specificity) if name == "sensitivity" else (specificity, sensitivity)
         merit = np.where(kept >= bound, gained, -1.0)
     best = np.flatnonzero(merit >= merit.max() - 1e-12)
-    return OperatingPoint(float(thresholds[best[np.argmax(gaps[best])]]), policy)
+    return float(thresholds[best[np.argmax(gaps[best])]])
 
 
 def _middle(well: Vector, ill: Vector) -> float:
-    """Return the probability halfway between two classes in logits."""
-    least = 1e-9  # of doubt, where a net that is certain has none
-    means = [logit(np.clip(probability, least, 1 - least)).mean() for probability in (well, ill)]
+    means = [logit(np.clip(probability, CERTAIN, 1 - CERTAIN)).mean() for probability in (well, ill)]
     return float(expit(np.mean(means)))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from xray_pneumonia import config
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.evaluation.decision import Decision
+from xray_pneumonia.evaluation.assessment import Decision
 from xray_pneumonia.types import CLASSES, Fraction, Positive, Side
 
 SCHEMA = 1  # raise it when a field changes its meaning

@@ -14,8 +14,8 @@ from scipy.special import expit
 from torch import nn
 
 from xray_pneumonia.evaluation.abstention import Band, stored_band
+from xray_pneumonia.evaluation.assessment import Decision
 from xray_pneumonia.evaluation.calibration import Calibration
-from xray_pneumonia.evaluation.decision import Decision
 from xray_pneumonia.evaluation.input_gate import Gate
 from xray_pneumonia.inference.bundle import Card
 from xray_pneumonia.types import Gray, Vector

@@ -1,1 +1,1 @@
-"""Numbers -> logits: nets that eat raw pixels; they know nothing of data or training."""
+"""Nets: raw pixels -> logits; they know nothing of data or training."""

@@ -1,4 +1,4 @@
-"""The seed's convolutional net, with the knobs its grid search turned."""
+"""Defines the convolutional net of the seed, with the hyperparameters that its grid search varied."""
 
 from typing import Literal
 

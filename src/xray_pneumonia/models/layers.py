@@ -38,7 +38,7 @@ class Pixels(nn.Module):
 
 
 def takes(net: nn.Module, side: int) -> bool:
-    """Tell whether a net takes images of `side` pixels: those that pool over the whole image take any."""
+    """Tell whether a net takes images of `side` pixels; nets that pool over the whole image take any."""
     training = net.training
     try:
         with torch.inference_mode():
@@ -51,7 +51,7 @@ def takes(net: nn.Module, side: int) -> bool:
 
 
 def initialise_like_keras(net: nn.Module) -> None:
-    """Glorot uniform weights and zero biases, Keras' defaults (Glorot and Bengio, AISTATS 2010)."""
+    """Draw Glorot uniform weights and zero the biases, as Keras does (Glorot and Bengio, AISTATS 2010)."""
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.xavier_uniform_(layer.weight)

@@ -1,4 +1,4 @@
-"""The seed's baseline: a fully connected net."""
+"""Defines the baseline of the seed, a fully connected net."""
 
 from torch import Tensor, nn
 

@@ -1,4 +1,4 @@
-"""A small residual net with global pooling: few parameters, any image size."""
+"""Defines a small residual net with global pooling: few parameters, any image size."""
 
 from torch import Tensor, nn
 
@@ -44,7 +44,7 @@ class ResNet(nn.Module):
         dropout: before the last layer.
         mean: of the pixels in [0, 1], for normalisation.
         std: of the pixels in [0, 1].
-        per_image: standardise each image by itself: the film's exposure and contrast cannot matter.
+        per_image: standardise each image by itself, so that exposure and contrast do not matter.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Backbones of torchvision behind a one-channel stem."""
+"""Adapts backbones of torchvision to one input channel and one logit."""
 
 from typing import Literal
 from urllib.error import URLError
@@ -42,9 +42,8 @@ class TorchvisionNet(nn.Module):
             (name, layer) for name, layer in self.backbone.named_modules() if isinstance(layer, nn.Conv2d)
         )
         self.backbone.set_submodule(name, _one_channel(stem))
-        name, head = [(name, layer) for name, layer in self.backbone.named_modules() if isinstance(layer, nn.Linear)][
-            -1
-        ]
+        linear = [(name, layer) for name, layer in self.backbone.named_modules() if isinstance(layer, nn.Linear)]
+        name, head = linear[-1]
         self.backbone.set_submodule(name, nn.Sequential(nn.Dropout(dropout), nn.Linear(head.in_features, 1)))
 
     def forward(self, image: Tensor) -> Tensor:
@@ -64,7 +63,8 @@ def _load(backbone: str, *, pretrained: bool) -> nn.Module:
 
 
 def _one_channel(stem: nn.Conv2d) -> nn.Conv2d:
-    gray = nn.Conv2d(
+    """Copy a convolution, with the weights of its input channels summed."""
+    gray = nn.Conv2d(  # draws weights; without them the layers made later would get other ones
         1,
         stem.out_channels,
         stem.kernel_size,  # type: ignore[arg-type]

@@ -1,1 +1,1 @@
-"""The study on Optuna: spaces, samplers, pruning, resuming."""
+"""Runs hyperparameter searches as Optuna studies: spaces, samplers, pruning, resuming."""

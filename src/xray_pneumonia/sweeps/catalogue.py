@@ -1,4 +1,4 @@
-"""What studies a database holds and how far they are."""
+"""Lists the studies of a database and how far they are."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 
 import optuna
+from optuna.storages import RDBStorage
 
 from xray_pneumonia.sweeps.storage import open_storage, resolve
 
@@ -25,8 +26,8 @@ class Entry:
     searched: tuple[str, ...]
 
 
-def read(url: str | None, *, home: Path) -> list[Entry]:
-    """List the studies of a database, the youngest last; looking makes no database.
+def list_studies(url: str | None, *, home: Path) -> list[Entry]:
+    """List the studies of a database, the youngest last; a database that is not there is not created.
 
     Args:
         url: of the database; null as for sweeps.
@@ -39,7 +40,7 @@ def read(url: str | None, *, home: Path) -> list[Entry]:
     return [_entry(name, storage) for name in optuna.get_all_study_names(storage)]
 
 
-def _entry(name: str, storage: optuna.storages.RDBStorage) -> Entry:
+def _entry(name: str, storage: RDBStorage) -> Entry:
     study = optuna.load_study(study_name=name, storage=storage)
     trials = study.get_trials(deepcopy=False)
     counts = Counter(trial.state.name for trial in trials)
@@ -54,17 +55,16 @@ def _entry(name: str, storage: optuna.storages.RDBStorage) -> Entry:
         running=counts["RUNNING"],
         failed=len(failed),
         n_trials=study.user_attrs.get("n_trials", len(trials)),
-        best=_best(study, known.get("objectives", {})),
+        best=_best(study, list(known.get("objectives", {})) or ["value"]),
         changed=max(moments, default=None),
         searched=tuple(known.get("space", {})),
     )
 
 
-def _best(study: optuna.Study, objectives: dict[str, str]) -> str:
+def _best(study: optuna.Study, objectives: list[str]) -> str:
     best = study.best_trials
     if not best:
         return "-"
-    names = list(objectives) or ["value"]
-    if len(names) > 1:
+    if len(objectives) > 1:
         return f"{len(best)} that none beats"
-    return f"{names[0]} {best[0].values[0]:.4f}"
+    return f"{objectives[0]} {best[0].values[0]:.4f}"

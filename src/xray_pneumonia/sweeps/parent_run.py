@@ -1,30 +1,48 @@
-"""The run that a sweep is in MLflow: opened once for all who work on it, described, its children ended truthfully."""
+"""Keeps a sweep's parent run in MLflow: its plan, live table, plots, best config, and the ends of its trials' runs."""
 
 import json
 import logging
+import math
 import os
 import platform
-from contextlib import ExitStack
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from html import escape
 from typing import Any
 
-from optuna.trial import TrialState
+import optuna
+import pandas as pd
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
+from rich.table import Table
 
+from xray_pneumonia.config import groups
 from xray_pneumonia.errors import Busy
+from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.sweeps.plan import Plan
+from xray_pneumonia.sweeps.space import overrides
+from xray_pneumonia.sweeps.storage import locked
 from xray_pneumonia.sweeps.study import DONE, SweepStudy
-from xray_pneumonia.tracking import search
+from xray_pneumonia.tracking import stored_runs
 from xray_pneumonia.tracking.run import Run, start_run
-from xray_pneumonia.tracking.store import Store
+from xray_pneumonia.tracking.store import Store, masked
 from xray_pneumonia.tracking.sync import sync
 
+UPDATE_SECONDS = 5.0  # between two writings of the live table; each costs as much as the table is long
+SHOWN = 10  # trials in the printed table
+PLOTS = ("optimization_history", "param_importances", "parallel_coordinate", "slice")
 log = logging.getLogger(__name__)
 
 
-def open_parent(plan: Plan, study: SweepStudy, store: Store, stack: ExitStack) -> Run | search.Found:
-    """Open the parent run for as long as the stack stands; where another process has it, say how it stands."""
+def open_parent(plan: Plan, study: SweepStudy, store: Store, stack: ExitStack) -> Run | stored_runs.StoredRun:
+    """Open the parent run until the stack closes; where another process has it, return it as it stands."""
     tags = {"verb": "sweep", "sweep.name": plan.name}
-    with study.alone():  # two commands at once would make two parents
-        known = search.find(store, tags)
+    with locked(study.storage):  # two commands at once would make two parents
+        known = stored_runs.find(store, tags)
         run_id = known[0].run_id if known else None
         try:
             parent = stack.enter_context(
@@ -64,16 +82,200 @@ def _note(plan: Plan, described: dict[str, Any]) -> str:
     return "\n".join([head, "", "| key | range |", "| --- | --- |", *rows, "", "Its trials: `trials.csv`, live."])
 
 
-def end_forgotten(store: Store, study: SweepStudy, parent: Run, *, name: str) -> None:
-    """End the runs that could not be ended when their trials were, for the store was away.
+def recover_result(store: Store, trial: FrozenTrial) -> tuple[TrialState, list[float]] | None:
+    """Close the runs of a trial whose process is gone, and read the result of one that was trained to its end."""
+    runs = stored_runs.find(store, {"sweep.trial_id": str(trial._trial_id)})
+    runs = [run for run in runs if run.tags.get("sweep.trial") == str(trial.number)]
+    for run in runs:
+        if run.status == "RUNNING":
+            stored_runs.close(store, run.run_id, status="KILLED", reason="its process is gone")
+    for run in runs:
+        if run.status == "FINISHED" and "sweep.values" in run.tags and "sweep.replicate" not in run.tags:
+            values = [float(value) for value in json.loads(run.tags["sweep.values"])]
+            return TrialState[run.tags["sweep.state"]], values
+    return None
+
+
+def close_orphaned_runs(store: Store, study: SweepStudy, parent: Run, *, name: str) -> None:
+    """Close the runs that could not be closed when their trials ended, because the store did not answer.
 
     What they left in the journals of this machine is sent; those of other machines end as their trials did.
     """
     for sent in sync(store.uri, store.home, tags={"sweep.name": name}):
         log.info("run %s: %s", sent.run_id, sent.problem or f"sent late, {sent.status}")
     states = {str(trial.number): trial.state for trial in study.trials()}
-    for run in search.find(store, {"sweep.name": name}, status="RUNNING"):
+    for run in stored_runs.find(store, {"sweep.name": name}, status="RUNNING"):
         state = states.get(run.tags.get("sweep.trial", ""), TrialState.FAIL)
-        if state.is_finished() and run.run_id not in {parent.run_id, parent.journal.identity}:
+        if state.is_finished() and run.run_id not in {parent.run_id, parent.mlflow_id}:
             status = "FINISHED" if state in DONE else "FAILED"
-            search.close(store, run.run_id, status=status, reason="the store was away when its trial ended")
+            stored_runs.close(store, run.run_id, status=status, reason="the store was away when its trial ended")
+
+
+class Progress:
+    """Writes how far a sweep is to its parent run, and prints its result."""
+
+    def __init__(self, plan: Plan, study: SweepStudy, parent: Run) -> None:
+        self._plan, self._study, self._parent = plan, study, parent
+        self._objective = next(iter(plan.objectives))
+        self._written = 0.0
+        self._seen = -1
+
+    def update(self, *, now: bool = False) -> None:
+        """Write the live table where a trial has ended, at most every `UPDATE_SECONDS` or `now`."""
+        if not now and time.monotonic() - self._written < UPDATE_SECONDS:
+            return
+        trials = self._study.trials()
+        ended = sum(trial.state.is_finished() for trial in trials)
+        if ended != self._seen or now:
+            predictions.write(tabulate(trials, self._plan), self._parent.path("trials.csv"))
+            self._log_counts(trials)
+            self._seen = ended
+        self._written = time.monotonic()
+
+    def _log_counts(self, trials: list[FrozenTrial]) -> None:
+        counts = _counts(trials)
+        metrics = {f"sweep/{name}": float(count) for name, count in counts.items() if name != "waiting"}
+        best = self.best()
+        if math.isfinite(best):
+            metrics[f"best/{self._objective}"] = best
+        self._parent.log_metrics(metrics, step=counts["complete"] + counts["pruned"])
+
+    def best(self) -> float:
+        """The best value of the first objective; NaN before there is one."""
+        ranked = self._ranked()
+        return ranked[0].values[0] if ranked else math.nan
+
+    def _ranked(self) -> list[FrozenTrial]:
+        """Order the completed trials by the first objective, the best one first."""
+        complete = [t for t in self._study.trials() if t.state == TrialState.COMPLETE]
+        return sorted(complete, key=lambda t: t.values[0], reverse=self._plan.maximize)
+
+    def conclude(self) -> None:
+        """Write the last table, the plots and the best config."""
+        self.update(now=True)
+        ranked = self._ranked()
+        if ranked:
+            text = _best_config(self._plan, ranked[0], sweep_id=self._parent.run_id)
+            self._parent.path("best.yaml").write_text(text, encoding="utf-8")
+        if len(ranked) > 1:
+            _write_plots(self._study.study, self._plan, self._parent)
+
+    def print(self, store: Store) -> None:
+        """Print the best trials, the failures, and how to see them."""
+        console = Console(width=None if Console().is_terminal else 120, markup=False, highlight=False)
+        trials = self._study.trials()
+        counts = _counts(trials)
+        summary = ", ".join(f"{n} {name}" for name, n in counts.items() if n and name != "waiting")
+        table = Table(title=f"Sweep {self._plan.name}: {summary}", title_justify="left", title_style="bold")
+        for name in ("trial", *self._plan.objectives):
+            table.add_column(name, justify="right")
+        table.add_column("configuration", overflow="fold")
+        for trial in self._ranked()[:SHOWN]:
+            what = " ".join(f"{key}={_short(value)}" for key, value in trial.params.items())
+            table.add_row(str(trial.number), *(f"{value:.4f}" for value in trial.values), what)
+        console.print(table)
+        for trial in trials:
+            if trial.state == TrialState.FAIL and "reason" in trial.user_attrs:
+                console.print(f"trial {trial.number} failed: {trial.user_attrs['reason']}")
+        print(f"Train the best again: xray train experiment={self._parent.folder / 'best.yaml'}")
+        print(f"See it: mlflow ui --backend-store-uri {masked(store.uri)}")
+        done = counts["complete"] + counts["pruned"]
+        print(f"sweep_id={self._parent.run_id} trials={done} {self._objective}={self.best():.6f}", flush=True)
+
+
+def _counts(trials: list[FrozenTrial]) -> dict[str, int]:
+    return {state.name.lower(): sum(t.state == state for t in trials) for state in TrialState}
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def tabulate(trials: list[FrozenTrial], plan: Plan) -> pd.DataFrame:
+    """Make one row for each trial that was started."""
+    rows = []
+    for trial in trials:
+        if trial.state == TrialState.WAITING:
+            continue
+        values = trial.values or [math.nan] * len(plan.objectives)
+        rows.append(
+            {
+                "trial": trial.number,
+                "state": trial.state.name.lower(),
+                **dict(zip(plan.objectives, values, strict=True)),
+                "sd": trial.user_attrs.get("sd", math.nan),
+                "epochs": max(trial.intermediate_values, default=math.nan),
+                "seconds": trial.duration.total_seconds() if trial.duration else math.nan,
+                **{f"param.{key}": value for key, value in trial.params.items()},
+                "replaces": trial.user_attrs.get("replaces", math.nan),
+                "reason": trial.user_attrs.get("reason", ""),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _best_config(plan: Plan, trial: FrozenTrial, *, sweep_id: str) -> str:
+    """Write a trial as a config that `xray train experiment=FILE` takes: what it changed of the defaults."""
+    lines = [line for line in plan.shared() if not line.startswith(("sweep", "workers", "home", "tracking."))]
+    defaults: list[Any] = []
+    values = OmegaConf.create({})
+    for override in OverridesParser.create().parse_overrides([*lines, *overrides(trial.params)]):
+        key, value = override.key_or_group, override.value()
+        if key == "experiment":
+            defaults.insert(0, str(value))
+        elif key in groups():
+            defaults.append({f"override /{key}": str(value)})
+        else:
+            OmegaConf.update(values, key, value, force_add=True)
+    figures = ", ".join(f"{name} {value:.4f}" for name, value in zip(plan.objectives, trial.values, strict=True))
+    head = f"# @package _global_\n# Trial {trial.number} of sweep {plan.name} (run {sweep_id}): {figures}.\n"
+    text = head + OmegaConf.to_yaml(OmegaConf.create({"defaults": [*defaults, "_self_"]}))
+    return text + ("\n" + OmegaConf.to_yaml(values) if values else "")
+
+
+def _write_plots(study: optuna.Study, plan: Plan, parent: Run) -> None:
+    """Write Optuna's plots as one page, `plots.html`, and a PNG each; what a study is too small for is left out."""
+    pages: list[str] = []
+    for kind in PLOTS if plan.space.parameters else PLOTS[:1]:
+        with _optional(kind):
+            pages.append(_plot_html(study, kind, plan, first=not pages))
+        with _optional(kind):
+            _plot_png(study, kind, plan, parent)
+    name = escape(plan.name)
+    head = f'<!doctype html><meta charset="utf-8"><title>{name}</title><h1>Sweep {name}</h1>'
+    parent.path("plots.html").write_text("\n".join([head, *pages]), encoding="utf-8")
+
+
+@contextmanager
+def _optional(kind: str) -> Iterator[None]:
+    """Log why there is no plot: that is no reason for a sweep whose trials are done to fail."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the PNGs are Optuna's experimental ones
+        try:
+            yield
+        except Exception as error:
+            log.info("no %s: %s", kind.replace("_", " "), error)
+
+
+def _target(plan: Plan) -> dict[str, Any]:
+    """Plot the first objective where there are several."""
+    several = {"target": lambda trial: trial.values[0]} if len(plan.objectives) > 1 else {}
+    return {**several, "target_name": next(iter(plan.objectives))}
+
+
+def _plot_html(study: optuna.Study, kind: str, plan: Plan, *, first: bool) -> str:
+    import optuna.visualization as visualization
+
+    figure = getattr(visualization, f"plot_{kind}")(study, **_target(plan))
+    return str(figure.to_html(full_html=False, include_plotlyjs=first))  # the script stands in the page once
+
+
+def _plot_png(study: optuna.Study, kind: str, plan: Plan, parent: Run) -> None:
+    import optuna.visualization.matplotlib as visualization
+
+    logging.getLogger("matplotlib.category").setLevel(logging.WARNING)  # choices may look like numbers
+    drawn = getattr(visualization, f"plot_{kind}")(study, **_target(plan))
+    axes = drawn.flat[0] if hasattr(drawn, "flat") else drawn  # a slice has axes for each parameter
+    figure = axes.figure
+    figure.savefig(parent.path(f"plots/{kind}.png"), bbox_inches="tight", dpi=110)
+    figure.clear()

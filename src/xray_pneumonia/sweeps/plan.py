@@ -1,73 +1,61 @@
-"""What one sweep is going to do: its space, its budget, its objectives, its replicates, and its name."""
+"""Plans a sweep from its config and command: space, budget, objectives, sampler, pruner, replicates, name."""
 
 import hashlib
 import json
+import math
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean, stdev
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+import optuna
+from omegaconf import DictConfig
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
 
-from xray_pneumonia import config
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.metrics import monitor_mode
-from xray_pneumonia.sweeps import syntax
-from xray_pneumonia.sweeps.settings import SweepSettings
-from xray_pneumonia.sweeps.space import Point, Space
+from xray_pneumonia.sweeps.settings import SweepSettings, read_settings
+from xray_pneumonia.sweeps.space import Point, Space, read_space
 
-BUDGET = 20  # trials, where a search names none
+BUDGET = 20  # trials, where a search sets none
+MARGIN = 2.0  # standard errors that a trial may lie behind before it gets no more replicates
 # Where and how a sweep runs; none of it changes what a trial's value means.
 LOGISTICS = ("home", "sweep", "workers", "tracking", "trainer.threads", "hydra")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep, read and checked.
-
-    Attributes:
-        settings: the config group `sweep`.
-        name: of the study.
-        space: what is searched and what all trials share.
-        carried: overrides that every trial takes over and that do not belong to the space.
-        kind: the sampler.
-        points: to be tried before anything is sampled; all there is, for a grid.
-        n_trials: completed or pruned trials to reach.
-        objectives: metrics with `max` or `min`; the first one is reported each epoch.
-        max_epochs: of a trial.
-    """
+    """A sweep, read and checked."""
 
     settings: SweepSettings
-    name: str
+    name: str  # of the study
     space: Space
-    carried: tuple[str, ...]
-    kind: str
-    points: tuple[Point, ...]
-    n_trials: int
-    objectives: dict[str, str]
-    max_epochs: int
+    carried: tuple[str, ...]  # overrides that every trial takes over and that do not belong to the space
+    kind: str  # of sampler
+    points: tuple[Point, ...]  # to be tried before anything is sampled; all there is, for a grid
+    n_trials: int  # completed or pruned, to reach
+    objectives: dict[str, str]  # metrics with `max` or `min`; the first one is reported each epoch
+    max_epochs: int  # of a trial
+
+    @property
+    def maximize(self) -> bool:
+        """Whether more of the first objective is better."""
+        return next(iter(self.objectives.values())) == "max"
 
     def describe(self) -> dict[str, Any]:
-        """Say what must not change while a study goes on."""
+        """Describe what must not change while a study goes on."""
         s = self.settings
         return {**self.space.describe(), "objectives": self.objectives, "seeds": s.seeds, "folds": s.folds}
 
-
-def read_settings(cfg: DictConfig) -> SweepSettings:
-    """Check the config group `sweep`.
-
-    Raises:
-        InputError: with all that is wrong.
-    """
-    values: dict[str, Any] = OmegaConf.to_container(cfg.sweep, resolve=True)  # type: ignore[assignment]
-    values.pop("_target_", None)
-    problems = config.problems(values, SweepSettings, prefix="sweep.")
-    if problems:
-        raise InputError("\n  ".join(["the sweep is wrong:", *problems]) if len(problems) > 1 else problems[0])
-    return SweepSettings(**values)
+    def shared(self) -> list[str]:
+        """List the overrides that all trials share."""
+        return [*self.carried, *(f"{key}={value}" for key, value in self.space.fixed.items())]
 
 
-def read(cfg: DictConfig, arguments: Sequence[str], *, choice: str) -> Plan:
-    """Make the plan of a multirun.
+def read_plan(cfg: DictConfig, arguments: Sequence[str], *, choice: str) -> Plan:
+    """Plan a multirun.
 
     Args:
         cfg: the composed config, without what is searched.
@@ -77,9 +65,9 @@ def read(cfg: DictConfig, arguments: Sequence[str], *, choice: str) -> Plan:
     Raises:
         InputError: the space is empty or contradicts itself.
     """
-    settings = read_settings(cfg)
+    settings = read_settings(cfg.sweep)
     carried = tuple(argument for argument in arguments if _logistic(argument))
-    space = syntax.read([argument for argument in arguments if argument not in carried], settings.space)
+    space = read_space([argument for argument in arguments if argument not in carried], settings.space)
     _require_single(carried)
     if not space.parameters and not (settings.seeds or settings.folds):
         raise InputError(
@@ -92,7 +80,8 @@ def read(cfg: DictConfig, arguments: Sequence[str], *, choice: str) -> Plan:
         kind = "grid" if space.finite and settings.n_trials is None and not settings.first else "tpe"
     first = [space.require(point, origin=f"sweep.first[{i}]") for i, point in enumerate(settings.first)]
     points = space.grid() if kind == "grid" else []
-    budget = settings.n_trials or (len(points) if kind == "grid" else BUDGET)
+    objectives = settings.objectives or {cfg.monitor: monitor_mode(cfg.monitor, cfg.mode)}
+    budget = settings.n_trials or len(points) or BUDGET
     plan = Plan(
         settings=settings,
         name=settings.name or "",
@@ -101,22 +90,102 @@ def read(cfg: DictConfig, arguments: Sequence[str], *, choice: str) -> Plan:
         kind=kind,
         points=tuple(first + [point for point in points if point not in first]),
         n_trials=min(budget, len(points)) if kind == "grid" else budget,
-        objectives={
-            str(k): str(v)
-            for k, v in (settings.objectives or {cfg.monitor: monitor_mode(cfg.monitor, cfg.mode)}).items()
-        },
+        objectives={str(name): str(mode) for name, mode in objectives.items()},
         max_epochs=int(cfg.trainer.max_epochs),
     )
-    return plan if settings.name else _named(plan, choice)
+    return plan if settings.name else replace(plan, name=_name(plan, choice))
 
 
-def _named(plan: Plan, choice: str) -> Plan:
-    """Name a sweep after what it does, so that the same command finds its study again."""
-    from dataclasses import replace
+def build_sampler(settings: SweepSettings, *, kind: str, number: int) -> BaseSampler:
+    """Make the sampler of one trial.
 
+    Its seed depends on the trial's number, so a search that was interrupted does not repeat its first draws.
+
+    Args:
+        settings: the config group `sweep`.
+        kind: the sampler, where the settings say `auto`.
+        number: of the trial.
+    """
+    seed = (settings.seed * 1_000_003 + number) % 2**32
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if kind == "tpe":
+            # Multivariate, for parameters depend on each other; grouped, for conditions leave some out; and
+            # constant_liar keeps several workers from trying the same point at once.
+            return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+        if kind == "cmaes":
+            return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+        if kind == "qmc":  # all its points belong to one sequence, so one seed
+            return optuna.samplers.QMCSampler(seed=settings.seed, scramble=True, warn_independent_sampling=False)
+        return optuna.samplers.RandomSampler(seed=seed)
+
+
+def build_pruner(settings: SweepSettings, *, max_epochs: int) -> BasePruner:
+    """Make the pruner of trials that run `max_epochs`."""
+    least = settings.prune_after_epochs
+    if settings.pruner == "median":
+        return optuna.pruners.MedianPruner(settings.prune_after_trials, n_warmup_steps=least)
+    if settings.pruner == "halving":
+        return optuna.pruners.SuccessiveHalvingPruner(min_resource=least, reduction_factor=3)
+    if settings.pruner == "hyperband":
+        return optuna.pruners.HyperbandPruner(min_resource=least, max_resource=max_epochs, reduction_factor=3)
+    return optuna.pruners.NopPruner()
+
+
+@dataclass(frozen=True)
+class Replicate:
+    """One training of a trial: the keys that it sets."""
+
+    name: str
+    values: dict[str, Any]
+
+
+def list_replicates(settings: SweepSettings) -> list[Replicate]:
+    """List the trainings of a trial: every seed on every fold; none where it is a single run."""
+    if not settings.seeds and not settings.folds:
+        return []
+    listed = []
+    for seed in settings.seeds or [None]:  # type: ignore[list-item]
+        for fold in range(settings.folds or 1):
+            values: dict[str, Any] = {} if seed is None else {"seed": seed}
+            values |= {"data.folds": settings.folds, "data.fold": fold} if settings.folds else {}
+            parts = [f"seed {seed}"] * (seed is not None) + [f"fold {fold}"] * bool(settings.folds)
+            listed.append(Replicate(" ".join(parts), values))
+    return listed
+
+
+def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and the sample standard deviation, which is NaN for one value."""
+    return fmean(values), stdev(values) if len(values) > 1 else math.nan
+
+
+def is_hopeless(values: Sequence[float], *, total: int, others: Sequence[tuple[float, float]], maximize: bool) -> bool:
+    """Tell whether the remaining replicates would hardly make a trial the best one.
+
+    They would where its mean so far lies more than `MARGIN` standard errors behind the best mean. The spread comes
+    from the trials that are complete, pooled, for that of two or three values is a guess.
+
+    Args:
+        values: of the replicates so far.
+        total: replicates of a whole trial.
+        others: mean and standard deviation of the trials that are complete.
+        maximize: whether more is better.
+    """
+    spreads = [sd for _, sd in others if math.isfinite(sd)]
+    if not values or not spreads:
+        return False
+    pooled = math.sqrt(fmean(sd**2 for sd in spreads))
+    sign = 1 if maximize else -1
+    best = max(sign * mean for mean, _ in others)
+    error = pooled * math.sqrt(1 / len(values) + 1 / total)
+    return sign * fmean(values) < best - MARGIN * error
+
+
+def _name(plan: Plan, choice: str) -> str:
+    """Derive the name from the description, so that the same command finds its study again."""
     digest = hashlib.sha256(json.dumps(plan.describe(), sort_keys=True).encode()).hexdigest()[:8]
     stem = choice if choice != "default" else "grid" if plan.kind == "grid" else "search"
-    return replace(plan, name=f"{stem}-{digest}")
+    return f"{stem}-{digest}"
 
 
 def _logistic(argument: str) -> bool:
@@ -125,9 +194,8 @@ def _logistic(argument: str) -> bool:
 
 
 def _require_single(carried: Sequence[str]) -> None:
-    swept = syntax.read(carried, {}).parameters
-    if swept:
-        raise InputError(f"{swept[0].key}={swept[0].text}: belongs to the sweep as a whole and cannot be swept over")
+    for swept in read_space(carried, {}).parameters:
+        raise InputError(f"{swept.key}={swept.text}: belongs to the sweep as a whole and cannot be swept over")
 
 
 def _require_free(space: Space, settings: SweepSettings) -> None:

@@ -1,42 +1,24 @@
-"""The config group `sweep`: what is searched, how, and for how long."""
+"""Defines the config group `sweep`: what is searched, how, and for how long."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from annotated_types import Len
+from omegaconf import DictConfig, OmegaConf, open_dict
 
+from xray_pneumonia import config
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.metrics import Monitor
 from xray_pneumonia.types import Count, Seed, Whole
 
-# What a trial can be judged by: the best epoch's figures, the size of the net, the seconds of an epoch.
+# What a trial can be ranked by: metrics of its best epoch, the size of the net, the median seconds of an epoch.
 Objective = Monitor | Literal["model/parameters", "time/epoch_seconds"]
 Direction = Literal["max", "min"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepSettings:
-    """The config group `sweep`.
-
-    Args:
-        name: of the study; a rerun with the same name goes on. Null makes one from the command.
-        space: a range for each key; the command line adds to it and overrides it.
-        first: configurations to try before any others, each a mapping from keys to values.
-        n_trials: completed or pruned trials to reach; null takes every point of a grid, or 20.
-        sampler: `auto` is `grid` where the space has finitely many points and no budget, else `tpe`.
-        seed: of the sampler.
-        objectives: metrics with `max` or `min`; null takes `monitor`.
-        pruner: ends trials that do worse than others did at the same epoch.
-        prune_after_trials: trials that must be complete before the first is pruned (median alone).
-        prune_after_epochs: epochs that every trial may run.
-        seeds: train every trial once for each seed; its value is the mean.
-        folds: train every trial once for each of so many patient-grouped folds; its value is the mean.
-        max_failures: failed trials that a command bears; null bears all.
-        parallel: trials handed to the launcher at once; null asks the launcher.
-        storage: of the study; null takes XRAY_SWEEP_STORAGE, else `sweeps.db` in `home`.
-        stale_after: seconds without a sign of life after which a trial on another machine counts as dead.
-        trial: filled in by the sweeper for each trial.
-    """
+    """The config group `sweep`; `conf/sweep/default.yaml` says what each key means."""
 
     name: str | None
     space: dict[str, Any]
@@ -57,7 +39,7 @@ class SweepSettings:
     trial: dict[str, Any] | None
 
     def __post_init__(self) -> None:
-        """Refuse what contradicts itself."""
+        """Refuse settings that contradict each other."""
         if self.objectives and len(self.objectives) > 1 and self.pruner != "none":
             raise InputError(
                 f"sweep.pruner={self.pruner}: trials with {len(self.objectives)} objectives have no order to prune by; "
@@ -69,3 +51,50 @@ class SweepSettings:
             raise InputError(f"sweep.seeds={self.seeds}: the same seed twice tells nothing new")
         if self.folds == 1:
             raise InputError("sweep.folds=1: needs at least 2 folds")
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """What the sweeper tells a job about its trial: the config's `sweep.trial`."""
+
+    id: int
+    number: int
+    study: str
+    parent: str
+    objectives: dict[str, str]
+    point: dict[str, Any]
+
+
+def read_settings(node: DictConfig) -> SweepSettings:
+    """Check the config group `sweep`.
+
+    Raises:
+        InputError: with every problem found.
+    """
+    values: dict[str, Any] = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
+    values.pop("_target_", None)
+    problems = config.problems(values, SweepSettings, prefix="sweep.")
+    if problems:
+        raise InputError("\n  ".join(["the sweep is wrong:", *problems]) if len(problems) > 1 else problems[0])
+    return SweepSettings(**values)
+
+
+def take_sweep(cfg: DictConfig) -> SweepSettings | None:
+    """Remove the sweep's keys from a config: what is left is one training, the same with or without a sweep.
+
+    Returns:
+        The settings where the training is a trial of a sweep, else None.
+
+    Raises:
+        InputError: a search was asked for without `-m`.
+    """
+    with open_dict(cfg):
+        node = cfg.pop("sweep", None)
+        cfg.pop("workers", None)
+    if node is None:
+        return None
+    if node.trial is None:
+        if node.space or node.seeds or node.folds:
+            raise InputError("sweep: a sweep needs -m: xray train -m sweep=...")
+        return None
+    return read_settings(node)

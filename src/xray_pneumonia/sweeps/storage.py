@@ -1,10 +1,11 @@
-"""The database of the studies: opened once for each process, refused in one line when it cannot serve."""
+"""Opens the database of the studies, locks it between processes, and repeats what fails while it is unavailable."""
 
 import contextlib
 import logging
 import os
 import sqlite3
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -14,18 +15,28 @@ from urllib.parse import urlsplit
 import optuna
 import sqlalchemy as sa
 from filelock import FileLock
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.tracking.store import masked
 
-PATIENCE = 120.0  # seconds for a database that restarts or is locked
-PROBE = 30.0  # seconds to wait for a SQLite file that another program holds
+RETRY_SECONDS = 120.0  # for a database that restarts or is locked
+BUSY_TIMEOUT = 30.0  # seconds to wait at the start for a SQLite file that another program has locked
+HEARTBEAT_SECONDS = 10
 LOCK_KEY = 0x78726179  # of PostgreSQL's advisory lock; "xray"
+UNAVAILABLE = (OperationalError, InterfaceError, StorageInternalError)
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+
+class _Storage(RDBStorage):
+    def record_heartbeat(self, trial_id: int) -> None:
+        """Record a heartbeat, or none: an error would end Optuna's thread, and with it all later heartbeats."""
+        with contextlib.suppress(SQLAlchemyError, StorageInternalError):
+            super().record_heartbeat(trial_id)
 
 
 def resolve(url: str | None, home: Path) -> str:
@@ -46,8 +57,12 @@ def resolve(url: str | None, home: Path) -> str:
 
 
 @lru_cache(maxsize=4)
-def open_storage(url: str) -> RDBStorage:
-    """Connect, making the tables where they are missing.
+def open_storage(url: str, *, stale_after: int = 120) -> RDBStorage:
+    """Connect, once in each process, and create the tables where they are missing.
+
+    Args:
+        url: of the database.
+        stale_after: seconds without a heartbeat after which a trial counts as stale.
 
     Raises:
         InputError: the database is locked, read-only, of another version, another program's, or none at all.
@@ -55,53 +70,56 @@ def open_storage(url: str) -> RDBStorage:
     shown = f"sweep.storage={masked(url)}"
     if url.startswith("sqlite:///"):
         _require_sqlite(Path(url.removeprefix("sqlite:///")), shown)
-    connect = {"timeout": 60} if url.startswith("sqlite") else {"connect_timeout": 10}
-    engine = {"pool_pre_ping": True, "connect_args": connect}
     try:
         _require_own_tables(url, shown)
-        with _alone(url):
-            storage = RDBStorage(url, engine_kwargs=engine)
-            if storage.engine.name == "sqlite":
-                _quicken(storage)
-            return storage
-    except RuntimeError as error:  # Optuna's word for tables of another version
+        with _creation_lock(url):
+            return _connect(url, stale_after)
+    except RuntimeError as error:  # Optuna raises it for tables of another version
         raise InputError(
             f"{shown}: made by another version of Optuna; back it up, then `optuna storage upgrade --storage URL` "
             f"({' '.join(str(error).split())})"
         ) from error
     except ModuleNotFoundError as error:
         raise InputError(f"{shown}: {error}; install xray-pneumonia[postgresql]") from error
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+    except (SQLAlchemyError, StorageInternalError) as error:
         raise InputError(f"{shown}: the database does not answer: {masked(_first_line(error))}") from error
 
 
-def _quicken(storage: RDBStorage) -> None:
-    """Write to SQLite's log first: a trial takes a dozen commits, which then need not wait for the disk.
+def _connect(url: str, stale_after: int) -> RDBStorage:
+    timeout = {"timeout": 60} if url.startswith("sqlite") else {"connect_timeout": 10}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats
+        storage = _Storage(
+            url,
+            engine_kwargs={"pool_pre_ping": True, "connect_args": timeout},
+            heartbeat_interval=HEARTBEAT_SECONDS,
+            grace_period=stale_after,
+        )
+    if storage.engine.name == "sqlite":
+        sa.event.listen(storage.engine, "connect", _use_write_ahead_log)
+        storage.engine.dispose()  # connections that were opened before
+    return storage
 
-    A killed process loses nothing by it, and a power cut the last moments at most, never the file. A folder on
-    a network may refuse; then all stays as it was.
+
+def _use_write_ahead_log(connection: sqlite3.Connection, _: object) -> None:
+    """Let SQLite commit without waiting for the disk, for a trial takes a dozen commits.
+
+    A killed process loses nothing by it, a power cut the last moments at most, never the file. A network folder may
+    refuse; then nothing changes.
     """
-
-    def relax(connection: sqlite3.Connection, _: object) -> None:
-        if connection.execute("pragma journal_mode=wal").fetchone() == ("wal",):
-            connection.execute("pragma synchronous=normal")
-
-    sa.event.listen(storage.engine, "connect", relax)
-    storage.engine.dispose()  # connections that were there before
+    if connection.execute("pragma journal_mode=wal").fetchone() == ("wal",):
+        connection.execute("pragma synchronous=normal")
 
 
 def _first_line(error: BaseException) -> str:
     return (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
 
 
-@contextlib.contextmanager
-def _alone(url: str) -> Iterator[None]:
-    """Make tables in one process at a time."""
-    if not url.startswith("sqlite:///"):
-        yield  # PostgreSQL's transactions see to it
-        return
-    with FileLock(f"{url.removeprefix('sqlite:///')}.lock"):
-        yield
+def _creation_lock(url: str) -> contextlib.AbstractContextManager[object]:
+    """Create tables in one process at a time; PostgreSQL's transactions do without."""
+    if url.startswith("sqlite:///"):
+        return FileLock(f"{url.removeprefix('sqlite:///')}.lock")
+    return contextlib.nullcontext()
 
 
 def _require_sqlite(path: Path, shown: str) -> None:
@@ -116,9 +134,9 @@ def _require_sqlite(path: Path, shown: str) -> None:
     if head and head != b"SQLite format 3\0":
         raise InputError(f"{shown}: {path} is no SQLite database; move it away or name another")
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=PROBE)) as probe:
-            probe.execute("BEGIN IMMEDIATE")
-            probe.rollback()
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=BUSY_TIMEOUT)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.rollback()
     except sqlite3.Error as error:
         raise InputError(f"{shown}: {path} cannot be written: {error}") from error
 
@@ -157,23 +175,24 @@ def locked(storage: RDBStorage) -> Iterator[None]:
 
 
 def lost_connection(error: BaseException | None) -> bool:
-    """Tell whether an error comes from a database that went away; MLflow keeps no more of it than its text."""
+    """Tell whether a database that became unavailable caused an error; MLflow passes on no more than its text."""
     while error is not None:
-        known = isinstance(error, OperationalError | InterfaceError | optuna.exceptions.StorageInternalError)
-        if known or (type(error).__name__ == "MlflowException" and "OperationalError" in str(error)):
+        if isinstance(error, UNAVAILABLE) or (
+            type(error).__name__ == "MlflowException" and "OperationalError" in str(error)
+        ):
             return True
         error = error.__cause__ or error.__context__
     return False
 
 
-def patiently(action: Callable[[], T], *, patience: float = PATIENCE) -> T:
-    """Do it again while the database restarts or is locked, for at most `patience` seconds."""
-    end = time.monotonic() + patience
+def retried(action: Callable[[], T]) -> T:
+    """Repeat an action while the database restarts or is locked, for at most `RETRY_SECONDS`."""
+    end = time.monotonic() + RETRY_SECONDS
     pause = 0.2
     while True:
         try:
             return action()
-        except (OperationalError, InterfaceError, optuna.exceptions.StorageInternalError) as error:
+        except UNAVAILABLE as error:
             if time.monotonic() > end:
                 raise
             log.warning("the sweep's database does not answer, trying again: %s", masked(_first_line(error)))

@@ -1,32 +1,35 @@
-"""A study that survives: opened or continued, with every trial accounted for whatever was killed."""
+"""Creates or continues an Optuna study and accounts for every trial: claimed, stale, failed, queued again."""
 
+import functools
 import json
 import logging
+import math
+import time
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import optuna
+import sqlalchemy as sa
 from optuna.storages import RDBStorage
+from optuna.storages._heartbeat import get_heartbeat_thread
 from optuna.trial import FrozenTrial, TrialState
 
+from xray_pneumonia.config import leaves
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.sweeps import space
-from xray_pneumonia.sweeps.liveness import silence
-from xray_pneumonia.sweeps.plan import Plan
-from xray_pneumonia.sweeps.samplers import build_pruner, build_sampler
-from xray_pneumonia.sweeps.storage import locked, patiently
+from xray_pneumonia.sweeps.plan import Plan, build_pruner, build_sampler
+from xray_pneumonia.sweeps.space import Point
+from xray_pneumonia.sweeps.storage import locked, retried
 from xray_pneumonia.tracking.process import alive, identity
 
-MAXIMIZE, MINIMIZE = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
+POLL = 1.0  # seconds between two looks at trials of other processes
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 log = logging.getLogger(__name__)
 
-# Asked about a trial whose process is gone: closes its runs truthfully; gives the state and the values
-# of one that had been trained to its end, else None.
-Inquest = Callable[[FrozenTrial], tuple[TrialState, list[float]] | None]
+# Called for a trial whose process is gone: closes its runs, and returns state and values where its training was done.
+RecoverResult = Callable[[FrozenTrial], tuple[TrialState, list[float]] | None]
 
 
 @dataclass(frozen=True)
@@ -35,27 +38,30 @@ class Claim:
 
     number: int
     trial_id: int
-    point: space.Point
+    point: Point
 
 
 class SweepStudy:
-    """One study and what this command may do with it.
+    """One study, and what this command may do with it.
+
+    Heartbeats and the grace period are Optuna's, in `storage`. Its `fail_stale_trials` and retry callback are not
+    used: they would fail a trial whose run is finished, give the attributes of a dead process to its replacement, and
+    wait out the grace period for a process of this machine that is known to be gone.
 
     Args:
         plan: the sweep.
         storage: its database.
-        session: names this command, with all its workers: failures of another one are tried again.
-        inquest: see `Inquest`.
+        session: identifies this command with all its workers: failures of another one are tried again.
+        recover_result: see `RecoverResult`.
     """
 
-    def __init__(self, plan: Plan, storage: RDBStorage, *, session: str, inquest: Inquest) -> None:
-        self._plan, self._storage, self.session, self._inquest = plan, storage, session, inquest
-        directions = [MAXIMIZE if mode == "max" else MINIMIZE for mode in plan.objectives.values()]
+    def __init__(self, plan: Plan, storage: RDBStorage, *, session: str, recover_result: RecoverResult) -> None:
+        self._plan, self.storage, self.session, self._recover_result = plan, storage, session, recover_result
         with locked(storage):
             self.study = optuna.create_study(
                 study_name=plan.name,
                 storage=storage,
-                directions=directions,
+                directions=["maximize" if mode == "max" else "minimize" for mode in plan.objectives.values()],
                 pruner=build_pruner(plan.settings, max_epochs=plan.max_epochs),
                 load_if_exists=True,
             )
@@ -69,7 +75,7 @@ class SweepStudy:
         if known is None:
             self.study.set_user_attr("sweep", asked)
         elif known != asked:
-            before, now = _flat(known), _flat(asked)
+            before, now = dict(leaves(known)), dict(leaves(asked))
             changed = [
                 f"{key}: was {before.get(key, 'absent')}, now {now.get(key, 'absent')}"
                 for key in sorted({*before, *now})
@@ -83,11 +89,11 @@ class SweepStudy:
             self.study.set_user_attr("n_trials", self._plan.n_trials)
 
     def _queue_points(self) -> None:
-        """Queue what must be tried and is not there yet, and again what had failed or was killed."""
+        """Queue the points that were never tried, and again those whose trials failed."""
         trials = self.trials()
-        there = [_point(trial) for trial in trials]
+        tried = [_point(trial) for trial in trials]
         for point in self._plan.points:
-            if point not in there:
+            if point not in tried:
                 self.study.enqueue_trial(point, user_attrs={"queued": True})
         for trial in trials:
             if trial.state == TrialState.FAIL:
@@ -99,27 +105,30 @@ class SweepStudy:
 
     def trials(self) -> list[FrozenTrial]:
         """Read all trials; not to be changed."""
-        return patiently(lambda: self.study.get_trials(deepcopy=False))
+        return retried(lambda: self.study.get_trials(deepcopy=False))
 
     def claim(self, count: int) -> list[Claim]:
-        """Take up to `count` trials; none when the budget is spent, others are at its rest, or too many failed."""
-        return patiently(lambda: self._claim(count))
+        """Take up to `count` trials; none when the budget is spent or being spent, or too many failed."""
+        return retried(lambda: self._claim(count))
 
     def _claim(self, count: int) -> list[Claim]:
-        with locked(self._storage):
-            trials = self._bury()
-            if self._too_many(trials):
+        with locked(self.storage):
+            self._fail_stale_trials()
+            if self.too_many_failures():
                 return []
-            claims: list[Claim] = []
-            for _ in range(min(count, self._room(trials))):
-                claims.append(self._ask(number=len(trials) if not claims else len(self.trials())))
-            return claims
+            return [self._ask() for _ in range(min(count, self.room()))]
+
+    def _ask(self) -> Claim:
+        self.study.sampler = build_sampler(self._plan.settings, kind=self._plan.kind, number=len(self.trials()))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # Optuna expects its own loop where there are heartbeats
+            trial = self.study.ask()
+        trial.set_user_attr("owner", {**identity(), "session": self.session})
+        return Claim(trial.number, trial._trial_id, self._plan.space.suggest(trial))
 
     def room(self) -> int:
         """Count the trials that still have to be started."""
-        return self._room(self.trials())
-
-    def _room(self, trials: list[FrozenTrial]) -> int:
+        trials = self.trials()
         spent = sum(t.state in DONE or t.state == TrialState.RUNNING or self._failed_here(t) for t in trials)
         room = self._plan.n_trials - spent
         if self._plan.kind == "grid":  # its points wait in the queue, and there are no others
@@ -127,99 +136,109 @@ class SweepStudy:
         return room
 
     def running(self) -> int:
-        """Count the trials that run, here or elsewhere."""
+        """Count the trials that run, in any process."""
         return sum(trial.state == TrialState.RUNNING for trial in self.trials())
 
     def failures(self) -> list[FrozenTrial]:
         """List the trials of this command that failed by themselves."""
         return [trial for trial in self.trials() if self._failed_here(trial)]
 
-    def too_many(self) -> bool:
+    def too_many_failures(self) -> bool:
         """Tell whether more trials of this command failed than `sweep.max_failures`."""
-        return self._too_many(self.trials())
-
-    def _too_many(self, trials: list[FrozenTrial]) -> bool:
         most = self._plan.settings.max_failures
-        return most is not None and sum(self._failed_here(trial) for trial in trials) > most
+        return most is not None and len(self.failures()) > most
 
     def _failed_here(self, trial: FrozenTrial) -> bool:
-        attrs = trial.user_attrs
-        session = attrs.get("owner", {}).get("session")
-        return trial.state == TrialState.FAIL and session == self.session and "reason" in attrs
-
-    def _ask(self, *, number: int) -> Claim:
-        self.study.sampler = build_sampler(self._plan.settings, kind=self._plan.kind, number=number)
-        trial = self.study.ask()
-        trial.set_user_attr("owner", {**identity(), "session": self.session})
-        return Claim(trial.number, trial._trial_id, self._plan.space.suggest(trial))
+        session = trial.user_attrs.get("owner", {}).get("session")
+        return trial.state == TrialState.FAIL and session == self.session and "reason" in trial.user_attrs
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keep every other command that works on this database out for a moment."""
-        with locked(self._storage):
+    def heartbeat(self, claims: list[Claim]) -> Iterator[None]:
+        """Record heartbeats for trials while they are with a launcher, where they may wait in a queue."""
+        with ExitStack() as stack:
+            for claim in claims:
+                thread = get_heartbeat_thread(claim.trial_id, self.storage)
+                thread.start()
+                stack.callback(thread.join)
             yield
 
-    def bury(self) -> None:
-        """Fail and replace the trials whose processes are gone."""
-        patiently(self._bury_alone)
+    def fail_stale_trials(self) -> None:
+        """Fail and queue again the trials whose processes are gone."""
 
-    def _bury_alone(self) -> None:
-        with self.alone():
-            self._bury()
+        def fail() -> None:
+            with locked(self.storage):
+                self._fail_stale_trials()
 
-    def _bury(self) -> list[FrozenTrial]:
-        """Bury, and list the trials as they stand then."""
-        trials = self.trials()
-        gone = [trial for trial in trials if trial.state == TrialState.RUNNING and not self._alive(trial)]
-        for trial in gone:
-            self.close(trial)
-        return self.trials() if gone else trials
+        retried(fail)
 
-    def _alive(self, trial: FrozenTrial) -> bool:
+    def _fail_stale_trials(self) -> None:
+        silent = functools.cache(self._silent)
+        for trial in self.trials():
+            if trial.state == TrialState.RUNNING and self._is_stale(trial, silent):
+                self._end(trial)
+
+    def _silent(self) -> set[int]:
+        """Return the ids of running trials that gave no heartbeat within the grace period.
+
+        Optuna never counts a trial among them that was killed before its first heartbeat; it gets one here.
+        """
+        query = sa.text(
+            "select trial_id from trials where study_id = :study and state = 'RUNNING' "
+            "and trial_id not in (select trial_id from trial_heartbeats)"
+        )
+        with self.storage.engine.connect() as connection:
+            without = list(connection.execute(query, {"study": self.study._study_id}).scalars())
+        for trial_id in without:
+            self.storage.record_heartbeat(trial_id)
+        return set(self.storage._get_stale_trial_ids(self.study._study_id))
+
+    def _is_stale(self, trial: FrozenTrial, silent: Callable[[], set[int]]) -> bool:
+        """Tell whether no process runs a trial: on this machine by the process, on others by the heartbeat."""
         who: dict[str, Any] | None = trial.user_attrs.get("worker") or trial.user_attrs.get("owner")
-        if who is None:  # killed while it asked: that happens under the lock, which we hold
-            return False
-        if who == identity() and "worker" in trial.user_attrs:
+        if who is None:  # killed while it asked: that happens under the lock, which this process holds
             return True
-        started = (datetime.now() - (trial.datetime_start or datetime.now())).total_seconds()
-        silent = lambda: silence(self._storage, trial._trial_id, since=started)  # noqa: E731
-        return alive(who, silent=silent, stale_after=self._plan.settings.stale_after)
+        return not alive(who, silent=lambda: math.inf if trial._trial_id in silent() else 0.0, stale_after=1)
 
-    def close(self, trial: FrozenTrial) -> None:
-        """Close a trial that nobody runs any more: complete if it was trained to its end, else failed and replaced."""
-        known = self._inquest(trial)
-        state, values = known or (TrialState.FAIL, None)
-        log.info("trial %d: its process is gone; %s", trial.number, state.name.lower())
+    def _end(self, trial: FrozenTrial, reason: str = "") -> None:
+        """End a trial that no process runs: as its finished run says, else failed; without a reason queue it again."""
+        state, values = self._recover_result(trial) or (TrialState.FAIL, None)
+        log.info("trial %d: %s; %s", trial.number, reason or "its process is gone", state.name.lower())
+        if state == TrialState.FAIL and reason:
+            self.storage.set_trial_user_attr(trial._trial_id, "reason", reason)
         self.study.tell(trial.number, values if state == TrialState.COMPLETE else None, state, skip_if_finished=True)
-        if state == TrialState.FAIL:
+        if state == TrialState.FAIL and not reason:
             self._queue_again(trial, self.trials())
 
     def fail(self, claim: Claim, reason: str) -> None:
-        """Record why a trial did not even start."""
-        trial = optuna.Trial(self.study, claim.trial_id)
-        if self._storage.get_trial(claim.trial_id).state == TrialState.RUNNING:
-            trial.set_user_attr("reason", reason)
-            self.study.tell(trial, state=TrialState.FAIL)
+        """Fail a trial that its launcher is done with, unless it has ended by itself."""
+        for trial in self._unfinished([claim]):
+            self._end(trial, reason)
 
-    def unfinished(self, claims: list[Claim]) -> list[Claim]:
-        """List the claims whose trials still run."""
-        states = {trial.number: trial.state for trial in self.trials()}
-        return [claim for claim in claims if states[claim.number] == TrialState.RUNNING]
+    def fail_lost(self, claims: list[Claim], reason: str) -> None:
+        """Wait for trials whose launcher raised an error while some of its jobs may go on; fail those that are gone.
+
+        Trials that no job has begun are queued again: a job that begins one later finds it closed.
+        """
+        while trials := self._unfinished(claims):
+            silent = functools.cache(self._silent)
+            for trial in trials:
+                if "worker" not in trial.user_attrs:
+                    self._end(trial)
+                elif trial._trial_id in silent() or self._is_stale(trial, silent):
+                    self._end(trial, reason)
+            time.sleep(POLL)
+
+    def _unfinished(self, claims: list[Claim]) -> list[FrozenTrial]:
+        ids = {claim.trial_id for claim in claims}
+        return [trial for trial in self.trials() if trial._trial_id in ids and trial.state == TrialState.RUNNING]
 
     def begun(self, claims: list[Claim]) -> bool:
-        """Tell whether any of these trials has reached a process of its own."""
-        numbers = {claim.number for claim in claims}
-        return any(trial.number in numbers and "worker" in trial.user_attrs for trial in self.trials())
+        """Tell whether any of these trials has reached the process that trains it."""
+        ids = {claim.trial_id for claim in claims}
+        return any(trial._trial_id in ids and "worker" in trial.user_attrs for trial in self.trials())
 
 
-def _point(trial: FrozenTrial) -> space.Point:
+def _point(trial: FrozenTrial) -> Point:
     """Read what a trial tries, also of one that waits or was killed while it asked."""
-    point: space.Point = trial._system_attrs.get("fixed_params") or trial.params
+    point: Point = trial._system_attrs.get("fixed_params") or trial.params
     return point
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

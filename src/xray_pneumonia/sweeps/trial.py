@@ -1,4 +1,4 @@
-"""A trial where it runs: rebuilt from `sweep.trial`, whatever launcher brought it there."""
+"""Runs one trial of a study where its launcher brought it: trains once or for each replicate, reports, tells values."""
 
 import contextlib
 import json
@@ -11,213 +11,273 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from hydra.core.hydra_config import HydraConfig
+import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from optuna.storages import RDBStorage
+from optuna.storages._heartbeat import get_heartbeat_thread
 from optuna.trial import TrialState
+from pytorch_lightning.callbacks import Callback
 
 from xray_pneumonia.config import build
-from xray_pneumonia.errors import InputError, Stopped
-from xray_pneumonia.sweeps import replicates
-from xray_pneumonia.sweeps.liveness import heartbeat
-from xray_pneumonia.sweeps.reporting import EpochReport, Watch, ending
-from xray_pneumonia.sweeps.samplers import build_pruner
-from xray_pneumonia.sweeps.settings import SweepSettings
-from xray_pneumonia.sweeps.storage import lost_connection, open_storage, patiently, resolve
-from xray_pneumonia.sweeps.trial_spec import Ticket
-from xray_pneumonia.sweeps.workers import settle_on_gpu
+from xray_pneumonia.errors import InputError
+from xray_pneumonia.sweeps.plan import Replicate, build_pruner, is_hopeless, list_replicates, mean_and_sd
+from xray_pneumonia.sweeps.settings import SweepSettings, TrialSpec
+from xray_pneumonia.sweeps.storage import lost_connection, open_storage, resolve, retried
+from xray_pneumonia.tracking import stored_runs
 from xray_pneumonia.tracking.process import identity
 from xray_pneumonia.tracking.run import Run, start_run
-from xray_pneumonia.tracking.search import PARENT, find
 from xray_pneumonia.tracking.store import Store, open_store
 
 log = logging.getLogger(__name__)
-Train = Callable[[DictConfig, Watch], Any]
+
+
+class EpochReport(Callback):
+    """Name the run of a training, report its epochs to the study, and write its values before it ends.
+
+    Args:
+        trial: to report to, and to prune by; None only collects the values.
+        objectives: names of metrics; the first one is reported.
+        name: of the run.
+        tags: of the run.
+        run_id: of the run that a requeued trial continues; None for a new one.
+    """
+
+    def __init__(
+        self, trial: optuna.Trial | None, *, objectives: list[str], name: str, tags: dict[str, str], run_id: str | None
+    ) -> None:
+        self._trial, self._objectives = trial, objectives
+        self.name, self.tags, self.run_id = name, tags, run_id
+        self.history: list[dict[str, float]] = []
+        self.parameters = 0
+        self.pruned = False
+        self.values: list[float] = []
+
+    @property
+    def callbacks(self) -> list[Callback]:
+        """The callbacks of the training."""
+        return [self]
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count the parameters, which may be an objective."""
+        self.parameters = sum(parameter.numel() for parameter in pl_module.parameters())
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Report the epoch, whose validation is complete by now, and stop where the pruner says so."""
+        self.history.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+        value = self.history[-1].get(self._objectives[0])
+        if self._trial is None or value is None or not math.isfinite(value) or not trainer.is_global_zero:
+            return
+        trial, epoch = self._trial, trainer.current_epoch + 1
+        retried(lambda: trial.report(value, epoch))
+        if retried(trial.should_prune):
+            log.info("trial %d: pruned after epoch %d", trial.number, epoch)
+            self.pruned = trainer.should_stop = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep the history in the checkpoint, for a trial that is requeued."""
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the history."""
+        self.history = list(state_dict["history"])
+
+    def close(self, run: Run, *, best_epoch: int) -> None:
+        """Write the values to the run before it ends, so that they count if this process is killed afterwards.
+
+        Args:
+            run: of the training.
+            best_epoch: whose metrics count, from 1; of the seconds it is the median.
+        """
+        seconds = sorted(epoch["time/epoch_seconds"] for epoch in self.history if "time/epoch_seconds" in epoch)
+        known = {
+            **self.history[best_epoch - 1],
+            "model/parameters": float(self.parameters),
+            "time/epoch_seconds": seconds[len(seconds) // 2] if seconds else math.nan,
+        }
+        self.values = [known.get(name, math.nan) for name in self._objectives]
+        run.set_tags(_result_tags(self.values, pruned=self.pruned))
+
+
+def _result_tags(values: list[float], *, pruned: bool) -> dict[str, str]:
+    return {"sweep.state": "PRUNED" if pruned else "COMPLETE", "sweep.values": json.dumps(values)}
 
 
 @dataclass
 class Trial:
-    """One trial of a study, with one training or a replicate for each seed and fold."""
+    """One trial of a study, with one training or a replicate for each seed and fold.
+
+    Args:
+        settings: the config group `sweep`, with `trial` filled in.
+        cfg: the config of the training.
+        train: trains on a config.
+    """
 
     settings: SweepSettings
-    ticket: Ticket
     cfg: DictConfig
-    _requeued: bool = False
+    train: Callable[[DictConfig, EpochReport], object]
+
+    def __post_init__(self) -> None:
+        """Open the study's database."""
+        self.spec = TrialSpec(**self.settings.trial or {})
+        self._requeued = False
+        self._names = list(self.spec.objectives)
 
     @cached_property
     def _storage(self) -> RDBStorage:
-        return open_storage(resolve(self.settings.storage, Path(self.cfg.home)))
+        url = resolve(self.settings.storage, Path(self.cfg.home))
+        return open_storage(url, stale_after=self.settings.stale_after)
 
     @cached_property
     def _trial(self) -> optuna.Trial:
-        """Rebuild the trial; the sampler has spoken, so any will do."""
+        """Rebuild the trial. Its parameters are already suggested; the sampler is irrelevant."""
         study = optuna.load_study(
-            study_name=self.ticket.study,
+            study_name=self.spec.study,
             storage=self._storage,
             sampler=optuna.samplers.RandomSampler(),
             pruner=build_pruner(self.settings, max_epochs=int(self.cfg.trainer.max_epochs)),
         )
-        return optuna.Trial(study, self.ticket.id)
-
-    @property
-    def _names(self) -> list[str]:
-        return list(self.ticket.objectives)
-
-    def run(self, train: Train) -> float:
-        """Train and tell the study; a failure is recorded and does not leave this method.
-
-        Returns:
-            The first objective; NaN where there is none.
-        """
-        known = patiently(lambda: self._storage.get_trial(self.ticket.id))
-        if known.state != TrialState.RUNNING:
-            log.warning("trial %d was closed and replaced in the meantime; nothing to do", self.ticket.number)
-            return math.nan
-        if "joblib" in HydraConfig.get().launcher._target_:
-            settle_on_gpu(Path(self.cfg.home))
-        self._requeued = "worker" in known.user_attrs
-        patiently(lambda: self._trial.set_user_attr("worker", identity()))
-        with heartbeat(self._storage, self.ticket.id):
-            try:
-                values, pruned = self._train(train)
-            except (Stopped, KeyboardInterrupt):
-                self._give_back()
-                raise
-            except Exception as error:
-                self._fail(error)
-                return math.nan
-        if any(math.isnan(value) for value in values) and not pruned:
-            self._fail(InputError(f"{', '.join(self._names)}: never measured, so the trial has no value"))
-            return math.nan
-        self._tell(TrialState.PRUNED if pruned else TrialState.COMPLETE, None if pruned else values)
-        log.info("trial %d: %s %s", self.ticket.number, self._names[0], f"{values[0]:.6g}{' (pruned)' * pruned}")
-        return values[0]
-
-    def _train(self, train: Train) -> tuple[list[float], bool]:
-        planned = replicates.replicates(self.settings)
-        if not planned:
-            watch = self._watch(self._tags(self.ticket.parent), reports=len(self._names) == 1)
-            train(self.cfg, watch)
-            return watch.values, watch.pruned
-        tags = {"verb": "trial", **self._tags(self.ticket.parent)}
-        run_id = self._begun({"verb": "trial", "sweep.trial_id": str(self.ticket.id)})
-        with start_run(self._store, name=self._name, tags=tags, system_metrics=False, run_id=run_id) as group:
-            return self._replicate(train, planned, group)
-
-    def _replicate(self, train: Train, planned: list[replicates.Replicate], group: Run) -> tuple[list[float], bool]:
-        """Train the replicates one after the other; what a requeued job has trained already is kept."""
-        done: dict[str, list[float]] = dict(self._trial.user_attrs.get("replicates", {}))
-        pruned = False
-        for position, replicate in enumerate(planned):
-            if replicate.name not in done:
-                watch = self._watch(
-                    {**self._tags(group.run_id), "sweep.replicate": replicate.name},
-                    reports=position == 0 and len(self._names) == 1,
-                    suffix=f", {replicate.name}",
-                )
-                train(self._with(replicate), watch)
-                done[replicate.name] = watch.values
-                patiently(lambda: self._trial.set_user_attr("replicates", done))
-                pruned = watch.pruned
-            if pruned or (len(done) < len(planned) and self._hopeless(list(done.values()), len(planned))):
-                pruned = True
-                log.info("trial %d: given up after %s", self.ticket.number, replicate.name)
-                break
-        return self._conclude(group, list(done.values()), pruned=pruned)
-
-    def _conclude(self, group: Run, values: list[list[float]], *, pruned: bool) -> tuple[list[float], bool]:
-        """Log mean and standard deviation of every objective on the trial's own run."""
-        means = []
-        for name, column in zip(self._names, zip(*values, strict=True), strict=True):
-            mean, sd = replicates.mean_and_sd(column)
-            means.append(mean)
-            known = {name: mean, **({} if math.isnan(sd) else {f"{name}_sd": sd})}
-            group.log_metrics({**known, f"{name}_replicates": len(column)})
-        patiently(lambda: self._trial.set_user_attr("sd", replicates.mean_and_sd([row[0] for row in values])[1]))
-        group.set_tags(ending(means, pruned=pruned))
-        return means, pruned
-
-    def _hopeless(self, values: list[list[float]], total: int) -> bool:
-        if len(self._names) > 1:
-            return False
-        complete = self._trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        others = [(t.value, t.user_attrs.get("sd", math.nan)) for t in complete if t.value is not None]
-        maximize = next(iter(self.ticket.objectives.values())) == "max"
-        return replicates.hopeless([row[0] for row in values], total=total, others=others, maximize=maximize)
-
-    def _with(self, replicate: replicates.Replicate) -> DictConfig:
-        cfg = self.cfg.copy()
-        for key, value in replicate.values.items():
-            OmegaConf.update(cfg, key, value)
-        return cfg
-
-    def _watch(self, tags: dict[str, str], *, reports: bool, suffix: str = "") -> Watch:
-        report = EpochReport(self._trial if reports else None, objective=self._names[0])
-        own = {key: value for key, value in tags.items() if key in {"sweep.trial_id", "sweep.replicate", PARENT}}
-        run_id = self._begun({"verb": "train", **own})
-        return Watch(name=self._name + suffix, tags=tags, report=report, names=self._names, run_id=run_id)
-
-    def _begun(self, tags: dict[str, str]) -> str | None:
-        """Find the run that this trial began before it was requeued."""
-        if not self._requeued:
-            return None
-        runs = [run for run in find(self._store, tags) if run.status in {"RUNNING", "KILLED"}]
-        return runs[-1].run_id if runs else None
+        return optuna.Trial(study, self.spec.id)
 
     @cached_property
     def _store(self) -> Store:
         return open_store(build(self.cfg.tracking), home=Path(self.cfg.home))
 
+    def run(self) -> float:
+        """Train and tell the study; a failure is recorded and not raised.
+
+        Returns:
+            The first objective; NaN where there is none.
+        """
+        known = retried(lambda: self._storage.get_trial(self.spec.id))
+        if known.state != TrialState.RUNNING:
+            log.warning("trial %d was closed and replaced in the meantime; nothing to do", self.spec.number)
+            return math.nan
+        self._requeued = "worker" in known.user_attrs
+        self._set("worker", identity())
+        with get_heartbeat_thread(self.spec.id, self._storage):
+            try:
+                values, pruned = self._train()
+                if any(math.isnan(value) for value in values) and not pruned:
+                    raise InputError(f"{', '.join(self._names)}: never measured, so the trial has no value")
+            except Exception as error:
+                self._fail(error)
+                return math.nan
+            except BaseException:  # stopped or interrupted
+                self._give_back()
+                raise
+        self._tell(TrialState.PRUNED if pruned else TrialState.COMPLETE, None if pruned else values)
+        log.info("trial %d: %s %s", self.spec.number, self._names[0], f"{values[0]:.6g}{' (pruned)' * pruned}")
+        return values[0]
+
+    def _train(self) -> tuple[list[float], bool]:
+        """Train; returns the objectives and whether the trial was pruned."""
+        planned = list_replicates(self.settings)
+        if not planned:
+            report = self._report(self._tags(self.spec.parent), first=True)
+            self.train(self.cfg, report)
+            return report.values, report.pruned
+        tags = {"verb": "trial", **self._tags(self.spec.parent)}
+        run_id = self._earlier_run({"verb": "trial", "sweep.trial_id": str(self.spec.id)})
+        with start_run(self._store, name=self._name, tags=tags, system_metrics=False, run_id=run_id) as group:
+            return self._replicate(planned, group)
+
+    def _replicate(self, planned: list[Replicate], group: Run) -> tuple[list[float], bool]:
+        """Train the replicates one after the other, except those that a requeued job has trained already."""
+        done: dict[str, list[float]] = dict(self._trial.user_attrs.get("replicates", {}))
+        pruned = False
+        for position, replicate in enumerate(planned):
+            if replicate.name not in done:
+                tags = {**self._tags(group.run_id), "sweep.replicate": replicate.name}
+                report = self._report(tags, first=position == 0, suffix=f", {replicate.name}")
+                cfg = self.cfg.copy()
+                for key, value in replicate.values.items():
+                    OmegaConf.update(cfg, key, value)
+                self.train(cfg, report)
+                done[replicate.name] = report.values
+                self._set("replicates", done)
+                pruned = report.pruned
+            if pruned or (len(done) < len(planned) and self._is_hopeless(list(done.values()), len(planned))):
+                pruned = True
+                log.info("trial %d: given up after %s", self.spec.number, replicate.name)
+                break
+        return self._summarize(group, list(done.values()), pruned=pruned)
+
+    def _summarize(self, group: Run, values: list[list[float]], *, pruned: bool) -> tuple[list[float], bool]:
+        """Log mean and standard deviation of every objective on the trial's own run."""
+        summaries = [mean_and_sd(column) for column in zip(*values, strict=True)]
+        for name, (mean, sd) in zip(self._names, summaries, strict=True):
+            known = {name: mean, **({} if math.isnan(sd) else {f"{name}_sd": sd})}
+            group.log_metrics({**known, f"{name}_replicates": len(values)})
+        self._set("sd", summaries[0][1])
+        means = [mean for mean, _ in summaries]
+        group.set_tags(_result_tags(means, pruned=pruned))
+        return means, pruned
+
+    def _is_hopeless(self, values: list[list[float]], total: int) -> bool:
+        if len(self._names) > 1:
+            return False
+        complete = self._trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        others = [(t.value, t.user_attrs.get("sd", math.nan)) for t in complete if t.value is not None]
+        maximize = self.spec.objectives[self._names[0]] == "max"
+        return is_hopeless([row[0] for row in values], total=total, others=others, maximize=maximize)
+
+    def _report(self, tags: dict[str, str], *, first: bool, suffix: str = "") -> EpochReport:
+        own = {
+            key: value
+            for key, value in tags.items()
+            if key in {"sweep.trial_id", "sweep.replicate", stored_runs.PARENT}
+        }
+        return EpochReport(
+            self._trial if first and len(self._names) == 1 else None,
+            objectives=self._names,
+            name=self._name + suffix,
+            tags=tags,
+            run_id=self._earlier_run({"verb": "train", **own}),
+        )
+
+    def _earlier_run(self, tags: dict[str, str]) -> str | None:
+        """Find the run that this trial began before it was requeued."""
+        if not self._requeued:
+            return None
+        runs = [run for run in stored_runs.find(self._store, tags) if run.status in {"RUNNING", "KILLED"}]
+        return runs[-1].run_id if runs else None
+
     @property
     def _name(self) -> str:
-        return f"{self.ticket.study} {self.ticket.number}"
+        return f"{self.spec.study} {self.spec.number}"
 
     def _tags(self, parent: str) -> dict[str, str]:
         own = {
-            PARENT: parent,
-            "sweep.name": self.ticket.study,
-            "sweep.trial": str(self.ticket.number),
-            "sweep.trial_id": str(self.ticket.id),
+            stored_runs.PARENT: parent,
+            "sweep.name": self.spec.study,
+            "sweep.trial": str(self.spec.number),
+            "sweep.trial_id": str(self.spec.id),
         }
-        return own | {f"override.{key}": str(value) for key, value in self.ticket.point.items()}
+        return own | {f"override.{key}": str(value) for key, value in self.spec.point.items()}
 
     def _fail(self, error: Exception) -> None:
         """Record why; a trial that failed before it had a run gets one, so that the sweep shows all of them."""
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        log.error("trial %d failed: %s", self.ticket.number, reason)
-        with contextlib.suppress(Exception):
-            self._leave_run(reason)
+        log.error("trial %d failed: %s", self.spec.number, reason)
+        with contextlib.suppress(Exception):  # the store may be what failed
+            if not stored_runs.find(self._store, {"sweep.trial_id": str(self.spec.id)}):
+                tags = {"verb": "train", **self._tags(self.spec.parent)}
+                with start_run(self._store, name=self._name, tags=tags, system_metrics=False):
+                    raise error
         if lost_connection(error):  # no fault of the trial's: another one takes its place
             self._give_back()
             return
-        patiently(lambda: self._trial.set_user_attr("reason", reason[:2000]))
-        self._trial.set_user_attr("input", isinstance(error, InputError))
+        self._set("reason", reason[:2000])
+        self._set("input", isinstance(error, InputError))
         self._tell(TrialState.FAIL)
 
     def _give_back(self) -> None:
         """Fail the trial and queue its point again."""
         self._tell(TrialState.FAIL)
-        replaced = {"replaces": self.ticket.number}
-        patiently(lambda: self._trial.study.enqueue_trial(self.ticket.point, user_attrs=replaced))
+        retried(lambda: self._trial.study.enqueue_trial(self.spec.point, user_attrs={"replaces": self.spec.number}))
 
-    def _leave_run(self, reason: str) -> None:
-        if find(self._store, {"sweep.trial_id": str(self.ticket.id)}):
-            return
-        tags = {"verb": "train", **self._tags(self.ticket.parent)}
-        with (
-            contextlib.suppress(_Reason),
-            start_run(self._store, name=self._name, tags=tags, system_metrics=False),
-        ):
-            raise _Reason(reason)
+    def _set(self, name: str, value: object) -> None:
+        retried(lambda: self._trial.set_user_attr(name, value))
 
     def _tell(self, state: TrialState, values: list[float] | None = None) -> None:
-        patiently(lambda: self._trial.study.tell(self.ticket.number, values, state, skip_if_finished=True))
-
-
-class _Reason(Exception):
-    """Closes a run as failed."""
-
-
-def decode(text: str) -> list[float]:
-    """Read the values that `ending` wrote."""
-    return [float(value) for value in json.loads(text)]
+        retried(lambda: self._trial.study.tell(self.spec.number, values, state, skip_if_finished=True))

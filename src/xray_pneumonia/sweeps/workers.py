@@ -1,31 +1,23 @@
-"""Several processes on one study: each takes the next trial when it is free, so none waits for the slowest."""
+"""Starts several processes on one study: each takes the next trial when it is free, so none waits for the slowest."""
 
-import itertools
 import json
-import logging
 import os
-import platform
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 ROLE = "XRAY_SWEEP_WORKER"
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-log = logging.getLogger(__name__)
-_held: list[FileLock] = []
 
 
 @dataclass(frozen=True)
 class Role:
-    """What a worker is told by the process that started it."""
+    """What the process that starts a worker tells it."""
 
     parent: str
     session: str
@@ -33,53 +25,40 @@ class Role:
 
 
 def role() -> Role | None:
-    """Read whether this process is a worker."""
+    """Read the role of this process; None where it is no worker."""
     text = os.environ.get(ROLE)
     return Role(**json.loads(text)) if text else None
 
 
-def orphaned() -> bool:
-    """Tell whether the process that started this worker is gone."""
+def leader_is_gone() -> bool:
+    """Tell whether this process is a worker and the process that started it is gone."""
     mine = role()
     return mine is not None and os.getppid() != mine.leader
 
 
-class Team:
-    """The workers of a sweep."""
+@contextmanager
+def started(count: int, *, parent: str, session: str) -> Iterator[Callable[[], bool]]:
+    """Start workers with this process' own command; at the end of the block ask them to close their runs and exit.
 
-    def __init__(self, processes: list[subprocess.Popen[bytes]]) -> None:
-        self._processes = processes
-
-    def working(self) -> bool:
-        """Tell whether one of them still runs."""
-        return any(process.poll() is None for process in self._processes)
-
-    def stop(self) -> None:
-        """Ask all to close their runs and leave, and wait for it."""
-        for process in self._processes:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-        for process in self._processes:
+    Yields:
+        A function that tells whether any of them still runs.
+    """
+    own_role = json.dumps({"parent": parent, "session": session, "leader": os.getpid()})
+    command = [sys.executable, "-m", "xray_pneumonia.cli", "train", *sys.argv[1:]]
+    processes = []
+    try:
+        for number in range(count):
+            environment = {**os.environ, **share(number, count, gpus=torch.cuda.device_count()), ROLE: own_role}
+            processes.append(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL))
+        yield lambda: any(process.poll() is None for process in processes)
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
             try:
                 process.wait(timeout=30)
             except subprocess.TimeoutExpired:
                 process.kill()
-
-
-@contextmanager
-def started(count: int, *, parent: str, session: str) -> Iterator[Team]:
-    """Start workers with this process' own command, and stop them when the block is left early."""
-    told = json.dumps({"parent": parent, "session": session, "leader": os.getpid()})
-    command = [sys.executable, "-m", "xray_pneumonia.cli", "train", *sys.argv[1:]]
-    processes = []
-    for number in range(count):
-        environment = {**os.environ, **share(number, count, gpus=torch.cuda.device_count()), ROLE: told}
-        processes.append(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL))
-    team = Team(processes)
-    try:
-        yield team
-    finally:
-        team.stop()
 
 
 def share(number: int, count: int, *, gpus: int) -> dict[str, str]:
@@ -98,30 +77,8 @@ def share(number: int, count: int, *, gpus: int) -> dict[str, str]:
     return divided
 
 
-def settle_on_gpu(home: Path) -> None:
-    """Take a GPU for the life of this process: a free one, or one in turn where jobs outnumber them.
-
-    joblib starts all its jobs alike and tells them nothing, so they agree through locked files.
-
-    Args:
-        home: of the sweep.
-    """
-    gpus = torch.cuda.device_count()
-    if gpus < 2 or _held:
-        return
-    for slot in itertools.count():
-        lock = FileLock(home / "gpus" / f"{platform.node()}-{slot}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            continue
-        _held.append(lock)
-        os.environ["CUDA_VISIBLE_DEVICES"] = share(slot, 1, gpus=gpus)["CUDA_VISIBLE_DEVICES"]
-        return
-
-
 def capacity(launcher: Any) -> int:
-    """Ask a launcher's config how many trials it runs at once."""
+    """Read from a launcher's config how many trials it runs at once."""
     if launcher.get("n_jobs") is not None:
         jobs = int(launcher.n_jobs)
         return jobs if jobs > 0 else os.cpu_count() or 1

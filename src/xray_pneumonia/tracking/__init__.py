@@ -1,1 +1,1 @@
-"""The only door to MLflow."""
+"""Records runs in MLflow and reads them back; no other package imports MLflow."""

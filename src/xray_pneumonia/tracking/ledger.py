@@ -1,7 +1,7 @@
-"""The ledger: every opening of a test split, written before the first prediction is made.
+"""Records every opening of a test split in the ledger, before the first prediction is made.
 
-It is an experiment of its own in the store, one run for each opening, so it works with any store and
-shows in the MLflow UI. Deleted entries still count.
+The ledger is an experiment of the store with one run for each opening, so it works with any store and shows in the
+MLflow UI. Deleted entries still count.
 """
 
 import getpass
@@ -15,7 +15,7 @@ from filelock import FileLock
 from xray_pneumonia.tracking.store import Store, ensure_experiment
 
 EXPERIMENT = "ledger"
-SEALED = frozenset({"test", "external"})  # validation may be looked at as often as one likes
+SEALED = frozenset({"test", "external"})  # validation may be used as often as one likes
 MOST = 5000  # entries read back
 
 
@@ -41,16 +41,16 @@ class Opening:
 def record_opening(
     store: Store, *, split: str, fingerprint: str, contents: str, experiment: str, config_sha256: str, runs: list[str]
 ) -> list[Opening]:
-    """Write that a split is about to be opened; returns all openings of the same images, this one last.
+    """Record that a split is about to be opened; returns all openings of the same images, this one last.
 
     Args:
         store: where runs are kept.
         split: `test` or `external`; `val` is not sealed and not written.
         fingerprint: of the records that are opened: names, images, labels and split.
-        contents: of the images alone, which are the same ones by whatever name they are opened.
-        experiment: whose models are judged.
+        contents: fingerprint of the images alone, the same whatever their names.
+        experiment: whose models are evaluated.
         config_sha256: of the models' configs.
-        runs: the models.
+        runs: ids of the models' runs.
     """
     if split in SEALED:
         tags = {
@@ -73,7 +73,7 @@ def openings(store: Store, *, experiment: str | None = None, before: int | None 
 
     Args:
         store: where runs are kept.
-        experiment: only while judging models of this experiment.
+        experiment: only for evaluations of models of this experiment.
         before: only earlier than this, in milliseconds since 1970.
     """
     from mlflow.entities import ViewType
@@ -85,11 +85,7 @@ def openings(store: Store, *, experiment: str | None = None, before: int | None 
         [home.experiment_id], run_view_type=ViewType.ALL, max_results=MOST, order_by=["attributes.start_time ASC"]
     )
     found = [_opening(run.info.start_time, run.data.tags) for run in runs if "ledger.split" in run.data.tags]
-    return [
-        opening
-        for opening in found
-        if (experiment is None or opening.experiment == experiment) and (before is None or opening.started < before)
-    ]
+    return [one for one in found if experiment in {None, one.experiment} and (before is None or one.started < before)]
 
 
 def opened_before(store: Store, *, experiment: str, started: int) -> int:

@@ -1,4 +1,4 @@
-"""Lightning's view of a run: metrics per epoch, nothing else."""
+"""Passes what Lightning logs at the end of an epoch to a run."""
 
 from argparse import Namespace
 from typing import Any
@@ -10,7 +10,7 @@ from xray_pneumonia.tracking.run import Run
 
 
 class RunLogger(Logger):
-    """Send what Lightning logs to the run; the step in MLflow is the number of epochs completed."""
+    """Lightning's logger of a run; the step in MLflow is the number of epochs completed."""
 
     def __init__(self, run: Run) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class RunLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Send the metrics of an epoch in one batch."""
+        """Log the metrics of an epoch in one batch."""
         epoch = metrics.pop("epoch", 0)
         self._run.log_metrics(metrics, step=int(epoch) + 1)
 

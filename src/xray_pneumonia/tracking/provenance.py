@@ -1,15 +1,14 @@
-"""Where a run comes from: the commit, what was changed since, versions, machine."""
+"""Collects where a run comes from: the commit, uncommitted changes, versions, machine."""
 
 import hashlib
 import json
 import platform
 import re
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-
-import torch
 
 PACKAGES = (
     "xray-pneumonia",
@@ -28,8 +27,6 @@ PACKAGES = (
     "scipy",
     "safetensors",
 )
-# What a training computes with; the rest of the package names, stores and draws.
-COMPUTING = ("data/**/*.py", "models/*.py", "training/*.py", "evaluation/metrics.py", "workflows/train.py")
 MAX_DIFF = 2**20  # characters
 
 
@@ -42,14 +39,20 @@ class Provenance:
     diff: str
 
 
-def collect() -> Provenance:
-    """Look at the machine, the packages and the repository that holds this package, if one does."""
+def collect(computing: Iterable[str]) -> Provenance:
+    """Describe the machine, the packages and the repository that holds this package, if one does.
+
+    Args:
+        computing: patterns, below this package, of the code that computes weights and metrics.
+    """
+    import torch
+
     commit, diff = _git("rev-parse", "HEAD"), _git("diff", "HEAD")[:MAX_DIFF]
     machine = {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": torch.backends.cpu.get_cpu_capability(),
-        **_cpu(),
+        **cpu(),
         "gpu": ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) or "none",
         "threads": str(torch.get_num_threads()),
     }
@@ -58,12 +61,12 @@ def collect() -> Provenance:
     tags |= {"version.torch": versions["torch"], "version.xray-pneumonia": versions["xray-pneumonia"]}
     if commit:
         tags |= {"mlflow.source.git.commit": commit, "git.dirty": str(bool(diff)).lower()}
-    code = {"commit": commit, "dirty": bool(diff), "source_sha256": _source()}
+    code = {"commit": commit, "dirty": bool(diff), "source_sha256": _source(computing)}
     return Provenance(tags, json.dumps({"machine": machine, "versions": versions, "code": code}, indent=2), diff)
 
 
-def _cpu() -> dict[str, str]:
-    """Name the processor, and hash what it can do: the same program rounds differently on another one."""
+def cpu() -> dict[str, str]:
+    """Name the processor, and hash its instruction sets: the same program rounds differently with others."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -73,10 +76,10 @@ def _cpu() -> dict[str, str]:
     return {"cpu": known.get("model name", platform.machine()), "cpu_flags": _digest(" ".join(flags).encode())}
 
 
-def _source() -> str:
-    """Hash what weights and metrics are computed with, so that code is compared where there is no repository."""
+def _source(patterns: Iterable[str]) -> str:
+    """Hash code, to compare it where there is no repository."""
     root = Path(__file__).parents[1]
-    files = sorted(path for room in COMPUTING for path in root.glob(room))
+    files = sorted(path for pattern in patterns for path in root.glob(pattern))
     return _digest(b"".join(f"{path.relative_to(root)}".encode() + path.read_bytes() for path in files))
 
 

@@ -1,14 +1,126 @@
-"""The registry: names and aliases for the models of runs."""
+"""Logs bundles as MLflow models, and registers them under names and aliases."""
 
+import hashlib
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.tracking.environment import tracking_uri
 from xray_pneumonia.tracking.store import Store, masked
-from xray_pneumonia.tracking.stored_runs import StoredRun, read_run
+from xray_pneumonia.tracking.stored_runs import StoredRun, quoted, read_run
 
 NAMED = re.compile(r"^(?P<name>[^@/:\\]+)@(?P<alias>[\w-]+)$")
+
+
+class Unverified(Exception):
+    """A file in the store is not what was sent, or cannot be read back."""
+
+
+@contextmanager
+def tracking_uri(uri: str) -> Iterator[None]:
+    """Point MLflow's fluent functions, which take no client, to a store for the length of the block.
+
+    MLflow writes the URI into the environment too, where the next run of this process would find it.
+    """
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri("")
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+def log_model(store: Store, run_id: str, folder: Path, *, epoch: int, loader_module: str) -> None:
+    """Log a bundle as an MLflow model with a signature, and read it back; nothing in it is pickled.
+
+    Args:
+        store: that holds the run.
+        run_id: of the run in MLflow.
+        folder: that holds the bundle.
+        epoch: whose weights it holds; MLflow copies that epoch's metrics to the model.
+        loader_module: the module whose `_load_pyfunc` opens the bundle for MLflow.
+
+    Raises:
+        Unverified: what the store holds is not the bundle.
+    """
+    import mlflow.pyfunc
+    from mlflow.models import Model
+
+    experiment_id = store.client.get_run(run_id).info.experiment_id
+    model = store.client.create_logged_model(experiment_id, name="model", source_run_id=run_id)
+    with tracking_uri(store.uri):
+        Model.log(
+            artifact_path=None,
+            flavor=mlflow.pyfunc,
+            run_id=run_id,
+            model_id=model.model_id,
+            step=epoch,
+            loader_module=loader_module,
+            data_path=str(folder),
+            signature=_signature(),
+            pip_requirements=["xray-pneumonia"],
+        )
+    store.client.set_tag(run_id, "model_id", model.model_id)
+    if not _holds(store, model.model_id, folder):
+        raise Unverified("the model in the store is not what was sent")
+
+
+def has_model(store: Store, run_id: str, folder: Path) -> bool:
+    """Tell whether the store holds a run's bundle; models that a killed process left half done are deleted."""
+    experiment_id = store.client.get_run(run_id).info.experiment_id
+    for model in store.client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'"):
+        if str(model.status) == "READY" and _holds(store, model.model_id, folder):
+            store.client.set_tag(run_id, "model_id", model.model_id)
+            return True
+        store.client.delete_logged_model(model.model_id)
+    return False
+
+
+def _holds(store: Store, model_id: str, folder: Path) -> bool:
+    from mlflow.artifacts import download_artifacts
+
+    place = store.client.get_logged_model(model_id).artifact_location
+    with TemporaryDirectory() as scratch:
+        fetched = Path(download_artifacts(artifact_uri=place, dst_path=scratch, tracking_uri=store.uri))
+        return _digests(folder) <= _digests(fetched)
+
+
+def _digests(folder: Path) -> set[str]:
+    return {sha256_file(path) for path in folder.rglob("*") if path.is_file()}
+
+
+def sha256_file(path: Path) -> str:
+    """Hash a file: 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _signature() -> Any:
+    """State what the model takes and returns: the files' bytes or their pixels, one row of answers for each."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import Array
+
+    inputs = Schema(
+        [
+            ColSpec(DataType.binary, "image", required=False),  # of a PNG or JPEG file
+            ColSpec(Array(Array(DataType.long)), "pixels", required=False),  # S x S gray values
+        ]
+    )
+    texts = [ColSpec(DataType.string, name) for name in ("answer", "abstention")]
+    numbers = [ColSpec(DataType.double, "probability"), ColSpec(DataType.string, "label")]
+    outputs = Schema([*numbers, ColSpec(DataType.double, "operating_point"), *texts])
+    return ModelSignature(inputs=inputs, outputs=outputs)
 
 
 @dataclass(frozen=True)
@@ -39,7 +151,7 @@ def register(run: StoredRun, *, name: str, alias: str) -> Registered:
         known = client.search_model_versions(f"run_id = '{run.run_id}'")
         version = next((one for one in known if one.name == name), None)
         if version is None:
-            if not client.search_registered_models(f"name = '{name.replace(chr(39), chr(39) * 2)}'"):
+            if not client.search_registered_models(f"name = {quoted(name)}"):
                 client.create_registered_model(name)
             source = f"models:/{run.tags['model_id']}"
             with tracking_uri(run.store.uri):  # MLflow looks the source up in whatever store is set

@@ -1,4 +1,4 @@
-"""One run in MLflow, from its first tag to its last artifact; its status tells the truth."""
+"""Records one run, from its first tag to its last artifact; its status in MLflow is never better than the truth."""
 
 import contextlib
 import hashlib
@@ -6,25 +6,25 @@ import logging
 import shutil
 import time
 import traceback
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from xray_pneumonia.errors import Stopped
-from xray_pneumonia.tracking.beginning import Begun, begin, go_on, said_before
-from xray_pneumonia.tracking.environment import tracking_uri
-from xray_pneumonia.tracking.journal import Journal
-from xray_pneumonia.tracking.outbox import Outbox
+from xray_pneumonia.errors import Busy, Stopped
+from xray_pneumonia.tracking.process import identity_tags
 from xray_pneumonia.tracking.provenance import Provenance
-from xray_pneumonia.tracking.signature import signature
-from xray_pneumonia.tracking.spool import Delivery, inventory
-from xray_pneumonia.tracking.store import Store
+from xray_pneumonia.tracking.replay import STAGED, Replay
+from xray_pneumonia.tracking.spool import FOLDER, Spool, moved_path
+from xray_pneumonia.tracking.store import Store, masked
+from xray_pneumonia.tracking.store_errors import StoreUnavailable, first_line
+from xray_pneumonia.tracking.stored_runs import OFFLINE_ID, find_run
+from xray_pneumonia.tracking.sync import Sender, closing_entries
 from xray_pneumonia.tracking.system_metrics import SystemMetrics
 
 MAX_VALUE = 6000  # characters of a parameter, MLflow's limit
 SETTLE = 2.0  # seconds that whoever writes tags waits for a healthy store
-CURE = "xray doctor sync"
 log = logging.getLogger(__name__)
 
 
@@ -33,10 +33,10 @@ class Run:
     """A run. Everything written below `folder` is an artifact of it.
 
     In a local store `folder` is the artifact folder itself, so nothing is ever copied; for a server it is
-    a staging folder whose files are sent when the run ends. All that is logged goes to the journal first and
-    from there to the store, so that no store, whatever it does, can stop or slow a training.
+    a staging folder whose files are sent when the run ends. All that is logged goes to the spool first and is sent
+    from there by a thread, so that no store can stop or slow a training.
 
-    `run_id` is MLflow's, or this machine's own where the run began while the store was away; MLflow's run
+    `run_id` is MLflow's, or this machine's own where the run began while the store was unavailable; MLflow's run
     then carries it as the tag `journal`.
     """
 
@@ -45,17 +45,19 @@ class Run:
     name: str
     started: int  # milliseconds since 1970
     folder: Path
-    staged: bool
-    journal: Journal
-    resumed: bool
-    tags: dict[str, str] = field(default_factory=dict)
-    known: frozenset[tuple[str, int]] = frozenset()  # metrics and steps that an earlier process said
-    mlflow_id: str | None = None  # known when the run is over
-    outbox: Outbox | None = None
+    spool: Spool
+    tags: dict[str, str]
+    logged_before: Mapping[tuple[str, int], float] = field(default_factory=dict)  # (metric, step) of earlier processes
+    sender: Sender | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the outbox behind: other processes write to the journal, this one sends."""
-        return {**self.__dict__, "outbox": None}
+        """Leave the sender behind: other processes append to the spool, this one sends."""
+        return {**self.__dict__, "sender": None}
+
+    @property
+    def mlflow_id(self) -> str | None:
+        """The run's id in MLflow; None while MLflow knows no such run."""
+        return self.spool.mlflow_id
 
     def path(self, name: str) -> Path:
         """Name an artifact, making its folder."""
@@ -63,16 +65,13 @@ class Run:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def _say(self, what: str, value: Any, *, settle: float) -> None:
-        self._say_all([(what, value)], settle=settle)
-
-    def _say_all(self, entries: list[tuple[str, Any]], *, settle: float) -> None:
+    def _log(self, *entries: tuple[str, Any], settle: float = 0.0) -> None:
         try:
-            self.journal.extend(entries)
+            self.spool.append(*entries)
         except OSError as error:
-            log.warning("run %s: the journal takes nothing: %s; tried again with the next entry", self.run_id, error)
-        if self.outbox is not None:
-            self.outbox.settle(settle) if settle else self.outbox.nudge()
+            log.warning("run %s: the spool takes nothing: %s; tried again with the next entry", self.run_id, error)
+        if self.sender is not None:
+            self.sender.settle(settle) if settle else self.sender.wake()
 
     def log_config(self, text: str) -> None:
         """Keep the resolved config, byte for byte, and its hash as a tag."""
@@ -81,27 +80,29 @@ class Run:
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Log every leaf of the config."""
-        self._say("params", {key: str(value)[:MAX_VALUE] for key, value in params.items()}, settle=SETTLE)
+        self._log(("params", {key: str(value)[:MAX_VALUE] for key, value in params.items()}), settle=SETTLE)
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Set tags in one request."""
         texts = {key: str(value) for key, value in tags.items()}
         self.tags |= texts
-        self._say("tags", texts, settle=SETTLE)
+        self._log(("tags", texts), settle=SETTLE)
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
-        """Log metrics; they are on the disk when this returns, and sent beside the training.
+        """Log metrics; they are on the disk when this returns, and sent in the background.
 
-        What an earlier process of this run said for a step stays as it was.
+        What an earlier process of this run logged for a step stays as it was.
         """
         now = int(time.time() * 1000)
-        new = [[key, float(value), now, step] for key, value in metrics.items() if (key, step) not in self.known]
+        new = [
+            [key, float(value), now, step] for key, value in metrics.items() if (key, step) not in self.logged_before
+        ]
         if new:
-            self._say("metrics", new, settle=0)
+            self._log(("metrics", new))
 
     def log_dataset(self, *, name: str, digest: str, source: str, stage: str) -> None:
         """Name the data of the run as an MLflow dataset input."""
-        self._say("dataset", {"name": name, "digest": digest[:36], "source": source, "stage": stage}, settle=SETTLE)
+        self._log(("dataset", {"name": name, "digest": digest[:36], "source": source, "stage": stage}), settle=SETTLE)
 
     def log_provenance(self, provenance: Provenance) -> None:
         """Log commit, uncommitted changes, versions and machine."""
@@ -110,93 +111,56 @@ class Run:
             self.path("git.diff").write_text(provenance.diff, encoding="utf-8")
         self.set_tags(provenance.tags)
 
-    def log_model(self, folder: Path, *, epoch: int) -> None:
-        """Keep a bundle in the journal and have it logged as an MLflow model; see `send_model`."""
-        shutil.copytree(folder, self.journal.folder / "model", dirs_exist_ok=True)
-        self._say("model", {"epoch": epoch}, settle=0)
-
-    def send_model(self, mlflow_id: str, folder: Path, *, epoch: int) -> None:
-        """Log a bundle as an MLflow model with a signature; nothing in it is pickled.
-
-        Args:
-            mlflow_id: of the run in MLflow.
-            folder: that holds the bundle.
-            epoch: whose weights it holds; MLflow copies that epoch's metrics to the model.
-        """
-        import mlflow.pyfunc
-        from mlflow.models import Model
-
-        experiment_id = self.store.client.get_run(mlflow_id).info.experiment_id
-        made = self.store.client.create_logged_model(experiment_id, name="model", source_run_id=mlflow_id)
-        with tracking_uri(self.store.uri):
-            Model.log(
-                artifact_path=None,
-                flavor=mlflow.pyfunc,
-                run_id=mlflow_id,
-                model_id=made.model_id,
-                step=epoch,
-                loader_module="xray_pneumonia.workflows.serve",
-                data_path=str(folder),
-                signature=signature(),
-                pip_requirements=["xray-pneumonia"],
-            )
-        self.store.client.set_tag(mlflow_id, "model_id", made.model_id)
+    def log_model(self, folder: Path, *, epoch: int, loader_module: str) -> None:
+        """Keep a bundle in the spool and have it logged as an MLflow model; see `registry.log_model`."""
+        shutil.copytree(folder, self.spool.folder / "model", dirs_exist_ok=True)
+        self._log(("model", {"epoch": epoch, "loader_module": loader_module}))
 
     def metric_history(self, names: list[str]) -> dict[str, list[tuple[int, float]]]:
-        """Read (epoch, value) pairs back: from the journal, and from the store what an earlier process said."""
-        wanted: dict[str, dict[int, float]] = {name: {} for name in names}
-        for name in names if self.resumed or not self.journal.begun else ():
-            with contextlib.suppress(Exception):
-                history = self.store.client.get_metric_history(self.journal.identity or self.run_id, name)
-                wanted[name] |= {metric.step: metric.value for metric in history}
-        for entry in self.journal.entries():
-            for key, value, _, step in entry.value if entry.what == "metrics" else ():
-                if key in wanted:
-                    wanted[key][step] = value
-        return {name: sorted(known.items()) for name, known in wanted.items()}
+        """Read the (epoch, value) pairs back that this and earlier processes of an open run logged."""
+        known = {**self.logged_before, **_metrics(self.spool)}
+        return {name: sorted((step, value) for (key, step), value in known.items() if key == name) for name in names}
 
     def close(self, status: str, reason: str) -> bool:
-        """Say how the run ended, and have everything sent; what the store does not take is kept.
+        """Log how the run ended, and wait until it is sent; what the store does not take is kept.
 
         Returns:
             Whether the store has everything, verified.
         """
-        entries: list[tuple[str, Any]] = [("tags", {"reason": reason[:MAX_VALUE]})] if reason else []
-        entries += [("artifacts", inventory(self.folder))] if self.staged else []
-        end = ("end", {"status": status, "time": int(time.time() * 1000)})
-        self._say_all([*entries, end], settle=0)  # at once: killed while files are sent, it was over all the same
-        return self.conclude()
-
-    def conclude(self) -> bool:
-        """Wait for the outbox and put the journal away if nothing is left in it."""
-        done = self.outbox is None or self.outbox.finish()
-        self.mlflow_id, problem = self.journal.identity, self.outbox.problem if self.outbox else ""
+        # Written at once: if this process is killed while files are sent, the run has ended all the same.
+        self._log(*closing_entries(self.store, self.spool, status, reason[:MAX_VALUE]))
+        done = self.sender is None or self.sender.finish()
         if self.mlflow_id and self.mlflow_id != self.run_id:
             log.warning("run %s: in MLflow it is %s", self.run_id, self.mlflow_id)
-        if done and not self.journal.refused:
-            self.journal.remove()
-            return True
-        log.warning(
-            "run %s: unsynced (%s): %d entries are kept in %s; send them with `%s`",
-            *(self.run_id, problem, self.journal.unsent() + self.journal.refused, self.journal.folder, CURE),
-        )
-        self.outbox.leave() if self.outbox else self.journal.release()
-        return False
+        if not done:
+            kept = sum(1 for _ in self.spool.entries(self.spool.sent)) + self.spool.refused
+            log.warning(
+                "run %s: unsynced (%s): %d entries are kept in %s; send them with `xray doctor sync`",
+                *(self.run_id, self.sender.problem if self.sender else "", kept, self.spool.folder),
+            )
+        return done
+
+
+def _metrics(spool: Spool) -> dict[tuple[str, int], float]:
+    groups = (entry.value for entry in spool.entries() if entry.what == "metrics")
+    return {(key, step): value for group in groups for key, value, _, step in group}
 
 
 @contextlib.contextmanager
 def start_run(
     store: Store, *, name: str | None, tags: Mapping[str, str], system_metrics: bool, run_id: str | None = None
 ) -> Iterator[Run]:
-    """Open a run, or go on with the one that `run_id` names, and close it with a status that is true.
+    """Open a run, or resume the one that `run_id` names, and close it with its true status.
 
     FINISHED after the block; KILLED when a signal or Ctrl-C ended it; FAILED with the tag `reason` otherwise.
+
+    Raises:
+        StoreUnavailable: a run is to be resumed that only the store knows, which does not answer.
+        Busy: another process has this run open.
     """
-    begun = begin(store, name, tags) if run_id is None else go_on(store, run_id)
-    run = assume(store, begun, resumed=run_id is not None)
-    run.known = said_before(store, begun.journal) if run_id else frozenset()
-    if run.outbox is not None:
-        run.outbox.settle(SETTLE)
+    run = _create(store, name, tags) if run_id is None else _resume(store, run_id)
+    run.sender = Sender(run.spool, Replay(store, run.spool), unsure=run_id is not None)
+    run.sender.settle(SETTLE)
     monitor = SystemMetrics(run.log_metrics, since=run.started) if system_metrics else None
     status, reason = "FINISHED", ""
     try:
@@ -215,31 +179,99 @@ def start_run(
         run.close(status, reason)
 
 
-def assume(store: Store, begun: Begun, *, resumed: bool) -> Run:
-    """Take a run whose journal's lock is held, and start sending what the journal holds."""
-    run = Run(
-        store,
-        begun.run_id,
-        name=begun.name,
-        started=begun.started,
-        folder=begun.folder,
-        staged=begun.staged,
-        journal=begun.journal,
-        resumed=resumed,
-        tags=dict(begun.tags),
-    )
-    box: list[Outbox] = []
-    delivery = Delivery(
-        store,
-        run.journal,
-        staged=run.folder,
-        send_model=lambda mlflow_id, folder, facts: run.send_model(mlflow_id, folder, **facts),
-        moved=lambda: box[0].moved() if box else None,
-    )
-
-    def beat(mlflow_id: str) -> None:
-        store.client.set_tag(mlflow_id, "heartbeat", str(int(time.time())))
-
-    box.append(Outbox(run.journal, delivery, beat=beat, unsure=resumed))
-    run.outbox = box[0]
+def _create(store: Store, name: str | None, tags: Mapping[str, str]) -> Run:
+    """Create a run in MLflow, or on this machine alone where MLflow is unavailable."""
+    offline_id, started = uuid.uuid4().hex, int(time.time() * 1000)
+    known = {**tags, **identity_tags(), OFFLINE_ID: offline_id}
+    mlflow_id, uri = None, None
+    if store.experiment_id:
+        try:
+            made = store.client.create_run(store.experiment_id, start_time=started, run_name=name, tags=known)
+            mlflow_id, uri, name = made.info.run_id, made.info.artifact_uri, made.info.run_name
+        except Exception as error:  # whatever a store does, it must not end a training
+            log.warning("the store cannot create a run (%s); it is kept here until it can", first_line(error))
+    run_id = mlflow_id or offline_id
+    spool = Spool(store.home / FOLDER / run_id)
+    spool.acquire()
+    run = Run(store, run_id, name or run_id[:8], started, _artifact_folder(store, run_id, uri), spool, known)
+    _write_header(run, mlflow_id)
     return run
+
+
+def _resume(store: Store, run_id: str) -> Run:
+    """Take up a run that was left, as the store describes it, or else as its spool does."""
+    spool = Spool(store.home / FOLDER / run_id)
+    if not spool.acquire():
+        raise Busy(f"run_id={run_id}: a living process is at this run; wait for it")
+    header = spool.header
+    try:
+        found = find_run(store, spool.mlflow_id or run_id)
+    except Exception as error:
+        if header is None:
+            spool.remove()
+            message = f"run_id={run_id}: {masked(store.uri)} cannot be asked: {first_line(error)}"
+            raise StoreUnavailable(message) from error
+        uri = moved_path(Path(header["folder"]), header, store.home).as_uri()
+        name, started, tags = header["name"], header["start"], header["tags"]
+    else:
+        uri = found.info.artifact_uri
+        name, started, tags = found.info.run_name or run_id[:8], found.info.start_time, found.data.tags
+    tags = {**tags, **identity_tags(), "resumed": str(int(tags.get("resumed", 0)) + 1)}
+    run = Run(store, run_id, name, started, _artifact_folder(store, run_id, uri), spool, tags)
+    if header is None:
+        _write_header(run, found.info.run_id)
+    (run.folder / "traceback.txt").unlink(missing_ok=True)
+    spool.append(("resume", None), ("tags", {**identity_tags(), "resumed": tags["resumed"]}))
+    run.logged_before = _logged_before(run)
+    return run
+
+
+def _logged_before(run: Run) -> dict[tuple[str, int], float]:
+    """Read the metrics that earlier processes of a run logged, from the store and its spool."""
+    known: dict[tuple[str, int], float] = {}
+    with contextlib.suppress(Exception):  # unavailable: then the spool has all that is new
+        run_id, client = run.mlflow_id or run.run_id, run.store.client
+        for key in client.get_run(run_id).data.metrics:
+            if not key.startswith("system/"):
+                known |= {(key, one.step): one.value for one in client.get_metric_history(run_id, key)}
+    return {**known, **_metrics(run.spool)}
+
+
+def _write_header(run: Run, mlflow_id: str | None) -> None:
+    header = {
+        "name": run.name,
+        "start": run.started,
+        "tags": run.tags,
+        "uri": masked(run.store.uri),
+        "experiment": run.store.experiment_name,
+        "home": str(run.store.home),
+        "folder": str(run.folder),
+        "staged": run.folder == run.store.home / STAGED / run.run_id,
+    }
+    run.spool.append(("run", header))
+    if mlflow_id:
+        run.spool.identify(mlflow_id)
+
+
+def run_folder(store: Store, run_id: str) -> Path:
+    """Name the folder in which a run keeps its files on this machine."""
+    staged = store.home / STAGED / run_id
+    return staged if staged.is_dir() else _artifact_folder(store, run_id, find_run(store, run_id).info.artifact_uri)
+
+
+def _artifact_folder(store: Store, run_id: str, uri: str | None) -> Path:
+    """Make the folder of a run's files: the artifact folder itself, or a staged one where that cannot be written."""
+    from mlflow.utils.file_utils import local_file_uri_to_path
+
+    staged = store.home / STAGED / run_id
+    if uri is not None and uri.startswith(("file:", "/")) and not staged.is_dir():
+        folder = Path(local_file_uri_to_path(uri))
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / f".{uuid.uuid4().hex}"
+            probe.write_bytes(b"x")
+            probe.unlink()
+            return folder
+        log.warning("%s cannot be written; the run's files are kept in %s until it can", folder, staged)
+    staged.mkdir(parents=True, exist_ok=True)
+    return staged

@@ -1,4 +1,4 @@
-"""The store of all runs: one absolute place, created once, whatever folder a command starts in."""
+"""Opens the MLflow store: one absolute URI, its database and experiment created once, a moved store repaired."""
 
 import logging
 import os
@@ -12,9 +12,8 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 
 from xray_pneumonia.errors import InputError, nearest
-from xray_pneumonia.tracking.moved import follow
-from xray_pneumonia.tracking.store_errors import StoreAway, asked, require_not_just_away
-from xray_pneumonia.tracking.store_errors import first_line as first_line
+from xray_pneumonia.tracking.locations import ARTIFACTS, repair_moved, require_writable, sqlite_path, sqlite_uri
+from xray_pneumonia.tracking.store_errors import StoreUnavailable, query, require_not_just_unavailable
 from xray_pneumonia.tracking.store_errors import masked as masked
 
 if TYPE_CHECKING:
@@ -25,12 +24,12 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a hospital's runs a
 os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"  # no model of ours needs it
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the last line there is the result
-# A server that is gone must say so in seconds: MLflow's own limits are seven retries of two minutes each.
+# A dead server must be noticed in seconds: MLflow's own limits are seven retries of two minutes each.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
 os.environ.setdefault("MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", "false")  # it may ask for an hour
-KIND = {"mlflow.experimentKind": "custom_model_development"}  # else the UI shows the room of language models first
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # else the UI opens its pages for language models
 log = logging.getLogger(__name__)
 
 
@@ -43,7 +42,7 @@ class TrackingSettings:
         experiment_name: the experiment that holds the run; made when missing.
         run_name: shown in the MLflow UI; null lets MLflow invent one.
         system_metrics: sample processor, memory and GPU while training.
-        required: do not train when the store is away; else the run is kept here and sent by `xray doctor sync`.
+        required: do not train when the store is unavailable; else the run is spooled for `xray doctor sync`.
     """
 
     uri: str | None
@@ -64,7 +63,7 @@ class Store:
 
     @property
     def client(self) -> "MlflowClient":
-        """Talk to MLflow."""
+        """MLflow's client of the store."""
         return mlflow_client(self.uri)
 
 
@@ -74,12 +73,13 @@ def resolve_uri(uri: str | None, home: Path) -> str:
     Raises:
         InputError: the URI is one that MLflow no longer accepts or that is commonly mistyped.
     """
-    chosen = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home.resolve() / 'mlflow.db'}"
+    local = sqlite_uri(home.resolve() / "mlflow.db")
+    chosen = uri or os.environ.get("MLFLOW_TRACKING_URI") or local
     scheme = urlsplit(chosen).scheme
     if scheme in {"", "file"}:
         raise InputError(
-            f"tracking.uri={chosen}: MLflow no longer keeps runs in plain files; write "
-            f"sqlite:///{home.resolve() / 'mlflow.db'} (existing runs move with `mlflow migrate-filestore`)"
+            f"tracking.uri={chosen}: MLflow no longer keeps runs in plain files; write {local} "
+            "(existing runs move with `mlflow migrate-filestore`)"
         )
     if scheme == "postgres":
         raise InputError(f"tracking.uri={masked(chosen)}: write postgresql:// instead of postgres://")
@@ -90,46 +90,44 @@ def open_store(settings: TrackingSettings, *, home: Path) -> Store:
     """Connect, creating database and experiment where they are missing, one process at a time.
 
     Raises:
-        StoreAway: the store does not answer.
+        StoreUnavailable: the store does not answer.
         InputError: the store is damaged, of another version, or the experiment was deleted.
     """
     uri = resolve_uri(settings.uri, home)
     home.mkdir(parents=True, exist_ok=True)
-    _require_database(uri)
-    _require_writable(uri)
-    require_not_just_away(uri)
+    _require_usable(uri, writing=True)
+    require_not_just_unavailable(uri)
+    repair_moved(uri, home)
     with FileLock(home / ".store.lock"):
-        if uri.startswith("sqlite:///"):
-            follow(Path(uri.removeprefix("sqlite:///")))
         experiment_id = ensure_experiment(uri, settings.experiment_name, home)
     log.info("tracking to %s, experiment %s", masked(uri), settings.experiment_name)
     return Store(uri, experiment_id, settings.experiment_name, home.resolve())
 
 
-def open_or_journal(settings: TrackingSettings, *, home: Path) -> Store:
-    """Connect as `open_store` does; a store that is away is no reason not to train, unless it is required.
+def open_or_offline(settings: TrackingSettings, *, home: Path) -> Store:
+    """Connect as `open_store` does; an unavailable store does not prevent training, unless it is required.
 
     Raises:
-        StoreAway: the store does not answer, and `tracking.required` is set.
-        InputError: the store is wrong in a way that waiting does not mend.
+        StoreUnavailable: the store does not answer, and `tracking.required` is set.
+        InputError: the store cannot be used, now or later.
     """
     try:
         return open_store(settings, home=home)
-    except StoreAway as error:
+    except StoreUnavailable as error:
         if settings.required:
-            raise StoreAway(f"{error}; start it, or set tracking.required=false to train without") from error
+            raise StoreUnavailable(f"{error}; start it, or set tracking.required=false to train without") from error
         log.warning("%s; the run is kept in %s until `xray doctor sync`", error, home)
         return Store(resolve_uri(settings.uri, home), "", settings.experiment_name, home.resolve())
 
 
 def open_existing(settings: TrackingSettings, *, home: Path) -> Store:
-    """Connect to look at what is there; makes neither a database nor an experiment.
+    """Connect to read one experiment; creates neither a database nor an experiment.
 
     Raises:
         InputError: there is no such database or experiment.
     """
     store = open_database(settings, home=home)
-    found = asked(store.uri, lambda: store.client.get_experiment_by_name(settings.experiment_name))
+    found = query(store.uri, lambda: store.client.get_experiment_by_name(settings.experiment_name))
     if found is None:
         names = [experiment.name for experiment in store.client.search_experiments()]
         hint = nearest(settings.experiment_name, names) or f"; there are {', '.join(names)}"
@@ -138,31 +136,18 @@ def open_existing(settings: TrackingSettings, *, home: Path) -> Store:
 
 
 def open_database(settings: TrackingSettings, *, home: Path) -> Store:
-    """Connect to read runs by their ids, whatever their experiments; makes nothing.
+    """Connect to read runs by their ids, whatever their experiments; creates nothing.
 
     Raises:
         InputError: there is no such database.
     """
     uri = resolve_uri(settings.uri, home)
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+    path = sqlite_path(uri)
+    if path and not path.exists():
         raise InputError(f"tracking.uri={uri}: there is no such database; home= or tracking.uri= names another")
-    _require_database(uri)
+    _require_usable(uri, writing=False)
+    repair_moved(uri, home)
     return Store(uri, "", settings.experiment_name, home.resolve())
-
-
-def open_existing_any(settings: TrackingSettings, *, home: Path) -> tuple[Store, int]:
-    """Connect to look at every experiment there is, and count them; makes nothing.
-
-    Raises:
-        StoreAway: the store does not answer.
-        InputError: there is no such database, or it cannot be used.
-    """
-    uri = resolve_uri(settings.uri, home)
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        raise InputError(f"tracking.uri={uri}: there is no such database; home= or tracking.uri= names another")
-    _require_database(uri)
-    count = len(asked(uri, lambda: mlflow_client(uri).search_experiments()))
-    return Store(uri, "", settings.experiment_name, home.resolve()), count
 
 
 @lru_cache(maxsize=4)
@@ -177,23 +162,16 @@ def mlflow_client(uri: str) -> "MlflowClient":
     return MlflowClient(uri)
 
 
-def _require_database(uri: str) -> None:
-    """Refuse a file that is no SQLite database before anything touches it."""
-    if not uri.startswith("sqlite:///"):
+def _require_usable(uri: str, *, writing: bool) -> None:
+    """Refuse a file that is no SQLite database, or not writable, before anything touches it."""
+    path = sqlite_path(uri)
+    if path is None:
         return
-    path = Path(uri.removeprefix("sqlite:///"))
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not _is_sqlite(path):
         raise InputError(f"tracking.uri={uri}: {path} is no SQLite database; move it away or name another store")
-
-
-def _require_writable(uri: str) -> None:
-    """Say at once what MLflow would try ten times."""
-    path = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and path.exists():
-        for place in (path, path.parent):
-            if not os.access(place, os.W_OK):
-                raise InputError(f"tracking.uri={uri}: {place} is not writable; make it so, or name another store")
+    if path.exists() and writing:
+        require_writable(path, f"tracking.uri={uri}")
 
 
 def _is_sqlite(path: Path) -> bool:
@@ -204,10 +182,10 @@ def _is_sqlite(path: Path) -> bool:
 
 
 def ensure_experiment(uri: str, name: str, home: Path) -> str:
-    """Give the id of an experiment, making it where it is missing; the caller holds a lock.
+    """Return the id of an experiment, creating it where it is missing; the caller holds a lock.
 
     Raises:
-        StoreAway: the store does not answer.
+        StoreUnavailable: the store does not answer.
         InputError: the store cannot be used, or the experiment was deleted.
     """
 
@@ -216,15 +194,15 @@ def ensure_experiment(uri: str, name: str, home: Path) -> str:
         found = client.get_experiment_by_name(name)
         if found is None:
             try:
-                place = _artifact_location(uri, name, home)
-                return str(client.create_experiment(name, artifact_location=place, tags=KIND)), None
+                location = _artifact_location(uri, name, home)
+                return str(client.create_experiment(name, artifact_location=location, tags=KIND)), None
             except Exception:
                 found = client.get_experiment_by_name(name)  # another machine may have been faster
                 if found is None:
                     raise
         return str(found.experiment_id), found
 
-    experiment_id, found = asked(uri, ask)
+    experiment_id, found = query(uri, ask)
     if found is not None and found.lifecycle_stage != "active":
         raise InputError(
             f"tracking.experiment_name={name}: this experiment was deleted; bring it back with "
@@ -234,8 +212,8 @@ def ensure_experiment(uri: str, name: str, home: Path) -> str:
 
 
 def _artifact_location(uri: str, name: str, home: Path) -> str | None:
-    """Keep the artifacts of a local store beside it; a server knows its own place."""
-    if not uri.startswith("sqlite:///"):
+    """Keep the artifacts of a local store in the home; a server knows its own place."""
+    if sqlite_path(uri) is None:
         return None
     folder = re.sub(r"[^\w.-]+", "_", name).strip(".") or "experiment"
-    return (home.resolve() / "artifacts" / folder).as_uri()
+    return (home.resolve() / ARTIFACTS / folder).as_uri()

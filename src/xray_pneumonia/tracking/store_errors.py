@@ -1,4 +1,4 @@
-"""Is a store away for a while, or wrong for good? And how long to wait for the answer."""
+"""Classifies what a store raises as temporary or permanent, and bounds the time it may take to answer."""
 
 import re
 import threading
@@ -9,8 +9,8 @@ from typing import TypeVar
 from xray_pneumonia.errors import InputError
 
 START = 25.0  # seconds in which a store over the network must have answered once
-WRONG_CODES = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED", "ENDPOINT_NOT_FOUND", "NOT_FOUND", "BAD_REQUEST"})
-WRONG_WORDS = {  # in what a database says -> the cure
+PERMANENT_CODES = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED", "ENDPOINT_NOT_FOUND", "NOT_FOUND", "BAD_REQUEST"})
+PERMANENT_WORDS = {  # in what a database says -> the cure
     "password authentication failed": "check user and password",
     "no pg_hba.conf entry": "have the server let this machine in",
     "does not exist": "make the database or role first: createdb NAME",
@@ -21,14 +21,14 @@ WRONG_WORDS = {  # in what a database says -> the cure
     "readonly database": "make it and its folder writable, or name another store",
     "unable to open database file": "make its folder and let it be writable",
 }
-AGAIN = 30.0  # seconds for which a store that was away is not waited for a second time
-CROWDED = ("too many clients", "connection slots are reserved", "QueuePool limit")
-ROOM = "raise max_connections of the database, or lower MLFLOW_SQLALCHEMYSTORE_POOL_SIZE and the number of workers"
+POOL_WORDS = ("too many clients", "connection slots are reserved", "QueuePool limit")
+POOL_CURE = "raise max_connections of the database, or lower MLFLOW_SQLALCHEMYSTORE_POOL_SIZE and the number of workers"
+ASKED_AGAIN = 30.0  # seconds for which a store that did not answer is not waited for a second time
 T = TypeVar("T")
-_away: dict[str, tuple[float, str]] = {}
+_unavailable: dict[str, tuple[float, str]] = {}  # URI -> when it did not answer, and the message
 
 
-class StoreAway(InputError):
+class StoreUnavailable(InputError):
     """The store does not answer; it may come back."""
 
 
@@ -38,66 +38,67 @@ def masked(uri: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Say in one line what a store said in many, without its password; with the cure where it has no room."""
+    """Shorten a store's message to one line without its password; add the cure where its connections run out."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     line = masked((lines or [type(error).__name__])[0])
     core = re.search(r"\(Caused by (.*)\)$", line)  # urllib3 wraps what happened in three layers of what it tried
-    said = (core.group(1) if core else line)[:300]
-    return f"{said}; {ROOM}" if any(word in str(error) for word in CROWDED) else said
+    message = (core.group(1) if core else line)[:300]
+    return f"{message}; {POOL_CURE}" if any(word in str(error) for word in POOL_WORDS) else message
 
 
-def asked(uri: str, ask: Callable[[], T]) -> T:
-    """Ask the store something at the start of a command, when it may be away or wrong.
+def refuses_value(error: BaseException) -> bool:
+    """Tell whether the store will never take the value that it was sent, however often it is sent."""
+    return getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE"
+
+
+def classified(error: BaseException, *, uri: str) -> InputError:
+    """Turn any error of a store into StoreUnavailable (temporary) or another InputError (permanent, with its cure)."""
+    if isinstance(error, InputError):
+        return error
+    shown, message = f"tracking.uri={masked(uri)}", first_line(error)
+    for word, cure in PERMANENT_WORDS.items():
+        if word in message:
+            return InputError(f"{shown}: the store cannot be used: {message}; {cure}")
+    if isinstance(error, ModuleNotFoundError):
+        return InputError(f"{shown}: {message}; install xray-pneumonia[postgresql]")
+    if getattr(error, "error_code", "") in PERMANENT_CODES:
+        return InputError(f"{shown}: the server answers, but not as MLflow would: {message}; check address and login")
+    return StoreUnavailable(f"{shown}: the store does not answer: {message}")
+
+
+def query(uri: str, call: Callable[[], T]) -> T:
+    """Ask the store something at the start of a command.
 
     Raises:
-        StoreAway: it does not answer.
+        StoreUnavailable: it does not answer.
         InputError: it cannot be used.
     """
-    shown = f"tracking.uri={masked(uri)}"
     try:
-        # SQLite keeps its own time, and a first start makes tables for longer than a server may be silent.
-        return ask() if uri.startswith("sqlite:") else within(START, ask, shown=shown)
+        # SQLite has its own time limit, and a first start creates tables for longer than a server may be silent.
+        return call() if uri.startswith("sqlite:") else within(START, call, name=f"tracking.uri={masked(uri)}")
     except Exception as error:  # each kind of store has its own
-        refusal = error if isinstance(error, InputError) else verdict(error, shown=shown, said=first_line(error))
-        if isinstance(refusal, StoreAway):
-            _away[uri] = time.monotonic(), str(refusal)
+        refusal = classified(error, uri=uri)
+        if isinstance(refusal, StoreUnavailable):
+            _unavailable[uri] = time.monotonic(), str(refusal)
         raise refusal from error
 
 
-def require_not_just_away(uri: str) -> None:
-    """Spare a command that asks twice the second wait.
+def require_not_just_unavailable(uri: str) -> None:
+    """Refuse at once what did not answer a moment ago, so that a command that asks twice waits once.
 
     Raises:
-        StoreAway: it did not answer a moment ago.
+        StoreUnavailable: it did not answer.
     """
-    when, message = _away.pop(uri, (0.0, ""))
-    if message and time.monotonic() - when < AGAIN:
-        raise StoreAway(message)
+    when, message = _unavailable.pop(uri, (0.0, ""))
+    if message and time.monotonic() - when < ASKED_AGAIN:
+        raise StoreUnavailable(message)
 
 
-def verdict(error: BaseException, *, shown: str, said: str) -> InputError:
-    """Tell a store that is away (StoreAway) from one that is wrong.
-
-    Args:
-        error: what was raised.
-        shown: the store's key and URI, fit to be printed.
-        said: its message, fit to be printed.
-    """
-    for word, cure in WRONG_WORDS.items():
-        if word in said:
-            return InputError(f"{shown}: the store cannot be used: {said}; {cure}")
-    if isinstance(error, ModuleNotFoundError):
-        return InputError(f"{shown}: {said}; install xray-pneumonia[postgresql]")
-    if getattr(error, "error_code", "") in WRONG_CODES:
-        return InputError(f"{shown}: the server answers, but not as MLflow would: {said}; check address and login")
-    return StoreAway(f"{shown}: the store does not answer: {said}")
-
-
-def within(seconds: float, call: Callable[[], T], *, shown: str) -> T:
-    """Give the call's result, or up: some drivers wait for ever.
+def within(seconds: float, call: Callable[[], T], *, name: str) -> T:
+    """Return the call's result, or give up: some drivers wait for ever.
 
     Raises:
-        StoreAway: the time is over.
+        StoreUnavailable: there is none in time.
     """
     results: list[T] = []
     errors: list[BaseException] = []
@@ -108,11 +109,11 @@ def within(seconds: float, call: Callable[[], T], *, shown: str) -> T:
         except BaseException as error:
             errors.append(error)
 
-    thread = threading.Thread(target=work, name="reach", daemon=True)
+    thread = threading.Thread(target=work, name="store query", daemon=True)
     thread.start()
     thread.join(seconds)
     if errors:
         raise errors[0]
     if not results:
-        raise StoreAway(f"{shown}: the store does not answer: nothing came within {seconds:g} s")
+        raise StoreUnavailable(f"{name}: the store does not answer: nothing came within {seconds:g} s")
     return results[0]

@@ -1,56 +1,86 @@
-"""Runs read back from the store: what a later command may rely on, checked before it does."""
+"""Finds runs in the store and reads them back: their tags, metrics, config and files, checked before use."""
 
 import hashlib
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.tracking.beginning import find_run
-from xray_pneumonia.tracking.places import inside, local_folder
+from xray_pneumonia.tracking.locations import ArtifactMissing, inside, local_folder
+from xray_pneumonia.tracking.process import identity_tags
 from xray_pneumonia.tracking.store import Store, masked
 
 RUN_ID = re.compile(r"[0-9a-f]{32}\Z")
 CONFIGS = re.compile(r"config.*\.ya?ml\Z", re.IGNORECASE)
 MAX_CONFIG = 2**20  # bytes
+PARENT = "mlflow.parentRunId"
+OFFLINE_ID = "journal"  # the tag with the id that a run had on this machine before MLflow gave it one
 
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A run with its config proven to be the one it ran with."""
+    """A run as it stands in the store."""
 
     store: Store
     run_id: str
     name: str
     status: str
     started: int  # milliseconds since 1970
-    config: str
-    tags: dict[str, str]
-    metrics: dict[str, float] = field(default_factory=dict)
-    params: dict[str, str] = field(default_factory=dict)
-    folder: Path | None = None  # of its artifacts; None where MLflow has to fetch them
+    config: str  # empty where `read_run` has not checked it
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    params: Mapping[str, str] = field(default_factory=dict)
+    artifact_uri: str = ""
+    folder: Path | None = None  # of its artifacts; None where `read_run` has not found one on this machine
 
     @property
     def when(self) -> str:
         """The day and minute it started, in UTC."""
         return datetime.fromtimestamp(self.started / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
-    def artifact(self, name: str) -> Path:
-        """Fetch one artifact (a file or folder).
+    def history(self, metric: str) -> list[tuple[int, float]]:
+        """Read (epoch, value) pairs."""
+        return sorted((one.step, one.value) for one in self.store.client.get_metric_history(self.run_id, metric))
+
+    def local_folder(self) -> Path | None:
+        """Find the folder of its artifacts; None where MLflow has to fetch them.
 
         Raises:
-            InputError: the run has no such artifact.
+            InputError: it lies outside of the store.
         """
         if self.folder is not None:
-            return inside(self.folder, name, origin=f"run {self.run_id}")
+            return self.folder
+        return self._located(self.artifact_uri, f"run_id={self.run_id}")
+
+    def _located(self, uri: str, origin: str) -> Path | None:
+        within = self.store.client.get_experiment(self.store.experiment_id).artifact_location
+        return local_folder(uri, store_uri=self.store.uri, home=self.store.home, within=within, origin=origin)
+
+    def artifact(self, name: str, *, target: Path | None = None) -> Path:
+        """Locate or fetch one artifact (a file or folder).
+
+        Args:
+            name: its path in the run.
+            target: the folder for what MLflow has to fetch; by default a temporary one.
+
+        Raises:
+            ArtifactMissing: the run has no such artifact.
+            InputError: it lies outside of the store.
+        """
+        folder = self.local_folder()
+        if folder is not None:
+            return inside(folder, name, origin=f"run {self.run_id}")
         try:
-            return Path(self.store.client.download_artifacts(self.run_id, name))
+            return Path(self.store.client.download_artifacts(self.run_id, name, str(target) if target else None))
         except Exception as error:  # each kind of store has its own
-            raise InputError(f"run {self.run_id}: has no artifact {name}: {' '.join(str(error).split())}") from error
+            message = " ".join(str(error).split())
+            raise ArtifactMissing(f"run {self.run_id}: has no artifact {name}: {message}") from error
 
     def bundle(self) -> Path:
-        """Fetch the folder with the model's weights and card.
+        """Locate or fetch the folder with the model's weights and card.
 
         Raises:
             InputError: the run logged no model, or it is gone.
@@ -61,9 +91,9 @@ class StoredRun:
             raise InputError(f"run {self.run_id}: holds no model; train it to its end first")
         try:
             place = self.store.client.get_logged_model(self.tags["model_id"]).artifact_location
-            home = self.store.client.get_experiment(self.store.experiment_id).artifact_location
-            folder = local_folder(self.store, place, within=home, origin="its model")
-            folder = folder or Path(download_artifacts(artifact_uri=place, tracking_uri=self.store.uri))
+            folder = self._located(place, "its model") or Path(
+                download_artifacts(artifact_uri=place, tracking_uri=self.store.uri)
+            )
         except Exception as error:
             raise InputError(
                 f"run {self.run_id}: its model cannot be fetched: {' '.join(str(error).split())}"
@@ -76,7 +106,7 @@ class StoredRun:
 
 
 def read_run(store: Store, run_id: str, *, unfinished: bool = False) -> StoredRun:
-    """Read a finished training run, or any where `unfinished` ones are wanted.
+    """Read a run with its config, proven to be the one it ran with; a finished one, unless `unfinished`.
 
     Raises:
         InputError: there is no such run, it is not finished, or its config or artifacts were altered.
@@ -86,30 +116,98 @@ def read_run(store: Store, run_id: str, *, unfinished: bool = False) -> StoredRu
     if not RUN_ID.match(run_id):
         raise InputError(f"run_id={run_id!r}: a run id has 32 hex digits; `xray train` prints it on its last line")
     try:
-        run = find_run(store, run_id)
-        run_id = run.info.run_id  # another one, where the run began while the store was away
-        home = store.client.get_experiment(run.info.experiment_id)
+        found = find_run(store, run_id)
+        experiment = store.client.get_experiment(found.info.experiment_id)
     except MlflowException as error:
         raise InputError(f"run_id={run_id}: there is no such run in {masked(store.uri)}") from error
-    if run.info.lifecycle_stage != "active":
+    run = _stored(replace(store, experiment_id=experiment.experiment_id, experiment_name=experiment.name), found)
+    if found.info.lifecycle_stage != "active":
         raise InputError(f"run_id={run_id}: was deleted; bring it back in the MLflow UI or choose another")
-    if run.info.status != "FINISHED" and not unfinished:
-        raise InputError(f"run_id={run_id}: is {run.info.status}, not FINISHED; wait for it or choose another")
-    folder = local_folder(store, run.info.artifact_uri, within=home.artifact_location, origin=f"run_id={run_id}")
-    place = Store(store.uri, run.info.experiment_id, home.name, store.home)
-    stored = StoredRun(
-        place,
-        run_id,
-        run.info.run_name or run_id,
+    if run.status != "FINISHED" and not unfinished:
+        raise InputError(f"run_id={run_id}: is {run.status}, not FINISHED; wait for it or choose another")
+    run = replace(run, folder=run.local_folder())
+    return replace(run, config=_config(run))
+
+
+def find(store: Store, tags: Mapping[str, str], *, status: str | None = None) -> list[StoredRun]:
+    """Find the runs of the store's experiment that carry all these tags, oldest first; their configs are not read."""
+    parts = [f"tags.`{key}` = {quoted(value)}" for key, value in tags.items()]
+    return _search(store, [*parts, *([f"attributes.status = '{status}'"] if status else [])])
+
+
+def quoted(value: str) -> str:
+    """Quote a value for MLflow's search, which knows no escapes."""
+    return f'"{value}"' if "'" in value else f"'{value}'"
+
+
+def find_running(store: Store) -> list[StoredRun]:
+    """Find the runs of every experiment of the store that are RUNNING."""
+    experiments = store.client.search_experiments()
+    stores = [replace(store, experiment_id=one.experiment_id, experiment_name=one.name) for one in experiments]
+    return [run for one in stores for run in _search(one, ["attributes.status = 'RUNNING'"])]
+
+
+def _search(store: Store, conditions: Sequence[str]) -> list[StoredRun]:
+    found: list[StoredRun] = []
+    token = None
+    while True:
+        page = store.client.search_runs(
+            [store.experiment_id], " and ".join(conditions), order_by=["attributes.start_time ASC"], page_token=token
+        )
+        found += [_stored(store, run) for run in page]
+        token = page.token
+        if not token:
+            return found
+
+
+def get(store: Store, run_id: str) -> StoredRun:
+    """Read one run of the store, without its config."""
+    run = store.client.get_run(run_id)
+    return _stored(replace(store, experiment_id=run.info.experiment_id), run)
+
+
+def find_run(store: Store, run_id: str) -> Any:
+    """Read MLflow's entity of a run by MLflow's id, or by the id that it had while the store was unavailable."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return store.client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        experiments = [one.experiment_id for one in store.client.search_experiments()]
+        found = store.client.search_runs(experiments, f"tags.{OFFLINE_ID} = '{run_id}'")
+        if not found:
+            raise
+        return found[0]
+
+
+def close(store: Store, run_id: str, *, status: str, reason: str) -> None:
+    """End a run whose process is gone."""
+    store.client.set_tag(run_id, "reason", reason)
+    store.client.set_terminated(run_id, status)
+
+
+def mark_running(store: Store, run_id: str) -> None:
+    """Mark a run as RUNNING in this process."""
+    for key, value in identity_tags().items():
+        store.client.set_tag(run_id, key, value)
+    store.client.update_run(run_id, status="RUNNING")
+
+
+def _stored(store: Store, run: Any) -> StoredRun:
+    return StoredRun(
+        store,
+        run.info.run_id,
+        run.info.run_name or run.info.run_id[:8],
         run.info.status,
         run.info.start_time,
-        "",
-        dict(run.data.tags),
-        dict(run.data.metrics),
-        dict(run.data.params),
-        folder,
+        config="",
+        tags=dict(run.data.tags),
+        metrics=dict(run.data.metrics),
+        params=dict(run.data.params),
+        artifact_uri=run.info.artifact_uri,
     )
-    return replace(stored, config=_config(stored))
 
 
 def _config(run: StoredRun) -> str:

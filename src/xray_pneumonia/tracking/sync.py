@@ -1,42 +1,121 @@
-"""What dead processes left behind, brought to its end: journals sent, runs that nobody runs closed."""
+"""Sends spools to the store: that of a running run from a thread, those of dead processes for `xray doctor sync`."""
 
 import logging
-import shutil
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
-from xray_pneumonia.tracking.beginning import go_back
-from xray_pneumonia.tracking.journal import Journal, journals
+from xray_pneumonia.tracking.locations import repair_moved
 from xray_pneumonia.tracking.process import alive
-from xray_pneumonia.tracking.run import assume
-from xray_pneumonia.tracking.search import Found, close, everywhere
+from xray_pneumonia.tracking.replay import STAGED, Replay, inventory
+from xray_pneumonia.tracking.spool import Spool, spools, store_uri
 from xray_pneumonia.tracking.store import Store, masked
+from xray_pneumonia.tracking.store_errors import first_line
+from xray_pneumonia.tracking.stored_runs import StoredRun, close, find_running
 
-STALE_AFTER = 600.0  # seconds; a living process gives a sign each minute
+POLL = 1.0  # seconds until entries are seen that another process wrote
+FIRST_PAUSE, LONGEST_PAUSE = 5.0, 60.0  # seconds between two attempts while the store fails
+STUCK = 60.0  # seconds without any progress after which the end of a run waits no longer
+HEARTBEAT = 60.0  # seconds between two signs of life in the store
+STALE_AFTER = 600.0  # seconds without one after which a process on another machine is gone
 GONE = "its process is gone"
 NO_TAGS: Mapping[str, str] = MappingProxyType({})
 log = logging.getLogger(__name__)
 
 
+class Sender:
+    """A thread that sends what a spool holds, in order, and tries again while the store fails.
+
+    Args:
+        spool: of the run; its lock is held, and given up when the thread ends: two senders would make two runs.
+        replay: sends its entries.
+        unsure: whether the store may have what the spool calls unsent.
+    """
+
+    def __init__(self, spool: Spool, replay: Replay, *, unsure: bool) -> None:
+        self._spool, self._replay, self._unsure = spool, replay, unsure
+        self._changed = threading.Condition()
+        self._woken = self._closing = self._slow = False
+        self._failures, self._heartbeat = 0, time.monotonic()
+        self.problem = ""  # of the last attempt
+        self._thread = threading.Thread(target=self._work, name="sender", daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Have new entries sent now, unless the store fails: then they wait for the next attempt."""
+        with self._changed:
+            self._woken = self._woken or not self._failures
+            self._changed.notify_all()
+
+    def settle(self, seconds: float) -> None:
+        """Wait until the store has everything, but not longer, and not at all while it fails or lags."""
+        self.wake()
+        end = time.monotonic() + seconds
+        with self._changed:
+            while not (self._failures or self._slow) and self._spool.has_unsent():
+                left = end - time.monotonic()
+                self._slow = left <= 0
+                self._changed.wait(max(left, 0))
+
+    def finish(self) -> bool:
+        """Try a last time; an attempt under way counts. Tells whether the store has everything."""
+        self._replay.progressed = time.monotonic()
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        while self._thread.is_alive() and time.monotonic() - self._replay.progressed < STUCK:
+            self._thread.join(0.2)
+        return not (self._spool.has_unsent() or self._spool.refused)
+
+    def _work(self) -> None:
+        while True:
+            self._woken = False
+            self._attempt()
+            with self._changed:
+                self._changed.notify_all()
+                if self._closing and (self._failures or not self._spool.has_unsent()):
+                    break
+                self._changed.wait_for(lambda: self._woken or self._closing, self._pause())
+        whole = not (self._spool.has_unsent() or self._spool.refused)
+        self._spool.remove() if whole else self._spool.release()
+
+    def _pause(self) -> float:
+        return min(FIRST_PAUSE * 2 ** (self._failures - 1), LONGEST_PAUSE) if self._failures else POLL
+
+    def _attempt(self) -> None:
+        try:
+            self._replay.send_unsent(unsure=self._unsure)
+            if time.monotonic() - self._heartbeat > HEARTBEAT:
+                self._heartbeat = time.monotonic()
+                self._replay.send_heartbeat()
+        except Exception as error:  # whatever a store does, it must not end a training
+            self._failures, self._unsure, self.problem = self._failures + 1, True, first_line(error)
+            if self._failures == 1:
+                log.warning("the store fails (%s); the run goes on and is kept in %s", self.problem, self._spool.folder)
+            return
+        if self._failures:
+            log.info("run %s: the store answers again", self._spool.run_id)
+        self._failures, self._unsure, self._slow, self.problem = 0, False, False, ""
+
+
 @dataclass(frozen=True)
 class Unsent:
-    """A journal that no living process sends: `entries` the store may lack, `refused` it will never take."""
+    """A spool that no living process sends: `entries` the store may lack, `refused` it will never take."""
 
     run_id: str
     mlflow_id: str | None
     entries: int
     refused: int
-    ended: str | None
-    uri: str
-    folder: Path
+    status: str | None
 
 
 @dataclass(frozen=True)
 class Synced:
-    """What became of a journal; `problem` is empty where the store has everything."""
+    """The outcome for a spool; `problem` is empty where the store has everything."""
 
     run_id: str
     mlflow_id: str | None
@@ -45,104 +124,82 @@ class Synced:
 
 
 def unsent(home: Path) -> list[Unsent]:
-    """List the journals that wait, oldest first; those of living processes are no concern."""
+    """List the spools that wait, oldest first, without those of living processes."""
     waiting = []
-    for journal in journals(home):
-        if journal.acquire():
-            waiting.append(_described(journal))
-            journal.release()
+    for spool in spools(home):
+        if spool.acquire():
+            entries = sum(1 for _ in spool.entries(spool.sent))
+            waiting.append(Unsent(spool.run_id, spool.mlflow_id, entries, spool.refused, spool.status))
+            spool.release()
     return waiting
 
 
-def _described(journal: Journal) -> Unsent:
-    head = next(journal.entries(), None)
-    uri = str(head.value["uri"]) if head else "?"
-    ended = _ended(journal)
-    return Unsent(journal.run_id, journal.identity, journal.unsent(), journal.refused, ended, uri, journal.folder)
-
-
-def _ended(journal: Journal) -> str | None:
-    """Read how a run ended; None where its process was killed before it could say so."""
-    ended: str | None = None
-    for entry in journal.entries():
-        if entry.what in {"end", "resume"}:
-            ended = entry.value["status"] if entry.what == "end" else None
-    return ended
-
-
-def sync(uri: str, home: Path, *, tags: Mapping[str, str] = NO_TAGS) -> Iterator[Synced]:
-    """Send every journal that waits, each to the store it was written for.
+def sync(uri: str, home: Path, *, tags: Mapping[str, str] = NO_TAGS, loader_module: str = "") -> Iterator[Synced]:
+    """Send every spool that waits, each to the store it was written for; one that moved with the home is followed.
 
     Args:
-        uri: of the store of journals whose own URI holds a password, which is never written down.
-        home: where the journals are.
+        uri: of the store of spools whose own URI holds a password, which is never written down.
+        home: where the spools are.
         tags: only those of runs that began with these tags.
+        loader_module: see `Replay`.
     """
-    away: dict[str, str] = {}  # a store that did not answer once is not waited for again
-    for journal in journals(home):
-        if (not tags or tags.items() <= _first_tags(journal).items()) and journal.acquire():
-            yield _sync(journal, uri, home.resolve(), away)
+    unavailable: dict[str, str] = {}  # a store that did not answer once is not waited for again
+    for spool in spools(home):
+        header = spool.header
+        if (not tags or tags.items() <= (header["tags"] if header else NO_TAGS).items()) and spool.acquire():
+            if header is None:
+                spool.remove()  # its process was killed before it logged anything
+                yield Synced(spool.run_id, None, "EMPTY", "")
+            else:
+                own = store_uri(header, home.resolve())
+                store = Store(uri if own == masked(uri) else own, "", header["experiment"], home.resolve())
+                yield _sync(spool, store, unavailable, loader_module)
 
 
-def _first_tags(journal: Journal) -> Mapping[str, str]:
-    head = next(journal.entries(), None)
-    return dict(head.value["tags"]) if head else NO_TAGS
-
-
-def _sync(journal: Journal, uri: str, home: Path, away: dict[str, str]) -> Synced:
-    known = _described(journal)
-    head = next(journal.entries(), None)
-    if head is None:
-        journal.remove()  # killed before it said anything
-        return Synced(known.run_id, None, "EMPTY", "")
-    own = uri if known.uri == masked(uri) else known.uri
-    secret = f"belongs to {own}: tracking.uri= names it with its password" if "***" in own else ""
-    problem = away.get(own, "") or secret
+def _sync(spool: Spool, store: Store, unavailable: dict[str, str], loader_module: str) -> Synced:
+    status = spool.status
+    password = f"belongs to {store.uri}: tracking.uri= names it with its password" if "***" in store.uri else ""
+    problem = unavailable.get(store.uri, "") or password
     if problem:
-        journal.release()
-        return Synced(known.run_id, known.mlflow_id, "WAITS", problem)
-    store = Store(own, "", head.value["experiment"], home)
-    run = assume(store, go_back(store, journal), resumed=True)
-    done = run.conclude() if known.ended else run.close("KILLED", GONE)
-    if not done:
-        problem = (run.outbox.problem if run.outbox else "") or f"{journal.refused} entries refused"
-        away |= {own: problem} if journal.unsent() else {}
-    return Synced(known.run_id, run.mlflow_id, known.ended or "KILLED", problem)
+        spool.release()
+        return Synced(spool.run_id, spool.mlflow_id, "WAITS", problem)
+    repair_moved(store.uri, store.home)
+    if status is None:
+        spool.append(*closing_entries(store, spool, "KILLED", GONE))
+    sender = Sender(spool, Replay(store, spool, loader_module=loader_module), unsure=True)
+    if not sender.finish():
+        problem = sender.problem or f"{spool.refused} entries refused"
+        unavailable |= {store.uri: problem} if spool.has_unsent() else {}
+    return Synced(spool.run_id, spool.mlflow_id, status or "KILLED", problem)
 
 
-def stale(store: Store, home: Path) -> list[Found]:
+def closing_entries(store: Store, spool: Spool, status: str, reason: str) -> list[tuple[str, Any]]:
+    """List the last entries of a run: why it ended, the files that have to be sent, its status."""
+    staged = store.home / STAGED / spool.run_id
+    tags = [("tags", {"reason": reason})] if reason else []
+    files = [("artifacts", inventory(staged))] if staged.is_dir() else []
+    return [*tags, *files, ("end", {"status": status, "time": int(time.time() * 1000)})]
+
+
+def stale(store: Store, home: Path) -> list[StoredRun]:
     """List the runs of this project that are RUNNING in the store while no process runs them.
 
     Those that are over and wait to be sent are not among them.
     """
-    over = {name for one in unsent(home) if one.ended for name in (one.run_id, one.mlflow_id)}
-    running = everywhere(store, ["attributes.status = 'RUNNING'"])
-    ours = [run for run in running if {"host", "pid", "born"} <= {*run.tags} and run.run_id not in over]
+    over = {name for one in unsent(home) if one.status for name in (one.run_id, one.mlflow_id)}
+    ours = [run for run in find_running(store) if {"host", "pid", "born"} <= {*run.tags} and run.run_id not in over]
     return [run for run in ours if not _alive(run)]
 
 
-def _alive(run: Found) -> bool:
+def _alive(run: StoredRun) -> bool:
     def silent() -> float:
-        return time.time() - float(run.tags.get("heartbeat", run.start / 1000))
+        return time.time() - float(run.tags.get("heartbeat", run.started / 1000))
 
     return alive(run.tags, silent=silent, stale_after=STALE_AFTER)
 
 
-def mark(store: Store, runs: list[Found]) -> None:
+def mark_killed(store: Store, runs: list[StoredRun]) -> None:
     """Mark runs KILLED."""
     for run in runs:
         reason = f"{GONE} ({run.tags['host']}, pid {run.tags['pid']}); found by xray doctor"
         close(store, run.run_id, status="KILLED", reason=reason)
-
-
-def leftovers(home: Path) -> Mapping[str, int]:
-    """Size in bytes of staged files, by run, that no journal waits to send."""
-    waiting = {journal.run_id for journal in journals(home)}
-    folders = [path for path in (home / "staged").glob("*") if path.is_dir() and path.name not in waiting]
-    return {path.name: sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) for path in folders}
-
-
-def free(home: Path) -> int:
-    """Bytes that fit on the disk of a folder, or of the nearest one above it that exists."""
-    there = next(path for path in [home, *home.parents] if path.exists())
-    return shutil.disk_usage(there).free

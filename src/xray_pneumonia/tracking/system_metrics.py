@@ -1,4 +1,4 @@
-"""Processor, memory, disk and GPU, sampled beside the training."""
+"""Samples processor, memory, disk, network and GPU in a background thread."""
 
 import logging
 import threading
@@ -19,11 +19,11 @@ class LogMetrics(Protocol):
 
 
 class SystemMetrics:
-    """MLflow's own collectors; its monitor would ask the store before each sample, and end when that fails.
+    """Runs MLflow's collectors; its own monitor asks the store before each sample, and ends when that fails.
 
     Args:
-        log_metrics: where the samples go; their step is the seconds since the run started.
-        since: when that was, in milliseconds since 1970.
+        log_metrics: takes the samples; their step is the seconds since the run started.
+        since: the start of the run, in milliseconds since 1970.
     """
 
     def __init__(self, log_metrics: LogMetrics, *, since: int) -> None:
@@ -42,7 +42,7 @@ class SystemMetrics:
         while not self._done.wait(EVERY):
             try:
                 values = sample()
-            except Exception as error:  # a driver's moods must not end a training
+            except Exception as error:  # a driver's fault must not end a training
                 log.warning("no more system metrics: %s", error)
                 return
             if not self._done.is_set():

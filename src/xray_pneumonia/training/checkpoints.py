@@ -1,7 +1,16 @@
-"""Checkpoints that are whole or not there: written aside, flushed, read back, hashed (see `hashes`), then renamed."""
+"""Write checkpoints that are complete or absent, and find the newest one that is undamaged.
 
+A checkpoint is written under another name, flushed to the disk, read back, hashed and only then renamed. Its SHA-256
+stands in `NAME.sha256`, in the form that `sha256sum -c` reads; it is written before the rename, together with the hash
+of the file to be replaced, so that whatever a kill leaves under the name can be told from damage.
+"""
+
+import hashlib
+import io
 import logging
 import os
+import shutil
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -11,22 +20,21 @@ from typing import Any
 import torch
 from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
 
-from xray_pneumonia.errors import CheckpointDamaged, CheckpointNotSaved, InputError
-from xray_pneumonia.training.hashes import LAST, PREVIOUS, beside, digest, is_whole, record, recorded, verify
-from xray_pneumonia.training.room import shortage
+from xray_pneumonia.errors import CheckpointDamaged, CheckpointNotSaved, InputError, Stopped
 
+BEST, LAST = "best.ckpt", "last.ckpt"
+PREVIOUS = "last.prev.ckpt"  # the `last.ckpt` before, for when that one is damaged
 DAMAGED = "last.damaged.ckpt"
-BEST = "best.ckpt"
-STATE = "xray"  # the key of a checkpoint under which `keeper.Keeper` keeps what Lightning does not
+STATE = "xray"  # the key of a checkpoint under which `LastCheckpoint` keeps what Lightning does not
 LIGHTNING = version("pytorch-lightning")
 log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's own way stages in TMPDIR and can leave half a file, or none, and call it saved."""
+    """Save atomically; Lightning itself stages in TMPDIR and can leave half a file, or none, and report it as saved."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Replace `path` at once; the earlier file stays whole until the new one has been read back.
+        """Replace `path`; the earlier file stays until the new one has been read back.
 
         Raises:
             CheckpointNotSaved: the disk is full, the folder cannot be written, or the like.
@@ -34,8 +42,10 @@ class AtomicCheckpointIO(CheckpointIO):
         path = Path(path)
         try:
             _replace(path, checkpoint)
-        except (OSError, RuntimeError) as error:  # torch words a full disk as a RuntimeError
-            raise CheckpointNotSaved(f"{path}: cannot be saved: {shortage(path.parent, checkpoint)}{error}") from error
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            if isinstance(error.__context__, Stopped):  # which torch replaces by an error about half a file
+                raise error.__context__ from None
+            raise CheckpointNotSaved(f"{path}: cannot be saved: {_space(path.parent, checkpoint)}{error}") from error
 
     def load_checkpoint(
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = True
@@ -44,42 +54,38 @@ class AtomicCheckpointIO(CheckpointIO):
         return torch.load(path, map_location=map_location or "cpu", weights_only=True)  # type: ignore[no-any-return]
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Delete a checkpoint that a better one replaced."""
+        """Delete a checkpoint and its hash."""
         Path(path).unlink(missing_ok=True)
-        beside(Path(path)).unlink(missing_ok=True)
+        _hash_file(Path(path)).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint that is whole: where in the training it stands, and of which config and data.
+    """An undamaged checkpoint of a training.
 
     Args:
         path: of the file.
         epoch: epochs completed.
-        batch: batches of the next epoch that are done.
         trained: whether nothing is left to train.
-        identity: what must be the same for going on from it.
+        identity: of config, data and schedule, which must be the same to resume from it.
     """
 
     path: Path
     epoch: int
-    batch: int
     trained: bool
     identity: Mapping[str, str]
 
     @property
     def where(self) -> str:
         """The position in words."""
-        if self.trained:
-            return f"after its last epoch, {self.epoch}"
-        return f"after {self.batch} batches of epoch {self.epoch + 1}" if self.batch else f"after epoch {self.epoch}"
+        return f"after its last epoch, {self.epoch}" if self.trained else f"after epoch {self.epoch}"
 
 
 def newest_valid(folder: Path) -> Saved | None:
-    """Find the newest whole checkpoint to go on from, loudly where the newest one is damaged; None where none is.
+    """Find the newest undamaged `last.ckpt`, with an error line for a damaged one; None where there is none at all.
 
     Raises:
-        InputError: there are checkpoints, and all are damaged, or the newest whole one is of another Lightning.
+        InputError: all are damaged, or the newest undamaged one cannot be resumed by this version.
     """
     problems = []
     for name in (LAST, PREVIOUS):
@@ -94,35 +100,63 @@ def newest_valid(folder: Path) -> Saved | None:
             log.error("%s; going back to %s, %s", problem, name, saved.where)
         return saved
     if problems:
-        raise InputError("\n  ".join(["no checkpoint is whole, so nothing can go on from here:", *problems]))
+        raise InputError("\n  ".join(["every checkpoint is damaged, so the training cannot be resumed:", *problems]))
     return None
 
 
-def clear(folder: Path, saved: Saved) -> None:
-    """Remove what a kill left half written, put a damaged `last.ckpt` aside, and record the hashes of what is there.
+def clean_up(folder: Path, saved: Saved) -> None:
+    """Remove drafts that a kill left, set a damaged `last.ckpt` aside, and record the hashes of the files as they are.
 
-    A kill may have come between a hash and its file; the next save keeps the first hash alone.
+    A kill may have come between a hash and its file, and the next save keeps the first recorded hash alone.
 
     Args:
         folder: of the checkpoints.
-        saved: the one that the training goes on from.
+        saved: the checkpoint from which the training is resumed.
     """
     for draft in folder.glob(".*.tmp"):
-        log.info("removing %s, which a stopped run left half written", draft.name)
+        log.info("removing %s, an incomplete file of a stopped run", draft.name)
         draft.unlink()
     if saved.path.name != LAST and os.path.lexists(folder / LAST):
         os.replace(folder / LAST, folder / DAMAGED)
     previous = folder / PREVIOUS
-    also = [digest(previous)] if saved.path.name == LAST and previous.is_file() and is_whole(previous) else []
-    record(folder / LAST, [digest(saved.path), *also])
-    if (folder / BEST).is_file() and is_whole(folder / BEST):
-        record(folder / BEST, [digest(folder / BEST)])
+    also = [_sha256(previous)] if saved.path.name == LAST and _is_valid(previous) else []
+    _record(folder / LAST, [_sha256(saved.path), *also])
+    if _is_valid(folder / BEST):
+        _record(folder / BEST, [_sha256(folder / BEST)])
 
 
 def drop_previous(folder: Path) -> None:
-    """Remove the way back once the training is over."""
+    """Remove the previous `last.ckpt` once the training is over."""
     (folder / PREVIOUS).unlink(missing_ok=True)
-    record(folder / LAST, [recorded(folder / LAST)[0]])
+    _record(folder / LAST, _recorded(folder / LAST)[:1])
+
+
+def verify(path: Path) -> None:
+    """Compare a file with its recorded hash.
+
+    Raises:
+        CheckpointDamaged: it is no regular file, cannot be read, or is not what was written.
+    """
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise CheckpointDamaged(f"{path}: damaged: it is a link or no file at all")
+        found = _sha256(path)
+    except OSError as error:
+        raise CheckpointDamaged(f"{path}: damaged: {error.strerror}") from error
+    known = _recorded(path.with_name(LAST) if path.name == PREVIOUS else path)
+    if found not in known:
+        written = f"not {known[0][:12]}..., which was written" if known else "and its hash is not recorded"
+        raise CheckpointDamaged(
+            f"{path}: damaged: {path.stat().st_size} bytes whose sha256 is {found[:12]}..., {written}"
+        )
+
+
+def _is_valid(path: Path) -> bool:
+    try:
+        verify(path)
+    except CheckpointDamaged:
+        return False
+    return True
 
 
 def _read(path: Path) -> Saved:
@@ -130,16 +164,22 @@ def _read(path: Path) -> Saved:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         writer = str(checkpoint.get("pytorch-lightning_version", LIGHTNING))
-        alike = writer.split(".")[:2] == LIGHTNING.split(".")[:2]  # within these its loops stay as they are
-        state = checkpoint[STATE] if alike else None
-    except Exception as error:  # hashed as it is, but none of ours
+        readable = writer.split(".")[:2] == LIGHTNING.split(".")[:2]  # within these its loops stay as they are
+        state = checkpoint[STATE] if readable else {}
+        saved = Saved(path, state["epoch"], state["trained"], state["identity"]) if readable else None
+    except Exception as error:  # hashed correctly, but no checkpoint of this project
         raise CheckpointDamaged(f"{path}: damaged: {' '.join(str(error).split())[:200]}") from error
-    if state is None:
+    if saved is None:
         raise InputError(
             f"{path}: was written by pytorch-lightning {writer[:40]}, and {LIGHTNING} is installed, which counts a "
-            "loop's steps in its own way; go on with that version, or start again with resume=new"
+            "loop's steps in its own way; resume with that version, or start again with resume=new"
         )
-    return Saved(path, state["epoch"], state["batch"], state["trained"], state["identity"])
+    if state.get("batch"):  # up to version 0.1.0 checkpoints were also written within epochs
+        raise InputError(
+            f"{path}: was written within epoch {saved.epoch + 1}, after {state['batch']} batches; this version resumes "
+            "at the ends of epochs alone: resume with version 0.1.0, or start again with resume=new"
+        )
+    return saved
 
 
 def _replace(path: Path, checkpoint: dict[str, Any]) -> None:
@@ -151,22 +191,57 @@ def _replace(path: Path, checkpoint: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         torch.load(draft, map_location="cpu", weights_only=True, mmap=True)
-        written = digest(draft)
-        record(path, [written, *recorded(path)[:1]])
+        written = _sha256(draft)
+        _record(path, [written, *_recorded(path)[:1]])
         if path.name == LAST and path.exists():
             os.replace(path, path.with_name(PREVIOUS))
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
     if path.name != LAST:
-        record(path, [written])
-    _flush(path.parent)
-
-
-def _flush(folder: Path) -> None:
-    """Make the renames last: else a power cut may forget them."""
-    handle = os.open(folder, os.O_RDONLY)
+        _record(path, [written])
+    folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        os.fsync(folder)  # else a power cut may undo the renames
     finally:
-        os.close(handle)
+        os.close(folder)
+
+
+def _space(folder: Path, checkpoint: dict[str, Any]) -> str:
+    """Describe how many bytes a checkpoint needs and how many are free; empty where that is not known."""
+    buffer = io.BytesIO()
+    try:
+        free = shutil.disk_usage(folder).free
+        torch.save(checkpoint, buffer)
+    except (OSError, RuntimeError):
+        return ""
+    return f"it needs {buffer.tell()} bytes, {free} are free: "
+
+
+def _hash_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _record(path: Path, hashes: list[str]) -> None:
+    """Write the hash of a file, and of the one before it where that is kept or not yet replaced."""
+    names = [path.name, PREVIOUS if path.name == LAST else path.name]
+    draft = path.with_name(f".{path.name}.sha256.tmp")
+    try:
+        with draft.open("w", encoding="ascii") as file:
+            file.writelines(f"{one}  {name}\n" for one, name in zip(hashes, names, strict=False))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, _hash_file(path))
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _recorded(path: Path) -> list[str]:
+    """Read the hashes that a file may have, the newest first."""
+    file = _hash_file(path)
+    return [line[:64] for line in file.read_text(encoding="ascii").splitlines()] if file.is_file() else []
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

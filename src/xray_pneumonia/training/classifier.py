@@ -1,4 +1,4 @@
-"""PneumoniaClassifier: the one step that training and validation share."""
+"""Defines `PneumoniaClassifier`, the LightningModule around a net, and measures each epoch."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -17,36 +17,25 @@ from xray_pneumonia.types import Stage
 
 
 class Outputs(Metric):
-    """All logits, labels and indices of an epoch, gathered over processes at its end and not before."""
+    """All logits and labels of an epoch, gathered over processes at its end and not before."""
 
     full_state_update = False
     logit: list[Tensor]
     label: list[Tensor]
-    index: list[Tensor]
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("logit", "label", "index"):
-            self.add_state(name, default=[], dist_reduce_fx="cat")
+        self.add_state("logit", default=[], dist_reduce_fx="cat")
+        self.add_state("label", default=[], dist_reduce_fx="cat")
 
-    def update(self, logit: Tensor, label: Tensor, index: Tensor) -> None:
+    def update(self, logit: Tensor, label: Tensor) -> None:
         """Keep one batch; nothing is copied to the host."""
         self.logit.append(logit.detach())
         self.label.append(label)
-        self.index.append(index)
 
-    def compute(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return logits, labels and indices, (N,) each."""
-        return dim_zero_cat(self.logit), dim_zero_cat(self.label), dim_zero_cat(self.index)
-
-    def kept(self) -> dict[str, Tensor]:
-        """Give what has come so far, for a checkpoint in the middle of an epoch."""
-        return {name: dim_zero_cat(getattr(self, name)) for name in self._defaults if getattr(self, name)}
-
-    def take(self, kept: Mapping[str, Tensor]) -> None:
-        """Go on from what `kept` gave."""
-        for name, values in kept.items():
-            getattr(self, name).append(values.to(self.device))
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Return logits and labels, (N,) each."""
+        return dim_zero_cat(self.logit), dim_zero_cat(self.label)
 
 
 class PneumoniaClassifier(pl.LightningModule):
@@ -55,8 +44,8 @@ class PneumoniaClassifier(pl.LightningModule):
     Args:
         net: (B, 1, H, W) uint8 -> logits (B,).
         loss: (logits, labels) -> a number; class weights act in training mode alone.
-        optimizer: makes the optimiser of the net's parameters.
-        scheduler: makes Lightning's description of a schedule.
+        optimizer: builds the optimiser of the net's parameters.
+        scheduler: builds Lightning's description of a schedule.
         monitor: the metric that chooses the best epoch.
         mode: `max` or `min`.
     """
@@ -74,7 +63,7 @@ class PneumoniaClassifier(pl.LightningModule):
         super().__init__()
         self.net, self.loss = net, loss
         self._optimizer, self._scheduler = optimizer, scheduler
-        self._monitor, self._mode = monitor, mode
+        self.monitor, self.mode = monitor, mode
         self.outputs = nn.ModuleDict({"fitting": Outputs(), "checking": Outputs()})  # ModuleDict has no key "train"
 
     def forward(self, image: Tensor) -> Tensor:
@@ -82,20 +71,17 @@ class PneumoniaClassifier(pl.LightningModule):
         return self.net(image)  # type: ignore[no-any-return]
 
     def training_step(self, batch: Mapping[str, Tensor], _: int) -> Tensor:
-        """Give the loss of one batch."""
+        """Return the loss of one batch."""
         return self._step(batch, self.outputs["fitting"])
 
     def validation_step(self, batch: Mapping[str, Tensor], _: int) -> None:
-        """Look at one batch."""
+        """Keep the outputs of one batch."""
         self._step(batch, self.outputs["checking"])
 
     def _step(self, batch: Mapping[str, Tensor], outputs: nn.Module) -> Tensor:
         logits = self(batch["image"])
-        loss: Tensor = self.loss(logits, batch["label"])
-        weight = batch.get("weight")  # of this process, whose gradients are averaged with those of the others
-        counted = slice(0) if weight == 0 else slice(None)
-        outputs.update(logits[counted], batch["label"][counted], batch["index"][counted])  # type: ignore[operator]
-        return loss if weight is None else loss * weight
+        outputs.update(logits, batch["label"])  # type: ignore[operator]
+        return self.loss(logits, batch["label"])  # type: ignore[no-any-return]
 
     def on_train_epoch_end(self) -> None:
         """Log the training metrics, as they were while the weights changed."""
@@ -106,7 +92,7 @@ class PneumoniaClassifier(pl.LightningModule):
         self._log(self.outputs["checking"], "val")
 
     def _log(self, outputs: nn.Module, stage: Stage) -> None:
-        logits, labels, _ = outputs.compute()  # type: ignore[operator]
+        logits, labels = outputs.compute()  # type: ignore[operator]
         outputs.reset()  # type: ignore[operator]
         loss = float(self.loss(logits.float(), labels))  # a mean over images, so the epoch's is that of all its batches
         if not math.isfinite(loss):
@@ -116,10 +102,10 @@ class PneumoniaClassifier(pl.LightningModule):
             )
         metrics = {"loss": loss, **epoch_metrics(logits.float().cpu().numpy(), labels.cpu().numpy())}
         known = {f"{stage}/{name}": value for name, value in metrics.items() if not math.isnan(value)}
-        if stage == "val" and self._monitor not in known:
+        if stage == "val" and self.monitor not in known:
             raise InputError(
                 f"trainer.limit_val_batches={self.trainer.limit_val_batches}: the {len(labels)} images that validate "
-                f"are of one class alone, so monitor={self._monitor} cannot be measured; "
+                f"are of one class alone, so monitor={self.monitor} cannot be measured; "
                 "trainer.limit_val_batches=null takes all images, monitor=val/loss needs one class"
             )
         self.log_dict(known, on_epoch=True, on_step=False, batch_size=1)
@@ -134,9 +120,9 @@ class PneumoniaClassifier(pl.LightningModule):
             nn.utils.clip_grad_norm_(self.net.parameters(), gradient_clip_val)
 
     def configure_optimizers(self) -> Any:
-        """Make optimiser and schedule."""
+        """Build optimiser and schedule."""
         optimizer = self._optimizer(self.net.parameters())
         epochs = self.trainer.max_epochs or 1
         steps = max(1, int(self.trainer.estimated_stepping_batches) // epochs)
-        horizon = Horizon(epochs, steps, self._monitor, self._mode)
+        horizon = Horizon(epochs, steps, self.monitor, self.mode)
         return {"optimizer": optimizer, "lr_scheduler": self._scheduler(optimizer, horizon)}

@@ -1,143 +1,106 @@
-"""The keeper of `last.ckpt`: written between two steps, from where a training goes on as if nothing had happened."""
+"""Write `last.ckpt` after each epoch, from which a training resumes exactly."""
 
-import time
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from xray_pneumonia.training import randomness
-from xray_pneumonia.training.checkpoints import STATE
-from xray_pneumonia.training.hashes import LAST
-from xray_pneumonia.training.progress import EpochClock
-from xray_pneumonia.training.stopping import Stopping
+from xray_pneumonia.training.checkpoints import LAST, STATE
 
 
-class Keeper(Callback):
-    """Save before the first step of an epoch, every few minutes or steps, at a signal, and at the end.
+class LastCheckpoint(Callback):
+    """Save before the first step of each epoch but the first, and at the end of the training.
 
-    A checkpoint always stands *before* a step: the epoch before it is wholly over then (validated, logged, its
-    schedule moved on), no gradient is half accumulated, and the random states are those that the step will draw from.
-    With several processes it is written at the ends of epochs alone.
+    Only there is the epoch before complete: validated, logged, its schedule moved on. The random states are those that
+    the next step draws from.
 
     Args:
         folder: of the checkpoints.
         identity: of config, data and schedule; written into each checkpoint.
-        minutes: between two checkpoints within an epoch; None for none.
-        steps: the same, counted in steps.
-        clock: must not count what saving takes.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        identity: Mapping[str, str],
-        minutes: float | None,
-        steps: int | None,
-        clock: EpochClock,
-    ) -> None:
-        self._path, self._identity, self._clock = folder / LAST, dict(identity), clock
-        self._seconds, self._steps = None if minutes is None else 60 * minutes, steps
-        self._stopping = Stopping()
-        self._batch = 0
+    def __init__(self, folder: Path, *, identity: Mapping[str, str]) -> None:
+        self._path, self._identity = folder / LAST, dict(identity)
         self._trained = False
-        self._saved_at = (0.0, 0)  # seconds, steps
-        self._loaded: dict[str, Any] | None = None
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Hold signals back from here on: a step that is half done is worth nothing."""
-        self._saved_at = (time.monotonic(), trainer.global_step)
-        if trainer.world_size == 1:
-            self._stopping.arm()
+        self._random: list[dict[str, Any]] | None = None
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Go on from what was loaded, or save where it is time."""
-        self._batch = batch_idx
-        if self._loaded is not None:
-            randomness.restore(self._loaded["random"][trainer.global_rank])
-            trainer.fit_loop.restarting = False  # else Lightning skips this epoch's step of a plateau schedule
-            self._loaded = None
-        elif trainer.global_step > 0 and self._due(trainer, batch_idx):
+        """Save, or restore the random states of a resumed training."""
+        if self._random is not None:
+            restore_random_states(self._random[trainer.global_rank])
+            self._random = None
+        elif batch_idx == 0 and trainer.global_step > 0:
             self._save(trainer)
-        if self._stopping.requested and batch_idx % trainer.accumulate_grad_batches == 0:
-            self._stopping.obey()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save that nothing is left to train: what follows may be stopped too."""
-        self._batch, self._trained = 0, True
+        """Save that nothing is left to train: the evaluation that follows may be interrupted too."""
+        self._trained = True
         self._save(trainer)
-        self._stopping.obey()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Let signals through."""
-        self._stopping.disarm()
-
-    def _due(self, trainer: pl.Trainer, batch_idx: int) -> bool:
-        if batch_idx == 0:
-            return True
-        if trainer.world_size > 1 or batch_idx % trainer.accumulate_grad_batches:
-            return False
-        seconds, steps = self._saved_at
-        late = self._seconds is not None and time.monotonic() - seconds >= self._seconds
-        many = self._steps is not None and trainer.global_step - steps >= self._steps
-        return late or many or self._stopping.requested
 
     def _save(self, trainer: pl.Trainer) -> None:
-        with self._clock.stopped():
-            trainer.save_checkpoint(self._path, weights_only=False)
-        self._saved_at = (time.monotonic(), trainer.global_step)
+        trainer.save_checkpoint(self._path, weights_only=False)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add what Lightning leaves out, and take back the step that it has counted as begun."""
+        """Add what Lightning leaves out."""
         checkpoint[STATE] = {
             "epoch": trainer.current_epoch,
-            "batch": self._batch,
             "trained": self._trained,
             "identity": self._identity,
-            "random": _gathered(trainer),
-            "fitting": pl_module.outputs["fitting"].kept(),  # type: ignore[index, union-attr, operator]
+            "random": _of_all_processes(trainer),
         }
-        if not self._trained:
-            _rewind(checkpoint["loops"]["fit_loop"], first=self._batch == 0)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Put the data and the metrics of the running epoch where they were; the random states follow at the step."""
+        """Start the data at the next epoch; the random states follow at its first step."""
         state = checkpoint[STATE]
         if state["trained"]:
-            trainer.should_stop = True  # an early stop is no state of Lightning's
+            trainer.should_stop = True  # Lightning does not store an early stop
             return
-        self._loaded = state
-        trainer.datamodule.go_on(epoch=state["epoch"], batch=state["batch"])  # type: ignore[attr-defined]
-        pl_module.outputs["fitting"].take(state["fitting"])  # type: ignore[index, union-attr, operator]
+        self._random = state["random"]
+        trainer.datamodule.first_epoch = state["epoch"]  # type: ignore[attr-defined]
+        # Lightning had begun the epoch when this was saved: it shall begin it again.
+        for name in ("epoch_progress", "epoch_loop.batch_progress"):
+            for count in ("current", "total"):
+                progress = checkpoint["loops"]["fit_loop"][name][count]
+                progress["ready"] = progress["started"] = progress["completed"]
 
 
-def _rewind(loops: dict[str, Any], *, first: bool) -> None:
-    """Word Lightning's progress as it was before the step.
+def random_states() -> dict[str, Any]:
+    """Read the states of Python, NumPy, torch and every GPU, in a form that loads without pickle."""
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    version, internal, gauss = random.getstate()
+    return {
+        "python": [version, list(internal), gauss],
+        "numpy": [kind, torch.from_numpy(np.asarray(keys, np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
 
-    Before the first step of an epoch, a Lightning that restarts goes once around its loop without a batch and counts
-    that.
-    """
-    progress = loops["epoch_loop.batch_progress"]
-    for count in (progress["current"], progress["total"]):
-        count["ready"] = count["completed"]
-    progress["is_last_batch"] = False
-    loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= int(first)
+
+def restore_random_states(state: Mapping[str, Any]) -> None:
+    """Continue drawing where `random_states` was called."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    for device, each in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(each, device)
 
 
-def _gathered(trainer: pl.Trainer) -> list[dict[str, Any]]:
-    """Capture the random states of every process."""
+def _of_all_processes(trainer: pl.Trainer) -> list[dict[str, Any]]:
     if trainer.world_size == 1:
-        return [randomness.capture()]
+        return [random_states()]
     states: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(states, randomness.capture())
+    torch.distributed.all_gather_object(states, random_states())
     return states

@@ -1,7 +1,7 @@
-"""Class weights as pure functions; binary cross-entropy and focal loss.
+"""Compute binary cross-entropy and focal loss, with class weights.
 
-Weights and smoothing act in training mode alone: the validation loss of every run is the plain loss, so
-runs with different weights can be compared (Keras does the same with `class_weight`).
+Weights and smoothing act in training mode alone: the validation loss of every run is the plain loss, so that runs with
+different weights can be compared (Keras does the same with `class_weight`).
 """
 
 from typing import Literal
@@ -27,11 +27,7 @@ ClassWeights = Literal["none", "balanced"] | WeightOfEach
 def resolve_class_weights(spec: ClassWeights, counts: list[int]) -> tuple[float, float]:
     """Turn `none`, `balanced` or a mapping into the weights of NORMAL and PNEUMONIA.
 
-    Balanced weights are n / (2 n_class), as in scikit-learn: each class carries half of the loss.
-
-    Args:
-        spec: what the config says.
-        counts: training images of each class.
+    Balanced weights are n / (2 n_class), `counts` being the training images of each class, as in scikit-learn.
     """
     if spec == "none":
         return 1.0, 1.0
@@ -64,7 +60,7 @@ class BinaryCrossEntropy(nn.Module):
 
 
 class FocalLoss(nn.Module):
-    """Cross-entropy times (1 - p)^gamma, which quietens easy images (Lin et al., ICCV 2017).
+    """Cross-entropy times (1 - p)^gamma, which lowers the weight of easy images (Lin et al., ICCV 2017).
 
     Args:
         counts: training images of each class, for balanced weights.

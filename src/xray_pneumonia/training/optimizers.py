@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules, by the names and ranges that the configs use."""
+"""Build optimisers and learning-rate schedules, by the names and ranges that the configs use."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 from xray_pneumonia.types import BelowOne, Fraction, NonNegative, OpenFraction, Positive, Whole
 
 Parameters = Iterable[nn.Parameter]
-FAR_ON = 2.0**24  # steps; adding one more changes nothing in single precision, and rho to this power is nothing
+MANY_STEPS = 2.0**24  # adding one more changes nothing in single precision, and rho to this power is 0
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ def rmsprop(
 ) -> Optimizer:
     """RMSprop with Keras' names (Tieleman and Hinton, 2012); epsilon is added after the root, Keras adds it before.
 
-    torch has no fused one, but a fused Adam, which is RMSprop where it keeps no first moment and is so far on that no
-    bias is left to correct; `fused` reads every weight once a step.
+    torch has no fused one, but a fused Adam, which is RMSprop where it keeps no first moment and has made so many steps
+    that no bias is left to correct; `fused` reads every weight once a step.
     """
     if not fused:
         return torch.optim.RMSprop(parameters, lr=lr, alpha=rho, eps=epsilon, weight_decay=weight_decay)
@@ -39,7 +39,7 @@ def rmsprop(
         parameters, lr=lr, betas=(0.0, rho), eps=epsilon, weight_decay=weight_decay, fused=True
     )
     for weight in optimizer.param_groups[0]["params"]:
-        step = torch.tensor(FAR_ON, dtype=torch.float32, device=weight.device)
+        step = torch.tensor(MANY_STEPS, dtype=torch.float32, device=weight.device)
         moments = {name: torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")}
         optimizer.state[weight] = {"step": step, **moments}
     return optimizer

@@ -1,4 +1,4 @@
-"""What makes training fast without changing its results beyond rounding; each lever has its key."""
+"""Make training faster without changing its results beyond rounding; each measure has its key."""
 
 import ctypes
 import logging
@@ -9,6 +9,19 @@ import torch
 log = logging.getLogger(__name__)
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's names and numbers, malloc.h
+
+
+def prepare_process(*, keep_freed_memory: bool, threads: int | None) -> None:
+    """Set threads and memory for the whole process, and log them.
+
+    Deterministic algorithms also fill every fresh tensor with NaN, which finds reads of uninitialised memory and costs
+    a pass over the memory; there are none here, so it is off.
+    """
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if threads is not None:
+        torch.set_num_threads(threads)
+    kept = keep_freed_memory and keep_memory()
+    log.info("speed: %d threads, freed memory %s", torch.get_num_threads(), "kept" if kept else "returned")
 
 
 def keep_memory() -> bool:
@@ -23,16 +36,3 @@ def keep_memory() -> bool:
     if not hasattr(libc, "gnu_get_libc_version"):
         return False
     return bool(libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
-
-
-def prepare_process(*, keep_freed_memory: bool, threads: int | None) -> None:
-    """Set what belongs to the whole process, and say so.
-
-    Deterministic algorithms also fill every fresh tensor with NaN, which shows who reads what nobody wrote and costs
-    a pass over the memory; nothing here does, so it is off.
-    """
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    if threads is not None:
-        torch.set_num_threads(threads)
-    kept = keep_freed_memory and keep_memory()
-    log.info("speed: %d threads, freed memory %s", torch.get_num_threads(), "kept" if kept else "returned")

@@ -1,4 +1,4 @@
-"""Weights + batches -> logits."""
+"""Compute the logits of batches."""
 
 from collections.abc import Iterable, Mapping
 

@@ -1,29 +1,21 @@
-"""How long an epoch takes, and how many images a second it trains on."""
+"""Report a training: the times of each epoch as metrics, one log line for each, and a progress bar."""
 
-import contextlib
+import logging
+import math
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+log = logging.getLogger(__name__)
 
 
 class EpochClock(Callback):
-    """Log `time/epoch_seconds` (validation included), `time/images_per_second` (training alone) and the rate.
-
-    Checkpoints are not counted, nor is the time in which an interrupted run did not run.
-    """
-
-    def __init__(self) -> None:
-        self._start = 0.0
-        self._trained = 0.0
-        self._images = 0
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Go on in the middle of an epoch, where a resumed training stands."""
-        self._start = time.perf_counter() - self._trained
+    """Log `time/epoch_seconds` (with validation and checkpoint), `time/images_per_second` (training) and the rate."""
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
@@ -32,40 +24,75 @@ class EpochClock(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count images; the last step of an epoch is waited for, since a GPU has only been told of it until then."""
+        """Count images; wait for a GPU at the last step alone, since its steps are only queued until then."""
         self._images += len(batch["label"]) * trainer.world_size
-        if trainer.is_last_batch and pl_module.device.type == "cuda":
-            torch.cuda.synchronize(pl_module.device)
-        self._trained = time.perf_counter() - self._start
-
-    @property
-    def images_per_second(self) -> float:
-        """The pace of the running epoch."""
-        return self._images / self._trained if self._trained else 0.0
-
-    @contextlib.contextmanager
-    def stopped(self) -> Iterator[None]:
-        """Do not count what the block takes."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._start += time.perf_counter() - began
+        if trainer.is_last_batch:
+            if pl_module.device.type == "cuda":
+                torch.cuda.synchronize(pl_module.device)
+            self._trained = time.perf_counter() - self._start
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the epoch's pace."""
+        """Log the epoch's times."""
         pl_module.log_dict(
             {
                 "time/epoch_seconds": time.perf_counter() - self._start,
-                "time/images_per_second": self.images_per_second,
+                "time/images_per_second": self._images / self._trained,
                 "optimizer/lr": trainer.optimizers[0].param_groups[0]["lr"],
             }
         )
 
-    def state_dict(self) -> dict[str, float]:
-        """Keep what the running epoch has taken so far."""
-        return {"trained": self._trained, "images": self._images}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
-        self._trained, self._images = state_dict["trained"], state_dict["images"]
+class EpochLine(Callback):
+    """Log one line for each epoch.
+
+    The training metrics of an epoch are complete only after every callback has seen its end, so the line comes at the
+    start of the next epoch, or at the end.
+    """
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Report the epoch before."""
+        if "train/loss" in trainer.callback_metrics:
+            self.on_train_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Report the last epoch."""
+        if not trainer.is_global_zero:
+            return
+        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        log.info(
+            "epoch %d/%s  train loss %.4f acc %.3f  val loss %.4f acc %.3f auroc %.4f  %.1f s, %.0f img/s",
+            trainer.current_epoch,
+            trainer.max_epochs,
+            *(values.get(f"train/{name}", math.nan) for name in ("loss", "accuracy")),
+            *(values.get(f"val/{name}", math.nan) for name in ("loss", "accuracy", "auroc")),
+            *(values.get(f"time/{name}", math.nan) for name in ("epoch_seconds", "images_per_second")),
+        )
+
+
+class ProgressBar(Callback):
+    """Show a bar for each epoch on standard error, which is gone before the next line is logged.
+
+    Lightning's own stays on the screen: log lines are glued to it. And it counts epochs from 0.
+    """
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw it."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
+        title = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        self._progress.add_task(title, total=float(trainer.num_training_batches))
+        self._progress.start()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move it."""
+        self._progress.advance(self._progress.task_ids[0])
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Clear it."""
+        self._progress.stop()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Clear it, too."""
+        self._progress.stop()

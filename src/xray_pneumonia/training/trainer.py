@@ -1,4 +1,4 @@
-"""The settings of a training and Lightning's trainer made from them."""
+"""The config group `trainer`, and Lightning's trainer built from it."""
 
 import logging
 import warnings
@@ -15,10 +15,9 @@ from xray_pneumonia.errors import InputError
 from xray_pneumonia.training.checkpoints import AtomicCheckpointIO
 from xray_pneumonia.types import BelowOne, Count, Positive
 
+log = logging.getLogger(__name__)
 for name in ("pytorch_lightning", "lightning_fabric"):
-    logging.getLogger(name).setLevel(
-        logging.WARNING
-    )  # what it tells of devices and tips is said elsewhere, or not needed
+    logging.getLogger(name).setLevel(logging.WARNING)  # devices and tips
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +29,10 @@ class TrainerSettings:
         keep: the epoch that becomes the model: the best by the monitored metric, or the last, so that none is chosen
             on validation; a schedule that ends at a low learning rate makes the last a good one.
         accelerator: `auto` takes a GPU where there is one.
-        devices: processes on the CPU, or GPUs. Several of them make the steps that one would make on batches so many
-            times as large, but for what a process does by itself: dropout draws the same mask in each of them, and
-            batch norm takes the mean and variance of its part of a batch, of which the first process's are kept.
+        devices: processes on the CPU, or GPUs. Several make the steps that one would make on batches so many times as
+            large, but that dropout draws the same mask in each, that batch norm takes the mean and variance of its part
+            of a batch, of which the first process's are kept, and that an epoch's first images come again at its end
+            where images do not divide evenly.
         precision: of the arithmetic; bf16 is emulated, and slow, on many CPUs.
         patience: stop after so many epochs without a better monitored metric; null never stops early.
         ema_decay: average the weights exponentially with this decay; null uses them as they are.
@@ -45,8 +45,8 @@ class TrainerSettings:
         compile: compile the net for the training; pays off in long ones on a GPU.
         keep_freed_memory: keep freed blocks in the process (glibc).
         threads: of one process; null leaves it to torch.
-        checkpoint_minutes: between two checkpoints in the middle of an epoch; null for none but at a signal.
-        checkpoint_steps: the same, counted in steps.
+        checkpoint_minutes: no longer used, as `checkpoint_steps`: checkpoints are written after each epoch.
+        checkpoint_steps: see above; both are kept since they stand in stored configs.
     """
 
     max_epochs: Count
@@ -69,7 +69,13 @@ class TrainerSettings:
     checkpoint_steps: Count | None
 
     def __post_init__(self) -> None:
-        """Refuse what this machine does not have."""
+        """Refuse what this machine does not have, and warn of keys without effect."""
+        if (self.checkpoint_minutes, self.checkpoint_steps) != (10, None):
+            log.warning(
+                "trainer.checkpoint_minutes=%s trainer.checkpoint_steps=%s: without effect, since checkpoints are "
+                "written after each epoch",
+                *(self.checkpoint_minutes, self.checkpoint_steps),
+            )
         gpus = torch.cuda.device_count()
         if self.accelerator == "gpu" and self.devices > gpus:
             raise InputError(
@@ -77,16 +83,14 @@ class TrainerSettings:
                 "use; choose trainer=cpu, or trainer.accelerator=auto"
             )
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether Lightning will train on a GPU."""
+        return self.accelerator != "cpu" and torch.cuda.is_available()
+
 
 def build_trainer(settings: TrainerSettings, *, callbacks: list[Callback], logger: Logger, folder: Path) -> pl.Trainer:
-    """Make the trainer.
-
-    Args:
-        settings: the config group `trainer`.
-        callbacks: from `build_callbacks`.
-        logger: where metrics go.
-        folder: of whatever Lightning itself might write.
-    """
+    """Build Lightning's trainer; `folder` takes what Lightning itself might write."""
     return pl.Trainer(
         max_epochs=settings.max_epochs,
         accelerator=settings.accelerator,
@@ -100,8 +104,8 @@ def build_trainer(settings: TrainerSettings, *, callbacks: list[Callback], logge
         limit_val_batches=settings.limit_val_batches,
         deterministic=settings.deterministic,
         num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # our sampler shares the batches out
-        enable_progress_bar=False,  # `callbacks.Bar` is ours
+        use_distributed_sampler=False,  # EpochSampler is one
+        enable_progress_bar=False,  # see progress.ProgressBar
         enable_model_summary=False,
         log_every_n_steps=1,
         callbacks=callbacks,
@@ -114,16 +118,9 @@ def build_trainer(settings: TrainerSettings, *, callbacks: list[Callback], logge
 def fit(
     trainer: pl.Trainer, classifier: pl.LightningModule, data: pl.LightningDataModule, *, start: Path | None
 ) -> None:
-    """Train, from the beginning or from a checkpoint.
-
-    Args:
-        trainer: from `build_trainer`.
-        classifier: what is trained.
-        data: prepared.
-        start: the checkpoint to go on from; None for the beginning.
-    """
+    """Train, from the beginning (`start` is None) or from a checkpoint."""
     with warnings.catch_warnings():
-        if start is not None:  # both are as they should be: the data know where they stand
-            warnings.filterwarnings("ignore", ".*checkpoint that ended before the epoch ended.*")
+        if start is not None:  # these are as they should be
+            warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided.*")
             warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty.*")
         trainer.fit(classifier, datamodule=data, ckpt_path=start, weights_only=True)

@@ -12,10 +12,10 @@ from rich.table import Table
 
 from xray_pneumonia.data.files import find_files, printable
 from xray_pneumonia.data.images.sandbox import Decoders
-from xray_pneumonia.evaluation.overlay import read_overlay, thumbnail
-from xray_pneumonia.evaluation.quality import MEANINGS
+from xray_pneumonia.evaluation.gradcam import read_overlay, thumbnail
+from xray_pneumonia.evaluation.input_gate import FLAGS
 from xray_pneumonia.evaluation.report.build import render
-from xray_pneumonia.evaluation.report.model_card import LIMITS, USE
+from xray_pneumonia.evaluation.report.model_card import LIMITATIONS, USE
 from xray_pneumonia.evaluation.report.text import percent
 from xray_pneumonia.inference.bundle import Card
 from xray_pneumonia.inference.model import TrainedModel
@@ -23,7 +23,7 @@ from xray_pneumonia.workflows.prediction_files import TABLE, Row
 
 SHEET = "contact_sheet.html"
 SIDE = 160  # pixels of a thumbnail, at most; the model's image size where that is smaller
-LISTED = 200  # failed files on the page
+LISTED = 200  # failed files on the page, at most
 MEANS = {
     "look closer": "uncertain, or no film of the kind it knows",
     "pneumonia": "speaks for pneumonia",
@@ -32,8 +32,8 @@ MEANS = {
 
 
 @dataclass
-class Outcome:
-    """Counts of all rows, the films that are shown (the least certain first) and the first failed files."""
+class Summary:
+    """Counts of all rows, the rows that are shown (the least certain first) and the first failed files."""
 
     files: int = 0
     decisions: Counter[str] = field(default_factory=Counter)
@@ -42,65 +42,64 @@ class Outcome:
     shown: list[Row] = field(default_factory=list)
     failed: list[Row] = field(default_factory=list)
 
+    def count(self, row: Row) -> bool:
+        """Count a row; returns whether it holds an answer."""
+        self.files += 1
+        if row["error"]:
+            self.failures[row["error"]] += 1
+            self.failed += [row] if len(self.failed) < LISTED else []
+            return False
+        self.decisions[row["decision"]] += 1
+        self.flags.update(row["flags"])
+        return True
 
-def summarise(rows: Iterable[Row], *, shown: int) -> Outcome:
+
+def summarise(rows: Iterable[Row], *, shown: int) -> Summary:
     """Count in one pass, which keeps no more rows than are shown."""
-    outcome = Outcome()
-
-    def counted() -> Iterable[Row]:
-        for row in rows:
-            outcome.files += 1
-            if row["error"]:
-                outcome.failures[row["error"]] += 1
-                outcome.failed += [row] if len(outcome.failed) < LISTED else []
-                continue
-            outcome.decisions[row["decision"]] += 1
-            outcome.flags.update(row["flags"])
-            yield row
-
-    outcome.shown = nsmallest(shown, counted(), key=_certainty)
-    return outcome
+    summary = Summary()
+    summary.shown = nsmallest(shown, filter(summary.count, rows), key=_certainty)
+    return summary
 
 
 def _certainty(row: Row) -> tuple[bool, float]:
     return row["decision"] != "look closer", abs(row["probability"] - row["operating_point"])
 
 
-def write_sheet(folder: Path, outcome: Outcome, model: TrainedModel, decoders: Decoders, source: Path) -> None:
-    """Write the page; the films on it are decoded again, so that a continued run shows the old ones too."""
-    rows = {row["path"]: row for row in outcome.shown}
+def write_sheet(folder: Path, summary: Summary, model: TrainedModel, decoders: Decoders, source: Path) -> None:
+    """Write the page; its images are decoded again, so that a continued run shows the old ones too."""
+    rows = {row["path"]: row for row in summary.shown}
     pictures: dict[str, str] = {}
-    for batch in decoders.batches((found for found in find_files(source) if found.id in rows), 64):
+    for batch in decoders.batches((file for file in find_files(source) if file.id in rows), 64):
         for attempt in batch:
             if attempt.pixels is not None:
-                pictures[attempt.found.id] = thumbnail(attempt.pixels, side=SIDE)
+                pictures[attempt.file.id] = thumbnail(attempt.pixels, side=SIDE)
     maps = {
         row["path"]: thumbnail(read_overlay(folder / row["heat_map"]), side=SIDE)
-        for row in outcome.shown
+        for row in summary.shown
         if row["heat_map"] and (folder / row["heat_map"]).is_file()
     }
     page = render(
         "contact_sheet.html",
         figures={},
-        outcome=outcome,
+        outcome=summary,
         means=MEANS,
         pictures=pictures,
         maps=maps,
-        meanings=MEANINGS,
+        meanings=FLAGS,
         source=printable(str(source)),
         model=model.name,
         card=model.card,
         band=model.band,
-        rests=rests_on(model.card),
+        rests=describe_evidence(model.card),
         use=USE,
-        limits=LIMITS,
+        limits=LIMITATIONS,
         when=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
     (folder / SHEET).write_text(page, encoding="utf-8")
 
 
-def rests_on(card: Card) -> str:
-    """Say in one or two sentences what the numbers rest on."""
+def describe_evidence(card: Card) -> str:
+    """Describe in one or two sentences on which images the model was trained and validated."""
     known = card.evidence
     if not known:
         return "The model's card does not say on how many patients it was trained and validated."
@@ -113,25 +112,25 @@ def rests_on(card: Card) -> str:
     )
 
 
-def print_outcome(outcome: Outcome, model: TrainedModel, folder: Path, console: Console) -> None:
-    """Print counts, failures, where the answers are and what they rest on."""
-    answered = sum(outcome.decisions.values())
-    title = f"{answered} of {outcome.files} files answered; operating point {model.card.operating_point:.4f}"
+def print_summary(summary: Summary, model: TrainedModel, folder: Path, console: Console) -> None:
+    """Print counts, failures, where the answers are and how the model was validated."""
+    answered = sum(summary.decisions.values())
+    title = f"{answered} of {summary.files} files answered; operating point {model.card.operating_point:.4f}"
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("decision")
     table.add_column("files", justify="right")
     table.add_column("share", justify="right")
     table.add_column("means")
     for name, meaning in MEANS.items():
-        count = outcome.decisions[name]
+        count = summary.decisions[name]
         table.add_row(name, str(count), percent(count / answered) if answered else "", meaning)
-    for place, (code, count) in enumerate(outcome.failures.most_common()):
+    for place, (code, count) in enumerate(summary.failures.most_common()):
         meaning = "likewise" if place else "could not be read; see the column message"
         table.add_row(f"[red]{code}[/red]", str(count), "", meaning)
     console.print(table)
-    for name, count in outcome.flags.most_common():
-        console.print(f"Flag {name}: {count} ({MEANINGS[name]})", highlight=False)
-    console.print(f"Model {model.name}. {rests_on(model.card)}", highlight=False, markup=False)
+    for name, count in summary.flags.most_common():
+        console.print(f"Flag {name}: {count} ({FLAGS[name]})", highlight=False)
+    console.print(f"Model {model.name}. {describe_evidence(model.card)}", highlight=False, markup=False)
     console.print("A second opinion beside a radiologist's reading; no medical device.", highlight=False)
     print(f"Answers: {folder / TABLE}\nContact sheet: {folder / SHEET}")
-    print(f"output={folder} files={outcome.files} failed={sum(outcome.failures.values())}", flush=True)
+    print(f"output={folder} files={summary.files} failed={sum(summary.failures.values())}", flush=True)

@@ -1,14 +1,15 @@
-"""`xray doctor`: the machine, the packages, the store, what is unsent, and runs that nobody runs."""
+"""Reports on the machine, the packages, the store, unsent runs and dead ones (`xray doctor`); imports no torch."""
 
 import os
 import platform
+import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import requires, version
 from pathlib import Path
 
 import psutil
-import torch
 from omegaconf import DictConfig
 from packaging.requirements import Requirement
 from rich.console import Console
@@ -18,11 +19,17 @@ from rich.table import Table
 from xray_pneumonia.config import Node, anchor, build, check
 from xray_pneumonia.errors import InputError, Unwell
 from xray_pneumonia.tracking import sync
-from xray_pneumonia.tracking.store import Store, TrackingSettings, masked, open_existing_any, resolve_uri
+from xray_pneumonia.tracking.provenance import cpu
+from xray_pneumonia.tracking.replay import STAGED
+from xray_pneumonia.tracking.spool import spools
+from xray_pneumonia.tracking.store import Store, TrackingSettings, masked, open_database, resolve_uri
+from xray_pneumonia.tracking.store_errors import query
 
+LOADER_MODULE = "xray_pneumonia.workflows.serve"  # with which MLflow opens the bundles that version 0.1.0 spooled
 LOW = 5 * 2**30  # bytes; a sweep's checkpoints need that soon
 SHARED = Path("/dev/shm")
-LOW_SHARED = 2**28  # bytes; workers hand batches over through it
+LOW_SHARED = 2**28  # bytes; workers pass batches through it
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # of NVIDIA, of NVIDIA in Windows' Linux, of AMD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +44,14 @@ class DoctorConfig:
 
 @dataclass
 class Report:
-    """Rows (what, how it is, a remark), and what a person must see to."""
+    """Rows (subject, finding, problem), and the problems that a person must see to."""
 
     rows: list[tuple[str, str, str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
-    def say(self, what: str, how: str, problem: str = "") -> None:
+    def add(self, subject: str, finding: str, problem: str = "") -> None:
         """Add a row; `problem` names what is wrong with it and the cure."""
-        self.rows.append((what, how, problem))
+        self.rows.append((subject, finding, problem))
         self.problems += [problem] if problem else []
 
 
@@ -60,7 +67,7 @@ def main(cfg: DictConfig) -> None:
     report = Report()
     _machine(report)
     _packages(report)
-    _space(report, home)
+    _disks(report, home)
     store = _store(report, tracking, home)
     if cfg.sync:
         _sync(report, tracking, home)
@@ -74,14 +81,21 @@ def main(cfg: DictConfig) -> None:
 
 
 def _machine(report: Report) -> None:
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    report.say("system", f"{platform.system()} {platform.release()}, Python {platform.python_version()}")
+    report.add("system", f"{platform.system()} {platform.release()}, Python {platform.python_version()}")
     memory = psutil.virtual_memory()
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    kind, load = torch.backends.cpu.get_cpu_capability(), os.getloadavg()[0]
-    report.say("processor", f"{usable} cores ({kind}), load {load:.1f}")
-    report.say("memory", f"{_size(memory.available)} of {_size(memory.total)} free")
-    report.say("GPU", ", ".join(gpus) or "none that torch can use")
+    report.add("processor", f"{usable} cores ({cpu()['cpu']}), load {os.getloadavg()[0]:.1f}")
+    report.add("memory", f"{_size(memory.available)} of {_size(memory.total)} free")
+    report.add("GPU", ", ".join(_gpus()) or "none that torch can use")
+
+
+def _gpus() -> list[str]:
+    """Name the GPUs that torch can use; it takes a second to import, so only where there may be one."""
+    if not any(os.path.exists(path) for path in GPU_DEVICES):
+        return []
+    import torch
+
+    return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
 
 
 def _packages(report: Report) -> None:
@@ -90,51 +104,52 @@ def _packages(report: Report) -> None:
         if need.marker is None or need.marker.evaluate({"extra": ""}):
             found = version(need.name)
             wrong = not need.specifier.contains(found, prereleases=True)
-            report.say(need.name, found, f"{need.name} {found}: install {need.name}{need.specifier}" if wrong else "")
+            report.add(need.name, found, f"{need.name} {found}: install {need.name}{need.specifier}" if wrong else "")
 
 
-def _space(report: Report, home: Path) -> None:
+def _disks(report: Report, home: Path) -> None:
     places = {f"disk of {home}": (home, LOW), "disk for temporary files": (Path(tempfile.gettempdir()), LOW)}
     places |= {"shared memory": (SHARED, LOW_SHARED)} if SHARED.is_dir() else {}
-    for what, (place, least) in places.items():
-        free = sync.free(place)
+    for subject, (place, least) in places.items():
+        free = shutil.disk_usage(next(path for path in [place, *place.parents] if path.exists())).free
         problem = f"{place}: {_size(free)} free are few; make room" if free < least else ""
-        report.say(what, f"{_size(free)} free", problem)
+        report.add(subject, f"{_size(free)} free", problem)
 
 
 def _store(report: Report, tracking: TrackingSettings, home: Path) -> Store | None:
-    """Ask the store for its experiments; makes nothing."""
+    """Ask the store for its experiments; creates nothing."""
     uri = resolve_uri(tracking.uri, home)
     try:
-        store, count = open_existing_any(tracking, home=home)
+        store = open_database(tracking, home=home)
+        count = len(query(uri, lambda: store.client.search_experiments()))
     except InputError as error:
         if "there is no such database" in str(error):
-            report.say("store", f"{masked(uri)}: none yet; the first run makes it")
+            report.add("store", f"{masked(uri)}: none yet; the first run makes it")
         else:
-            report.say("store", masked(uri), str(error))
+            report.add("store", masked(uri), str(error))
         return None
-    report.say("store", f"{masked(uri)}: answers, {count} experiments")
+    report.add("store", f"{masked(uri)}: answers, {count} experiments")
     return store
 
 
 def _sync(report: Report, tracking: TrackingSettings, home: Path) -> None:
     waiting = len(sync.unsent(home))
     quiet = not Console(stderr=True).is_terminal
-    sent = sync.sync(resolve_uri(tracking.uri, home), home)
+    sent = sync.sync(resolve_uri(tracking.uri, home), home, loader_module=LOADER_MODULE)
     for one in track(sent, "Sending", total=waiting, console=Console(stderr=True), disable=quiet, transient=True):
         other = f", in MLflow {one.mlflow_id}" if one.mlflow_id not in {None, one.run_id} else ""
         done = "not sent" if one.problem else f"sent, {one.status}"
-        report.say(f"run {one.run_id}", done + other, f"run {one.run_id}: {one.problem}" if one.problem else "")
+        report.add(f"run {one.run_id}", done + other, f"run {one.run_id}: {one.problem}" if one.problem else "")
 
 
 def _unsent(report: Report, home: Path, *, syncing: bool) -> int:
     waiting = sync.unsent(home)
     for one in waiting if not syncing else ():
-        state = one.ended or "killed"
+        state = one.status or "killed"
         refused = f", {one.refused} refused by the store for ever" if one.refused else ""
-        report.say(f"run {one.run_id}", f"unsynced, {state}: {one.entries} entries{refused}; `xray doctor sync`")
+        report.add(f"run {one.run_id}", f"unsynced, {state}: {one.entries} entries{refused}; `xray doctor sync`")
     if not waiting:
-        report.say("unsent", "nothing")
+        report.add("unsent", "nothing")
     return len(waiting)
 
 
@@ -142,28 +157,36 @@ def _stale(report: Report, store: Store, home: Path, *, mark: bool) -> int:
     """Find runs whose process is gone."""
     found = sync.stale(store, home)
     if mark:
-        sync.mark(store, found)
+        sync.mark_killed(store, found)
     for run in found:
         done = "marked KILLED" if mark else "mark=true marks it KILLED"
-        report.say(f"run {run.run_id}", f"RUNNING, but pid {run.tags['pid']} on {run.tags['host']} is gone: {done}")
+        report.add(f"run {run.run_id}", f"RUNNING, but pid {run.tags['pid']} on {run.tags['host']} is gone: {done}")
     if not found:
-        report.say("runs nobody runs", "none")
+        report.add("runs whose process is gone", "none")
     return len(found)
 
 
 def _leftovers(report: Report, home: Path) -> None:
-    kept = sync.leftovers(home)
+    kept = _staged_sizes(home)
     if kept:
         total = _size(sum(kept.values()))
-        report.say("local copies", f"{len(kept)} runs, {total}, all in the store; rm -r {home / 'staged'} frees it")
+        report.add("local copies", f"{len(kept)} runs, {total}, all in the store; rm -r {home / STAGED} frees it")
+
+
+def _staged_sizes(home: Path) -> Mapping[str, int]:
+    """Size in bytes of staged files, by run, that no spool waits to send."""
+    waiting = {spool.run_id for spool in spools(home)}
+    folders = [path for path in (home / STAGED).glob("*") if path.is_dir() and path.name not in waiting]
+    return {path.name: sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) for path in folders}
 
 
 def _print(report: Report) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for what, how, problem in report.rows:
-        table.add_row(what, f"{how}{': ' if how and problem else ''}[bold red]{problem}[/]" if problem else how)
+    for subject, finding, problem in report.rows:
+        separator = ": " if finding and problem else ""
+        table.add_row(subject, f"{finding}{separator}[bold red]{problem}[/]" if problem else finding)
     Console(width=None if Console().is_terminal else 120, highlight=False).print(table)
 
 

@@ -1,9 +1,8 @@
-"""`xray evaluate`: judge a trained model on a split, with intervals, in one report."""
+"""Runs `xray evaluate`: assesses a trained model on a split, with intervals, in one report."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
@@ -15,10 +14,9 @@ from xray_pneumonia.config import Node, anchor, build, check, leaves, plain
 from xray_pneumonia.data.audit import Broken
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import predictions
-from xray_pneumonia.evaluation.assessment import Judgement, judge
-from xray_pneumonia.evaluation.comparison import Difference, compare
-from xray_pneumonia.evaluation.report.model_card import checklist_answers, model_facts
-from xray_pneumonia.evaluation.report.text import SPLITS, TITLES, number, times
+from xray_pneumonia.evaluation.metrics import METRICS
+from xray_pneumonia.evaluation.report.build import NUMBERS, PAGE, Context, Report, Rival, assess_and_report
+from xray_pneumonia.evaluation.report.text import SPLITS, number, times
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.stored_config import load_stored
@@ -27,8 +25,6 @@ from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.store import masked, open_store
 from xray_pneumonia.training import performance
-from xray_pneumonia.workflows.closer_look import learn_gate, look_closer
-from xray_pneumonia.workflows.dossier import Dossier, write_dossier
 from xray_pneumonia.workflows.evaluation_data import (
     RECORD_COLUMNS,
     HeldOut,
@@ -38,12 +34,13 @@ from xray_pneumonia.workflows.evaluation_data import (
     training_leaks,
 )
 from xray_pneumonia.workflows.find_model import EvaluatedModel, find_compared, find_evaluated
+from xray_pneumonia.workflows.training_run import COMPUTING, public_config
 
 DRIFT = 0.05  # logits of one model on one image differ less between machines
 log = logging.getLogger(__name__)
 
 
-class Films(TypedDict):
+class EvaluationFolder(TypedDict):
     """The keys of `data`."""
 
     root: str | None
@@ -60,7 +57,7 @@ class EvaluateConfig:
     split: Split
     compare_to: str | list[str] | None
     operating_point: str
-    data: Films
+    data: EvaluationFolder
     evaluation: Node
     tracking: Node
 
@@ -68,7 +65,7 @@ class EvaluateConfig:
 def main(cfg: DictConfig) -> None:
     """Evaluate and print."""
     anchor(cfg)
-    values = check(cfg, EvaluateConfig)
+    check(cfg, EvaluateConfig)
     settings: EvaluationSettings = build(cfg.evaluation)
     home, tracking = Path(cfg.home), build(cfg.tracking)
     store = open_store(tracking, home=home)
@@ -92,46 +89,52 @@ def main(cfg: DictConfig) -> None:
     store = evaluated.runs[0].store
     name = tracking.run_name or f"{cfg.split}: {evaluated.model.name}"[:250]
     with start_run(store, name=name, tags=tags, system_metrics=False) as run:
-        _record_origin(run, cfg, values, held_out)
-        judgement, dossier, (what, where) = evaluate(run, evaluated, held_out, settings, other=other)
-    _print(judgement, dossier, Console(width=None if Console().is_terminal else 100))
-    print(f"{what}: {where}")
+        _record_origin(run, cfg, held_out)
+        folder = run.path(f"evaluation/{cfg.split}/{NUMBERS}").parent
+        report = evaluate(run, folder, evaluated, held_out, settings, other=other)
+    _print(report, Console(width=None if Console().is_terminal else 100))
+    print(f"Report: {folder / PAGE}" if settings.report else f"Numbers: {folder / NUMBERS}")
     print(f"See it: mlflow ui --backend-store-uri {masked(store.uri)}")
-    print(f"run_id={run.run_id} {cfg.split}/auroc={judgement.at_point['auroc'].value:.6f}", flush=True)
+    print(f"run_id={run.run_id} {cfg.split}/auroc={report.assessment.at_point['auroc'].value:.6f}", flush=True)
 
 
 def evaluate(
     run: Run,
+    folder: Path,
     evaluated: EvaluatedModel,
     held_out: HeldOut,
     settings: EvaluationSettings,
     *,
     other: EvaluatedModel | None,
-) -> tuple[Judgement, Dossier, tuple[str, Path]]:
-    """Open the split, predict, judge and write the dossier into a run; the ledger comes first."""
+) -> Report:
+    """Open the split, predict, assess and record; the ledger is written before anything is predicted."""
+    model = evaluated.model
     openings = _open(evaluated, held_out)
     table = _predict(evaluated, held_out)
-    chosen_on = table if held_out.split == "val" and evaluated.validation is None else evaluated.validation
-    judgement = judge(table, evaluated.model.decision, settings, validation=chosen_on)
-    dossier = _dossier(evaluated, held_out, judgement, settings, openings=openings)
-    if other is not None:
-        dossier.rival, dossier.differences = other.model.name, _compare(judgement, other.model, held_out, settings)
-    model = evaluated.model
-    gate = (model.gate or learn_gate(held_out)) if settings.report else None
-    net, logits = model.require_net(), model.uncalibrated_logits
-    look_closer(dossier, judgement, held_out, settings, net=net, predict=logits, gate=gate)
-    written = write_dossier(run, dossier, judgement, held_out.images, settings)
-    run.log_metrics({f"{held_out.split}/{name}": value for name, value in judgement.metrics().items()})
-    run.set_tags({"openings": len(openings), "chosen_after_opening": any(dossier.chosen_after.values())})
-    return judgement, dossier, written
+    context = _context(evaluated, held_out, openings)
+    report = assess_and_report(
+        folder,
+        table,
+        held_out.images,
+        model.decision,
+        settings,
+        context=context,
+        net=model.require_net(),
+        predict=model.uncalibrated_logits,
+        gate=(model.gate or held_out.fit_gate()) if settings.report else None,
+        validation=table if held_out.split == "val" and evaluated.validation is None else evaluated.validation,
+        rival=None if other is None else _predict_rival(other.model, held_out, table),
+    )
+    run.log_metrics({f"{held_out.split}/{name}": value for name, value in report.assessment.metrics().items()})
+    run.set_tags({"openings": len(openings), "chosen_after_opening": any(context.chosen_after.values())})
+    return report
 
 
-def _record_origin(run: Run, cfg: DictConfig, values: dict[str, Any], held_out: HeldOut) -> None:
-    public = cfg.copy()
-    public.tracking.uri = masked(cfg.tracking.uri) if cfg.tracking.uri else None
+def _record_origin(run: Run, cfg: DictConfig, held_out: HeldOut) -> None:
+    public = public_config(cfg)
     run.log_config(OmegaConf.to_yaml(public, resolve=True))
     run.log_params(dict(leaves(plain(public))))
-    run.log_provenance(collect())
+    run.log_provenance(collect(COMPUTING))
     run.set_tags({"records_fingerprint": held_out.fingerprint})
     run.log_dataset(
         name=Path(held_out.root).name, digest=held_out.fingerprint, source=held_out.root, stage=held_out.split
@@ -139,9 +142,9 @@ def _record_origin(run: Run, cfg: DictConfig, values: dict[str, Any], held_out: 
 
 
 def _open(evaluated: EvaluatedModel, held_out: HeldOut) -> list[Opening]:
-    """Write the opening to the ledger, before anything is predicted."""
+    """Write the opening to the ledger; returns all openings of these images."""
     run = evaluated.runs[0]
-    found = record_opening(
+    openings = record_opening(
         run.store,
         split=held_out.split,
         fingerprint=held_out.fingerprint,
@@ -150,11 +153,10 @@ def _open(evaluated: EvaluatedModel, held_out: HeldOut) -> list[Opening]:
         config_sha256=",".join(run.tags.get("config_sha256", "") for run in evaluated.runs),
         runs=[run.run_id for run in evaluated.runs],
     )
-    if len(found) > 1:
-        log.warning(
-            "these images have been opened %s before; the experiment `ledger` says by whom", times(len(found) - 1)
-        )
-    return found
+    if len(openings) > 1:
+        before = times(len(openings) - 1)
+        log.warning("these images have been opened %s before; the experiment `ledger` says by whom", before)
+    return openings
 
 
 def _predict(evaluated: EvaluatedModel, held_out: HeldOut) -> pd.DataFrame:
@@ -178,82 +180,61 @@ def _require_unaltered(run_id: str, validation: pd.DataFrame, table: pd.DataFram
         )
 
 
-def _dossier(
-    evaluated: EvaluatedModel,
-    held_out: HeldOut,
-    judgement: Judgement,
-    settings: EvaluationSettings,
-    *,
-    openings: list[Opening],
-) -> Dossier:
-    config = plain(load_stored(evaluated.runs[0].config, origin=f"run_id={evaluated.runs[0].run_id}"))
+def _predict_rival(model: TrainedModel, held_out: HeldOut, table: pd.DataFrame) -> Rival:
+    logits = model.uncalibrated_logits(held_out.images, progress="Predicting with the other model")
+    table = table.assign(logit=logits)
+    predictions.require_usable(table, name="compare_to")
+    return Rival(model.name, model.decision.calibration.apply(table), model.decision.threshold)
+
+
+def _context(evaluated: EvaluatedModel, held_out: HeldOut, openings: list[Opening]) -> Context:
     runs = evaluated.runs
     counts = {
         run.run_id: opened_before(run.store, experiment=run.store.experiment_name, started=run.started) for run in runs
     }
-    return Dossier(
+    facts = {}
+    if len(runs) > 1:
+        facts["Ensemble"] = f"the mean of the calibrated logits of {len(runs)} models, judged as one"
+    if evaluated.validation is None:
+        facts["Origin"] = (
+            "a folder, not a run of this store, whose ledger cannot tell what was opened before its training"
+        )
+    return Context(
         model=evaluated.model.name,
         split=held_out.split,
         run_ids=[run.run_id for run in runs],
-        facts=model_facts(config, runs[0].tags, judgement, settings)
-        | _of_ensemble(evaluated)
-        | _of_its_past(evaluated),
-        answers=checklist_answers(config, held_out.records, judgement, split=held_out.split, openings=len(openings)),
-        openings=openings,
+        config=plain(load_stored(runs[0].config, origin=f"run_id={runs[0].run_id}")),
+        tags=runs[0].tags,
+        facts=facts,
+        openings=[asdict(opening) | {"when": opening.when} for opening in openings],
         chosen_after={run_id: count for run_id, count in counts.items() if count},
         leaks=training_leaks(runs[0], held_out.records) if held_out.split != "val" else None,
         elsewhere=held_out.elsewhere,
     )
 
 
-def _of_ensemble(evaluated: EvaluatedModel) -> dict[str, str]:
-    if len(evaluated.runs) == 1:
-        return {}
-    return {"Ensemble": f"the mean of the calibrated logits of {len(evaluated.runs)} models, judged as one"}
-
-
-def _of_its_past(evaluated: EvaluatedModel) -> dict[str, str]:
-    if evaluated.validation is not None:
-        return {}
-    return {"Origin": "a folder, not a run of this store, whose ledger cannot tell what was opened before its training"}
-
-
-def _compare(
-    judgement: Judgement, model: TrainedModel, held_out: HeldOut, settings: EvaluationSettings
-) -> list[Difference]:
-    logits = model.uncalibrated_logits(held_out.images, progress="Predicting with the other model")
-    table = judgement.table.assign(logit=logits)
-    predictions.require_usable(table, name="compare_to")
-    return compare(
-        judgement.table,
-        model.decision.calibration.apply(table),
-        thresholds=(judgement.decision.threshold, model.decision.threshold),
-        replicates=settings.replicates,
-        seed=settings.seed,
-    )
-
-
-def _print(judgement: Judgement, dossier: Dossier, console: Console) -> None:
+def _print(report: Report, console: Console) -> None:
+    assessment, context = report.assessment, report.context
     title = (
-        f"{SPLITS[dossier.split].capitalize()}: {judgement.images} images of {judgement.patients} patients; operating "
-        f"point {judgement.decision.threshold:.4f} ({judgement.decision.policy})"
+        f"{SPLITS[context.split].capitalize()}: {assessment.images} images of {assessment.patients} patients; "
+        f"operating point {assessment.decision.threshold:.4f} ({assessment.decision.policy})"
     )
     rows = Table(title=title, title_justify="left", title_style="bold")
-    for column in ("metric", "value (95 % interval)", "at 0.5", *(["other", "p"] if dossier.differences else [])):
+    for column in ("metric", "value (95 % interval)", "at 0.5", *(["other", "p"] if report.differences else [])):
         rows.add_column(column)
-    differences = {one.name: one for one in dossier.differences}
-    for name, words in TITLES.items():
+    differences = {one.name: one for one in report.differences}
+    for name, metric in METRICS.items():
         other = [differences[name].second, differences[name].p_value] if differences else []
-        plain = [number(value) for value in (judgement.at_half[name].value, *other)]
-        rows.add_row(words, str(judgement.at_point[name]), *plain)
+        numbers = [number(value) for value in (assessment.at_half[name].value, *other)]
+        rows.add_row(metric.title, str(assessment.at_point[name]), *numbers)
     console.print(rows)
-    if dossier.split == "val":
+    if context.split == "val":
         console.print("Calibration and operating point were chosen on these images, so they flatter.")
-    if dossier.openings:
-        count = len(dossier.openings)
+    if context.openings:
+        count = len(context.openings)
         when = "just now" if count == 1 else "this one included"
         console.print(f"Ledger: these images were opened {times(count)}, {when}.")
-    if dossier.leakage:
-        console.print(dossier.leakage)
-    for run_id, count in dossier.chosen_after.items():
+    if context.leakage:
+        console.print(context.leakage)
+    for run_id, count in context.chosen_after.items():
         console.print(f"Run {run_id} was trained after a test had been opened {times(count)} for its experiment.")

@@ -1,4 +1,4 @@
-"""The images that a model is judged on: its own validation split, a test split, another hospital's folder."""
+"""Opens the images that a model is evaluated on: its validation split, a test split, another hospital's folder."""
 
 import hashlib
 import logging
@@ -17,7 +17,7 @@ from xray_pneumonia.data.images.cache import open_cache
 from xray_pneumonia.data.records import fingerprint, scan_external
 from xray_pneumonia.data.splits import in_other_splits
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.evaluation.input_gate import MOST
+from xray_pneumonia.evaluation.input_gate import MOST, Gate, fit_gate
 from xray_pneumonia.stored_config import load_stored
 from xray_pneumonia.tracking.stored_runs import StoredRun
 from xray_pneumonia.types import Gray
@@ -32,27 +32,33 @@ log = logging.getLogger(__name__)
 class HeldOut:
     """The records of a split (index 0..N-1) and their images (N, H, W).
 
-    `films` are training films and `validation` the model's validation films, where they are at hand. `elsewhere` counts
-    the records whose film is in another split of the folder too, by its bytes or its looks; None without such a folder.
+    `training` holds training images and `validation` the model's validation images, where they are known. `elsewhere`
+    counts the records whose image is in another split of the folder too, by bytes or looks; None without other splits.
     """
 
     split: Split
     root: str
     records: pd.DataFrame
     images: Gray
-    films: Gray | None
+    training: Gray | None
     validation: Gray | None
     elsewhere: int | None = None
 
     @property
     def fingerprint(self) -> str:
-        """The identity of these records: names, images, labels and split; 64 hex digits."""
+        """Identify the records: names, images, labels and split; 64 hex digits."""
         return fingerprint(self.records)
 
     @property
     def contents(self) -> str:
-        """The identity of these images, whatever they are called and wherever they stand; 64 hex digits."""
+        """Identify the images, whatever they are called and wherever they are; 64 hex digits."""
         return hashlib.sha256("".join(sorted(set(self.records["sha256"]))).encode()).hexdigest()
+
+    def fit_gate(self) -> Gate | None:
+        """Fit an input gate, where training and validation images are known."""
+        if self.training is None or self.validation is None:
+            return None
+        return fit_gate(self.training, self.validation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +85,10 @@ def open_split(
         run: whose config it is.
         split: which.
         root: another folder than the config's.
-        broken: what to do with files that cannot be read; None does as the config says, and refuses them elsewhere.
+        broken: what to do with files that cannot be read; None does as the config says, and refuses external ones.
         home: where caches are.
         image_size: of the model, in pixels.
-        validation_ids: of the images that it was chosen on; None where only the cut itself tells.
+        validation_ids: of the images that it was chosen on; None where only the split itself tells.
 
     Raises:
         InputError: the data are not those of the run, or not what was expected of them.
@@ -90,12 +96,12 @@ def open_split(
     if split == "external":
         if root is None:
             raise InputError("data.root=null: split=external needs data.root=DIR, the folder of the other hospital")
-        return _external(root, broken=broken or "refuse", home=home, image_size=image_size)
+        return _open_external(root, broken=broken or "refuse", home=home, image_size=image_size)
     stored = _stored_data(run)
     stored.data.cache_dir = str(home / "cache")
     if root is not None:
         stored.data.root, stored.data.synthetic_patients = root, None
-    elif stored.data.synthetic_patients is not None:  # a stored config does not choose where films are drawn
+    elif stored.data.synthetic_patients is not None:  # a stored config does not choose where images are generated
         stored.data.root = str(home / "synthetic" / str(stored.data.synthetic_patients))
     if split == "test":
         stored.data.max_images = None
@@ -114,7 +120,7 @@ def open_split(
 
 
 def _stored_data(run: StoredRun) -> DictConfig:
-    """Read the data part of a stored config; it is input like any other, and checked like it."""
+    """Read the data part of a stored config; it is checked like any other input."""
     whole = load_stored(run.config, origin=f"run_id={run.run_id}", sha256=run.tags["config_sha256"])
     if not {"data", "augmentation"} <= set(whole):
         raise InputError(f"run_id={run.run_id}: its config.yaml names no data")
@@ -135,7 +141,7 @@ def _prepare(run: StoredRun, data: XRayDataModule, stored: DictConfig) -> None:
 
 
 def _open_test(data: XRayDataModule, stored: DictConfig) -> None:
-    """Pass the gate with the films of the test split alone: what ails the others harms no figure on it."""
+    """Audit the test split alone: what is wrong with the other splits changes no figure on it."""
     data.open()
     own = data.records[data.records["split"] == "test"]
     if own.empty:
@@ -143,21 +149,21 @@ def _open_test(data: XRayDataModule, stored: DictConfig) -> None:
             f"data.root={stored.data.root}: holds no split called test; name a folder that does with data.root=DIR, or "
             "use split=external for a folder of NORMAL and PNEUMONIA"
         )
-    _pass(examine(own, data.images), stored.data.broken)
+    _require_clean(examine(own, data.images), stored.data.broken)
     for finding in data.audit.findings:
         if finding.code.endswith(("_across_splits", "_labels")):
             log.warning("in the whole folder, %s", finding)
 
 
-def _pass(findings: Audit, broken: Broken) -> None:
-    """Refuse what would make the figures a lie, and log what else was found."""
+def _require_clean(findings: Audit, broken: Broken) -> None:
+    """Refuse errors in the data, and log what else was found."""
     findings.require_clean(broken=broken)
     for finding in findings.findings:
         log.warning("%s", finding)
 
 
 def cut(data: XRayDataModule, split: Split, root: str, validation_ids: set[str]) -> HeldOut:
-    """Cut a split out of opened data, and beside it a sample of training films and the validation films."""
+    """Cut a split out of opened data, together with a sample of training images and the validation images."""
     readable = data.records["error"] == ""
     rows = np.flatnonzero(data.records["split"].eq(split) & readable)
     chosen_on = data.records["id"].isin(validation_ids)
@@ -165,22 +171,22 @@ def cut(data: XRayDataModule, split: Split, root: str, validation_ids: set[str])
     known = known[np.linspace(0, len(known) - 1, min(MOST, len(known))).astype(int)]
     records = data.records.iloc[rows].reset_index(drop=True)
     parts = (known, np.flatnonzero(chosen_on & readable))
-    films, validation = (np.asarray(data.images[part]) if len(part) else None for part in parts)
+    training, validation = (np.asarray(data.images[part]) if len(part) else None for part in parts)
     alone = split != "test" or data.records["split"].eq("test").all()
     elsewhere = None if alone else int(in_other_splits(data.records["split"], data.audit.twins)[rows].sum())
-    return HeldOut(split, root, records, np.asarray(data.images[rows]), films, validation, elsewhere)
+    return HeldOut(split, root, records, np.asarray(data.images[rows]), training, validation, elsewhere)
 
 
-def _external(root: str, *, broken: Broken, home: Path, image_size: int) -> HeldOut:
+def _open_external(root: str, *, broken: Broken, home: Path, image_size: int) -> HeldOut:
     cache = open_cache(scan_external(root), folder=home / "cache", image_size=image_size)
-    _pass(audit(cache), broken)
+    _require_clean(audit(cache), broken)
     readable = np.flatnonzero(cache.records["error"] == "")
     records = cache.records.iloc[readable].reset_index(drop=True)
     return HeldOut("external", root, records, np.asarray(cache.images[readable]), None, None)
 
 
 def training_leaks(run: StoredRun, records: pd.DataFrame) -> int | None:
-    """Count the images whose very bytes the run was trained on; None where the run does not say."""
+    """Count the images whose very bytes the run was trained on; None where the run does not list them."""
     try:
         trained = pd.read_csv(run.artifact("records.csv"), usecols=["sha256", "split"], dtype=str)
     except (InputError, ValueError):
@@ -189,10 +195,10 @@ def training_leaks(run: StoredRun, records: pd.DataFrame) -> int | None:
 
 
 def require_comparable(held_out: HeldOut, evaluated: EvaluatedModel, other: EvaluatedModel | None) -> None:
-    """Refuse a split that the models were trained on, or models that read images of different sizes.
+    """Refuse a split that one of the models was trained on, and models that take images of different sizes.
 
     Raises:
-        InputError: they may have been, or do.
+        InputError: it may have been, or they do.
     """
     known = evaluated.validation
     if held_out.split == "val" and known is not None and set(held_out.records["id"]) != set(known["id"]):
@@ -212,7 +218,7 @@ def require_comparable(held_out: HeldOut, evaluated: EvaluatedModel, other: Eval
 
 
 def _validated_on(evaluated: EvaluatedModel) -> set[str] | str:
-    """Identify a validation split by its images, or by the cut records where a folder holds no predictions."""
+    """Identify a validation split by its images, or by the records of the training where no predictions are known."""
     if evaluated.validation is None:
         return evaluated.runs[0].tags["records_fingerprint"]
     return set(evaluated.validation["id"])

@@ -1,12 +1,12 @@
-"""`xray explore`: look at a data set before anything is trained on it."""
+"""Runs `xray explore`: counts, figures and audit of a data set, before anything is trained on it."""
 
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -21,6 +21,9 @@ from xray_pneumonia.evaluation.report.build import render
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.store import masked, open_store
 from xray_pneumonia.types import CLASSES, Seed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 SHOWN = 12  # sample images of each class
@@ -81,7 +84,7 @@ def _record(run: Run, cfg: DictConfig, data: XRayDataModule, augmentation: Augme
     run.path("explore.html").write_text(page, encoding="utf-8")
 
 
-def _pictures(data: XRayDataModule, augmentation: Augmentation, seed: int) -> dict[str, Figure]:
+def _pictures(data: XRayDataModule, augmentation: Augmentation, seed: int) -> "dict[str, Figure]":
     readable = data.records[data.records["error"] == ""]
     pictures = {"Class balance": figures.class_balance(data.records)}
     for label, name in enumerate(CLASSES):
@@ -94,7 +97,7 @@ def _pictures(data: XRayDataModule, augmentation: Augmentation, seed: int) -> di
     return pictures
 
 
-def _augmented(data: XRayDataModule, augmentation: Augmentation, row: int, seed: int) -> Figure:
+def _augmented(data: XRayDataModule, augmentation: Augmentation, row: int, seed: int) -> "Figure":
     """Show one image as six epochs would see it."""
     image = np.asarray(data.images[[row]])
     seen = [augmentation(image, seed=seed, epoch=epoch, records=[row])[0] for epoch in range(6)]

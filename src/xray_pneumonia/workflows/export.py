@@ -1,4 +1,4 @@
-"""`xray export`: writes a trained model as one ONNX file or one folder, kept only if it gives the same answers."""
+"""Runs `xray export`: writes a trained model as one ONNX file or one folder, kept only if it gives the same answers."""
 
 import logging
 import os
@@ -52,7 +52,7 @@ class ExportConfig:
 
 
 def main(cfg: DictConfig) -> None:
-    """Export and say what was checked."""
+    """Export, and print what was compared."""
     anchor(cfg)
     check(cfg, ExportConfig)
     if (cfg.run_id is None) == (cfg.model is None):

@@ -2,10 +2,10 @@
 
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ from xray_pneumonia.config import build
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import calibration, predictions
 from xray_pneumonia.evaluation.abstention import fit_band
-from xray_pneumonia.evaluation.decision import FIXED, Decision, decide_calibrated
+from xray_pneumonia.evaluation.assessment import FIXED, Decision, decide
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.inference.bundle import CARD
 from xray_pneumonia.inference.ensemble import ENSEMBLE
@@ -112,39 +112,32 @@ def find_evaluated(store: Store, cfg: DictConfig, settings: EvaluationSettings) 
     """
     if (cfg.run_id is None) == (cfg.model is None):
         raise InputError("run_id, model: name one of them: run_id=ID, or model=NAME of one that `xray predict` reads")
-    if cfg.model is not None:
-        return _find_named(store, cfg, settings, cfg.model, key="model")
-    return load_runs(store, _listed(cfg.run_id), settings, operating_point=cfg.operating_point)
+    named = [cfg.run_id] if isinstance(cfg.run_id, str) else cfg.run_id or cfg.model
+    return _find_evaluated(store, cfg, settings, named, key="model")
 
 
 def find_compared(store: Store, cfg: DictConfig, settings: EvaluationSettings) -> EvaluatedModel | None:
-    """Find the model that `compare_to` of `xray evaluate` names, if anything.
-
-    Raises:
-        InputError: there is no such model, or it is damaged or altered.
-    """
-    named = cfg.compare_to
-    if isinstance(named, str) and not RUN_ID.match(named):
-        return _find_named(store, cfg, settings, named, key="compare_to")
-    return None if named is None else load_runs(store, _listed(named), settings, operating_point=cfg.operating_point)
+    """Find the model that `compare_to` of `xray evaluate` names, if anything; raises as `find_evaluated` does."""
+    return None if cfg.compare_to is None else _find_evaluated(store, cfg, settings, cfg.compare_to, key="compare_to")
 
 
-def _listed(run_id: Any) -> list[str]:
-    return [run_id] if isinstance(run_id, str) else list(run_id)
-
-
-def _find_named(store: Store, cfg: DictConfig, settings: EvaluationSettings, name: str, *, key: str) -> EvaluatedModel:
-    found = find_model(name, tracking=build(cfg.tracking), home=Path(cfg.home), key=key)
+def _find_evaluated(
+    store: Store, cfg: DictConfig, settings: EvaluationSettings, named: str | Sequence[str], *, key: str
+) -> EvaluatedModel:
+    """Find the model of a name, or the ensemble of several run ids."""
+    if not isinstance(named, str):
+        return load_runs(store, list(named), settings, operating_point=cfg.operating_point)
+    found = find_model(named, tracking=build(cfg.tracking), home=Path(cfg.home), key=key)
     if isinstance(found, StoredRun):
         return load_runs(store, [found.run_id], settings, operating_point=cfg.operating_point)
     if cfg.operating_point != STORED:
         raise InputError(
-            f"operating_point={cfg.operating_point}: it would be chosen on the predictions of a run, and {key}={name} "
+            f"operating_point={cfg.operating_point}: it would be chosen on the predictions of a run, and {key}={named} "
             f"stands in a folder without them; leave operating_point={STORED}"
         )
     if found.is_file():
-        raise InputError(f"{key}={name}: an exported graph draws no heat maps; name the folder of its bundle")
-    model = load_model(found, name=name)
+        raise InputError(f"{key}={named}: an exported graph draws no heat maps; name the folder of its bundle")
+    model = load_model(found, name=named)
     return EvaluatedModel(model, [_as_run(store, part) for part in model.members or (model,)], None)
 
 
@@ -237,11 +230,11 @@ def _decide(
 ) -> Decision:
     """Take the decision that a model carries, or choose on validation what it does not."""
     if operating_point != STORED:
-        settings = settings.with_policy(operating_point)
+        settings = replace(settings, operating_point=operating_point)
     elif not model.members and model.card.operating_point_policy != FIXED:
         stored = model.decision
         if model.card.band:
             return stored
         table = stored.calibration.apply(validation)
         return replace(stored, band=fit_band(table, error=settings.abstention_error, threshold=stored.threshold))
-    return decide_calibrated(validation, model.calibration, settings)
+    return decide(validation, settings, fitted=model.calibration)

@@ -1,4 +1,4 @@
-"""`xray predict`: classifies new X-rays with a trained model, as a second opinion."""
+"""Runs `xray predict`: classifies new X-rays with a trained model, as a second opinion."""
 
 import logging
 import os
@@ -12,25 +12,27 @@ import numpy as np
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
 
 from xray_pneumonia.config import Node, anchor, build, check
 from xray_pneumonia.data.files import find_files, printable
 from xray_pneumonia.data.images.decode import DECODER_VERSION
+from xray_pneumonia.data.images.limits import DicomRules
 from xray_pneumonia.data.images.sandbox import Attempt, Decoders
 from xray_pneumonia.errors import InputError, SomeFailed
-from xray_pneumonia.evaluation import gradcam as explain
-from xray_pneumonia.evaluation.overlay import overlay
-from xray_pneumonia.evaluation.quality import flag
+from xray_pneumonia.evaluation import gradcam
+from xray_pneumonia.evaluation.input_gate import quality_flags
 from xray_pneumonia.inference.loading import EngineName
 from xray_pneumonia.inference.model import TrainedModel
-from xray_pneumonia.types import Count, Whole
-from xray_pneumonia.workflows.contact_sheet import Outcome, print_outcome, summarise, write_sheet
+from xray_pneumonia.types import Count, Gray, Whole
+from xray_pneumonia.workflows.contact_sheet import Summary, print_summary, summarise, write_sheet
 from xray_pneumonia.workflows.find_model import find_and_load
-from xray_pneumonia.workflows.prediction_files import Answers, Row
+from xray_pneumonia.workflows.prediction_files import TABLE, PredictionFiles, Row, make_row
 
 HEAT_MAPS = "heat_maps"
 CHOSEN = ("run_id", "weights_sha256", "operating_point", "band", "temperature", "bias", "image_size", "net")
-TRIED = 8  # films on which it is tried whether heat maps show what the model learned
+DOUBTFUL = {"torn", "contradictory_lut"}  # notes of the decoder that make an answer "look closer"
+COMPARED = 8  # images whose heat maps are compared with those of random weights
 log = logging.getLogger(__name__)
 
 
@@ -45,6 +47,9 @@ class PredictConfig:
     engine: EngineName
     explain: bool
     modalities: list[str]
+    views: list[str]
+    body_parts: list[str]
+    any_preamble: bool
     batch_size: Count
     workers: Count | None
     sheet_images: Whole
@@ -53,7 +58,7 @@ class PredictConfig:
 
 
 def main(cfg: DictConfig) -> None:
-    """Read every file, write the answers, print what became of them.
+    """Classify every file, write the answers and the contact sheet, print a summary.
 
     Raises:
         InputError: there is nothing to read, or not one file could be read.
@@ -68,16 +73,16 @@ def main(cfg: DictConfig) -> None:
     decoders = Decoders(
         count=cfg.workers or os.cpu_count() or 1,
         size=model.card.image_size,
-        modalities=cfg.modalities,
+        rules=_rules(cfg),
         limits=build(cfg.limits),
     )
-    with Answers(folder, _identity(cfg, model, source)) as answers, decoders:
-        _read_all(source, answers, decoders, model, cfg)
-        answers.settle(lambda: find_files(source))
-        outcome = summarise(answers.rows(), shown=cfg.sheet_images)
-        write_sheet(folder, outcome, model, decoders, source)
-    print_outcome(outcome, model, folder, Console(width=None if Console().is_terminal else 80))
-    _judge(outcome, folder)
+    with PredictionFiles(folder, _identity(cfg, model, source)) as answers, decoders:
+        _classify_all(source, answers, decoders, model, cfg)
+        answers.sort(lambda: find_files(source))
+        summary = summarise(answers.rows(), shown=cfg.sheet_images)
+        write_sheet(folder, summary, model, decoders, source)
+    print_summary(summary, model, folder, Console(width=None if Console().is_terminal else 80))
+    _raise_failures(summary, folder)
 
 
 def _places(cfg: DictConfig) -> tuple[Path, Path]:
@@ -93,40 +98,43 @@ def _places(cfg: DictConfig) -> tuple[Path, Path]:
     return source, folder
 
 
+def _rules(cfg: DictConfig) -> DicomRules:
+    words = {name: tuple(word.upper() for word in cfg[name]) for name in ("modalities", "views", "body_parts")}
+    return DicomRules(**words, any_preamble=cfg.any_preamble)
+
+
 def _identity(cfg: DictConfig, model: TrainedModel, source: Path) -> dict[str, Any]:
-    """Name all on which an answer depends; a rerun with anything else does not mix its answers with these."""
+    """List all that an answer depends on; a rerun with anything else does not mix its answers with these."""
     card = asdict(model.card)
     return {
         "input": printable(str(source)),
         **{name: card[name] for name in CHOSEN},
         "engine": cfg.engine,
         "explain": cfg.explain,
-        "modalities": list(cfg.modalities),
+        **asdict(_rules(cfg)),
         "decoder": DECODER_VERSION,
     }
 
 
-def _read_all(source: Path, answers: Answers, decoders: Decoders, model: TrainedModel, cfg: DictConfig) -> None:
-    """Answer what has no answer yet, batch by batch; the files are listed again rather than kept in memory."""
-    total = sum(map(answers.lack, find_files(source)))
+def _classify_all(
+    source: Path, answers: PredictionFiles, decoders: Decoders, model: TrainedModel, cfg: DictConfig
+) -> None:
+    """Classify what has no answer yet, batch by batch; the files are listed again rather than kept in memory."""
+    total = sum(map(answers.lacks, find_files(source)))
     if answers.resumed:
         log.info("goes on where it stopped: %d files are left", total)
-    maps: bool | None = None if cfg.explain else False
-    for batch in _shown(decoders.batches(filter(answers.lack, find_files(source)), cfg.batch_size), total):
-        seen = [attempt for attempt in batch if attempt.pixels is not None]
-        if maps is None and seen:
-            maps = _maps_mean_something(model, np.stack([one.pixels for one in seen]))  # type: ignore[misc]
-        read = iter(_answered(seen, model, answers.folder if maps else None))
-        answers.add([next(read) if attempt.pixels is not None else _failed(attempt) for attempt in batch])
-    if cfg.explain and maps is None:
+    maps = HeatMaps(model.require_net(), answers.folder) if cfg.explain else None
+    for batch in _with_progress(decoders.batches(filter(answers.lacks, find_files(source)), cfg.batch_size), total):
+        rows = iter(_classified([attempt for attempt in batch if attempt.pixels is not None], model, maps))
+        answers.append([next(rows) if attempt.pixels is not None else _failed(attempt) for attempt in batch])
+    if maps is not None and maps.informative is None:
         log.warning("no heat map was drawn: in none of the films does anything speak for PNEUMONIA")
 
 
-def _shown(batches: Iterable[list[Attempt]], total: int) -> Iterator[list[Attempt]]:
-    """Draw a bar with the pace and the time that is left, on a terminal."""
+def _with_progress(batches: Iterable[list[Attempt]], total: int) -> Iterator[list[Attempt]]:
+    """Show a bar with the pace and the time that is left, on a terminal."""
     columns = (TextColumn("Reading"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[pace]}"))
-    console = Console(stderr=True)
-    quiet = not sys.stderr.isatty()
+    console, quiet = Console(stderr=True), not sys.stderr.isatty()
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=quiet) as progress:
         task = progress.add_task("", total=total, pace="")
         for batch in batches:
@@ -135,82 +143,82 @@ def _shown(batches: Iterable[list[Attempt]], total: int) -> Iterator[list[Attemp
             progress.update(task, advance=len(batch), pace=f"{speed:.0f} images/s" if speed else "")
 
 
-def _answered(attempts: list[Attempt], model: TrainedModel, maps: Path | None) -> list[Row]:
-    """Answer decoded files; `maps` is the folder that gets heat maps."""
+def _classified(attempts: list[Attempt], model: TrainedModel, maps: "HeatMaps | None") -> list[Row]:
+    """Make the rows of decoded files."""
     if not attempts:
         return []
-    pixels = np.stack([attempt.pixels for attempt in attempts])  # type: ignore[misc]
-    table = model.decide(pixels)
-    flags = flag(pixels, table["gate"].to_numpy(), model.gate)
-    heat = explain.grad_cam(model.require_net(), pixels) if maps else None
-    rows = []
-    for place, (attempt, answer) in enumerate(zip(attempts, table.to_dict("records"), strict=True)):
-        row = _described(attempt) | {
-            "decision": answer["answer"],
-            "reason": answer["abstention"],
-            "flags": flags[place],
-            **{name: answer[name] for name in ("probability", "label", "operating_point")},
-        }
-        if maps and heat is not None and heat[place].any():  # a map without evidence shows nothing
-            row["heat_map"] = f"{HEAT_MAPS}/{attempt.sha256[:32]}.png"
-            (maps / HEAT_MAPS).mkdir(exist_ok=True)
-            film: Any = attempt.pixels
-            overlay(film, heat[place], width=attempt.width, height=attempt.height).save(maps / row["heat_map"])
-        rows.append(row)
-    return rows
+    images = np.stack([attempt.pixels for attempt in attempts])  # type: ignore[misc]
+    table = model.decide(images)
+    flags = quality_flags(images, table.pop("gate").to_numpy(), model.gate)
+    drawn = maps.draw(attempts, images) if maps else [None] * len(attempts)
+    rows = table.rename(columns={"answer": "decision", "abstention": "reason"}).to_dict("records")
+    return [
+        make_row(attempt, {**_doubted(row, attempt), "flags": [*found, *attempt.notes], "heat_map": heat_map})
+        for attempt, row, found, heat_map in zip(attempts, rows, flags, drawn, strict=True)
+    ]
+
+
+def _doubted(row: dict[Any, Any], attempt: Attempt) -> dict[Any, Any]:
+    """Withhold a sure answer about a file whose pixels may not be what was recorded."""
+    if not DOUBTFUL.intersection(attempt.notes):
+        return row
+    return {**row, "decision": "look closer", "reason": row["reason"] or "the file may be damaged"}
 
 
 def _failed(attempt: Attempt) -> Row:
-    return _described(attempt) | {"error": attempt.code, "message": printable(attempt.message)}
+    return make_row(attempt, {"error": attempt.code, "message": printable(attempt.message)})
 
 
-def _described(attempt: Attempt) -> Row:
-    return {
-        "path": attempt.found.id,
-        "decision": None,
-        "probability": None,
-        "label": None,
-        "operating_point": None,
-        "reason": "",
-        "flags": [],
-        "error": "",
-        "message": "",
-        "sha256": attempt.sha256,
-        "width": attempt.width,
-        "height": attempt.height,
-        "mode": attempt.mode,
-        "heat_map": None,
-        "stamp": attempt.found.stamp,
-    }
+@dataclass
+class HeatMaps:
+    """Draws heat maps over images, unless they do not depend on what the net has learned.
+
+    `informative` says whether they do: nets with random weights draw other maps. It is None until an image with
+    evidence for PNEUMONIA was there to compare.
+    """
+
+    net: nn.Module
+    folder: Path
+    informative: bool | None = None
+
+    def draw(self, attempts: list[Attempt], images: Gray) -> list[str | None]:
+        """Write maps of (N, H, W) images; returns their paths in the folder, None for an image without evidence."""
+        heat = None if self.informative is False else gradcam.grad_cam(self.net, images)
+        if self.informative is None:
+            self.informative = self._compare(images, heat)
+        if heat is None or not self.informative:
+            return [None] * len(attempts)
+        (self.folder / HEAT_MAPS).mkdir(exist_ok=True)
+        names = [f"{HEAT_MAPS}/{attempt.sha256[:32]}.png" for attempt in attempts]
+        for attempt, image, one, name in zip(attempts, images, heat, names, strict=True):
+            if one.any():
+                gradcam.overlay(image, one, width=attempt.width, height=attempt.height).save(self.folder / name)
+        return [name if one.any() else None for name, one in zip(names, heat, strict=True)]
+
+    def _compare(self, images: Gray, heat: gradcam.Maps | None) -> bool | None:
+        if heat is None:
+            log.warning("heat maps are withheld: the net has no layer whose output is a map of the image")
+            return False
+        telling = images[heat.any(axis=(1, 2))][:COMPARED]
+        likeness = gradcam.likeness_to_random(self.net, telling, seed=0) if len(telling) else np.nan
+        if np.isnan(likeness):
+            return None
+        if likeness > gradcam.MOST_ALIKE:
+            log.warning(
+                "heat maps are withheld: nets with random weights draw much the same (rank correlation %.2f, at most "
+                "%g is allowed), so they do not show what this model has learned",
+                likeness,
+                gradcam.MOST_ALIKE,
+            )
+        return bool(likeness <= gradcam.MOST_ALIKE)
 
 
-def _maps_mean_something(model: TrainedModel, films: Any) -> bool | None:
-    """Try whether nets with random weights would draw the same maps; None where no film has one to compare."""
-    net = model.require_net()
-    maps = explain.grad_cam(net, films)
-    if maps is None:
-        log.warning("heat maps are withheld: the net has no layer whose output is a map of the image")
-        return False
-    telling = films[maps.any(axis=(1, 2))][:TRIED]
-    likeness = explain.likeness_to_random(net, telling, seed=0) if len(telling) else np.nan
-    if np.isnan(likeness):
-        return None
-    if likeness > explain.MOST_ALIKE:
-        log.warning(
-            "heat maps are withheld: nets with random weights draw much the same (rank correlation %.2f, at most %g is "
-            "allowed), so they do not show what this model has learned",
-            likeness,
-            explain.MOST_ALIKE,
-        )
-    return likeness <= explain.MOST_ALIKE
-
-
-def _judge(outcome: Outcome, folder: Path) -> None:
+def _raise_failures(summary: Summary, folder: Path) -> None:
     """Turn failures into exit codes."""
-    if not outcome.failures:
+    if not summary.failures:
         return
-    failed = sum(outcome.failures.values())
-    why = ", ".join(f"{code} {count}" for code, count in outcome.failures.most_common(5))
-    if failed == outcome.files:
-        raise InputError(f"none of {failed} files could be read ({why}); see {folder / 'predictions.csv'}")
-    raise SomeFailed(f"{failed} of {outcome.files} files could not be read ({why}); see {folder / 'predictions.csv'}")
+    failed = sum(summary.failures.values())
+    why = ", ".join(f"{code} {count}" for code, count in summary.failures.most_common(5))
+    if failed == summary.files:
+        raise InputError(f"none of {failed} files could be read ({why}); see {folder / TABLE}")
+    raise SomeFailed(f"{failed} of {summary.files} files could not be read ({why}); see {folder / TABLE}")

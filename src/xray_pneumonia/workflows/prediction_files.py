@@ -1,8 +1,8 @@
-"""The answers of `xray predict` on disk: one row for each file, safe after each batch, continued by a rerun.
+"""Writes the answers of `xray predict`: one row for each file, on the disk after each batch, continued by a rerun.
 
-`predictions.jsonl` is the truth, `predictions.csv` says the same to a spreadsheet, `predictions.json`
-names what answered. A rerun drops a torn last line, failed files and files that changed since, and
-answers what is left; it ends with the rows in the order in which a run without a break writes them.
+`predictions.jsonl` is what a rerun reads, `predictions.csv` says the same to a spreadsheet, `predictions.json`
+identifies model and input. A rerun drops a torn last line, failed files and files that changed since, and answers what
+is left; it ends with the rows in the order in which an uninterrupted run writes them.
 """
 
 import csv
@@ -19,7 +19,8 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from xray_pneumonia.data.files import Found
+from xray_pneumonia.data.files import InputFile
+from xray_pneumonia.data.images.sandbox import Attempt
 from xray_pneumonia.errors import InputError
 
 Row = dict[str, Any]
@@ -28,16 +29,24 @@ COLUMNS = (
     "path", "decision", "probability", "label", "operating_point", "reason", "flags", "error", "message", "sha256",
     "width", "height", "mode", "heat_map",
 )  # fmt: skip
+NEEDED = ("path", "stamp", "error")  # what a rerun reads of a row
 FULL = {errno.ENOSPC, errno.EDQUOT}
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-class Answers:
-    """The files of one output folder; a context manager that keeps others out of it.
+def make_row(attempt: Attempt, known: Mapping[Any, Any]) -> Row:
+    """Make a row of what is known of a file; what is not stays empty."""
+    empty = dict.fromkeys(COLUMNS) | {"reason": "", "flags": [], "error": "", "message": ""}
+    decoded = {name: getattr(attempt, name) for name in ("sha256", "width", "height", "mode")}
+    return empty | {"path": attempt.file.id, "stamp": attempt.file.stamp} | decoded | dict(known)
+
+
+class PredictionFiles:
+    """The files of one output folder; a context manager that locks it.
 
     Args:
         folder: new, empty, or that of the same command before.
-        identity: what answers, and about which input.
+        identity: all that the answers depend on.
 
     Raises:
         InputError: the folder holds other things, or answers of another model or about another input.
@@ -45,34 +54,33 @@ class Answers:
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
         self.folder, self._identity = folder, json.loads(json.dumps(identity))
-        self._known: dict[str, str] = {}  # path -> stamp of the files answered before
+        self._answered: dict[str, str] = {}  # path -> stamp of the files answered before
 
     def __enter__(self) -> Self:
         try:
             with ExitStack() as stack:
-                self._require_ours()
+                self._require_same_command()
                 self.folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(FileLock(self.folder / LOCK, timeout=0))
-                self._begin(stack)
-                self._held = stack.pop_all()
+                self._start(stack)
+                self._open = stack.pop_all()
         except Timeout as error:
             raise InputError(f"output={self.folder}: another `xray predict` is writing there; wait for it") from error
         except OSError as error:
             raise self._unwritable(error) from error
         return self
 
-    def _begin(self, stack: ExitStack) -> None:
-        _write_aside(self.folder / IDENTITY, [json.dumps(self._identity, indent=2) + "\n"])
-        if (self.folder / ROWS).exists():
-            self._known = {row["path"]: row["stamp"] for row in self.rows() if not row["error"]}
-        self.resumed = bool(self._known)
+    def _start(self, stack: ExitStack) -> None:
+        _write_atomically(self.folder / IDENTITY, [json.dumps(self._identity, indent=2) + "\n"])
+        self._answered = {row["path"]: row["stamp"] for row in self.rows() if not row["error"]}
+        self.resumed = bool(self._answered)
         self._rewrite(row for row in self.rows() if not row["error"])
         self._rows = stack.enter_context((self.folder / ROWS).open("a", encoding="utf-8"))
         self._table = stack.enter_context((self.folder / TABLE).open("a", encoding="utf-8", newline=""))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        with suppress(OSError):  # on a full disk `add` has said so
-            self._held.close()
+        with suppress(OSError):  # on a full disk `append` has raised it
+            self._open.close()
         if isinstance(error, OSError) and error.errno in FULL:
             raise self._unwritable(error) from error
 
@@ -80,52 +88,53 @@ class Answers:
         cure = "make room and run the same command again, it goes on" if error.errno in FULL else "name another folder"
         return InputError(f"output={self.folder}: cannot be written: {error.strerror}; {cure}")
 
-    def lack(self, found: Found) -> bool:
+    def lacks(self, file: InputFile) -> bool:
         """Tell whether a file has no answer yet, or has changed since it got one."""
-        return self._known.get(found.id) != found.stamp
+        return self._answered.get(file.id) != file.stamp
 
-    def add(self, rows: Iterable[Row]) -> None:
+    def append(self, rows: Iterable[Row]) -> None:
         """Append rows; when this returns they are on the disk."""
         rows = list(rows)
-        for file, text in ((self._rows, map(_line, rows)), (self._table, map(_cells, rows))):
+        for file, text in ((self._rows, map(_json_line, rows)), (self._table, map(_csv_row, rows))):
             file.writelines(text)
             file.flush()
             os.fsync(file.fileno())
 
     def rows(self) -> Iterator[Row]:
-        """Read the rows back; what a kill tore is left out."""
-        with suppress(FileNotFoundError), (self.folder / ROWS).open(encoding="utf-8") as file:
+        """Read the rows back, without a last line that a kill tore."""
+        with suppress(FileNotFoundError), (self.folder / ROWS).open("rb") as file:
             for line in file:
-                with suppress(ValueError):
-                    yield json.loads(line)
+                with suppress(ValueError):  # UnicodeDecodeError is one
+                    row = json.loads(line)
+                    if isinstance(row, dict) and all(isinstance(row.get(name), str) for name in NEEDED):
+                        yield row
 
-    def settle(self, files: Callable[[], Iterable[Found]]) -> None:
-        """Bring the rows into the order of the files, the newest one for each, after a run with a break."""
+    def sort(self, files: Callable[[], Iterable[InputFile]]) -> None:
+        """Bring the rows of a continued run into the order of the files, the newest one for each."""
         if not self.resumed:
             return
-        places: dict[str, int] = {}
+        offsets: dict[str, int] = {}
         with (self.folder / ROWS).open("rb") as file:
-            place = 0
+            offset = 0
             for line in file:
-                places[json.loads(line)["path"]] = place
-                place += len(line)
+                offsets[json.loads(line)["path"]] = offset
+                offset += len(line)
 
         def ordered() -> Iterator[Row]:
             with (self.folder / ROWS).open("rb") as file:
-                for found in files():
-                    if found.id in places:
-                        file.seek(places[found.id])
+                for one in files():
+                    if one.id in offsets:
+                        file.seek(offsets[one.id])
                         yield json.loads(file.readline())
 
         self._rewrite(ordered())
 
     def _rewrite(self, rows: Iterable[Row]) -> None:
         """Write both files anew, from one pass over the rows."""
-        _write_aside(self.folder / ROWS, map(_line, rows))
-        _write_aside(self.folder / TABLE, chain([_csv_line(COLUMNS)], map(_cells, self.rows())))
+        _write_atomically(self.folder / ROWS, map(_json_line, rows))
+        _write_atomically(self.folder / TABLE, chain([_csv_line(COLUMNS)], map(_csv_row, self.rows())))
 
-    def _require_ours(self) -> None:
-        """Refuse a folder with other things in it."""
+    def _require_same_command(self) -> None:
         before = self.folder / IDENTITY
         if not self.folder.exists():
             return
@@ -148,16 +157,16 @@ class Answers:
             )
 
 
-def _line(row: Row) -> str:
+def _json_line(row: Row) -> str:
     return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _cells(row: Row) -> str:
-    """Write a row of the CSV that no spreadsheet takes for formulas."""
-    return _csv_line([_cell(row.get(name)) for name in COLUMNS])
+def _csv_row(row: Row) -> str:
+    return _csv_line([_csv_cell(row.get(name)) for name in COLUMNS])
 
 
-def _cell(value: Any) -> str:
+def _csv_cell(value: Any) -> str:
+    """Write a value that no spreadsheet takes for a formula."""
     if isinstance(value, float):
         return f"{value:.9g}"
     text = " ".join(value) if isinstance(value, list) else "" if value is None else str(value)
@@ -174,7 +183,7 @@ def _draft(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
 
 
-def _write_aside(path: Path, lines: Iterable[str]) -> None:
+def _write_atomically(path: Path, lines: Iterable[str]) -> None:
     """Write a file whole or not at all."""
     draft = _draft(path)
     with draft.open("w", encoding="utf-8", newline="") as file:

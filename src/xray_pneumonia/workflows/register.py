@@ -1,4 +1,4 @@
-"""`xray register`: give the model of a run a name and an alias, by which it can be asked for."""
+"""Runs `xray register`: gives the model of a run a name and an alias in the MLflow registry."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +23,10 @@ class RegisterConfig:
 
 
 def main(cfg: DictConfig) -> None:
-    """Register and say how to ask for it."""
+    """Register the model and print its name, alias and version."""
     anchor(cfg)
     check(cfg, RegisterConfig)
     run = read_run(open_database(build(cfg.tracking), home=Path(cfg.home)), cfg.run_id)
-    run.bundle()  # a name for a model that cannot be read would help nobody
+    run.bundle()  # refuses a run without a model
     made = register(run, name=cfg.name or run.store.experiment_name, alias=cfg.alias)
     print(f"{made.name}@{made.alias} is version {made.version}: the model of run {run.run_id} ({run.name})")

@@ -27,7 +27,7 @@ from xray_pneumonia.evaluation.agreement import (
     judge,
 )
 from xray_pneumonia.evaluation.run_groups import Entry, group
-from xray_pneumonia.tracking import search
+from xray_pneumonia.tracking import stored_runs
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.registry import find_registered
 from xray_pneumonia.tracking.run import Run
@@ -45,6 +45,7 @@ from xray_pneumonia.workflows.training_record import (
     read_weights,
     what_differs,
 )
+from xray_pneumonia.workflows.training_run import COMPUTING
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ def main(cfg: DictConfig) -> None:
     asked = _as_it_was(evidence, cfg, experiment=experiment)
     _require_same_data(evidence, asked)
     _use_threads(evidence)
-    differs = what_differs(evidence.circumstances, circumstances_now(collect().environment))
+    differs = what_differs(evidence.circumstances, circumstances_now(collect(COMPUTING).environment))
     if asked.trainer.accelerator == "cpu":
         differs.pop("machine.gpu", None)
     proof = _promise(evidence, differs, store, {f"val/{name}": width for name, width in cfg.band.items()})
@@ -207,7 +208,7 @@ def _seeds(evidence: Evidence, names: list[str]) -> dict[str, list[float]]:
     if run is None:
         return {}
     same = {"verb": "train", "records_fingerprint": evidence.fingerprint}
-    runs = search.find(run.store, same, status="FINISHED")
+    runs = stored_runs.find(run.store, same, status="FINISHED")
     groups = group(
         [Entry(one.run_id, one.name, one.params, one.metrics) for one in runs], best_by="best/auroc", maximize=True
     )

@@ -1,8 +1,10 @@
-"""How MLflow loads a bundle (`mlflow.pyfunc.load_model`, `mlflow models serve`): X-rays in, a table out."""
+"""Serves a bundle through MLflow (`mlflow.pyfunc.load_model`, `mlflow models serve`): X-rays in, a table out.
+
+Every logged model names this module as its loader; MLflow calls `_load_pyfunc`.
+"""
 
 import base64
 import binascii
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,10 @@ class BundleModel:
 
     def __init__(self, model: TrainedModel) -> None:
         self._model = model
+        self._side = model.card.image_size
 
     def predict(self, model_input: pd.DataFrame | dict[str, Any], params: Any = None) -> pd.DataFrame:
-        """Answer X-rays.
+        """Classify X-rays.
 
         Args:
             model_input: a table or dict with the column `image` (the bytes of a PNG or JPEG file; base64 is
@@ -37,23 +40,20 @@ class BundleModel:
         Raises:
             ValueError: the input is neither of these.
         """
-        pictures = list(self._pictures(model_input))
-        good = np.array([not isinstance(one, ImageError) for one in pictures], bool)
-        side = self._model.card.image_size
-        pixels = [one for one in pictures if not isinstance(one, ImageError)]
-        table = self._model.decide(np.stack(pixels) if pixels else np.empty((0, side, side), np.uint8))
-        table = table.drop(columns="gate")
-        table = table.set_index(np.flatnonzero(good)).reindex(range(len(pictures)))
-        broken = np.flatnonzero(~good)
-        table.loc[broken, "answer"] = "look closer"
-        table.loc[broken, "label"] = ""
-        table.loc[broken, "operating_point"] = self._model.card.operating_point
-        table.loc[broken, "abstention"] = [f"unreadable: {pictures[row]}" for row in broken]
+        decoded = self._decode_all(model_input)
+        images = {row: one for row, one in enumerate(decoded) if not isinstance(one, ImageError)}
+        stacked = np.stack(list(images.values())) if images else np.empty((0, self._side, self._side), np.uint8)
+        table = self._model.decide(stacked).drop(columns="gate").set_index(pd.Index(list(images), dtype=int))
+        table = table.reindex(range(len(decoded)))
+        for row, error in enumerate(decoded):
+            if isinstance(error, ImageError):
+                table.loc[row, ["answer", "label", "abstention"]] = ["look closer", "", f"unreadable: {error}"]
+                table.loc[row, "operating_point"] = self._model.card.operating_point
         return table
 
-    def _pictures(self, given: Any) -> Iterable[Gray | ImageError]:
+    def _decode_all(self, given: Any) -> list[Gray | ImageError]:
         given = {name: list(given[name]) for name in given}
-        for name, read, deep in (("image", self._decoded, 1), ("pixels", self._checked, 3)):
+        for name, read, deep in (("image", self._decode, 1), ("pixels", self._check, 3)):
             values = given.get(name)
             if values is not None and len(values) == 1 and _depth(values[0]) == deep:
                 values = values[0]  # MLflow puts the lists of a dict into one row
@@ -61,20 +61,20 @@ class BundleModel:
                 return [read(one) for one in values]
         raise ValueError(f"columns {sorted(given)}: give `image` (bytes of a PNG or JPEG) or `pixels` in every row")
 
-    def _decoded(self, data: Any) -> Gray | ImageError:
+    def _decode(self, data: Any) -> Gray | ImageError:
         try:
             if isinstance(data, str):
                 data = base64.b64decode(data, validate=True)
-            return decode(bytes(data), self._model.card.image_size).pixels
+            return decode(bytes(data), self._side).pixels
         except binascii.Error:
             return ImageError("not_an_image", "is no base64")
         except ImageError as error:
             return error
 
-    def _checked(self, values: Any) -> Gray:
-        side = self._model.card.image_size
+    def _check(self, values: Any) -> Gray:
         pixels = np.asarray(list(values))  # a column of lists comes as an array of arrays
         pixels = pixels[0] if pixels.ndim == 3 and len(pixels) == 1 else pixels
+        side = self._side
         if pixels.shape != (side, side) or pixels.min() < 0 or pixels.max() > 255 or (pixels % 1).any():
             raise ValueError(f"pixels {pixels.shape}: this model reads {side} x {side} whole numbers from 0 to 255")
         return pixels.astype(np.uint8)

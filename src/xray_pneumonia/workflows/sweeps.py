@@ -1,4 +1,4 @@
-"""`xray sweeps`: the studies there are and how far they are."""
+"""Runs `xray sweeps`: lists the studies and how far they are."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from xray_pneumonia.config import anchor, check
-from xray_pneumonia.sweeps import catalogue
+from xray_pneumonia.sweeps.catalogue import list_studies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ def main(cfg: DictConfig) -> None:
     """List the studies."""
     anchor(cfg)
     check(cfg, SweepsConfig)
-    entries = catalogue.read(cfg.storage, home=Path(cfg.home))
+    entries = list_studies(cfg.storage, home=Path(cfg.home))
     if not entries:
         print("No sweep yet: xray train -m model=cnn,resnet starts one")
         return

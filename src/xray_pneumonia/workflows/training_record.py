@@ -17,7 +17,6 @@ from xray_pneumonia.evaluation.agreement import History
 from xray_pneumonia.evaluation.metrics import EPOCH_METRICS
 from xray_pneumonia.inference.bundle import read_bundle, require_plain
 from xray_pneumonia.stored_config import check_net, load_stored
-from xray_pneumonia.tracking import search
 from xray_pneumonia.tracking.run import Run
 from xray_pneumonia.tracking.stored_runs import StoredRun
 
@@ -99,7 +98,7 @@ def of_run(run: StoredRun) -> Evidence:
     """
     origin, sha256 = f"run_id={run.run_id}", run.tags["config_sha256"]
     names = [name for name in run.metrics if name.split("/")[0] in STAGES]
-    history = {name: dict(search.history(run.store, run.run_id, name)) for name in sorted(names)}
+    history = {name: dict(run.history(name)) for name in sorted(names)}
     if not history:
         raise InputError(f"{origin}: holds no metrics of its epochs; nothing could be compared with them")
     config = load_stored(run.config, origin=origin, sha256=sha256)

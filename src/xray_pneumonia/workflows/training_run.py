@@ -1,27 +1,57 @@
-"""What a training writes into its run before its first step: where it comes from. `result` writes what came out."""
+"""Record a training in its run: config, data, code and machine at the start; results and model at the end."""
 
 import hashlib
 import logging
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
 from torch import nn
 
-from xray_pneumonia.config import leaves, plain
+from xray_pneumonia.config import Node, leaves, plain
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.records import fingerprint
 from xray_pneumonia.stored_config import stored_text
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run
 from xray_pneumonia.tracking.store import masked
+from xray_pneumonia.types import CLASSES
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:  # imported when a training ends: pages and figures take seconds, which no first step waits for
+    from xray_pneumonia.workflows.validation import Chosen
 
+# The code that computes weights and metrics; the rest of the package names, stores and draws.
+COMPUTING = ("data/**/*.py", "models/*.py", "training/*.py", "evaluation/metrics.py", "workflows/train.py")
 THRESHOLD = 0.5  # of the figures that compare runs; the operating point stands in the report and the bundle
 RECORDS = "records.csv"
+LOADER_MODULE = "xray_pneumonia.workflows.serve"  # with which MLflow opens a logged bundle
+CURVES = [f"{stage}/{name}" for stage in ("train", "val") for name in ("loss", "accuracy", "auroc")]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A config as its run keeps it, resolved and without the store's password: as plain values and as text."""
+
+    values: dict[str, Any]
+    text: str
+
+    @classmethod
+    def of(cls, cfg: DictConfig) -> "RunConfig":
+        """Take a checked config."""
+        public = cfg.copy()
+        public.tracking.uri = masked(cfg.tracking.uri) if cfg.tracking.uri else None
+        return cls(plain(public), stored_text(public))
+
+    @property
+    def sha256(self) -> str:
+        """The tag `config_sha256` of its runs, 64 hex digits."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -36,48 +66,72 @@ class Trained:
     metrics: dict[str, float]
 
 
-def public_config(cfg: DictConfig) -> DictConfig:
-    """Leave out what is nobody's business: the password of the store."""
-    public = cfg.copy()
-    public.tracking.uri = masked(cfg.tracking.uri) if cfg.tracking.uri else None
-    return public
-
-
-def config_text(cfg: DictConfig) -> str:
-    """Word a config as every run keeps it: resolved, without secrets."""
-    return stored_text(public_config(cfg))
-
-
-def config_sha256(cfg: DictConfig) -> str:
-    """Name a config: the tag `config_sha256` of the runs that it leads to."""
-    return hashlib.sha256(config_text(cfg).encode()).hexdigest()
-
-
-def record_origin(run: Run, cfg: DictConfig, data: XRayDataModule, net: nn.Module) -> None:
+def record_start(run: Run, config: RunConfig, data: XRayDataModule, net: nn.Module) -> None:
     """Record all that is known before the first step: config, data, code, machine."""
-    run.log_config(config_text(cfg))
     parameters = sum(parameter.numel() for parameter in net.parameters())
-    run.log_params({**dict(leaves(plain(public_config(cfg)))), "model/parameters": parameters})
+    run.log_config(config.text)
+    run.log_params({**dict(leaves(config.values)), "model/parameters": parameters})
     run.log_metrics({"model/parameters": parameters})
-    run.log_provenance(collect())
+    run.log_provenance(collect(COMPUTING))
     run.path(RECORDS).write_text(records_table(data).to_csv(index=False), encoding="utf-8")
-    print_of_data = fingerprint(data.records)
-    run.set_tags({"records_fingerprint": print_of_data})
-    run.log_dataset(name=Path(cfg.data.root).name, digest=print_of_data, source=cfg.data.root, stage="train")
-    sizes = data.records.groupby("split").agg(images=("id", "size"), patients=("patient", "nunique"))
-    run.log_metrics(
-        {f"data/{split}_{what}": n for what, column in sizes.items() for split, n in column.items() if split}
-    )
-    log.info("run %s: %d parameters, %s", run.run_id, parameters, _sizes(sizes))
+    root, digest = config.values["data"]["root"], fingerprint(data.records)
+    run.set_tags({"records_fingerprint": digest})
+    run.log_dataset(name=Path(root).name, digest=digest, source=root, stage="train")
+    splits = data.records[data.records["split"] != ""].groupby("split")
+    sizes = splits.agg(images=("id", "size"), patients=("patient", "nunique"))
+    run.log_metrics({f"data/{split}_{what}": n for what, column in sizes.items() for split, n in column.items()})
+    counts = (f"{split} {n.images} images of {n.patients} patients" for split, n in sizes.iterrows() if split != "test")
+    log.info("run %s: %d parameters, %s", run.run_id, parameters, ", ".join(counts))
 
 
 def records_table(data: XRayDataModule) -> pd.DataFrame:
-    """Give the records that a run keeps: ids and hashes, no picture."""
+    """Select the records that a run keeps: ids and hashes, no image."""
     return data.records[["id", "patient", "subtype", "label", "split", "sha256"]].replace({np.nan: ""})
 
 
-def _sizes(sizes: pd.DataFrame) -> str:
-    known = [split for split in ("train", "val") if split in sizes.index]
-    return ", ".join(
-        f"{split} {sizes['images'][split]} images of {sizes['patients'][split]} patients" for split in known
+def record_result(run: Run, trained: Trained, data: XRayDataModule) -> None:
+    """Record predictions, metrics and figures of the kept epoch."""
+    from xray_pneumonia.evaluation import predictions
+    from xray_pneumonia.evaluation.report import figures
+
+    table, best_epoch = trained.predictions, trained.best_epoch
+    predictions.write(table, run.path("predictions/val.csv"))
+    run.log_metrics({"best/epoch": best_epoch, **{f"best/{name}": value for name, value in trained.metrics.items()}})
+    for name, figure in {
+        "learning_curves": figures.learning_curves(run.metric_history(CURVES), best_epoch=best_epoch),
+        "confusion_matrix": figures.confusion_matrix(table, threshold=THRESHOLD),
+        "roc_and_precision_recall": figures.roc_and_precision_recall(table, threshold=THRESHOLD),
+        "worst_mistakes": figures.worst_mistakes(table, data.images, threshold=THRESHOLD),
+    }.items():
+        figures.save(figure, run.path(f"figures/{name}.png"))
+
+
+def record_bundle(
+    run: Run, net_config: Node, net: nn.Module, data: XRayDataModule, chosen: "Chosen", *, epoch: int
+) -> None:
+    """Record the best weights, with all that a prediction needs, as an MLflow model."""
+    from xray_pneumonia.inference.bundle import GATE, Card, save_bundle
+    from xray_pneumonia.workflows.training_record import leave_evidence
+    from xray_pneumonia.workflows.validation import measure_evidence
+
+    decision = chosen.decision
+    card = Card(
+        net=dict(net_config),
+        class_names=list(CLASSES),
+        image_size=data.image_size,
+        temperature=decision.calibration.temperature,
+        bias=decision.calibration.bias,
+        operating_point=decision.threshold,
+        operating_point_policy=decision.policy,
+        band=[decision.band.low, decision.band.high],
+        records_fingerprint=fingerprint(data.records),
+        run_id=run.run_id,
+        versions={name: version(name) for name in ("xray-pneumonia", "torch")},
+        evidence=measure_evidence(chosen, data),
     )
+    with TemporaryDirectory() as folder:
+        save_bundle(Path(folder), net.cpu(), card)
+        leave_evidence(run, Path(folder))
+        if chosen.gate is not None:
+            chosen.gate.write(Path(folder) / GATE)
+        run.log_model(Path(folder), epoch=epoch, loader_module=LOADER_MODULE)

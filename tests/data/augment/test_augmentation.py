@@ -1,6 +1,7 @@
 """Augmentation: a pure function of (seed, epoch, record)."""
 
-import functools
+from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,14 +10,18 @@ from omegaconf import OmegaConf
 
 from xray_pneumonia.config import build
 from xray_pneumonia.data.augment.augmentation import Augmentation
+from xray_pneumonia.data.augment.parameters import SHARED, own, shared
+from xray_pneumonia.data.augment.transforms import TRANSFORMS
 from xray_pneumonia.errors import InputError
 
 
-def compose(group):
+def composed(group, **changes):
+    """The keys of a group of `conf/augmentation`."""
     from hydra import compose, initialize_config_module
 
     with initialize_config_module("xray_pneumonia.conf", version_base="1.3"):
-        return compose("train", [f"augmentation={group}"]).augmentation
+        cfg = compose("train", [f"augmentation={group}"]).augmentation
+    return OmegaConf.to_container(cfg) | changes
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +31,14 @@ def images():
 
 
 def test_none_leaves_the_images_alone(images):
-    augmentation = build(compose("none"))
+    augmentation = build(composed("none"))
     assert not augmentation.active
     assert augmentation(images, seed=0, epoch=0, records=range(4)) is images
 
 
 @pytest.mark.parametrize("group", ["light", "strong", "machine", "seed"])
 def test_the_same_for_any_batch_and_order(images, group):
-    augmentation = build(compose(group))
+    augmentation = build(composed(group))
     together = augmentation(images, seed=3, epoch=2, records=[10, 11, 12, 13])
     alone = np.stack([augmentation(images[[i]], seed=3, epoch=2, records=[10 + i])[0] for i in (3, 1, 0, 2)])
     np.testing.assert_array_equal(together[[3, 1, 0, 2]], alone)
@@ -44,13 +49,13 @@ def test_the_same_for_any_batch_and_order(images, group):
 
 @pytest.mark.parametrize("change", [{"seed": 4}, {"epoch": 3}, {"records": [20, 21, 22, 23]}])
 def test_seed_epoch_and_record_each_matter(images, change):
-    augmentation = build(compose("light"))
+    augmentation = build(composed("light"))
     asked = {"seed": 3, "epoch": 2, "records": [10, 11, 12, 13]}
     assert (augmentation(images, **asked) != augmentation(images, **(asked | change))).any()
 
 
 def test_the_global_random_state_is_neither_read_nor_moved(images):
-    augmentation = build(compose("strong"))
+    augmentation = build(composed("strong"))
     np.random.seed(1)
     first = augmentation(images, seed=0, epoch=0, records=range(4))
     before = np.random.get_state()[1].copy()
@@ -61,19 +66,14 @@ def test_the_global_random_state_is_neither_read_nor_moved(images):
 
 
 def test_the_seed_group_is_the_notebooks(images):
-    config = OmegaConf.to_container(compose("seed"))
-    changed = {
-        key: value for key, value in config.items() if value and key not in {"_target_", "border", "engine", "device"}
-    }
+    changed = {key: value for key, value in composed("seed").items() if value and not isinstance(value, str)}
     assert changed == {"rotate": 30, "shift_x": 0.3, "shift_y": 0.2, "zoom": 0.2, "flip_vertical": 0.5}
 
 
 def test_shifts_stay_within_their_range():
     point = np.zeros((1, 64, 64), np.uint8)
     point[0, 32, 32] = 255
-    off = OmegaConf.to_container(compose("none")) | {"shift_x": 0.1, "border": "constant"}
-    del off["_target_"]
-    augmentation = Augmentation(**off)
+    augmentation = build(composed("none", shift_x=0.1, border="constant"))
     columns = [
         int(np.argmax(augmentation(point, seed=0, epoch=epoch, records=[0])[0].sum(axis=0))) for epoch in range(60)
     ]
@@ -82,28 +82,25 @@ def test_shifts_stay_within_their_range():
     assert len(set(columns)) > 5
 
 
-def test_where_images_are_changed():
-    auto, cpu, net = ({"device": where} for where in ("auto", "cpu", "net"))
-    values = OmegaConf.to_container(compose("light"))
+def test_a_key_that_is_missing_or_unknown_raises():
+    values = composed("light")
     del values["_target_"]
-    assert values["device"] == "auto"
-    for asked, on_cpu, on_gpu in (
-        (auto, False, True),
-        (cpu, False, False),
-        (net, True, True),
-        ({"engine": "albumentations"}, False, False),
-        (net | dict.fromkeys(set(values) - {"border", "engine", "device"}, 0), False, False),
-    ):
-        augmentation = Augmentation(**values | asked)
-        assert augmentation.is_beside(torch.device("cpu")) is on_cpu
-        assert augmentation.is_beside(torch.device("cuda", 0)) is on_gpu
-    with pytest.raises(InputError, match=r"device=net: albumentations works on the CPU alone"):
-        Augmentation(**values | net | {"engine": "albumentations"})
+    with pytest.raises(TypeError, match=r"missing a required.*zoom"):
+        Augmentation(**{key: value for key, value in values.items() if key != "zoom"})
+    with pytest.raises(TypeError, match=r"unexpected.*'zooom'"):
+        Augmentation(**values, zooom=0)
+
+
+def test_images_are_augmented_on_the_cpu_alone():
+    for device in ("auto", "cpu"):
+        build(composed("light", device=device))
+    with pytest.raises(InputError, match=r"^augmentation.device=net: .* use augmentation.device=cpu[^\n]*$"):
+        build(composed("light", device="net"))
 
 
 @pytest.fixture(scope="module")
-def films():
-    """Smooth pictures with all gray levels, as an X-ray has them."""
+def smooth():
+    """Smooth images with all gray levels, as an X-ray has them."""
     rng = np.random.default_rng(1)
     coarse = torch.from_numpy(rng.normal(0.45, 0.25, (8, 1, 12, 12)))
     smooth = torch.nn.functional.interpolate(coarse, size=(64, 64), mode="bicubic")[:, 0]
@@ -122,33 +119,14 @@ STATISTICS = {  # what is measured of each image -> how far the means of both en
 }
 
 
-def beside_the_net(augmentation, images, **asked):
-    """What `augmentation.device=net` makes of them."""
-    changes = augmentation.draw(side=images.shape[1], **asked)
-    return augmentation.change(torch.from_numpy(images)[:, None], changes)[:, 0].numpy()
-
-
-@pytest.fixture(scope="module")
-def albumentations_of(films):
-    """What albumentations makes of many pictures, once for each group."""
-
-    @functools.cache
-    def make(group):
-        values = OmegaConf.to_container(compose(group)) | {"engine": "albumentations"}
-        del values["_target_"]
-        many = np.concatenate([films] * 150)
-        return Augmentation(**values)(many, seed=5, epoch=0, records=range(len(many)))
-
-    return make
-
-
-@pytest.mark.parametrize("make", [Augmentation.__call__, beside_the_net], ids=["cpu", "net"])
 @pytest.mark.parametrize("group", ["light", "strong", "machine", "seed"])
-def test_all_engines_change_images_alike(films, albumentations_of, group, make):
-    """Over 1,200 augmented pictures: their means, spreads, sharpness and histograms agree."""
-    many = np.concatenate([films] * 150)
-    ours = make(build(compose(group)), many, seed=5, epoch=0, records=range(len(many)))
-    theirs = albumentations_of(group)
+def test_both_engines_change_images_alike(smooth, group):
+    """Over 1,200 augmented images: their means, spreads, sharpness and histograms agree."""
+    many = np.concatenate([smooth] * 150)
+    ours, theirs = (
+        build(composed(group, engine=engine))(many, seed=5, epoch=0, records=range(len(many)))
+        for engine in ("opencv", "albumentations")
+    )
     for name, (measure, near) in STATISTICS.items():
         one, other = measure(ours), measure(theirs)
         assert abs(one.mean() - other.mean()) < near, name
@@ -179,13 +157,11 @@ def test_all_engines_change_images_alike(films, albumentations_of, group, make):
     ],
     ids=lambda alone: next(iter(alone)),
 )
-def test_each_change_alone_is_albumentations(films, alone):
-    """The mean and the spread, over many draws, of every 4 x 4 patch of one picture and of its steps agree."""
-    many = np.repeat(films[:1], 600, axis=0)
-    off = OmegaConf.to_container(compose("none")) | alone
-    del off["_target_"]
+def test_each_change_alone_is_albumentations(smooth, alone):
+    """The mean and the spread, over many draws, of every 4 x 4 patch of one image and of its steps agree."""
+    many = np.repeat(smooth[:1], 600, axis=0)
     ours, theirs = (
-        Augmentation(**off | {"engine": engine})(many, seed=5, epoch=0, records=range(600)).astype(float)
+        build(composed("none", engine=engine, **alone))(many, seed=5, epoch=0, records=range(600)).astype(float)
         for engine in ("opencv", "albumentations")
     )
     patches = [images.reshape(600, 16, 4, 16, 4).mean(axis=(2, 4)) for images in (ours, theirs)]
@@ -194,3 +170,67 @@ def test_each_change_alone_is_albumentations(films, alone):
     assert abs(patches[0].std(axis=0).mean() - patches[1].std(axis=0).mean()) < 0.12 * spread + 0.3
     steps = [sharpness(images) for images in (ours, theirs)]
     assert abs(steps[0].mean() - steps[1].mean()) < 0.05 * steps[1].mean()
+
+
+# What version 0.1.0 drew and made, by which the shipped models reproduce, stands in drawn.npz.
+SIDE = 24
+ASKED = {"seed": 3, "epoch": 2, "records": [0, 1, 2, 7, 41, 64, 128, 999, 5231, 5232, 20_000, 99_999]}
+GROUPS = ["light", "strong", "machine", "seed", "none"]
+
+
+@pytest.fixture(scope="module")
+def stored():
+    with np.load(Path(__file__).with_name("drawn.npz")) as arrays:
+        return dict(arrays)
+
+
+def smooth_images():
+    """Images (B, SIDE, SIDE) uint8 with smooth shapes, some noise and all gray levels."""
+    y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
+    phase = np.arange(len(ASKED["records"]))[:, None, None]
+    noise = np.random.default_rng(0).normal(0, 10, (len(phase), SIDE, SIDE))
+    return np.clip(127 + 110 * np.sin(7 * x + phase) * np.cos(5 * y - phase) + noise, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("engine", ["opencv", "albumentations"])
+@pytest.mark.parametrize("group", GROUPS)
+def test_augmented_images_are_those_of_the_first_version(stored, group, engine):
+    images = build(composed(group, engine=engine))(smooth_images(), **ASKED).astype(int)
+    expected = stored[f"{group}/{engine}"]
+    assert (np.abs(images - expected) <= 1).all()  # another processor may round otherwise
+    assert (images == expected).mean() > 0.99
+
+
+def test_the_uniform_numbers_are_those_of_the_first_version(stored):
+    records = np.array(ASKED["records"], np.uint64)
+    drawn = shared(*range(SHARED)).draw(records, seed=ASKED["seed"], epoch=ASKED["epoch"])
+    np.testing.assert_array_equal(drawn, stored["numbers"])
+
+
+@pytest.mark.parametrize("kind", TRANSFORMS, ids=lambda kind: kind.__name__)
+def test_the_parameters_are_those_of_the_first_version(stored, kind):
+    values = composed("machine")
+    transform = kind(**{field.name: values[field.name] for field in fields(kind)})
+    chosen, parameters = transform.draw(stored["numbers"][list(kind.stream.columns)], side=SIDE)
+    expected = stored[f"drawn/{kind.__name__}"]
+    where = chosen.reshape(-1, *[1] * (parameters.ndim - 1))
+    got = np.where(where, parameters, 0)
+    if kind.__name__ == "Erase":
+        got = got * (got[..., 1:2] > got[..., :1])
+    np.testing.assert_allclose(got.astype(expected.dtype), expected, rtol=1e-12)
+
+
+def test_every_number_of_the_shared_stream_has_one_use():
+    """A transform that came later must take a stream of its own, or the numbers of the others would change."""
+    columns = [column for kind in TRANSFORMS if not kind.stream.name for column in kind.stream.columns]
+    assert sorted(columns) == list(range(SHARED))
+    names = [kind.stream.name for kind in TRANSFORMS if kind.stream.name]
+    assert len(set(names)) == len(names)
+
+
+def test_a_stream_of_its_own_draws_other_numbers():
+    records = np.arange(500, dtype=np.uint64)
+    drawn = [stream.draw(records, seed=3, epoch=2) for stream in (shared(0, 1), own("one", 2), own("two", 2))]
+    assert all(numbers.shape == (2, 500) and 0 <= numbers.min() < numbers.max() < 1 for numbers in drawn)
+    correlation = np.corrcoef(np.concatenate(drawn))
+    assert np.abs(correlation - np.eye(6)).max() < 0.15

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from xray_pneumonia.data.images import cache as caches
-from xray_pneumonia.data.images.cache import let_go, open_cache
+from xray_pneumonia.data.images.cache import open_cache, release_pages
 from xray_pneumonia.data.images.decode import decode, read_bytes
 from xray_pneumonia.data.records import scan
 
@@ -55,7 +55,7 @@ def test_the_key_follows_size_and_decoder(root, tmp_path, monkeypatch, what):
     records = scan(root)
     before = caches.cache_key(records, 32)
     if what == "decoder":
-        monkeypatch.setattr(caches.images, "DECODER_VERSION", 999)
+        monkeypatch.setattr(caches.decode, "DECODER_VERSION", 999)
     assert caches.cache_key(records, 64 if what == "size" else 32) != before
 
 
@@ -75,7 +75,7 @@ def test_a_killed_build_leaves_nothing_that_is_taken_for_a_cache(root, tmp_path,
 
 
 def test_broken_files_are_named_and_black(root, tmp_path):
-    (root / "train/NORMAL/IM-9999-0001.jpeg").write_bytes(b"no picture")
+    (root / "train/NORMAL/IM-9999-0001.jpeg").write_bytes(b"no image")
     cache = open_cache(scan(root), folder=tmp_path / "cache", image_size=32)
     broken = cache.records[cache.records["error"] != ""]
     assert broken["id"].tolist() == ["train/NORMAL/IM-9999-0001.jpeg"]
@@ -91,7 +91,7 @@ def test_what_was_read_of_a_large_cache_is_no_memory_of_the_process(tmp_path):
     before = psutil.Process().memory_info().rss
     assert images.sum(dtype=int) == images.size
     mapped = psutil.Process().memory_info().rss - before
-    let_go(images)
+    release_pages(images)
     kept = psutil.Process().memory_info().rss - before
     assert mapped - kept > 25 * 2**20
     assert images[1999].sum() == 128 * 128

@@ -137,10 +137,10 @@ def test_twelve_bits_of_jpeg_extended_are_named_with_the_cure():
     [
         (["L", "F"], lambda x: x, ()),
         (["L", "FR"], lambda x: x, ()),
-        (["R", "F"], lambda x: x[:, ::-1], ("mirrored",)),
-        (["L", "H"], lambda x: x[::-1], ("turned",)),
-        (["R", "H"], lambda x: x[::-1, ::-1], ("turned", "mirrored")),
-        (["F", "L"], lambda x: x.T, ("turned",)),
+        (["R", "F"], lambda x: x[:, ::-1], ("mirrored_back",)),
+        (["L", "H"], lambda x: x[::-1], ("turned_upright",)),
+        (["R", "H"], lambda x: x[::-1, ::-1], ("turned_upright", "mirrored_back")),
+        (["F", "L"], lambda x: x.T, ("turned_upright",)),
         (["", ""], lambda x: x, ()),
     ],
 )

@@ -8,28 +8,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from xray_pneumonia.evaluation.assessment import judge
-from xray_pneumonia.evaluation.cases import KINDS
-from xray_pneumonia.evaluation.decision import decide
-from xray_pneumonia.evaluation.report import figures_evaluation
-from xray_pneumonia.evaluation.report import text as wording
-from xray_pneumonia.evaluation.report.build import render
-from xray_pneumonia.evaluation.report.checklist import ITEMS, fill
+from xray_pneumonia.evaluation import gradcam
+from xray_pneumonia.evaluation.assessment import assess, decide
+from xray_pneumonia.evaluation.metrics import METRICS
+from xray_pneumonia.evaluation.report import assessment_figures, text
+from xray_pneumonia.evaluation.report.build import Context, Report, render
+from xray_pneumonia.evaluation.report.model_card import fill_checklist
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 MAPS = {"border": 0.6, "measured": 3, "likeness": np.nan, "bound": 0.5}  # of films without evidence
-
-
-class Facts:
-    """What the page asks of a dossier."""
-
-    model, split, run_ids, rival = "<b>net</b>", "test", ["0" * 32], ""
-    leakage, leak_check = "3 leaks. They flatter.", "3, by their bytes"
-    facts, answers, openings, chosen_after = {"Net": "CNN"}, {"title": "x"}, [], {"0" * 32: 2}
-    shortcuts, robustness, gate, differences, maps = {}, None, [("films", 9, 0.01)], [], {"none": "no map"} | MAPS
 
 
 def settings(**changes):
@@ -42,7 +32,7 @@ def settings(**changes):
 
 
 @pytest.fixture(scope="module")
-def judgement():
+def assessment():
     rng = np.random.default_rng(0)
     label = rng.integers(0, 2, 160)
     logit = rng.normal(3 * label - 1.5, 1.5)
@@ -56,28 +46,36 @@ def judgement():
             "probability": 1 / (1 + np.exp(-logit)),
         }
     )
-    return judge(table, decide(table, settings()), settings(), validation=table)
+    return assess(table, decide(table, settings()), settings(), validation=table)
 
 
 @pytest.fixture(scope="module")
-def page(judgement):
+def page(assessment):
+    context = Context(
+        model="<b>net</b>", split="test", run_ids=["0" * 32], config={}, tags={}, chosen_after={"0" * 32: 2}, leaks=3
+    )
+    maps = gradcam.Explanation({"none": "no map"} | MAPS)
+    report = Report(context=context, assessment=assessment, facts={"Net": "CNN"}, answers={"title": "x"}, maps=maps)
+    report.gate = [("films", 9, 0.01)]
     pictures = {
-        "roc": figures_evaluation.roc_with_band(judgement, seed=0, replicates=20),
-        "reliability": figures_evaluation.reliability_diagram(judgement),
-        "coverage": figures_evaluation.coverage_and_accuracy(judgement),
+        "roc": assessment_figures.roc_with_band(assessment, seed=0, replicates=20),
+        "reliability": assessment_figures.reliability_diagram(assessment),
+        "coverage": assessment_figures.coverage_and_accuracy(assessment),
     }
     return render(
         "evaluation.html",
         figures=pictures,
-        dossier=Facts(),
-        judgement=judgement,
-        summary=wording.summary(judgement, split="test"),
-        seed_figure=wording.small_sample(right=15, images=16),
-        checklist=fill(Facts.answers),
-        words=wording,
-        case_kinds=KINDS,
+        report=report,
+        context=context,
+        assessment=assessment,
+        summary=text.summary(assessment, split="test"),
+        seed_figure=text.small_sample(right=15, images=16),
+        checklist=fill_checklist(report.answers),
+        words=text,
+        metrics=METRICS,
+        case_kinds=gradcam.CASES,
         uniform_border=0.44,
-        limits=["one", "two"],
+        limitations=["one", "two"],
     )
 
 
@@ -85,9 +83,9 @@ def test_the_page_says_what_it_rests_on(page):
     assert "160 images of 80 patients" in page
     assert "15 of 16 right is 93.8 %, anywhere from 71.7 % to 98.9 %" in page
     assert "trained <strong>after</strong> a test had been opened twice" in page
-    assert "3 leaks. They flatter." in page
+    assert "3 are, byte for byte, images the model was trained on. The figures flatter." in page
     assert "3, by their bytes" in page
-    assert page.count('class="open"') == len(ITEMS) - 1
+    assert page.count('class="open"') == len(fill_checklist({})) - 1
 
 
 def test_what_could_not_be_compared_is_not_given_as_a_number(page):
@@ -109,15 +107,15 @@ def test_the_page_asks_no_network(page):
 
 
 def test_what_is_undefined_is_called_so():
-    assert (wording.number(np.nan), wording.number(0.12345)) == ("undefined", "0.123")
+    assert (text.number(np.nan), text.number(0.12345)) == ("undefined", "0.123")
 
 
-def test_words_are_those_of_the_numbers(judgement):
-    sentences = wording.summary(judgement, split="val")
-    found = judgement.at_point["sensitivity"].value
+def test_words_are_those_of_the_numbers(assessment):
+    sentences = text.summary(assessment, split="val")
+    found = assessment.at_point["sensitivity"].value
     assert f"about {100 * found:.0f} pneumonia" in sentences[0]
     assert "slightly flattered" in sentences[-1]
-    assert "flattered" not in " ".join(wording.summary(judgement, split="test"))
+    assert "flattered" not in " ".join(text.summary(assessment, split="test"))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +123,7 @@ def test_words_are_those_of_the_numbers(judgement):
     [(0.438, "about as chance"), (0.5, "more than chance"), (0.3, "less than chance"), (np.nan, "none of")],
 )
 def test_attention_on_the_border_is_weighed_against_chance(share, says):
-    sentence = wording.attention({"border": share, "measured": 37}, uniform=0.4375)
+    sentence = text.attention({"border": share, "measured": 37}, uniform=0.4375)
     assert says in sentence
     assert np.isnan(share) or "mean of 37 maps" in sentence
 
@@ -133,13 +131,13 @@ def test_attention_on_the_border_is_weighed_against_chance(share, says):
 def test_curves_are_drawn_whole_however_low_they_fall():
     facts = {"kind": ["as it is", "noise"], "strength": [0, 1], "high": [1.0, np.nan], "low": [0.8, np.nan]}
     high, low = (pd.DataFrame({**facts, "auroc": [0.9, last], "balanced_accuracy": 0.8}) for last in (0.7, 0.2))
-    assert figures_evaluation.robustness_curves(high).axes[0].get_ylim()[0] == pytest.approx(0.4)
-    assert figures_evaluation.robustness_curves(low).axes[0].get_ylim()[0] == pytest.approx(0.18)
+    assert assessment_figures.robustness_curves(high).axes[0].get_ylim()[0] == pytest.approx(0.4)
+    assert assessment_figures.robustness_curves(low).axes[0].get_ylim()[0] == pytest.approx(0.18)
 
 
-def test_without_answers_the_axes_are_those_of_shares(judgement):
-    nothing = replace(judgement, trade_off=judgement.trade_off.head(0))
-    curve = figures_evaluation.coverage_and_accuracy(nothing).axes[0]
+def test_without_answers_the_axes_are_those_of_shares(assessment):
+    nothing = replace(assessment, trade_off=assessment.trade_off.head(0))
+    curve = assessment_figures.coverage_and_accuracy(nothing).axes[0]
     assert (curve.get_xlim(), curve.get_ylim()) == ((0, 1), (0, 1))
 
 

@@ -1,15 +1,16 @@
 """F25: PostgreSQL restarts, or has no room for one more, while a training logs to it."""
 
 import contextlib
+import signal
 import time
 
 import pytest
 from mlflow import MlflowClient
 
 from xray_pneumonia.tracking import sync
-from xray_pneumonia.tracking.journal import journals
 from xray_pneumonia.tracking.run import start_run
-from xray_pneumonia.tracking.store import open_or_journal, open_store
+from xray_pneumonia.tracking.spool import spools
+from xray_pneumonia.tracking.store import open_or_offline, open_store
 
 CURE = ("max_connections", "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE")
 
@@ -27,28 +28,29 @@ def histories(url, experiment, metric):
 
 def test_a_training_does_not_notice_that_the_server_was_restarted(postgresql, place):
     url = postgresql.url("mlflow")
-    training = place.train(f"tracking.uri={url}").until("STEP", 12)
+    training = place.train(f"tracking.uri={url}").until("STEP", 12).signal(signal.SIGSTOP)  # it may take seconds
     postgresql.control("-m", "immediate", "restart")
+    training.signal(signal.SIGCONT)
     assert training.end() == 0, training.err
     assert "unsynced" not in training.err
     assert histories(url, place.name, "val/loss") == [("FINISHED", [1, 2, 3])]
-    assert not list(journals(place.home))
+    assert not list(spools(place.home))
 
 
 def test_a_server_that_was_away_for_epochs_gets_them_all_once(postgresql, settings, tmp_path, within):
     url = postgresql.url("mlflow")
     with begin(open_store(settings(url), home=tmp_path)) as run:
         run.log_metrics({"val/auroc": 0.1}, step=1)
-        run.outbox.settle(10)
+        run.sender.settle(10)
         postgresql.control("-m", "immediate", "stop")
         for epoch in (2, 3):
             with within(3):
                 run.log_metrics({"val/auroc": epoch / 10}, step=epoch)
-        until(lambda: run.outbox.problem)
+        until(lambda: run.sender.problem)
         postgresql.control("start")
         run.log_metrics({"val/auroc": 0.4}, step=4)
     assert histories(url, "faults", "val/auroc") == [("FINISHED", [1, 2, 3, 4])]
-    assert not list(journals(tmp_path))
+    assert not list(spools(tmp_path))
 
 
 @contextlib.contextmanager
@@ -87,15 +89,15 @@ def test_no_room_while_training_is_named_with_its_cure_and_waited_for(postgresql
     postgresql.configure("max_connections = 5")
     with begin(open_store(settings(url), home=tmp_path)) as run:
         run.log_metrics({"val/auroc": 0.1}, step=1)
-        run.outbox.settle(10)
+        run.sender.settle(10)
         with crowded(postgresql):
             for epoch in (2, 3):
                 with within(3):
                     run.log_metrics({"val/auroc": epoch / 10}, step=epoch)
-            until(lambda: all(word in run.outbox.problem for word in CURE))
+            until(lambda: all(word in run.sender.problem for word in CURE))
         run.log_metrics({"val/auroc": 0.4}, step=4)
     assert histories(url, "faults", "val/auroc") == [("FINISHED", [1, 2, 3, 4])]
-    assert not list(journals(tmp_path))
+    assert not list(spools(tmp_path))
 
 
 def test_no_room_at_the_start_is_named_with_its_cure_and_sent_later(postgresql, settings, tmp_path, caplog, within):
@@ -104,7 +106,7 @@ def test_no_room_at_the_start_is_named_with_its_cure_and_sent_later(postgresql, 
     postgresql.configure("max_connections = 5")
     with crowded(postgresql):
         with within(40):
-            store = open_or_journal(settings(url), home=tmp_path)
+            store = open_or_offline(settings(url), home=tmp_path)
         assert store.experiment_id == ""
         assert all(word in caplog.text for word in CURE), caplog.text
         with begin(store) as run:
@@ -115,11 +117,11 @@ def test_no_room_at_the_start_is_named_with_its_cure_and_sent_later(postgresql, 
 
 @pytest.mark.parametrize("said", ["sorry, too many clients already", "remaining connection slots are reserved for x"])
 def test_whoever_asks_for_one_connection_too_many_is_told_the_cure(said):
-    from xray_pneumonia.tracking.store_errors import first_line, verdict
+    from xray_pneumonia.tracking.store_errors import classified
 
     error = RuntimeError(
         f"(psycopg2.OperationalError) connection to server failed: FATAL:  {said}\n(Background on ...)"
     )
-    message = str(verdict(error, shown="tracking.uri=x", said=first_line(error)))
+    message = str(classified(error, uri="x"))
     assert said in message
     assert all(message.count(word) == 1 for word in CURE)

@@ -1,4 +1,4 @@
-"""No store, whatever it does, stops a training or loses what it said (F18-F22, F24, F26-F28)."""
+"""No store, whatever it does, stops a training or loses what it logged (F18-F22, F24, F26-F28)."""
 
 import contextlib
 import os
@@ -16,10 +16,10 @@ from mlflow import MlflowClient
 
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.tracking import sync
-from xray_pneumonia.tracking.journal import journals
 from xray_pneumonia.tracking.run import start_run
-from xray_pneumonia.tracking.store import open_or_journal, open_store
-from xray_pneumonia.tracking.store_errors import StoreAway
+from xray_pneumonia.tracking.spool import spools
+from xray_pneumonia.tracking.store import open_or_offline, open_store
+from xray_pneumonia.tracking.store_errors import StoreUnavailable
 
 # MLflow's client keeps its connections until the interpreter takes them away.
 pytestmark = [
@@ -34,24 +34,24 @@ def begin(store):
 
 
 @pytest.fixture
-def speak(within):
-    """Say what a training says in these epochs; it waits for nothing but the disk."""
+def log_epochs(within):
+    """Log what a training logs in these epochs; it waits for nothing but the disk."""
 
-    def say(run, epochs):
+    def log(run, epochs):
         for epoch in epochs:
             with within(2):
-                _say(run, epoch)
+                _log(run, epoch)
 
-    return say
+    return log
 
 
-def _say(run, epoch):
+def _log(run, epoch):
     run.log_metrics({"val/auroc": 0.5 + epoch / 100, "val/loss": float("nan")}, step=epoch)
 
 
 def require_whole(uri, home, run_id, *, status="FINISHED", epochs=EPOCHS):
     """All of it is in MLflow, once, and nothing waits on this machine; returns the run."""
-    assert not [journal.folder for journal in journals(home)]
+    assert not [spool.folder for spool in spools(home)]
     client = MlflowClient(uri)
     experiments = [one.experiment_id for one in client.search_experiments()]
     runs = [run for run in client.search_runs(experiments) if run_id in {run.info.run_id, run.data.tags["journal"]}]
@@ -67,7 +67,7 @@ def synced(uri, home):
 
 
 def once_left(uri, home):
-    """Sync as soon as this process, whose last attempt may still be under way, lets go of the journal."""
+    """Sync as soon as this process, whose last attempt may still be under way, lets go of the spool."""
     for _ in range(300):
         if done := synced(uri, home):
             return done
@@ -77,10 +77,10 @@ def once_left(uri, home):
 
 def test_f18_absent_at_start_is_decided_in_time(tmp_path, settings, within):
     gone = "http://127.0.0.1:9"
-    with within(30), pytest.raises(StoreAway, match=r"tracking\.required=false"):
-        open_or_journal(settings(gone, required=True), home=tmp_path)
+    with within(30), pytest.raises(StoreUnavailable, match=r"tracking\.required=false"):
+        open_or_offline(settings(gone, required=True), home=tmp_path)
     with within(30):
-        store = open_or_journal(settings(gone), home=tmp_path)
+        store = open_or_offline(settings(gone), home=tmp_path)
     assert store.experiment_id == ""
 
 
@@ -118,25 +118,25 @@ def test_f18_absent_at_start_a_whole_training_is_sent_later(xray, tiny, server, 
 
 
 @pytest.mark.slow
-def test_f19_dies_and_comes_back_while_training(server, settings, tmp_path, speak):
+def test_f19_dies_and_comes_back_while_training(server, settings, tmp_path, log_epochs):
     store = open_store(settings(server.start().uri), home=tmp_path)
     with begin(store) as run:
-        speak(run, [1])
-        run.outbox.settle(5)
+        log_epochs(run, [1])
+        run.sender.settle(5)
         server.kill()
-        speak(run, [2, 3])
+        log_epochs(run, [2, 3])
         server.start()
-        speak(run, [4])
+        log_epochs(run, [4])
     require_whole(server.uri, tmp_path, run.run_id)
 
 
 @pytest.mark.slow
-def test_f19_dies_for_good(server, settings, tmp_path, caplog, speak):
+def test_f19_dies_for_good(server, settings, tmp_path, caplog, log_epochs):
     store = open_store(settings(server.start().uri), home=tmp_path)
     with begin(store) as run:
-        speak(run, [1])
+        log_epochs(run, [1])
         server.kill()
-        speak(run, [2, 3, 4])
+        log_epochs(run, [2, 3, 4])
         run.path("config.yaml").write_text("seed: 0\n")
     assert "unsynced" in caplog.text
     assert synced(server.uri, tmp_path)[0][2]  # still away: it waits on
@@ -147,15 +147,15 @@ def test_f19_dies_for_good(server, settings, tmp_path, caplog, speak):
 
 
 @pytest.mark.slow
-def test_f20_hangs(server, settings, tmp_path, within, speak):
+def test_f20_hangs(server, settings, tmp_path, within, log_epochs):
     store = open_store(settings(server.start().uri), home=tmp_path)
     with within(60), begin(store) as run:
-        speak(run, [1])
+        log_epochs(run, [1])
         server.signal(signal.SIGSTOP)
         with within(5):  # one call may wait a moment for a healthy store, and no other after it
             for number in range(5):
                 run.set_tags({f"tag{number}": number})
-        speak(run, [2, 3, 4])
+        log_epochs(run, [2, 3, 4])
     server.signal(signal.SIGCONT)
     assert once_left(server.uri, tmp_path) == [(run.run_id, "FINISHED", "")]
     assert require_whole(server.uri, tmp_path, run.run_id).data.tags["tag4"] == "4"
@@ -163,24 +163,24 @@ def test_f20_hangs(server, settings, tmp_path, within, speak):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mood", ["429", "500", "slow", "cut", "garbage", "done then cut"])
-def test_f21_answers_with_nonsense(proxy, settings, tmp_path, mood, within, speak):
+def test_f21_answers_with_nonsense(proxy, settings, tmp_path, mood, within, log_epochs):
     store = open_store(settings(proxy.uri, name=mood), home=tmp_path)
     with within(90), begin(store) as run:
-        speak(run, [1])
-        run.outbox.settle(5)
+        log_epochs(run, [1])
+        run.sender.settle(5)
         proxy.mood = mood
-        speak(run, [2, 3, 4])
+        log_epochs(run, [2, 3, 4])
     proxy.mood = "pass"
     assert once_left(proxy.uri, tmp_path) == [(run.run_id, "FINISHED", "")]
     require_whole(proxy.uri, tmp_path, run.run_id)
 
 
 @pytest.mark.slow
-def test_f21_the_run_was_made_and_nobody_heard(proxy, settings, tmp_path, speak):
+def test_f21_the_run_was_made_and_nobody_heard(proxy, settings, tmp_path, log_epochs):
     store = open_store(settings(proxy.uri, name="unheard"), home=tmp_path)
     proxy.mood = "done then cut"
     with begin(store) as run:
-        speak(run, range(1, EPOCHS + 1))
+        log_epochs(run, range(1, EPOCHS + 1))
     proxy.mood = "pass"
     assert synced(proxy.uri, tmp_path) == [(run.run_id, "FINISHED", "")]
     client = MlflowClient(proxy.uri)
@@ -210,22 +210,22 @@ def locked(path, seconds):
 
 
 @pytest.mark.slow
-def test_f22_locked_for_ten_seconds_nobody_notices(settings, tmp_path, caplog, speak):
+def test_f22_locked_for_ten_seconds_nobody_notices(settings, tmp_path, caplog, log_epochs):
     store = open_store(settings(None), home=tmp_path)
     with begin(store) as run:
-        speak(run, [1])
+        log_epochs(run, [1])
         with locked(tmp_path / "mlflow.db", 10):
-            speak(run, [2, 3, 4])
+            log_epochs(run, [2, 3, 4])
     assert "unsynced" not in caplog.text
     require_whole(store.uri, tmp_path, run.run_id)
 
 
 @pytest.mark.long
-def test_f22_locked_for_a_minute_is_sent_later(settings, tmp_path, caplog, within, speak):
+def test_f22_locked_for_a_minute_is_sent_later(settings, tmp_path, caplog, within, log_epochs):
     store = open_store(settings(None), home=tmp_path)
     with locked(tmp_path / "mlflow.db", 60):
         with within(50), begin(store) as run:
-            speak(run, range(1, EPOCHS + 1))
+            log_epochs(run, range(1, EPOCHS + 1))
         assert "unsynced" in caplog.text
     assert once_left(store.uri, tmp_path) == [(run.run_id, "FINISHED", "")]
     require_whole(store.uri, tmp_path, run.run_id)
@@ -236,8 +236,8 @@ def test_f24_a_corrupt_database_is_left_as_it_is(settings, tmp_path):
     path.write_bytes(b"SQLite format 3\0" + b"\xff" * 8192)
     before = path.read_bytes()
     with pytest.raises(InputError, match="backup") as caught:
-        open_or_journal(settings(None), home=tmp_path)
-    assert not isinstance(caught.value, StoreAway)
+        open_or_offline(settings(None), home=tmp_path)
+    assert not isinstance(caught.value, StoreUnavailable)
     assert path.read_bytes() == before
 
 
@@ -263,12 +263,12 @@ def test_f24_a_read_only_database_is_named(settings, home, tmp_path):
 
 
 @pytest.mark.slow
-def test_f26_artifacts_that_cannot_be_kept_there_are_kept_here(server, settings, tmp_path, speak):
+def test_f26_artifacts_that_cannot_be_kept_there_are_kept_here(server, settings, tmp_path, log_epochs):
     store = open_store(settings(server.start().uri), home=tmp_path)
     shutil.rmtree(server.artifacts)
     server.artifacts.write_text("in the way")
     with begin(store) as run:
-        speak(run, range(1, EPOCHS + 1))
+        log_epochs(run, range(1, EPOCHS + 1))
         run.path("checkpoints/best.ckpt").write_bytes(b"weights")
     assert store.client.get_run(run.run_id).info.status == "RUNNING"
     assert (run.folder / "checkpoints/best.ckpt").read_bytes() == b"weights"
@@ -281,14 +281,14 @@ def test_f26_artifacts_that_cannot_be_kept_there_are_kept_here(server, settings,
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="needs root to mount a small disk")
-def test_f26_a_full_artifact_store(server, settings, tmp_path, speak):
+def test_f26_a_full_artifact_store(server, settings, tmp_path, log_epochs):
     server.artifacts.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", server.artifacts], check=False).returncode:
         pytest.skip("this machine mounts nothing")
     try:
         store = open_store(settings(server.start().uri), home=tmp_path)
         with begin(store) as run:
-            speak(run, range(1, EPOCHS + 1))
+            log_epochs(run, range(1, EPOCHS + 1))
             run.path("checkpoints/best.ckpt").write_bytes(os.urandom(2**21))
         assert store.client.get_run(run.run_id).info.status == "RUNNING"
         subprocess.run(["mount", "-o", "remount,size=8m", server.artifacts], check=True)
@@ -304,7 +304,7 @@ def test_f26_an_artifact_that_changed_on_its_way_is_not_called_sent(settings, tm
     with monkeypatch.context() as patch:
         patch.setattr(Path, "mkdir", _only_below(home / "staged", Path.mkdir))
         with begin(store) as run:
-            assert run.staged
+            assert run.folder == home / "staged" / run.run_id
             patch.undo()
             run.path("config.yaml").write_text("seed: 0\n")
             patch.setattr(type(store.client), "log_artifact", _truncated)
@@ -332,8 +332,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from xray_pneumonia.tracking import sync
-from xray_pneumonia.tracking import spool
-from xray_pneumonia.tracking.journal import Journal
+from xray_pneumonia.tracking.replay import Replay
+from xray_pneumonia.tracking.spool import Spool
 from xray_pneumonia.tracking.run import start_run
 from xray_pneumonia.tracking.store import TrackingSettings, open_store
 
@@ -343,22 +343,22 @@ def die(*_, **__):
 uri, home, how = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 settings = TrackingSettings(uri=uri, experiment_name="faults", run_name=None, system_metrics=False, required=False)
 if how == "syncing":
-    mark = Journal.mark_sent
-    def doomed(journal, end, seen=[]):  # sent, and killed before it could be noted, at the third time
+    mark = Spool.mark_sent
+    def doomed(spool, end, seen=[]):  # sent, and killed before it could be noted, at the third time
         seen.append(end)
-        die() if len(seen) == 3 else mark(journal, end)
-    Journal.mark_sent = doomed
+        die() if len(seen) == 3 else mark(spool, end)
+    Spool.mark_sent = doomed
     list(sync.sync(uri, home))
 else:
     with start_run(open_store(settings, home=home), name="n", tags={"verb": "train"}, system_metrics=False) as run:
         for epoch in range(1, 5):
             run.log_metrics({"val/auroc": epoch / 10, "val/loss": 1.0}, step=epoch)
         run.path("config.yaml").write_text("seed: 0")
-        run.outbox.settle(20)
+        run.sender.settle(20)
         print(run.run_id, flush=True)
         if how == "running":
             die()
-        spool.Delivery._superseded = die  # asked just before the first file is sent
+        Replay._superseded = die  # asked just before the first file is sent
 """
 
 
@@ -382,11 +382,11 @@ def test_f27_killed_between_trained_and_uploaded(shared_server, tmp_path):
 
 
 @pytest.mark.slow
-def test_f27_killed_while_syncing(server, settings, tmp_path, speak):
-    store = open_or_journal(settings(server.uri), home=tmp_path)
+def test_f27_killed_while_syncing(server, settings, tmp_path, log_epochs):
+    store = open_or_offline(settings(server.uri), home=tmp_path)
     with begin(store) as run:
         for epoch in range(1, EPOCHS + 1):
-            speak(run, [epoch])
+            log_epochs(run, [epoch])
             run.set_tags({"epoch": epoch})
     server.start()
     killed(server.uri, tmp_path, "syncing")
@@ -413,7 +413,7 @@ def test_f28_doctor_finds_what_nobody_runs(xray, home):
     assert "its process is gone" in run.data.tags["reason"]
     xray("doctor", "sync", f"home={home}")
     assert client.get_run(run_id).info.status == "KILLED"
-    assert run_id not in {journal.run_id for journal in journals(home)}
+    assert run_id not in {spool.run_id for spool in spools(home)}
 
 
 def _faults():

@@ -1,9 +1,8 @@
-"""The decoded cache: one uint8 array (N, H, W), memory-mapped, beside the facts of its files.
+"""Cache decoded images: one uint8 array (N, H, W), memory-mapped, and a table of facts about the files.
 
-The key hashes what the file system knows of every file, the labels, the image size and the decoder's
-version, so a changed file makes a new cache. It is built by threads (Pillow and hashlib leave the
-interpreter's lock), under a file lock, below a temporary name, and renamed when complete. Folders of
-old caches may be deleted at any time.
+The key hashes what the file system knows of every file, the labels, the image size and the decoder's version, so a
+changed file makes a new cache. It is built by threads (Pillow and hashlib release the interpreter lock), under a file
+lock, below a temporary name, and renamed when complete. Folders of old caches may be deleted at any time.
 """
 
 import hashlib
@@ -26,11 +25,12 @@ from rich.console import Console
 from rich.progress import track
 
 from xray_pneumonia.data.files import LINK_TO_FOLDER
-from xray_pneumonia.data.images import decode as images
+from xray_pneumonia.data.images import decode
 from xray_pneumonia.data.images.limits import ImageError
 from xray_pneumonia.types import Gray
 
 FACTS = ("sha256", "width", "height", "mode", "dhash", "error", "detail")
+AHEAD = 512  # images decoded before the first of them is written
 
 
 @dataclass(frozen=True)
@@ -43,42 +43,41 @@ class ImageCache:
 
 
 def open_cache(records: pd.DataFrame, *, folder: str | Path, image_size: int) -> ImageCache:
-    """Open the cache of these records, decoding the files first where that has not been done.
+    """Open the cache of these records; decodes the files first where that has not been done.
 
     Args:
         records: the table of `records.scan`.
-        folder: where caches live; made when missing.
+        folder: of all caches; made when missing.
         image_size: height and width in pixels.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    home = folder / cache_key(records, image_size)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    home = Path(folder) / cache_key(records, image_size)
     if not (home / "images.npy").exists():
         with FileLock(f"{home}.lock"):
             if not (home / "images.npy").exists():
                 _build(records, home, image_size)
     facts = pd.read_csv(home / "facts.csv", dtype={"error": str, "detail": str}, keep_default_na=False)
-    array = np.load(home / "images.npy", mmap_mode="r", allow_pickle=False)
-    return ImageCache(pd.concat([records, facts], axis=1), array, home)
+    images = np.load(home / "images.npy", mmap_mode="r", allow_pickle=False)
+    return ImageCache(pd.concat([records, facts], axis=1), images, home)
 
 
-def let_go(images: Gray) -> None:
+def release_pages(images: Gray) -> None:
     """Unmap the pages that were read, so that a large cache is not counted as memory; the system still keeps them."""
     if isinstance(images, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
         images.base.madvise(mmap.MADV_DONTNEED)  # type: ignore[union-attr]
 
 
 def cache_key(records: pd.DataFrame, image_size: int) -> str:
-    """Name the cache of these records: 32 hex digits."""
-    told = records[["id", "label", "patient", "split", "stamp"]]
-    columns = told.assign(refused=records["path"].eq("")).to_numpy().tolist()  # a link has the stamp of its target
-    text = json.dumps([images.DECODER_VERSION, image_size, columns])
+    """Return the name of the cache of these records: 32 hex digits."""
+    table = records[["id", "label", "patient", "split", "stamp"]]
+    columns = table.assign(refused=records["path"].eq("")).to_numpy().tolist()  # a link has the stamp of its target
+    text = json.dumps([decode.DECODER_VERSION, image_size, columns])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _build(records: pd.DataFrame, home: Path, image_size: int) -> None:
     draft = home.with_name(f".{home.name}.tmp")
-    shutil.rmtree(draft, ignore_errors=True)  # left by a killed build; the lock says nobody is in it
+    shutil.rmtree(draft, ignore_errors=True)  # left by a killed build: the lock is ours
     draft.mkdir()
     shape = (len(records), image_size, image_size)
     array = np.lib.format.open_memmap(draft / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
@@ -92,13 +91,17 @@ def _build(records: pd.DataFrame, home: Path, image_size: int) -> None:
 
 
 def _decoded(paths: list[str], image_size: int) -> Iterator[tuple[Gray | int, dict[str, Any]]]:
-    """Decode in parallel, in order, a bounded number of pictures ahead."""
-    ahead = 512
-    quiet = not sys.stderr.isatty()
+    """Decode in parallel, in order, a bounded number of images ahead."""
+    starts = track(
+        range(0, len(paths), AHEAD),
+        "Decoding",
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+        transient=True,
+    )
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        starts = range(0, len(paths), ahead)
-        for start in track(starts, "Decoding", console=Console(stderr=True), disable=quiet, transient=True):
-            yield from pool.map(partial(_decode_file, image_size=image_size), paths[start : start + ahead])
+        for start in starts:
+            yield from pool.map(partial(_decode_file, image_size=image_size), paths[start : start + AHEAD])
 
 
 def _decode_file(path: str, *, image_size: int) -> tuple[Gray | int, dict[str, Any]]:
@@ -108,14 +111,9 @@ def _decode_file(path: str, *, image_size: int) -> tuple[Gray | int, dict[str, A
             raise ImageError("link_outside_root", "is a link that leads out of the data's folder")
         if os.path.islink(path) and os.path.isdir(path):
             raise ImageError(*LINK_TO_FOLDER)
-        data = images.read_bytes(path)
-        facts["sha256"] = images.sha256(data)
-        picture = images.decode(data, image_size)
+        data = decode.read_bytes(path)
+        facts["sha256"] = decode.sha256(data)
+        image = decode.decode(data, image_size)
     except ImageError as error:
         return 0, facts | {"error": error.code, "detail": str(error)}
-    return picture.pixels, facts | {
-        "width": picture.width,
-        "height": picture.height,
-        "mode": picture.mode,
-        "dhash": picture.dhash,
-    }
+    return image.pixels, facts | {name: getattr(image, name) for name in ("width", "height", "mode", "dhash")}

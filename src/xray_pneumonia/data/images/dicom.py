@@ -67,7 +67,7 @@ TIFF = (b"II*\0", b"MM\0*")
 class Radiograph:
     """One radiograph: `pixels` (H, W) uint8, bright is dense, upright; `photometric` is what the file says.
 
-    `notes` are words for what had to be decided: "mirrored", "turned", "contradictory_lut".
+    `notes` say what was decided: "mirrored_back", "turned_upright", "contradictory_lut".
     """
 
     pixels: Gray
@@ -109,7 +109,7 @@ def _require_harmless(data: bytes, rules: DicomRules) -> None:
     if not rules.any_preamble and data[:PREAMBLE].strip(b"\0") and not data.startswith(TIFF):
         raise ImageError(
             "bad_preamble",
-            "its first 128 bytes are neither zeros nor TIFF and may hide a program; dicom.any_preamble=true reads it",
+            "its first 128 bytes are neither zeros nor TIFF and may hide a program; any_preamble=true reads it",
         )
     try:
         after = BytesIO(data[PREAMBLE + len(MAGIC) : PREAMBLE + 2**16])
@@ -260,11 +260,11 @@ def _upright(pixels: Gray, file: Dataset) -> tuple[Gray, tuple[str, ...]]:
     notes: list[str] = []
     if across in "HF" and down in "LR":
         pixels, across, down = pixels.T, down, across
-        notes.append("turned")
+        notes.append("turned_upright")
     if down == "H":
         pixels = pixels[::-1]
-        notes = ["turned"]
+        notes = ["turned_upright"]
     if across == "R":
         pixels = pixels[:, ::-1]
-        notes.append("mirrored")
+        notes.append("mirrored_back")
     return np.ascontiguousarray(pixels), tuple(notes)

@@ -1,37 +1,40 @@
-"""Files decoded in processes that may die: a limit of time and of memory for each file, and no way to write one.
+"""Decode untrusted files in child processes with limits of time and memory, which cannot write.
 
-A picture is a program for its parser. So whatever a stranger's file does to a decoder, hanging, filling
-the memory or crashing it, happens in a child process that holds nothing else; the file is reported and
-another child goes on. Children answer in plain bytes, never in pickles, and are forgotten when they end.
+Whatever a file does to a decoder (hang, fill the memory, crash, run code) happens in a process that holds nothing else:
+the file is reported and another process takes over. Children answer in plain bytes, never in pickles.
 """
 
 import json
 import os
 import re
+import resource
+import signal
+import sys
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from queue import Full, Queue
-from threading import Event, Thread
-from types import TracebackType
-from typing import Self
+from threading import Event
+from typing import Any, Self
 
 import numpy as np
 
-from xray_pneumonia.data.files import Found
+from xray_pneumonia.data.files import InputFile
+from xray_pneumonia.data.images import decode
+from xray_pneumonia.data.images.limits import DicomRules, ImageError
 from xray_pneumonia.types import Count, Gray, Positive
 
 AHEAD = 256  # files that may be decoded before the first of them is taken
-HANDED = 8  # files in a child's hands at once, so that it need not wait for the parent
+QUEUED = 8  # files that a child holds at once, so that it need not wait for the parent
 START = 120.0  # seconds a child may take to start, on a machine that is busy
+POLL = 0.5  # seconds after which a wait looks whether the answers are still wanted
 SHA256 = re.compile("([0-9a-f]{64})?")
-PULSE = 0.5  # seconds after which a wait looks whether anybody still wants the answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +52,9 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """What became of one file: `pixels` (size, size), or an error `code` and what it means."""
+    """The result of one file: `pixels` (size, size) with notes on their decoding, or an error `code` and its meaning."""
 
-    found: Found
+    file: InputFile
     sha256: str = ""
     width: int = 0
     height: int = 0
@@ -59,179 +62,206 @@ class Attempt:
     code: str = ""
     message: str = ""
     pixels: Gray | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass
-class _Child:
+class _Worker:
     process: BaseProcess
-    line: Connection
-    held: deque[int] = field(default_factory=deque)  # places of the files it holds, the first one in work
+    pipe: Connection
+    queue: deque[int] = field(default_factory=deque)  # positions of the files it holds; it works on the first one
     ready: bool = False
-    since: float = field(default_factory=time.monotonic)  # when it last had something new to do
+    since: float = field(default_factory=time.monotonic)  # when it last began something
 
-    def spent(self) -> float:
+    def elapsed(self) -> float:
         return time.monotonic() - self.since
 
 
 class Decoders:
-    """Child processes that decode; a context manager.
+    """Decodes files in child processes; a context manager.
 
     Args:
         count: of the processes.
-        size: height and width of the pictures, in pixels.
-        modalities: those of DICOM that are read.
+        size: height and width of the decoded images, in pixels.
+        rules: which DICOM files are read.
         limits: for each file.
     """
 
-    def __init__(self, *, count: int, size: int, modalities: Collection[str], limits: Limits) -> None:
-        self._settings = (size, tuple(modalities), limits.memory_mb)
+    def __init__(self, *, count: int, size: int, rules: DicomRules, limits: Limits) -> None:
+        self._settings = (size, rules, limits.memory_mb)
         self._size, self._limits = size, limits
-        self._known: dict[int, Found] = {}  # files by their place, until they are yielded
-        self._stop = Event()
-        self._thread: Thread | None = None
-        self._children = [self._start() for _ in range(count)]
+        self._files: dict[int, InputFile] = {}  # by their position, until they are yielded
+        self._stop, self._thread = Event(), ThreadPoolExecutor(1, thread_name_prefix="decoding")
+        self._workers = [self._start() for _ in range(count)]
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-        for child in self._children:
-            child.line.close()
-            child.process.kill()
-        for child in self._children:
-            child.process.join()
+        self._thread.shutdown()
+        for worker in self._workers:
+            worker.pipe.close()
+            worker.process.kill()
+        for worker in self._workers:
+            worker.process.join()
 
-    def decode(self, files: Iterable[Found]) -> Iterator[Attempt]:
-        """Decode files; yields in their order, a bounded number ahead. To be taken to its end, one call at a time."""
-        source, done, first = enumerate(files), dict[int, Attempt](), 0
-        more = True
-        while (more or self._known) and not self._stop.is_set():
-            more = more and self._fill(source, done)
-            if first not in done:
-                done |= dict(self._answers())
-            while first in done:
-                yield done.pop(first)
-                del self._known[first]
-                first += 1
+    def batches(self, files: Iterable[InputFile], size: int) -> Iterator[list[Attempt]]:
+        """Decode files while the caller works on the batch before; yields them in order, `size` at a time."""
+        attempts = self._decode(files)
 
-    def batches(self, files: Iterable[Found], size: int) -> Iterator[list[Attempt]]:
-        """Decode files while the caller works on the batch before; yields them in their order, `size` at a time."""
-        ready: Queue[list[Attempt] | Exception | None] = Queue(2)
-        self._thread = Thread(target=self._collect, args=(files, size, ready), name="decoding")
-        self._thread.start()
-        while (batch := ready.get()) is not None:
-            if isinstance(batch, Exception):
-                raise batch
+        def take() -> list[Attempt]:
+            return list(islice(attempts, size))
+
+        coming = deque(self._thread.submit(take) for _ in range(2))
+        while batch := coming.popleft().result():
+            coming.append(self._thread.submit(take))
             yield batch
 
-    def _collect(self, files: Iterable[Found], size: int, ready: "Queue[list[Attempt] | Exception | None]") -> None:
-        attempts = self.decode(files)
-        try:
-            while batch := list(islice(attempts, size)):
-                self._put(ready, batch)
-            self._put(ready, None)
-        except Exception as error:  # for the caller to see
-            self._put(ready, error)
+    def _decode(self, files: Iterable[InputFile]) -> Iterator[Attempt]:
+        """Yield results in the order of the files, a bounded number of which are decoded ahead."""
+        source, done, first = enumerate(files), dict[int, Attempt](), 0
+        more = True
+        while (more or self._files) and not self._stop.is_set():
+            more = more and self._fill(source, done)
+            if first not in done:
+                done |= dict(self._wait())
+            while first in done:
+                yield done.pop(first)
+                del self._files[first]
+                first += 1
 
-    def _put(self, ready: "Queue[list[Attempt] | Exception | None]", what: list[Attempt] | Exception | None) -> None:
-        while not self._stop.is_set():
-            with suppress(Full):
-                ready.put(what, timeout=PULSE)
-                return
-
-    def _fill(self, source: Iterator[tuple[int, Found]], done: dict[int, Attempt]) -> bool:
-        """Hand out files until every child holds enough; tells whether there may be more of them."""
-        for child in sorted(self._children, key=lambda child: len(child.held)):
-            while len(child.held) < HANDED and len(self._known) < AHEAD:
-                place, found = next(source, (-1, None))
-                if found is None:
+    def _fill(self, source: Iterator[tuple[int, InputFile]], done: dict[int, Attempt]) -> bool:
+        """Send files until every worker holds enough; returns whether there may be more of them."""
+        for worker in sorted(self._workers, key=lambda worker: len(worker.queue)):
+            while len(worker.queue) < QUEUED and len(self._files) < AHEAD:
+                position, file = next(source, (-1, None))
+                if file is None:
                     return False
-                self._known[place] = found
-                if found.refusal:
-                    done[place] = Attempt(found=found, code=found.refusal[0], message=found.refusal[1])
+                self._files[position] = file
+                if file.refusal:
+                    done[position] = Attempt(file=file, code=file.refusal[0], message=file.refusal[1])
                 else:
-                    self._hand(child, place)
+                    self._send(worker, position)
         return True
 
-    def _hand(self, child: _Child, place: int) -> None:
-        if not child.held:
-            child.since = time.monotonic()
-        child.held.append(place)
-        with suppress(OSError):  # it died; the next look at it says so
-            child.line.send_bytes(os.fsencode(self._known[place].path))
+    def _send(self, worker: _Worker, position: int) -> None:
+        if not worker.queue:
+            worker.since = time.monotonic()
+        worker.queue.append(position)
+        with suppress(OSError):  # it died, which the next wait finds
+            worker.pipe.send_bytes(os.fsencode(self._files[position].path))
 
-    def _answers(self) -> Iterator[tuple[int, Attempt]]:
-        """Wait for something to happen; yields what came of it."""
-        busy = [child for child in self._children if child.held]
-        left = min((self._allowed(child) - child.spent() for child in busy), default=0.0)
-        spoke = wait([child.line for child in busy], timeout=min(PULSE, max(0.0, left)))
-        for child in busy:
-            if child.line in spoke:
-                yield from self._listen(child)
-            elif child.spent() > self._allowed(child):
-                limit = f"took more than {self._limits.seconds:g} s (limits.seconds)"
-                yield self._bury(child, code="timeout", message=limit)
+    def _wait(self) -> Iterator[tuple[int, Attempt]]:
+        """Wait for answers, deaths and timeouts; yields positions and results."""
+        busy = [worker for worker in self._workers if worker.queue]
+        left = min((self._allowed(worker) - worker.elapsed() for worker in busy), default=0.0)
+        answered = wait([worker.pipe for worker in busy], timeout=min(POLL, max(0.0, left)))
+        for worker in busy:
+            if worker.pipe in answered:
+                yield from self._receive(worker)
+            elif worker.elapsed() > self._allowed(worker):
+                message = f"took more than {self._limits.seconds:g} s (limits.seconds)"
+                yield self._replace(worker, code="timeout", message=message)
 
-    def _allowed(self, child: _Child) -> float:
-        return self._limits.seconds if child.ready else START
+    def _allowed(self, worker: _Worker) -> float:
+        return self._limits.seconds if worker.ready else START
 
-    def _listen(self, child: _Child) -> Iterator[tuple[int, Attempt]]:
+    def _receive(self, worker: _Worker) -> Iterator[tuple[int, Attempt]]:
         try:
-            heard = child.line.recv_bytes(self._size**2 + 2**16)
+            answer = worker.pipe.recv_bytes(self._size**2 + 2**16)
         except (EOFError, OSError):
-            what = f"ended its decoder; it may need more than {self._limits.memory_mb} MB (limits.memory_mb)"
-            yield self._bury(child, code="decoder_died", message=what)
+            message = f"ended its decoder; it may need more than {self._limits.memory_mb} MB (limits.memory_mb)"
+            yield self._replace(worker, code="decoder_died", message=message)
             return
-        child.since = time.monotonic()
-        if child.ready:
-            place = child.held.popleft()
-            yield place, _parsed(heard, self._known[place], self._size)
-        child.ready = True
+        worker.since = time.monotonic()
+        if worker.ready:
+            position = worker.queue.popleft()
+            yield position, _parsed(answer, self._files[position], self._size)
+        worker.ready = True
 
-    def _bury(self, child: _Child, *, code: str, message: str) -> tuple[int, Attempt]:
-        """Put a new child in the place of one that died or must; the file it had in work is to blame."""
-        child.process.kill()
-        child.process.join()
-        child.line.close()
-        if not child.ready:
-            raise RuntimeError(f"a decoding process did not start (exit code {child.process.exitcode})")
-        blamed, *others = child.held
-        heir = self._start()
-        self._children[self._children.index(child)] = heir
-        for place in others:
-            self._hand(heir, place)
-        return blamed, Attempt(found=self._known[blamed], code=code, message=message)
+    def _replace(self, worker: _Worker, *, code: str, message: str) -> tuple[int, Attempt]:
+        """Start a new worker for one that died or must; the file that it was working on is to blame."""
+        worker.process.kill()
+        worker.process.join()
+        worker.pipe.close()
+        if not worker.ready:
+            raise RuntimeError(f"a decoding process did not start (exit code {worker.process.exitcode})")
+        failed, *others = worker.queue
+        replacement = self._start()
+        self._workers[self._workers.index(worker)] = replacement
+        for position in others:
+            self._send(replacement, position)
+        return failed, Attempt(file=self._files[failed], code=code, message=message)
 
-    def _start(self) -> _Child:
+    def _start(self) -> _Worker:
         context = get_context("spawn")  # a fork would copy what the parent holds, its locks included
         here, there = context.Pipe()
-        process = context.Process(target=_serve, args=(there, *self._settings), daemon=True)
+        process = context.Process(target=serve, args=(there, *self._settings), daemon=True)
         process.start()
         there.close()
-        return _Child(process, here)
+        return _Worker(process, here)
 
 
-def _parsed(heard: bytes, found: Found, size: int) -> Attempt:
-    """Take a child's answer, which a stranger's file may have written."""
-    head, _, rest = heard.partition(b"\n")
+def _parsed(answer: bytes, file: InputFile, size: int) -> Attempt:
+    """Read a worker's answer, which an untrusted file may have written."""
+    head, _, rest = answer.partition(b"\n")
     try:
         values = json.loads(head)
         texts = {name: str(values[name]) for name in ("sha256", "mode", "code", "message")}
         width, height = int(values["width"]), int(values["height"])
         pixels = np.frombuffer(rest, np.uint8).reshape(size, size) if rest else None
+        notes = tuple(str(note) for note in values["notes"])
         sane = SHA256.fullmatch(texts["sha256"]) and (pixels is None) == bool(texts["code"])
     except (ValueError, KeyError, TypeError):
         sane = None
     if not sane:
-        return Attempt(found=found, code="decoder_died", message="made its decoder say what no decoder says")
-    return Attempt(found=found, pixels=pixels, width=width, height=height, **texts)
+        return Attempt(file=file, code="decoder_died", message="made its decoder give an answer that none gives")
+    return Attempt(file=file, pixels=pixels, width=width, height=height, notes=notes, **texts)
 
 
-def _serve(line: Connection, size: int, modalities: tuple[str, ...], memory_mb: int) -> None:
-    """Be a child; its imports are not the parent's."""
-    from xray_pneumonia.data.images.confined import serve
+def serve(pipe: Connection, size: int, rules: DicomRules, memory_mb: int) -> None:
+    """Run as a child process: decode files until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    sys.dont_write_bytecode = True
+    _confine(memory_mb)
+    with suppress(EOFError, OSError):
+        pipe.send_bytes(b"ready")
+        while True:
+            pipe.send_bytes(decode_file(pipe.recv_bytes(), size, rules))
 
-    serve(line, size, modalities, memory_mb)
+
+def _confine(memory_mb: int) -> None:
+    """Limit memory, forbid writing, leave no core file with a patient's image, and be silent."""
+    limits = {resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0}
+    if sys.platform.startswith("linux"):  # elsewhere the address space has no limit that holds
+        with open("/proc/self/statm", encoding="ascii") as facts:
+            limits[resource.RLIMIT_AS] = int(facts.read().split()[0]) * resource.getpagesize() + memory_mb * 2**20
+    for kind, most in limits.items():
+        hard = resource.getrlimit(kind)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (most, most))
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # C libraries write what they think of a file
+
+
+def decode_file(path: bytes, size: int, rules: DicomRules) -> bytes:
+    """Decode one file; the answer is JSON, a line feed, and the pixels if there are any."""
+    facts: dict[str, Any] = {}
+    pixels = b""
+    try:
+        data = decode.read_bytes(os.fsdecode(path))
+        facts["sha256"] = decode.sha256(data)
+        decoded = decode.decode(data, size, rules=rules)
+        pixels = decoded.pixels.tobytes()
+        facts |= {"width": decoded.width, "height": decoded.height, "mode": decoded.mode, "notes": decoded.notes}
+    except ImageError as error:
+        facts |= {"code": error.code, "message": str(error)}
+    except MemoryError:
+        facts |= {"code": "too_much_memory", "message": "needs more memory than limits.memory_mb allows"}
+    return written(facts, pixels)
+
+
+def written(facts: dict[str, Any], pixels: bytes) -> bytes:
+    """Write an answer as bytes."""
+    known = {"sha256": "", "width": 0, "height": 0, "mode": "", "code": "", "message": "", "notes": ()}
+    return json.dumps(known | facts).encode() + b"\n" + pixels

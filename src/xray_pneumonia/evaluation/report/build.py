@@ -1,31 +1,270 @@
-"""Self-contained HTML pages: tables and figures in one file that needs no network."""
+"""Assesses a model on a split, and writes the numbers, the figures and one self-contained HTML report."""
 
 import base64
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from io import BytesIO
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pandas as pd
 from jinja2 import Environment, PackageLoader
-from matplotlib.figure import Figure
 
+from xray_pneumonia.evaluation import predictions
+from xray_pneumonia.evaluation.assessment import Assessment, Decision, assess
+from xray_pneumonia.evaluation.comparison import Difference, compare
+from xray_pneumonia.evaluation.input_gate import Gate, out_of_distribution
+from xray_pneumonia.evaluation.intervals import Estimate
+from xray_pneumonia.evaluation.metrics import METRICS
+from xray_pneumonia.evaluation.report import text
+from xray_pneumonia.evaluation.report.model_card import LIMITATIONS, checklist_answers, fill_checklist, model_facts
+from xray_pneumonia.evaluation.robustness import robustness, sample
+from xray_pneumonia.evaluation.settings import EvaluationSettings
+from xray_pneumonia.evaluation.shortcuts import shortcuts
+from xray_pneumonia.types import Gray, Vector
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from xray_pneumonia.evaluation.gradcam import Explanation, Net
+
+NUMBERS, PAGE = "evaluation.json", "report.html"
+GATED = 60  # images that out-of-distribution inputs are made from
 PAGES = Environment(
     loader=PackageLoader("xray_pneumonia.evaluation.report", ""), autoescape=True, trim_blocks=True, lstrip_blocks=True
 )
 
 
-def render(page: str, *, figures: dict[str, Figure], **values: Any) -> str:
-    """Fill a page; every value is escaped.
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What is known of a model and a split besides the predictions.
+
+    Args:
+        model: name of the model.
+        split: val, shift, test or external.
+        run_ids: of the model's runs.
+        config: of the training, plain values.
+        tags: of its run.
+        facts: more rows for the model card.
+        openings: of these images, from the ledger, the present one last: `when`, `who`, `split`, `experiment`, `runs`.
+        chosen_after: for each run, how often a test had been opened for its experiment before it was trained.
+        leaks: images whose bytes were trained on; None where unknown.
+        elsewhere: images that are in another split of the folder too; None where there is no other.
+    """
+
+    model: str
+    split: str
+    run_ids: list[str]
+    config: Mapping[str, Any]
+    tags: Mapping[str, str]
+    facts: Mapping[str, str] = field(default_factory=dict)
+    openings: Sequence[Mapping[str, str]] = ()
+    chosen_after: Mapping[str, int] = field(default_factory=dict)
+    leaks: int | None = None
+    elsewhere: int | None = None
+
+    @property
+    def leakage(self) -> str:
+        """Word what makes the figures flatter, or may; empty where nothing was found."""
+        found = []
+        if self.leaks:
+            found.append(f"Of these images, {self.leaks} are, byte for byte, images the model was trained on.")
+        if self.elsewhere:
+            found.append(f"Of these images, {self.elsewhere} show a film that is in another split of the folder too.")
+        if found:
+            found.append(f"The figures flatter{'' if self.leaks else ' if the model was trained on them'}.")
+        return " ".join(found)
+
+    @property
+    def leak_check(self) -> str:
+        """Word which leaks were looked for, and how many were found."""
+        known = ["not looked for by their bytes: the model does not list them"]
+        if self.leaks is not None:
+            known = [f"{self.leaks}, by their bytes"]
+        if self.elsewhere is not None:
+            known.append(f"{self.elsewhere} by bytes or looks in other splits of the folder")
+        return "; ".join(known)
+
+
+@dataclass(frozen=True)
+class Rival:
+    """Another model on the same images: its name, its calibrated predictions and its operating point."""
+
+    name: str
+    table: pd.DataFrame
+    threshold: float
+
+
+@dataclass(kw_only=True)
+class Report:
+    """All results of an evaluation; what was not asked for or cannot be had stays empty.
+
+    `gate` holds for each kind of input its name, the number of images, and the share that the gate stops.
+    """
+
+    context: Context
+    assessment: Assessment
+    facts: dict[str, str]
+    answers: dict[str, str]
+    rival: str = ""
+    differences: list[Difference] = field(default_factory=list)
+    robustness: pd.DataFrame | None = None
+    robustness_images: int = 0
+    shortcuts: dict[str, Estimate] = field(default_factory=dict)
+    gate: list[tuple[str, int, float]] = field(default_factory=list)
+    maps: "Explanation | None" = None
+
+
+def assess_and_report(
+    folder: Path,
+    table: pd.DataFrame,
+    images: Gray,
+    decision: Decision,
+    settings: EvaluationSettings,
+    *,
+    context: Context,
+    net: "Net",
+    predict: Callable[[Gray], Vector],
+    gate: Gate | None,
+    validation: pd.DataFrame | None,
+    rival: Rival | None = None,
+) -> Report:
+    """Assess a model and write what was found into a folder: the numbers always, figures and page where asked for.
+
+    Args:
+        folder: gets `evaluation.json`, `predictions.csv` and, with `settings.report`, `report.html` and `figures`.
+        table: raw predictions on the split; columns of the records may be joined to it.
+        images: (N, H, W) of the same rows.
+        decision: what was chosen on validation.
+        settings: what is asked for.
+        context: what is known besides.
+        net: whose heat maps are drawn; of several models the first.
+        predict: (N, H, W) -> raw logits (N,), for the corruptions.
+        gate: of the model; None where there is none.
+        validation: raw predictions on validation, where they are known.
+        rival: another model to compare with.
+    """
+    assessment = assess(table, decision, settings, validation=validation)
+    report = Report(
+        context=context,
+        assessment=assessment,
+        facts=model_facts(context.config, context.tags, assessment, settings) | dict(context.facts),
+        answers=checklist_answers(context.config, assessment, split=context.split, openings=len(context.openings)),
+    )
+    if rival is not None:
+        thresholds = (decision.threshold, rival.threshold)
+        resampling = {"replicates": settings.replicates, "seed": settings.seed}
+        report.rival = rival.name
+        report.differences = compare(assessment.table, rival.table, thresholds=thresholds, **resampling)
+    if settings.robustness_images != 0:
+        rows = sample(table, images=settings.robustness_images, seed=settings.seed)
+        report.robustness_images = len(rows)
+        report.robustness = robustness(
+            assessment.table.iloc[rows], images[rows], decision, predict=predict, seed=settings.seed
+        )
+    if settings.report:
+        _examine_images(report, images, settings, net=net, gate=gate)
+        _write_page(folder, report, images, settings)
+    (folder / NUMBERS).write_text(_as_json(report), encoding="utf-8")
+    predictions.write(assessment.table[list(predictions.COLUMNS)], folder / "predictions.csv")
+    return report
+
+
+def _examine_images(
+    report: Report, images: Gray, settings: EvaluationSettings, *, net: "Net", gate: Gate | None
+) -> None:
+    """Add shortcut baselines, the gate's rates and the heat maps."""
+    from xray_pneumonia.evaluation.gradcam import Explanation, explain
+
+    table, threshold = report.assessment.table, report.assessment.decision.threshold
+    report.shortcuts = shortcuts(table, images)
+    report.gate = [] if gate is None else _gate_rates(gate, images, seed=settings.seed)
+    report.maps = Explanation()
+    if settings.maps:
+        report.maps = explain(net, table, images, threshold=threshold, each=settings.maps, seed=settings.seed)
+
+
+def _gate_rates(gate: Gate, images: Gray, *, seed: int) -> list[tuple[str, int, float]]:
+    rows = np.linspace(0, len(images) - 1, min(GATED, len(images))).astype(int)
+    kinds = {"films of this split": images, **out_of_distribution(images[rows], seed=seed)}
+    return [(name, len(kind), 1 - float(gate.passes(kind).mean())) for name, kind in kinds.items()]
+
+
+def _write_page(folder: Path, report: Report, images: Gray, settings: EvaluationSettings) -> None:
+    from xray_pneumonia.evaluation.gradcam import CASES, UNIFORM
+    from xray_pneumonia.evaluation.report import assessment_figures, figures
+
+    pictures = assessment_figures.draw(report, images, seed=settings.seed)
+    for name, picture in pictures.items():
+        figures.save(picture, folder / "figures" / f"{name}.png")
+    page = render(
+        "evaluation.html",
+        figures=pictures,
+        report=report,
+        context=report.context,
+        assessment=report.assessment,
+        summary=text.summary(report.assessment, split=report.context.split),
+        seed_figure=text.small_sample(right=15, images=16),
+        checklist=fill_checklist(report.answers),
+        words=text,
+        metrics=METRICS,
+        case_kinds=CASES,
+        uniform_border=UNIFORM,
+        limitations=LIMITATIONS,
+    )
+    (folder / PAGE).write_text(page, encoding="utf-8")
+
+
+def render(page: str, *, figures: Mapping[str, "Figure"], **values: Any) -> str:
+    """Fill in a page; every value is escaped.
 
     Args:
         page: the name of a template in this folder.
         figures: by title; embedded as PNG.
         values: what else the page shows.
     """
-    return PAGES.get_template(page).render(
-        figures={title: _inline(figure) for title, figure in figures.items()}, **values
-    )
+    return PAGES.get_template(page).render(figures={title: _inline(one) for title, one in figures.items()}, **values)
 
 
-def _inline(figure: Figure) -> str:
+def _inline(figure: "Figure") -> str:
     buffer = BytesIO()
     figure.savefig(buffer, format="png", bbox_inches="tight", dpi=90)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _as_json(report: Report) -> str:
+    context, assessment = report.context, report.assessment
+    numbers: dict[str, Any] = {
+        "model": context.model,
+        "split": context.split,
+        "run_ids": context.run_ids,
+        "images": assessment.images,
+        "patients": assessment.patients,
+        "openings": len(context.openings),
+        "leaks": context.leaks,
+        "elsewhere": context.elsewhere,
+        "decision": asdict(assessment.decision),
+        "at_operating_point": {name: asdict(one) for name, one in assessment.at_point.items()},
+        "at_0.5": {name: asdict(one) for name, one in assessment.at_half.items()},
+        "uncalibrated": {name: asdict(one) for name, one in assessment.uncalibrated.items()},
+        "delong": asdict(assessment.delong),
+        "prevalence": [asdict(one) for one in assessment.predictive_values],
+        "subgroups": [asdict(one) for one in assessment.subgroups],
+        "shortcuts": {name: asdict(one) for name, one in report.shortcuts.items()},
+        "gate": report.gate,
+        "maps": report.maps.facts if report.maps else {},
+        "differences": [asdict(one) for one in report.differences],
+        "robustness": [] if report.robustness is None else report.robustness.to_dict("records"),
+    }
+    return json.dumps(_finite(numbers), indent=2, default=float)
+
+
+def _finite(tree: Any) -> Any:
+    """Replace NaN, which is no JSON, by null."""
+    if isinstance(tree, dict):
+        return {key: _finite(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_finite(value) for value in tree]
+    return None if isinstance(tree, float) and not np.isfinite(tree) else tree

@@ -1,17 +1,18 @@
-"""Pictures of tables and X-rays: the only door to matplotlib. Every function returns a figure."""
+"""Draws data sets, trainings and predictions with matplotlib; every function returns a figure."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-CLASSES = ("NORMAL", "PNEUMONIA")
+from xray_pneumonia.types import CLASSES, Gray
+
 COLOURS = {"NORMAL": "#2a7f9e", "PNEUMONIA": "#d1603d", "train": "#8a8f98", "val": "#2b3a55"}
+LINE = "#c9c9c9"  # of what is a reference only
 STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -24,9 +25,9 @@ STYLE = {
     "figure.dpi": 110,
 }
 mpl.rcParams.update(STYLE)  # type: ignore[arg-type]
+OVERLAID = {"val/loss": "Validation loss", "val/accuracy": "Validation accuracy", "val/auroc": "Validation AUROC"}
 
-History = dict[str, list[tuple[int, float]]]
-Gray = npt.NDArray[np.uint8]
+History = dict[str, list[tuple[int, float]]]  # metric -> (epoch, value)
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -44,35 +45,63 @@ def learning_curves(history: History, *, best_epoch: int) -> Figure:
         for stage, label in {"train": "training", "val": "validation"}.items():
             points = history.get(f"{stage}/{metric}", [])
             axes.plot(*zip(*points, strict=True) if points else ([], []), "o-", ms=3, color=COLOURS[stage], label=label)
-        axes.axvline(best_epoch, color="#c9c9c9", ls="--", lw=1, label=f"epoch {best_epoch}: the model")
+        axes.axvline(best_epoch, color=LINE, ls="--", lw=1, label=f"epoch {best_epoch}: the model")
         axes.set(title=title, xlabel="epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)
     return figure
 
 
+def overlaid_curves(histories: Mapping[str, Sequence[History]]) -> Figure:
+    """Draw a line for each group of runs, the mean where there are several, over each run as a faint one.
+
+    Args:
+        histories: the histories of the runs of each group, by its label.
+    """
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    colours = mpl.colormaps["tab10"].colors  # type: ignore[attr-defined]
+    for axes, (metric, title) in zip(figure.subplots(1, len(OVERLAID)), OVERLAID.items(), strict=True):
+        for place, (label, runs) in enumerate(histories.items()):
+            curves = [dict(run[metric]) for run in runs if run.get(metric)]
+            if curves:
+                _curve_of_group(axes, curves, label, colours[place % len(colours)])
+        axes.set(title=title, xlabel="epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
+    return figure
+
+
+def _curve_of_group(axes: Axes, curves: list[dict[int, float]], label: str, colour: tuple[float, float, float]) -> None:
+    for curve in curves if len(curves) > 1 else []:
+        axes.plot(list(curve), list(curve.values()), color=colour, alpha=0.25, lw=0.8)
+    epochs = sorted(set.intersection(*(set(curve) for curve in curves)))
+    mean = [float(np.mean([curve[epoch] for curve in curves])) for epoch in epochs]
+    axes.plot(epochs, mean, "o-", ms=3, color=colour, label=label)
+
+
 def confusion_matrix(predictions: pd.DataFrame, *, threshold: float) -> Figure:
     """Draw counts, with the share of each true class."""
-    called = (predictions["probability"] >= threshold).astype(int)
-    counts = np.array([[int(((predictions["label"] == t) & (called == c)).sum()) for c in (0, 1)] for t in (0, 1)])
+    from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
+
+    called = predictions["probability"] >= threshold
+    counts = confusion_matrix(predictions["label"], called, labels=[0, 1])
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure = Figure(figsize=(4.6, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for truth in (0, 1):
-        for call in (0, 1):
-            colour = "white" if shares[truth, call] > 0.5 else "black"
-            text = f"{counts[truth, call]}\n{shares[truth, call]:.1%}"
-            axes.text(call, truth, text, ha="center", va="center", color=colour, fontsize=13)
-    axes.set_xticks([0, 1], CLASSES)
-    axes.set_yticks([0, 1], CLASSES, rotation=90, va="center")
-    axes.set(xlabel="called", ylabel="truth", title=f"{_basis(predictions)}, threshold {threshold:g}")
-    axes.grid(visible=False)
+    display = ConfusionMatrixDisplay(shares, display_labels=CLASSES)
+    display.plot(ax=figure.subplots(), cmap="Blues", colorbar=False, im_kw={"vmin": 0, "vmax": 1})
+    for text, count, share in zip(display.text_.flat, counts.flat, shares.flat, strict=True):
+        text.set(text=f"{count}\n{share:.1%}", fontsize=13, color="white" if share > 0.5 else "black")
+    title = f"{_basis(predictions)}, threshold {threshold:g}"
+    display.ax_.set(xlabel="called", ylabel="truth", title=title)
+    display.ax_.set_yticks([0, 1], CLASSES, rotation=90, va="center")
+    display.ax_.grid(visible=False)
     return figure
 
 
 def roc_and_precision_recall(predictions: pd.DataFrame, *, threshold: float) -> Figure:
     """Draw both curves, with the threshold's point on each."""
+    from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
+
     label, score = predictions["label"], predictions["probability"]
     called = score >= threshold
     recall = float(called[label == 1].mean())
@@ -80,23 +109,23 @@ def roc_and_precision_recall(predictions: pd.DataFrame, *, threshold: float) -> 
     roc, pr = figure.subplots(1, 2)
     fpr, tpr, _ = roc_curve(label, score)
     roc.plot(fpr, tpr, color=COLOURS["val"])
-    roc.plot([0, 1], [0, 1], color="#c9c9c9", lw=1)
+    roc.plot([0, 1], [0, 1], color=LINE, lw=1)
     roc.plot([float(called[label == 0].mean())], [recall], "o", color=COLOURS["PNEUMONIA"], label=f"at {threshold:g}")
     roc.set(xlabel="1 - specificity", ylabel="sensitivity", title=f"ROC, AUROC {roc_auc_score(label, score):.4f}")
+    roc.legend(frameon=False, loc="lower right")
     precision, sensitivity, _ = precision_recall_curve(label, score)
     pr.plot(sensitivity, precision, color=COLOURS["val"])
-    pr.axhline(label.mean(), color="#c9c9c9", lw=1)
+    pr.axhline(label.mean(), color=LINE, lw=1)
     if called.any():
         pr.plot([recall], [float(label[called].mean())], "o", color=COLOURS["PNEUMONIA"])
     title = f"Precision and recall, average precision {average_precision_score(label, score):.4f}"
     pr.set(xlabel="sensitivity (recall)", ylabel="precision", title=title, ylim=(0, 1.02))
-    roc.legend(frameon=False, loc="lower right")
     figure.supxlabel(_basis(predictions), fontsize=9, color="#666666")
     return figure
 
 
 def worst_mistakes(predictions: pd.DataFrame, images: Gray, *, threshold: float, count: int = 12) -> Figure:
-    """Show the images that were called wrong with most confidence."""
+    """Show the images that were called wrong with most confidence; the table's index numbers the images (N, H, W)."""
     wrong = predictions[(predictions["probability"] >= threshold) != (predictions["label"] == 1)]
     wrong = wrong.assign(miss=(wrong["probability"] - wrong["label"]).abs()).nlargest(count, "miss")
     facts = zip(wrong["label"], wrong["probability"], wrong["patient"], strict=True)
@@ -106,7 +135,7 @@ def worst_mistakes(predictions: pd.DataFrame, images: Gray, *, threshold: float,
 
 
 def class_balance(records: pd.DataFrame) -> Figure:
-    """Draw the images of each class in each split."""
+    """Draw the number of images of each class in each split."""
     counts = pd.crosstab(records["split"], records["class_name"]).reindex(columns=list(CLASSES), fill_value=0)
     counts = counts.loc[[split for split in ("train", "val", "test") if split in counts.index]]
     figure = Figure(figsize=(2.8 * len(counts) + 1, 3.4), layout="constrained")
@@ -120,13 +149,14 @@ def class_balance(records: pd.DataFrame) -> Figure:
 
 
 def sizes_and_modes(records: pd.DataFrame) -> Figure:
-    """Draw what the files tell without being opened: their size in pixels and in bytes, by class."""
+    """Draw the distributions of image and file sizes by class."""
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     megapixels, kilobytes = figure.subplots(1, 2)
     for label, name in enumerate(CLASSES):
         part = records[records["label"] == label]
-        _histogram(megapixels, part["width"] * part["height"] / 1e6, name)
-        _histogram(kilobytes, part["bytes"] / 1e3, name)
+        for axes, values in ((megapixels, part["width"] * part["height"] / 1e6), (kilobytes, part["bytes"] / 1e3)):
+            weights = np.full(len(values), 1 / max(1, len(values)))
+            axes.hist(values, bins=30, weights=weights, alpha=0.6, color=COLOURS[name], label=name)
     megapixels.set(title="Size of the pictures", xlabel="megapixels", ylabel="share of the class")
     kilobytes.set(title="Size of the files", xlabel="kilobytes")
     kilobytes.legend(frameon=False)
@@ -134,13 +164,13 @@ def sizes_and_modes(records: pd.DataFrame) -> Figure:
 
 
 def sample_grid(images: Gray, records: pd.DataFrame) -> Figure:
-    """Show images with subtype and patient."""
+    """Show images (N, H, W) with subtype and patient."""
     titles = [f"{row.subtype}\n{row.patient}" for row in records.itertuples()]
     return grid(images, titles, [COLOURS[name] for name in records["class_name"]])
 
 
 def grid(images: Gray, titles: list[str], colours: list[str], *, empty: str = "nothing to show") -> Figure:
-    """Show (N, H, W) images, six a row, with a coloured frame each."""
+    """Show (N, H, W) images, six a row, with a coloured title each."""
     if not len(images):
         figure = Figure(figsize=(6, 1))
         figure.text(0.5, 0.5, empty, ha="center", va="center")
@@ -153,11 +183,6 @@ def grid(images: Gray, titles: list[str], colours: list[str], *, empty: str = "n
             axes.imshow(images[place], cmap="gray", vmin=0, vmax=255)
             axes.set_title(titles[place], fontsize=8, color=colours[place], loc="center")
     return figure
-
-
-def _histogram(axes: Axes, values: pd.Series, name: str) -> None:
-    weights = np.full(len(values), 1 / max(1, len(values)))
-    axes.hist(values, bins=30, weights=weights, alpha=0.6, color=COLOURS[name], label=name)
 
 
 def _basis(predictions: pd.DataFrame) -> str:

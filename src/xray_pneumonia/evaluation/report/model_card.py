@@ -1,16 +1,17 @@
-"""The model card: what a run can say of the model, as rows of the report and answers to its checklist."""
+"""Fills in the model card and the reporting checklist with what a run knows of its model."""
 
 from collections.abc import Mapping
+from importlib.resources import files
 from typing import Any
 
-import pandas as pd
+import yaml
 
-from xray_pneumonia.evaluation.assessment import Judgement
+from xray_pneumonia.evaluation.assessment import Assessment
 from xray_pneumonia.evaluation.report.text import SPLITS, percent, spread, times
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 
 USE = "a second opinion beside a radiologist's reading of an upright frontal chest film; never the only reading"
-LIMITS = (
+LIMITATIONS = (
     "The public films are of children of 1 to 5 years from one hospital; on children elsewhere, and on adults, such "
     "models have done far worse.",
     "It knows two answers. Any other finding (a tumour, a fracture, tuberculosis) is called one of them.",
@@ -21,23 +22,23 @@ LIMITS = (
 
 
 def model_facts(
-    config: Mapping[str, Any], tags: Mapping[str, str], judgement: Judgement, settings: EvaluationSettings
+    config: Mapping[str, Any], tags: Mapping[str, str], assessment: Assessment, settings: EvaluationSettings
 ) -> dict[str, str]:
-    """List what a reader must know of the model.
+    """List the rows of the model card.
 
     Args:
-        config: the plain config of the training.
+        config: of the training, plain values.
         tags: of its run.
-        judgement: of the model.
+        assessment: of the model.
         settings: of the evaluation.
     """
-    decision, data = judgement.decision, config["data"]
+    decision, data = assessment.decision, config["data"]
     calibration = decision.calibration
     return {
         "Intended use": USE,
-        "Net": f"{_last(config['model'])}, input {data['image_size']} x {data['image_size']} gray pixels",
-        "Training": f"{_last(config['loss'])}, class weights {config['loss'].get('class_weights')}; "
-        f"{_last(config['optimizer'])}, learning rate {config['optimizer'].get('lr'):g}; at most "
+        "Net": f"{_class_name(config['model'])}, input {data['image_size']} x {data['image_size']} gray pixels",
+        "Training": f"{_class_name(config['loss'])}, class weights {config['loss'].get('class_weights')}; "
+        f"{_class_name(config['optimizer'])}, learning rate {config['optimizer'].get('lr'):g}; at most "
         f"{config['trainer']['max_epochs']} epochs, {_kept(config)}; seed {config['seed']}",
         "Records": f"fingerprint {tags.get('records_fingerprint', 'unknown')[:16]}",
         "Config": f"sha256 {tags.get('config_sha256', 'unknown')[:16]}",
@@ -52,11 +53,11 @@ def model_facts(
 
 
 def checklist_answers(
-    config: Mapping[str, Any], records: pd.DataFrame, judgement: Judgement, *, split: str, openings: int
+    config: Mapping[str, Any], assessment: Assessment, *, split: str, openings: int
 ) -> dict[str, str]:
-    """Answer what a run can answer of TRIPOD+AI and CLAIM; all else stays open."""
-    at, data = judgement.at_point, config["data"]
-    ill = int(judgement.table["label"].sum())
+    """Answer the items of the checklist that a run can answer, by the key `fact` of each."""
+    at, data = assessment.at_point, config["data"]
+    ill = int(assessment.table["label"].sum())
     leads = ", ".join(
         f"{name.replace('_', ' ')} {percent(at[name].value)} ({spread(at[name])})"
         for name in ("auroc", "sensitivity", "specificity")
@@ -68,33 +69,39 @@ def checklist_answers(
         "data": f"{data['root']}; audited for broken files, duplicates, near-duplicates and shared patients",
         "preparation": f"gray, {data['image_size']} x {data['image_size']} pixels, scaled inside the net",
         "predictors": "pixels alone; names, sizes and modes of files never reach the net",
-        "size": f"{judgement.images} images of {judgement.patients} patients ({ill} images with pneumonia); no "
+        "size": f"{assessment.images} images of {assessment.patients} patients ({ill} images with pneumonia); no "
         "calculation was made, the intervals show what it suffices for",
         "missing": "unreadable files stop the run or are left out by name; no values are imputed",
         "partitions": f"split `{data['split']}` (validation {data['val_fraction']:.0%}); no patient and no "
         "two copies of a film on both sides",
-        "model": f"{_last(config['model'])}; {_kept(config)} of its epochs",
+        "model": f"{_class_name(config['model'])}; {_kept(config)} of its epochs",
         "measures": "discrimination, calibration, error rates and predictive values, each with an interval by patient",
         "updating": "calibration and operating point fitted on validation, "
         + ("the very split judged here" if split == "val" else "never on the split judged here"),
         "imbalance": f"class weights in the loss: {config['loss'].get('class_weights')}; calibrated after",
         "fairness": "subgroups by "
-        + (", ".join(sorted({one.column for one in judgement.subgroups})) or "nothing known")
+        + (", ".join(sorted({one.column for one in assessment.subgroups})) or "nothing known")
         + "; age, sex and origin are not in the records (a human's to add)",
-        "output": f"calibrated probability; called PNEUMONIA from {judgement.decision.threshold:.4f} "
-        f"({judgement.decision.policy})",
+        "output": f"calibrated probability; called PNEUMONIA from {assessment.decision.threshold:.4f} "
+        f"({assessment.decision.policy})",
         "differences": "none: a cut of the same patients' pool"
         if split == "val"
         else "see subgroups; a human's to state",
         "code": "config, code commit, versions and fingerprints are in the run",
-        "participants": f"{judgement.patients} patients, {len(records)} records in the split",
+        "participants": f"{assessment.patients} patients, {assessment.images} records in the split",
         "specification": "weights, config and pre-processing are in the run as one bundle",
         "performance": leads
         + (f"; the split had been opened {times(openings)}, this one included" if openings else ""),
-        "heterogeneity": f"{len(judgement.subgroups)} subgroups with intervals" if judgement.subgroups else "",
-        "limits": " ".join(LIMITS[:2]),
+        "heterogeneity": f"{len(assessment.subgroups)} subgroups with intervals" if assessment.subgroups else "",
+        "limits": " ".join(LIMITATIONS[:2]),
         "usability": "a gate stops what is no upright frontal film; uncertain films are left to a closer look",
     }
+
+
+def fill_checklist(answers: Mapping[str, str]) -> list[dict[str, str]]:
+    """Give the items of TRIPOD+AI and CLAIM: `item`, `topic`, `claim` and `answer`, "" where it is left to a human."""
+    items = yaml.safe_load((files("xray_pneumonia.evaluation.report") / "checklist.yaml").read_text(encoding="utf-8"))
+    return [{**item, "answer": answers.get(item.get("fact", ""), "")} for item in items]
 
 
 def _kept(config: Mapping[str, Any]) -> str:
@@ -102,5 +109,5 @@ def _kept(config: Mapping[str, Any]) -> str:
     return f"the best by {config['monitor']} on validation" if chosen else "the last"
 
 
-def _last(node: Mapping[str, Any]) -> str:
+def _class_name(node: Mapping[str, Any]) -> str:
     return str(node.get("_target_", "?")).rpartition(".")[2]

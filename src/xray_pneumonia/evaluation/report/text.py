@@ -1,30 +1,16 @@
-"""Numbers in words, for readers who see patients and not distributions."""
+"""Words numbers as sentences, for readers who see patients and not distributions."""
 
 from typing import Any
 
 import numpy as np
 
 from xray_pneumonia.evaluation.abstention import ANSWERS
-from xray_pneumonia.evaluation.assessment import Judgement
+from xray_pneumonia.evaluation.assessment import Assessment
 from xray_pneumonia.evaluation.intervals import Estimate, wilson
 
-TITLES = {
-    "auroc": "AUROC",
-    "average_precision": "average precision",
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "sensitivity": "sensitivity",
-    "specificity": "specificity",
-    "ppv": "positive predictive value",
-    "npv": "negative predictive value",
-    "f1": "F1",
-    "brier": "Brier score",
-    "log_loss": "log loss",
-    "calibration_error": "calibration error",
-}
 SPLITS = {"val": "validation", "shift": "shifted", "test": "test", "external": "external test"}
 LIKE_CHANCE = 0.02  # a share of attention so close to that of chance tells nothing
-BANDS = ((0.8, "poor"), (0.9, "fair"), (0.97, "good"), (2.0, "very good"))
+VERDICTS = ((0.8, "poor"), (0.9, "fair"), (0.97, "good"), (2.0, "very good"))  # on an AUROC below the bound
 
 
 def percent(value: float) -> str:
@@ -38,7 +24,7 @@ def number(value: float) -> str:
 
 
 def times(count: int) -> str:
-    """Word how often."""
+    """Write once, twice, 3 times."""
     return {1: "once", 2: "twice"}.get(count, f"{count} times")
 
 
@@ -47,9 +33,9 @@ def spread(estimate: Estimate) -> str:
     return "no interval" if np.isnan(estimate.low) else f"{100 * estimate.low:.1f} to {100 * estimate.high:.1f} %"
 
 
-def summary(judgement: Judgement, *, split: str) -> list[str]:
-    """Say in plain sentences what the model does on this split, for a clinician."""
-    at, counts = judgement.at_point, judgement.answers
+def summary(assessment: Assessment, *, split: str) -> list[str]:
+    """Word what the model does on this split, for a clinician."""
+    at, counts = assessment.at_point, assessment.answers
     found, cleared = at["sensitivity"], at["specificity"]
     sentences = [
         f"Of 100 chest films with pneumonia it calls about {_rounded(found.value)} pneumonia and misses "
@@ -57,8 +43,8 @@ def summary(judgement: Judgement, *, split: str) -> list[str]:
         f"Of 100 normal films it calls about {_rounded(cleared.value)} normal and alarms for "
         f"{_rounded(1 - cleared.value)}; this could be {_range(cleared)} of 100 cleared.",
         *_ordering(at["auroc"]),
-        *_worth(judgement),
-        _closer(judgement, counts.loc[:, ANSWERS[1]].sum() / max(1, counts.to_numpy().sum())),
+        *_predictive_values(assessment),
+        _closer(assessment, counts.loc[:, ANSWERS[1]].sum() / max(1, counts.to_numpy().sum())),
     ]
     if split == "val":
         sentences.append(
@@ -70,16 +56,16 @@ def summary(judgement: Judgement, *, split: str) -> list[str]:
 
 
 def small_sample(*, right: int, images: int) -> str:
-    """Say what so few images could have shown."""
+    """Word the interval of a proportion of few images."""
     low, high = wilson(right, images)
     return f"{right} of {images} right is {percent(right / images)}, anywhere from {percent(low)} to {percent(high)}"
 
 
 def attention(maps: dict[str, Any], *, uniform: float) -> str:
-    """Say how much of the attention lies on the border, on how many maps that rests, and whether it is much.
+    """Word how much of the attention lies on the border, and whether that is more than chance.
 
     Args:
-        maps: `border`, a share, and `measured`, the maps with any attention.
+        maps: `border`, a share, and `measured`, the number of maps with any attention.
         uniform: the share of the border in a map that is the same everywhere.
     """
     share, count = maps["border"], maps["measured"]
@@ -99,28 +85,26 @@ def attention(maps: dict[str, Any], *, uniform: float) -> str:
 def _ordering(area: Estimate) -> list[str]:
     if np.isnan(area.value):
         return []
-    word = next(word for bound, word in BANDS if area.value < bound)
+    word = next(word for bound, word in VERDICTS if area.value < bound)
     return [
         f"Shown one film with pneumonia and one without, it ranks them rightly in {percent(area.value)} of such pairs "
         f"({word} on these films; 50 % is chance)."
     ]
 
 
-def _worth(judgement: Judgement) -> list[str]:
-    if not judgement.worth:
+def _predictive_values(assessment: Assessment) -> list[str]:
+    rare = min(assessment.predictive_values, key=lambda values: values.prevalence, default=None)
+    if rare is None or np.isnan(rare.ppv.value):
         return []
-    rare = min(judgement.worth, key=lambda worth: worth.prevalence)
-    if np.isnan(rare.ppv.value):
-        return []
-    here = float(judgement.table["label"].mean())
+    here = float(assessment.table["label"].mean())
     return [
         f"Here {percent(here)} of the films show pneumonia. Where only {percent(rare.prevalence)} of patients are ill, "
         f"{percent(rare.ppv.value)} of its alarms would be true, and {percent(rare.npv.value)} of its all-clears."
     ]
 
 
-def _closer(judgement: Judgement, share: float) -> str:
-    (normal, _, alarmed), (cleared, _, found) = judgement.answers.to_numpy(int)
+def _closer(assessment: Assessment, share: float) -> str:
+    (normal, _, alarmed), (cleared, _, found) = assessment.answers.to_numpy(int)
     wrong, answered = alarmed + cleared, normal + alarmed + cleared + found
     return (
         f'Allowed to say "look closer", it does so for {percent(share)} of the films; of the {answered} it answers, '

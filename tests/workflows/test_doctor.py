@@ -1,0 +1,61 @@
+"""`xray doctor`: what it reports, what it sends and marks, and what it does not import."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from xray_pneumonia.tracking.run import start_run
+from xray_pneumonia.tracking.store import TrackingSettings, open_store
+from xray_pneumonia.workflows.doctor import GPU_DEVICES
+
+SETTINGS = TrackingSettings(uri=None, experiment_name="doctor", run_name=None, system_metrics=False, required=False)
+
+
+def test_a_home_without_a_store_is_left_without_one(xray, tmp_path):
+    outcome = xray("doctor", "home=nothing")
+    assert outcome.code == 0, outcome.err
+    assert "none yet; the first run makes it" in outcome.out
+    assert outcome.out.splitlines()[-1] == "problems=0 unsent=0 stale=0"
+    assert not (tmp_path / "nothing/mlflow.db").exists()
+
+
+def test_a_run_that_the_store_did_not_take_is_reported_and_sent(xray, home, monkeypatch):
+    store = open_store(SETTINGS, home=home)
+    with start_run(store, name="n", tags={"verb": "train"}, system_metrics=False) as run:
+        monkeypatch.setattr(type(store.client), "log_batch", lambda *_, **__: (_ for _ in ()).throw(OSError("away")))
+        run.log_metrics({"val/auroc": 0.5}, step=1)
+    reported = xray("doctor", f"home={home}")
+    assert f"run {run.run_id}" in reported.out
+    assert "unsynced, FINISHED: 2 entries" in reported.out
+    failed = xray("doctor", "sync", f"home={home}")
+    assert failed.code == 1
+    assert f"run {run.run_id}: away" in failed.err
+    assert store.client.get_run(run.run_id).info.status == "RUNNING"
+    monkeypatch.undo()
+    sent = xray("doctor", "sync", f"home={home}")
+    assert (sent.code, sent.out.splitlines()[-1]) == (0, "problems=0 unsent=0 stale=0"), sent.err
+    assert store.client.get_run(run.run_id).info.status == "FINISHED"
+
+
+def test_a_run_whose_process_is_gone_is_marked_killed(xray, home):
+    store = open_store(SETTINGS, home=home)
+    gone = {"host": os.uname().nodename, "pid": str(2**22 + 1), "born": "0"}
+    run_id = store.client.create_run(store.experiment_id, tags=gone).info.run_id
+    assert f"pid {gone['pid']} on {gone['host']} is gone: mark=true" in xray("doctor", f"home={home}", "mark=false").out
+    outcome = xray("doctor", f"home={home}")
+    assert outcome.out.splitlines()[-1].endswith("stale=1")
+    run = store.client.get_run(run_id)
+    assert (run.info.status, "its process is gone" in run.data.tags["reason"]) == ("KILLED", True)
+
+
+@pytest.mark.skipif(any(map(os.path.exists, GPU_DEVICES)), reason="a GPU is named by torch")
+def test_nothing_heavy_is_imported_before_the_store_is_asked(tmp_path):
+    command = "import sys; from xray_pneumonia import cli; cli.main(); print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", command, "doctor"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    imported = set(done.stdout.splitlines()[-1].split())
+    assert "xray_pneumonia.tracking.store" in imported
+    assert not imported & {"torch", "pytorch_lightning", "pandas", "sklearn", "optuna", "mlflow", "matplotlib"}
