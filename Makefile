@@ -9,9 +9,9 @@ DATA ?= $(patsubst %/train,%,$(wildcard data/chest_xray/train))
 SOURCE := $(if $(DATA),data.root=$(DATA),data=synthetic)
 EPOCHS ?= 10
 
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: setup demo test quick long bench lock
+.PHONY: setup demo test types tests quick long bench lock
 
 setup: .venv/.ready
 
@@ -31,7 +31,12 @@ demo: setup
 test: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	@$(MAKE) --no-print-directory --jobs 2 types tests
+
+types:  # runs on one core, while the tests start
 	$(BIN)/mypy
+
+tests:
 	$(PYTEST) -m "not long"
 
 quick: setup

@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from xray_pneumonia import cli
 from xray_pneumonia.data import synthetic
@@ -41,6 +43,20 @@ def xrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("xrays") / str(PATIENTS)
     synthetic.generate(root, patients=PATIENTS, seed=0)
     return root
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_figures() -> Iterator[None]:
+    """Save figures small and without a layout, which takes longer than a tiny training; all else of them is drawn."""
+    save = Figure.savefig
+
+    def small(figure: Figure, *arguments: Any, **options: Any) -> None:
+        figure.set_layout_engine("none")
+        save(figure, *arguments, **{**options, "dpi": 30})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", small)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -33,33 +33,107 @@ DOORS = {
     "onnxruntime": {"inference/onnx.py"},
     "captum": {"evaluation/gradcam.py"},
 }
-LEAVES = {"errors", "ranges"}
-FORBIDDEN = {  # room -> rooms it must not know
-    "data": {"models", "training", "evaluation", "tracking", "workflows", "config", "cli"},
-    "models": {"data", "training", "evaluation", "tracking", "workflows", "config", "cli"},
-    "evaluation": {"data", "models", "training", "tracking", "workflows", "config", "cli"},
-    "inference": {"training", "tracking", "sweeps", "workflows", "compose", "cli"},
-    "sweeps": {"data", "models", "inference", "training", "workflows", "compose", "cli"},
-    "training": {"data", "models", "tracking", "workflows", "config", "cli"},
-    "tracking": {"data", "models", "training", "evaluation", "workflows", "config", "cli"},
+LEAVES = {"types", "errors", "__version__"}
+KNOWS = {  # room -> the rooms it may import besides the leaves
+    "cli": {"compose"},
+    "compose": {"config", "stored_config"},
+    "config": set(),
+    "stored_config": {"config"},
+    "data": set(),
+    "models": set(),
+    "evaluation": set(),
+    "tracking": set(),
+    "training": {"evaluation"},
+    "inference": {"models", "evaluation", "config", "stored_config"},
+    "sweeps": {"evaluation", "tracking", "config"},
+    "workflows": {
+        *("data", "models", "inference", "training", "evaluation", "tracking", "sweeps"),
+        *("config", "stored_config", "compose"),
+    },
+}
+LONGEST_FILE, LONGEST_FUNCTION = 280, 45  # lines
+# Still to be mended; empty means done.
+EXCEPTIONS = {
+    "data/datamodule.py: __init__",
+    "evaluation/report/build.py: assess_and_report",
+    "sweeps/parent_run.py",
+    "sweeps/trial.py",
+    "workflows/compare.py",
+    "workflows/evaluation_data.py: open_split",
 }
 
 
-def imports(module: Path) -> set[str]:
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(module.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return names
+def name_of(module: Path) -> str:
+    parts = module.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(["xray_pneumonia", *parts]).removesuffix(".__init__")
+
+
+def room_of(name: str) -> str:
+    return [*name.split("."), ""][1]
+
+
+def imported(node: ast.AST) -> set[str]:
+    if isinstance(node, ast.Import):
+        return {alias.name for alias in node.names}
+    if isinstance(node, ast.ImportFrom) and node.module:
+        return {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return set()
+
+
+def imports(module: Path, *, at_once: bool = False) -> set[str]:
+    """Names that a module imports: anywhere in it, or only those that are imported with it."""
+    tree = ast.parse(module.read_text())
+    nodes: list[ast.AST] = list(tree.body) if at_once else list(ast.walk(tree))
+    return {name for node in nodes for name in imported(node)}
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_rooms_know_only_what_they_may(module: Path):
-    room = module.relative_to(SOURCE).parts[0]
-    known = {name.split(".")[1] for name in imports(module) if name.startswith("xray_pneumonia.")}
-    assert not known & FORBIDDEN.get(room, set()), f"{module.name} reaches into {known}"
+    room = room_of(name_of(module))
+    if room in EXCEPTIONS:
+        pytest.xfail(room)
+    known = {room_of(name) for name in imports(module) if name.startswith("xray_pneumonia.")}
+    assert known <= KNOWS.get(room, set()) | LEAVES | {room}
+
+
+def test_every_room_has_a_row():
+    rooms = {room_of(name_of(module)) for module in MODULES} - LEAVES - {""}
+    assert rooms == set(KNOWS)
+
+
+def test_tracking_names_no_room_above_it_even_as_text():
+    for module in (SOURCE / "tracking").rglob("*.py"):
+        for room in set(KNOWS) - {"tracking"}:
+            assert f"xray_pneumonia.{room}" not in module.read_text(), module.name
+
+
+def test_modules_import_each_other_in_no_circle():
+    names = {name_of(module) for module in MODULES}
+    edges = {name_of(module): imports(module, at_once=True) & names for module in MODULES}
+    edges = {name: {one for one in known if not name.startswith(f"{one}.")} for name, known in edges.items()}
+    while free := {name for name, known in edges.items() if not known}:
+        edges = {name: known - free for name, known in edges.items() if name not in free}
+    assert not edges, "these import each other, or what does"
+
+
+def test_files_and_functions_are_short_and_every_module_says_what_it_does():
+    wrong = []
+    for module in MODULES:
+        text, place = module.read_text(), module.relative_to(SOURCE)
+        tree = ast.parse(text)
+        if len(text.splitlines()) > LONGEST_FILE:
+            wrong.append(f"{place}")
+        if text.strip() and not ast.get_docstring(tree):
+            wrong.append(f"{place}: no docstring")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= LONGEST_FUNCTION:
+                wrong.append(f"{place}: {node.name}")
+    assert not set(wrong) - EXCEPTIONS
+
+
+def test_evaluation_knows_no_torch_but_where_heat_maps_are_made():
+    users = {module.name for module in (SOURCE / "evaluation").rglob("*.py") if "torch" in imports(module)}
+    assert users <= {"gradcam.py", "robustness.py"}
 
 
 @pytest.mark.parametrize("library", DOORS)

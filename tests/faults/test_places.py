@@ -8,8 +8,7 @@ import sys
 import pytest
 import torch
 
-from xray_pneumonia.evaluation.agreement import compare_histories
-from xray_pneumonia.workflows.training_record import read_history
+from xray_pneumonia.workflows.training_record import compare_histories, read_history
 
 TINY = ["trainer.max_epochs=2", "augmentation=light", "model.dropout=0.3"]
 

@@ -17,7 +17,7 @@ from xray_pneumonia.inference import bundle as bundles
 from xray_pneumonia.inference.bundle import GATE
 from xray_pneumonia.inference.loading import load_bundle, load_model
 from xray_pneumonia.inference.onnx import GRAPH
-from xray_pneumonia.workflows.training_record import of_folder
+from xray_pneumonia.workflows.training_record import read_record
 
 PARTS = ("model.json", "model.safetensors", GATE)
 
@@ -84,11 +84,11 @@ def test_evidence_that_is_a_pipe_or_a_link_is_not_read(folder, tmp_path, part):
     (tmp_path / "elsewhere").write_text("a: 1\n")
     (folder / part).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(InputError):
-        of_folder(folder)
+        read_record(folder)
     (folder / part).unlink()
     os.mkfifo(folder / part)
     with pytest.raises(InputError):
-        of_folder(folder)
+        read_record(folder)
 
 
 HOSTILE = {

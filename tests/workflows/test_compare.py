@@ -83,7 +83,7 @@ def test_seeds_make_a_group_and_what_differs_a_column(compare, written):
     tested = pd.read_csv(io.StringIO(test), index_col=0)
     assert tested.loc["auroc", "test"] == "DeLong"
     assert tested.loc["auroc", "p"] == pytest.approx(p_value, rel=0.01)
-    assert (home / "comparison" / "xray" / "learning_curves.png").stat().st_size > 10_000
+    assert (home / "comparison" / "xray" / "learning_curves.png").stat().st_size > 4_000
 
 
 def _artifacts(home, run_id):

@@ -55,7 +55,7 @@ def _entry(name: str, storage: RDBStorage) -> Entry:
         running=counts["RUNNING"],
         failed=len(failed),
         n_trials=study.user_attrs.get("n_trials", len(trials)),
-        best=_best(study, list(known.get("objectives", {})) or ["value"]),
+        best=_best(study, list(known.get("objectives", ["value"]))),
         changed=max(moments, default=None),
         searched=tuple(known.get("space", {})),
     )

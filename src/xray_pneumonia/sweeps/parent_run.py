@@ -108,7 +108,7 @@ def close_orphaned_runs(store: Store, study: SweepStudy, parent: Run, *, name: s
         state = states.get(run.tags.get("sweep.trial", ""), TrialState.FAIL)
         if state.is_finished() and run.run_id not in {parent.run_id, parent.mlflow_id}:
             status = "FINISHED" if state in DONE else "FAILED"
-            stored_runs.close(store, run.run_id, status=status, reason="the store was away when its trial ended")
+            stored_runs.close(store, run.run_id, status=status, reason="the store did not answer when its trial ended")
 
 
 class Progress:
@@ -171,7 +171,8 @@ class Progress:
             table.add_column(name, justify="right")
         table.add_column("configuration", overflow="fold")
         for trial in self._ranked()[:SHOWN]:
-            what = " ".join(f"{key}={_short(value)}" for key, value in trial.params.items())
+            short = {key: f"{v:.3g}" if isinstance(v, float) else v for key, v in trial.params.items()}
+            what = " ".join(f"{key}={value}" for key, value in short.items())
             table.add_row(str(trial.number), *(f"{value:.4f}" for value in trial.values), what)
         console.print(table)
         for trial in trials:
@@ -185,10 +186,6 @@ class Progress:
 
 def _counts(trials: list[FrozenTrial]) -> dict[str, int]:
     return {state.name.lower(): sum(t.state == state for t in trials) for state in TrialState}
-
-
-def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def tabulate(trials: list[FrozenTrial], plan: Plan) -> pd.DataFrame:

@@ -37,25 +37,20 @@ class EpochReport(Callback):
     Args:
         trial: to report to, and to prune by; None only collects the values.
         objectives: names of metrics; the first one is reported.
-        name: of the run.
-        tags: of the run.
+        name, tags: of the run.
         run_id: of the run that a requeued trial continues; None for a new one.
     """
 
     def __init__(
         self, trial: optuna.Trial | None, *, objectives: list[str], name: str, tags: dict[str, str], run_id: str | None
     ) -> None:
+        self.callbacks: list[Callback] = [self]  # of the training
         self._trial, self._objectives = trial, objectives
         self.name, self.tags, self.run_id = name, tags, run_id
         self.history: list[dict[str, float]] = []
         self.parameters = 0
         self.pruned = False
         self.values: list[float] = []
-
-    @property
-    def callbacks(self) -> list[Callback]:
-        """The callbacks of the training."""
-        return [self]
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count the parameters, which may be an objective."""
@@ -108,8 +103,7 @@ class Trial:
 
     Args:
         settings: the config group `sweep`, with `trial` filled in.
-        cfg: the config of the training.
-        train: trains on a config.
+        cfg, train: the config of the training, and the function that trains on it.
     """
 
     settings: SweepSettings
@@ -117,7 +111,7 @@ class Trial:
     train: Callable[[DictConfig, EpochReport], object]
 
     def __post_init__(self) -> None:
-        """Open the study's database."""
+        """Read what the sweeper wrote for this trial."""
         self.spec = TrialSpec(**self.settings.trial or {})
         self._requeued = False
         self._names = list(self.spec.objectives)

@@ -24,7 +24,7 @@ from xray_pneumonia.inference.model import TrainedModel, ensemble_of
 from xray_pneumonia.tracking.registry import NAMED, find_registered
 from xray_pneumonia.tracking.store import Store, TrackingSettings, open_database
 from xray_pneumonia.tracking.stored_runs import RUN_ID, StoredRun, read_run
-from xray_pneumonia.workflows.training_record import read_papers
+from xray_pneumonia.workflows.training_record import read_provenance
 
 STORED = "stored"  # the operating point that the model carries
 log = logging.getLogger(__name__)
@@ -145,17 +145,17 @@ def _as_run(store: Store, model: TrainedModel) -> StoredRun:
     """Describe a bundle as the run that trained it, from the files in its folder."""
     if model.folder is None:
         raise TypeError(f"{model.name}: was not read from a folder")
-    papers = read_papers(model.folder)
-    code, versions = (papers.environment.get(part) or {} for part in ("code", "versions"))
+    provenance = read_provenance(model.folder)
+    code, versions = (provenance.environment.get(part) or {} for part in ("code", "versions"))
     tags = {
-        "config_sha256": str(papers.environment.get("config_sha256", papers.config_sha256)),
+        "config_sha256": str(provenance.environment.get("config_sha256", provenance.config_sha256)),
         "records_fingerprint": model.card.records_fingerprint,
         "mlflow.source.git.commit": str(code.get("commit", "unknown")),
         "git.dirty": str(code.get("dirty", "unknown")),
         "version.torch": str(versions.get("torch", "unknown")),
     }
     folder = model.folder.resolve()
-    return StoredRun(store, model.card.run_id, model.name, "FINISHED", 0, papers.config, tags, folder=folder)
+    return StoredRun(store, model.card.run_id, model.name, "FINISHED", 0, provenance.config, tags, folder=folder)
 
 
 def load_runs(

@@ -1,11 +1,13 @@
-"""`xray reproduce`: train a stored model again from its own config, and prove that it comes out the same."""
+"""`xray reproduce`: train a stored model again from its own config and compare every metric and weight."""
 
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from omegaconf import DictConfig
@@ -17,17 +19,6 @@ from xray_pneumonia.config import Node, anchor, build, check
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.records import fingerprint
 from xray_pneumonia.errors import InputError, NotReproduced
-from xray_pneumonia.evaluation.agreement import (
-    DIFFERENT,
-    IDENTICAL,
-    Band,
-    Verdict,
-    compare_weights,
-    declare_band,
-    judge,
-)
-from xray_pneumonia.evaluation.run_groups import Entry, group
-from xray_pneumonia.tracking import stored_runs
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.registry import find_registered
 from xray_pneumonia.tracking.run import Run
@@ -38,15 +29,20 @@ from xray_pneumonia.types import Positive
 from xray_pneumonia.workflows.find_model import shipped_models
 from xray_pneumonia.workflows.train import TrainConfig, train
 from xray_pneumonia.workflows.training_record import (
-    Evidence,
-    circumstances_now,
-    of_folder,
-    of_run,
-    read_weights,
+    Departure,
+    History,
+    TrainingRecord,
+    WeightDifference,
+    compare_histories,
+    compare_weights,
+    flatten_circumstances,
+    kept_metrics,
+    read_record,
     what_differs,
 )
 from xray_pneumonia.workflows.training_run import COMPUTING
 
+Level = Literal["bit-identical", "within the band", "different"]
 log = logging.getLogger(__name__)
 
 
@@ -62,176 +58,223 @@ class ReproduceConfig:
     tracking: Node
 
 
-@dataclass
-class Proof:
-    """Watches the training, and has the last word: `verdict` is there when it is over."""
+@dataclass(frozen=True)
+class Comparison:
+    """A training compared with its reproduction.
 
-    evidence: Evidence
-    band: Band
-    circumstances: dict[str, tuple[str, str]]
+    Args:
+        level: bit-identical; within the band, which counts only where circumstances differ; or different.
+        circumstances: what differs between then and now, with both values.
+        epochs, metrics: how many were compared.
+        departures: how many of these values differ.
+        first: of them.
+        weights: of the kept epoch.
+        stored: the band's metrics in the kept epoch, then.
+        found: the same, now.
+        band: half-width by metric, as declared before the training.
+    """
+
+    level: Level
+    circumstances: Mapping[str, tuple[str, str]]
+    epochs: int
+    metrics: int
+    departures: int
+    first: Departure | None
+    weights: WeightDifference
+    stored: Mapping[str, float]
+    found: Mapping[str, float]
+    band: Mapping[str, float]
+
+    def __str__(self) -> str:
+        """Describe it in one line."""
+        if self.level == "bit-identical":
+            return f"bit-identical: {self.metrics} metrics of {self.epochs} epochs, {self.weights.tensors} tensors"
+        if (first := self.first) is None:
+            return f"{self.level}: departs first in the weights of the kept epoch"
+        where = f"epoch {first.epoch}, {first.metric}"
+        return f"{self.level}: departs first in {where}: {first.stored} then, {first.found} now"
+
+
+@dataclass
+class Reproduction:
+    """The training under way: compares it when it ends, and writes the verdict to its run."""
+
+    record: TrainingRecord
+    band: Mapping[str, float]
+    circumstances: Mapping[str, tuple[str, str]]
     name: str
     tags: dict[str, str]
     run_id: str | None = None
     callbacks: list[Callback] = field(default_factory=list)
-    verdict: Verdict | None = None
+    comparison: Comparison = field(init=False)  # when the training has ended
 
     def close(self, run: Run, *, best_epoch: int) -> None:
         """Compare, and write the verdict to the run."""
-        config = self.evidence.config
-        found = run.metric_history(sorted(self.evidence.history))
-        self.verdict = judge(
-            self.evidence.history,
-            {name: dict(pairs) for name, pairs in found.items()},
-            compare_weights(self.evidence.weights, read_weights(run.folder / "checkpoints" / BEST)),
+        state = torch.load(run.folder / "checkpoints" / BEST, map_location="cpu", weights_only=True)["state_dict"]
+        weights = {name.removeprefix("net."): tensor for name, tensor in state.items() if name.startswith("net.")}
+        history = {name: dict(pairs) for name, pairs in run.metric_history(sorted(self.record.history)).items()}
+        config = self.record.config
+        self.comparison = compare(
+            self.record.history,
+            history,
+            compare_weights(self.record.weights, weights),
             band=self.band,
             circumstances=self.circumstances,
             monitor=config.monitor if config.trainer.keep == "best" else None,
-            mode=config.mode,
         )
-        text = json.dumps({"of": self.evidence.name, **self.verdict.plain()}, indent=2)
-        run.path("reproduction/verdict.json").write_text(text, encoding="utf-8")
-        run.set_tags({"verdict": self.verdict.level, "verdict.why": str(self.verdict)})
-        identical = float(self.verdict.level == IDENTICAL)
-        run.log_metrics({"reproduction/bit_identical": identical, "reproduction/departures": self.verdict.departures})
+        verdict = {"of": self.record.name, **asdict(self.comparison)}
+        run.path("reproduction/verdict.json").write_text(json.dumps(verdict, indent=2), encoding="utf-8")
+        run.set_tags({"verdict": self.comparison.level, "verdict.why": str(self.comparison)})
+        identical, departures = self.comparison.level == "bit-identical", self.comparison.departures
+        run.log_metrics({"reproduction/bit_identical": float(identical), "reproduction/departures": departures})
 
 
 def main(cfg: DictConfig) -> None:
     """Retrain, compare and print.
 
     Raises:
-        NotReproduced: it came out different.
+        NotReproduced: the results differ.
     """
     anchor(cfg)
     check(cfg, ReproduceConfig)
     tracking: TrackingSettings = build(cfg.tracking)
-    evidence = _find(cfg, tracking)
-    experiment = evidence.run.store.experiment_name if evidence.run else tracking.experiment_name
+    record = _find(cfg, tracking)
+    experiment = record.run.store.experiment_name if record.run else tracking.experiment_name
     store = open_store(replace(tracking, experiment_name=experiment), home=Path(cfg.home))
-    asked = _as_it_was(evidence, cfg, experiment=experiment)
-    _require_same_data(evidence, asked)
-    _use_threads(evidence)
-    differs = what_differs(evidence.circumstances, circumstances_now(collect(COMPUTING).environment))
+    asked = _config(record, cfg, experiment=experiment)
+    _require_same_data(record, asked)
+    _use_threads(record)
+    differs = what_differs(record.circumstances, flatten_circumstances(json.loads(collect(COMPUTING).environment)))
     if asked.trainer.accelerator == "cpu":
         differs.pop("machine.gpu", None)
-    proof = _promise(evidence, differs, store, {f"val/{name}": width for name, width in cfg.band.items()})
-    trained = train(asked, watch=proof)
-    verdict = proof.verdict
-    if verdict is None:
-        raise RuntimeError("the training ended without a verdict")
-    _print(evidence, verdict, Console(width=None if Console().is_terminal else 100))
+    reproduction = _declare(record, differs, store, {f"val/{name}": width for name, width in cfg.band.items()})
+    trained = train(asked, watch=reproduction)
+    comparison = reproduction.comparison
+    _print(record, comparison, Console(width=None if Console().is_terminal else 100))
     print(f"See it: mlflow ui --backend-store-uri {masked(store.uri)}")
-    print(f"run_id={trained.run_id} verdict={verdict.level}", flush=True)
-    if verdict.level == DIFFERENT:
-        raise NotReproduced(f"{evidence.name}: {verdict}")
+    print(f"run_id={trained.run_id} verdict={comparison.level}", flush=True)
+    if comparison.level == "different":
+        raise NotReproduced(f"{record.name}: {comparison}")
 
 
-def _find(cfg: DictConfig, tracking: TrackingSettings) -> Evidence:
+def _find(cfg: DictConfig, tracking: TrackingSettings) -> TrainingRecord:
     """Find what is to be reproduced; a folder needs no store."""
     if (cfg.run_id is None) == (cfg.model is None):
         raise InputError("run_id, model: name one of them: run_id=ID, model=NAME@ALIAS or model=FOLDER")
     if cfg.model is not None:
         place = Path(cfg.model).expanduser()
-        folder = place if place.is_dir() else shipped_models().get(cfg.model)
-        if folder is not None:
-            return of_folder(folder.resolve())
-    if cfg.model is not None and "@" not in cfg.model:
-        raise InputError(f"model={cfg.model}: no such folder; write NAME@ALIAS for a registered model")
+        if folder := place if place.is_dir() else shipped_models().get(cfg.model):
+            return read_record(folder.resolve())
+        if "@" not in cfg.model:
+            raise InputError(f"model={cfg.model}: no such folder; write NAME@ALIAS for a registered model")
     store = open_store(tracking, home=Path(cfg.home))
-    return of_run(read_run(store, cfg.run_id) if cfg.model is None else find_registered(store, cfg.model))
+    return read_record(read_run(store, cfg.run_id) if cfg.model is None else find_registered(store, cfg.model))
 
 
-def _as_it_was(evidence: Evidence, cfg: DictConfig, *, experiment: str) -> DictConfig:
-    """Take the stored config; only places are the present command's, since a stored one may name any."""
-    stored = evidence.config.copy()
-    home = Path(cfg.home)
-    missing = {"data", "tracking", "trainer"} - set(stored)
-    if missing:
-        raise InputError(f"{evidence.name}: its config names no {', '.join(sorted(missing))}")
+def _config(record: TrainingRecord, cfg: DictConfig, *, experiment: str) -> DictConfig:
+    """Take the stored config; places are the present command's, since a stored one may name any."""
+    stored = record.config.copy()
+    if missing := {"data", "tracking", "trainer"} - set(stored):
+        raise InputError(f"{record.name}: its config names no {', '.join(sorted(missing))}")
     stored.home, stored.tracking = cfg.home, cfg.tracking.copy()
     stored.tracking.experiment_name = experiment
-    stored.data.cache_dir = str(home / "cache")
+    stored.data.cache_dir = f"{cfg.home}/cache"
     if cfg.data.root is not None:
         stored.data.root, stored.data.synthetic_patients = cfg.data.root, None
     elif stored.data.get("synthetic_patients") is not None:
-        stored.data.root = str(home / "synthetic" / str(stored.data.synthetic_patients))
-    if stored.trainer.get("accelerator") == "auto" and evidence.circumstances.get("machine.gpu") == "none":
+        stored.data.root = f"{cfg.home}/synthetic/{stored.data.synthetic_patients}"
+    if stored.trainer.get("accelerator") == "auto" and record.circumstances.get("machine.gpu") == "none":
         stored.trainer.accelerator = "cpu"  # as it was then
     check(stored, TrainConfig)
     return stored
 
 
-def _require_same_data(evidence: Evidence, asked: DictConfig) -> None:
+def _require_same_data(record: TrainingRecord, asked: DictConfig) -> None:
     """Refuse other images, labels or splits than those it was trained on."""
     data: XRayDataModule = build(asked.data, build(asked.augmentation))
     data.prepare()
     found = fingerprint(data.records)
-    if found != evidence.fingerprint:
+    if found != record.fingerprint:
         raise InputError(
-            f"data.root={asked.data.root}: not the records of {evidence.name} ({len(data.records)} images with "
-            f"fingerprint {found[:12]}, expected {evidence.fingerprint[:12]}); name the folder with data.root=DIR or "
+            f"data.root={asked.data.root}: not the records of {record.name} ({len(data.records)} images with "
+            f"fingerprint {found[:12]}, expected {record.fingerprint[:12]}); name the folder with data.root=DIR or "
             "restore its files"
         )
     log.info("data: the same %d images, fingerprint %s", len(data.records), found[:12])
 
 
-def _use_threads(evidence: Evidence) -> None:
+def _use_threads(record: TrainingRecord) -> None:
     """Compute with as many threads as then, where there are so many; a config that names a number does so itself."""
-    then = evidence.circumstances.get("machine.threads", "")
+    then = record.circumstances.get("machine.threads", "")
     if then.isdecimal() and 0 < int(then) <= (os.cpu_count() or 1) and int(then) != torch.get_num_threads():
         log.info("threads: %s as then, not %d", then, torch.get_num_threads())
         torch.set_num_threads(int(then))
 
 
-def _promise(evidence: Evidence, differs: dict[str, tuple[str, str]], store: Store, default: dict[str, float]) -> Proof:
-    """Declare what will be demanded, before anything is trained; the tags hold it from the first moment."""
-    band = declare_band(_seeds(evidence, list(default)), default)
+def _declare(
+    record: TrainingRecord, differs: dict[str, tuple[str, str]], store: Store, band: dict[str, float]
+) -> Reproduction:
+    """Declare before the training what will be demanded; the run's tags hold it from its start."""
     for key, (then, now) in differs.items():
         log.warning("%s: %s then, %s now", key, then, now)
-    widths = ", ".join(f"{name} within {width:.4f}" for name, width in band.widths.items())
-    promise = f"the band: {widths} ({band.source})" if differs else "the same bits"
+    widths = [f"{name} within {width:.4f}" for name, width in band.items()]
+    promise = f"the band: {', '.join(widths)}" if differs else "the same bits"
     log.info("promised: %s", promise)
     tags = {
         "verb": "reproduce",
-        "of": evidence.run.run_id if evidence.run else evidence.name,
-        "of.config_sha256": evidence.config_sha256,
+        "of": record.run.run_id if record.run else record.name,
+        "of.config_sha256": record.config_sha256,
         "promised": promise,
     }
-    if evidence.run and evidence.run.store.experiment_id == store.experiment_id:
-        tags["mlflow.parentRunId"] = evidence.run.run_id
-    name = f"reproduce: {evidence.run.name if evidence.run else Path(evidence.name).name}"[:250]
-    return Proof(evidence, band, differs, name, tags)
+    if record.run and record.run.store.experiment_id == store.experiment_id:
+        tags["mlflow.parentRunId"] = record.run.run_id
+    name = record.run.name if record.run else Path(record.name).name
+    return Reproduction(record, band, differs, f"reproduce: {name}"[:250], tags)
 
 
-def _seeds(evidence: Evidence, names: list[str]) -> dict[str, list[float]]:
-    """Read the kept epoch's metrics of the runs that differ from this one in the seed alone, itself included."""
-    run = evidence.run
-    if run is None:
-        return {}
-    same = {"verb": "train", "records_fingerprint": evidence.fingerprint}
-    runs = stored_runs.find(run.store, same, status="FINISHED")
-    groups = group(
-        [Entry(one.run_id, one.name, one.params, one.metrics) for one in runs], best_by="best/auroc", maximize=True
+def compare(
+    stored: History,
+    found: History,
+    weights: WeightDifference,
+    *,
+    band: Mapping[str, float],
+    circumstances: Mapping[str, tuple[str, str]],
+    monitor: str | None,
+) -> Comparison:
+    """Compare; anything but the same bits is different, unless circumstances differ and the band holds.
+
+    `monitor` is the metric that chooses the epoch that is kept; None keeps the last.
+    """
+    departures = compare_histories(stored, found)
+    then, now = (kept_metrics(side, band, monitor=monitor) for side in (stored, found))
+    inside = all(abs(then.get(name, math.nan) - now.get(name, math.nan)) <= width for name, width in band.items())
+    less: Level = "within the band" if circumstances and inside else "different"
+    return Comparison(
+        level=less if departures or weights.differing else "bit-identical",
+        circumstances=circumstances,
+        epochs=len({epoch for values in stored.values() for epoch in values}),
+        metrics=len(stored),
+        departures=len(departures),
+        first=departures[0] if departures else None,
+        weights=weights,
+        stored=then,
+        found=now,
+        band=band,
     )
-    members = next((one.entries for one in groups if any(entry.run_id == run.run_id for entry in one.entries)), ())
-    by_seed = {entry.params.get("seed", entry.run_id): entry.metrics for entry in members}
-    found = {name: f"best/{name.partition('/')[2]}" for name in names}
-    return {name: [known[key] for known in by_seed.values() if key in known] for name, key in found.items()}
 
 
-def _print(evidence: Evidence, verdict: Verdict, console: Console) -> None:
-    rows = Table(title=f"{evidence.name}: {verdict.level}", title_justify="left", title_style="bold")
-    for column in ("", "then", "now", ""):
-        rows.add_column(column)
-    for key, (then, now) in verdict.circumstances.items():
+def _print(record: TrainingRecord, comparison: Comparison, console: Console) -> None:
+    title = f"{record.name}: {comparison.level}"
+    rows = Table("", "then", "now", "", title=title, title_justify="left", title_style="bold")
+    for key, (then, now) in comparison.circumstances.items():
         rows.add_row(key, then[:24], now[:24], "differs")
-    for name, value in verdict.stored.items():
-        found = verdict.found.get(name, float("nan"))
-        off = "same" if value == found else f"off by {abs(value - found):.2g}, band {verdict.band.widths[name]:.2g}"
+    for name, value in comparison.stored.items():
+        found = comparison.found.get(name, math.nan)
+        off = "same" if value == found else f"off by {abs(value - found):.2g}, band {comparison.band[name]:.2g}"
         rows.add_row(f"{name}, kept epoch", f"{value:.6f}", f"{found:.6f}", off)
-    same = f"{verdict.epochs * verdict.metrics} values"
-    departed = "same" if not verdict.departures else f"{verdict.departures} depart"
-    rows.add_row("metrics of all epochs", same, "", departed)
-    changed = "same" if not verdict.weights.differing else f"{verdict.weights.differing} differ"
-    rows.add_row("weights of the kept epoch", f"{verdict.weights.tensors} tensors", "", changed)
+    departed = "same" if not comparison.departures else f"{comparison.departures} depart"
+    rows.add_row("metrics of all epochs", f"{comparison.epochs * comparison.metrics} values", "", departed)
+    changed = "same" if not comparison.weights.differing else f"{comparison.weights.differing} differ"
+    rows.add_row("weights of the kept epoch", f"{comparison.weights.tensors} tensors", "", changed)
     console.print(rows)
-    console.print(f"{str(verdict)[:1].upper()}{str(verdict)[1:]}.", highlight=False)
+    console.print(f"{str(comparison)[:1].upper()}{str(comparison)[1:]}.", highlight=False)

@@ -44,14 +44,20 @@ class RunConfig:
     @classmethod
     def of(cls, cfg: DictConfig) -> "RunConfig":
         """Take a checked config."""
-        public = cfg.copy()
-        public.tracking.uri = masked(cfg.tracking.uri) if cfg.tracking.uri else None
+        public = public_config(cfg)
         return cls(plain(public), stored_text(public))
 
     @property
     def sha256(self) -> str:
         """The tag `config_sha256` of its runs, 64 hex digits."""
         return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+def public_config(cfg: DictConfig) -> DictConfig:
+    """Leave out the password of the store."""
+    public = cfg.copy()
+    public.tracking.uri = masked(cfg.tracking.uri) if cfg.tracking.uri else None
+    return public
 
 
 @dataclass(frozen=True)
