@@ -33,8 +33,8 @@ def status(tmp_path):
 def test_a_closed_terminal_ends_the_run_as_killed(tmp_path):
     process = started(tmp_path)
     process.send_signal(signal.SIGHUP)
-    process.stderr.read()
-    assert process.wait(60) == 128 + signal.SIGHUP
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGHUP
     assert status(tmp_path) == "KILLED"
 
 
@@ -45,15 +45,8 @@ def test_an_ignored_signal_stays_ignored(tmp_path, number):
     time.sleep(2)
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    process.stderr.read()
-    assert process.wait(60) == 128 + signal.SIGTERM
-
-
-@pytest.mark.parametrize("home", ["/dev/null", "/proc/mlruns"])
-def test_a_home_that_cannot_be_is_refused(xray, tiny, home):
-    outcome = xray("train", *(each for each in tiny if not each.startswith("home=")), f"home={home}")
-    assert outcome.code == 2, outcome.err
-    assert home in outcome.err
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
 
 
 def test_a_closed_standard_error_loses_nothing(tmp_path):

@@ -66,6 +66,14 @@ def main(cfg: DictConfig) -> None:
     """
     anchor(cfg)
     check(cfg, PredictConfig)
+    before = os.umask(0o077)  # names of files and thumbnails name patients: they are the user's alone
+    try:
+        _predict(cfg)
+    finally:
+        os.umask(before)
+
+
+def _predict(cfg: DictConfig) -> None:
     source, folder = _places(cfg)
     model = find_and_load(cfg.model, tracking=build(cfg.tracking), home=Path(cfg.home), engine=cfg.engine)
     if cfg.explain and model.net is None:

@@ -52,7 +52,7 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """The result of one file: `pixels` (size, size) with notes on their decoding, or an error `code` and its meaning."""
+    """The result of one file: `pixels` (size, size) and notes on their decoding, or an error `code` and its meaning."""
 
     file: InputFile
     sha256: str = ""
