@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 from hydra import compose, initialize_config_module
 
 from xray_pneumonia.config import build
@@ -30,6 +31,20 @@ def first_step(*_):
 PneumoniaClassifier.on_train_batch_end = first_step
 sys.exit(cli.main())
 """
+
+
+@pytest.mark.parametrize(
+    ("module", "later"),
+    [
+        ("evaluation.metrics", "sklearn scipy.stats matplotlib torch"),
+        ("evaluation.report.build", "sklearn scipy.stats matplotlib torch captum"),
+        ("workflows.compare", "sklearn scipy.stats matplotlib torch pytorch_lightning mlflow"),
+    ],
+)
+def test_heavy_libraries_are_imported_where_they_are_used(module, later):
+    code = f"import sys, xray_pneumonia.{module}; print([name for name in {later.split()} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_the_first_step_waits_for_nothing_that_a_later_one_needs(tiny, tmp_path):

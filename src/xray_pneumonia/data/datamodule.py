@@ -178,7 +178,7 @@ class XRayDataModule(pl.LightningDataModule):
         return f"data.val_fraction={self._val_fraction:g}: {'raise' if split == 'val' else 'lower'} it"
 
     def spread_over(self, epochs: int) -> None:
-        """Say how many epochs `progressive` has."""
+        """Set how many epochs the sides of `progressive` share."""
         self._epochs = epochs
 
     def class_counts(self) -> list[int]:

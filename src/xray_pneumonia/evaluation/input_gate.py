@@ -136,16 +136,7 @@ def _upright(images: Gray, seen: Vector) -> Vector:
 
 
 def quality_flags(images: Gray, scores: Vector, gate: Gate | None) -> list[list[str]]:
-    """Flag (N, H, W) images.
-
-    Args:
-        images: uint8.
-        scores: (N,) of the gate; NaN without one.
-        gate: of the model.
-
-    Returns:
-        For each image the names in `FLAGS` that hold.
-    """
+    """List for each of (N, H, W) images the names in `FLAGS` that hold; `scores` (N,) are those of the gate, if any."""
     flags = [["low_information"] * _low_contrast(image) for image in images]
     if gate is None:
         return [[*known, "not_checked"] for known in flags]

@@ -1,7 +1,7 @@
-"""The one decoder of training and prediction: the bytes of a PNG, JPEG or DICOM file -> gray uint8.
+"""Decode PNG, JPEG and DICOM files to gray uint8, for training and for prediction.
 
-Pillow alone is trusted with files: OpenCV returns a full array for a truncated JPEG and shows
-12-bit data almost black. Every refusal is an `ImageError` with a short code.
+Pillow reads PNG and JPEG: OpenCV returns a full array for a truncated JPEG and shows 12-bit data almost black. Every
+refusal is an `ImageError` with a short code.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ Image.MAX_IMAGE_PIXELS = None  # our own limit is lower and is checked before an
 
 @dataclass(frozen=True)
 class Decoded:
-    """One picture: `pixels` (size, size) uint8; width, height and mode are those of the file."""
+    """A decoded image: `pixels` (size, size) uint8; width, height and mode are those of the file."""
 
     pixels: Gray
     width: int

@@ -1,4 +1,4 @@
-"""What no decoder goes beyond, whatever the format, and the one way to refuse a file."""
+"""Define the limits of image files, whatever their format, and the error that refuses a file."""
 
 from dataclasses import dataclass
 
