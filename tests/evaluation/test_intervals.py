@@ -107,8 +107,9 @@ def test_delong_stays_within_what_an_area_can_be():
 
 
 def test_delong_widens_for_clusters():
-    table = pd.concat([cohort(2, patients=60)] * 2)  # every image twice tells nothing new
-    once = delong(cohort(2, patients=60)["label"], cohort(2, patients=60)["logit"], cohort(2, patients=60)["patient"])
+    single = cohort(2, patients=60)
+    table = pd.concat([single] * 2)  # every image twice tells nothing new
+    once = delong(single["label"], single["logit"], single["patient"])
     twice = delong(table["label"], table["logit"], table["patient"])
     naive = delong(table["label"], table["logit"])
     assert twice.low == pytest.approx(once.low, abs=2e-3)
@@ -133,11 +134,9 @@ def test_100000_images_in_flat_memory():
     table = cohort(0, patients=40_000)
     assert len(table) > 95_000
     tracemalloc.start()
-    start = time.perf_counter()
     bootstrap(table, threshold=0.5, replicates=100, seed=0)
-    seconds, peak = time.perf_counter() - start, tracemalloc.get_traced_memory()[1]
+    peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert seconds < 60 / 10  # 100 replicates; 2,000 are measured once by hand
     assert peak < 400 * 2**20
 
 

@@ -72,11 +72,7 @@ def test_shortcuts_find_what_the_border_tells():
     assert rim(images).shape == (80, 112)
     with_sizes = shortcuts(table.assign(width=100 + 50 * table["label"], height=100), images)
     assert with_sizes["size of the file's image"].value == 1
-
-
-def test_too_few_patients_fit_no_shortcut():
-    table, images = films(12)
-    assert shortcuts(table, images) == {}
+    assert shortcuts(*films(12)) == {}  # too few patients
 
 
 def test_cases_are_the_most_and_least_certain_one_a_patient():
@@ -89,11 +85,6 @@ def test_cases_are_the_most_and_least_certain_one_a_patient():
         }
     )
     found = choose_cases(table, threshold=0.5, each=1)
-    assert dict(zip(found["case"], found["id"], strict=True)) == {
-        "found": "a",
-        "cleared": "d",
-        "missed": "c",
-        "alarmed": "e",
-        "unsure": "f",
-    }
+    expected = {"found": "a", "cleared": "d", "missed": "c", "alarmed": "e", "unsure": "f"}
+    assert dict(zip(found["case"], found["id"], strict=True)) == expected
     assert not choose_cases(table, threshold=0.5, each=3)["id"].duplicated().any()

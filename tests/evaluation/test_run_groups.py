@@ -26,9 +26,9 @@ RUNS = [
 def test_repeats_are_grouped_and_the_best_comes_first():
     groups = group(RUNS, best_by="best/auroc", maximize=True)
     assert [[run.run_id for run in one.entries] for one in groups] == [["b"], ["a", "c"]]
-    mean, sd = groups[1].figure("best/auroc")
+    mean, sd = groups[1].mean_and_sd("best/auroc")
     assert (mean, sd) == (pytest.approx(0.85), pytest.approx(statistics.stdev([0.9, 0.8])))
-    assert math.isnan(groups[0].figure("best/auroc")[1])
+    assert math.isnan(groups[0].mean_and_sd("best/auroc")[1])
     assert [run.run_id for run in group(RUNS, best_by="best/auroc", maximize=False)[0].entries] == ["a", "c"]
 
 

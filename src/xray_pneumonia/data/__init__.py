@@ -1,1 +1,1 @@
-"""Files -> batches: records, the decoder and its cache, the audit, splits, augmentation."""
+"""Turn files into batches: records, decoder and cache, audit, splits, augmentation, loaders."""

@@ -177,19 +177,17 @@ class EpochSampler(Sampler[BatchRequest]):
 
     def __iter__(self) -> Iterator[BatchRequest]:
         """Yield the batches of this process."""
+        rows, size = self._shared(), self._batch_size
+        return iter([BatchRequest(self.epoch, rows[start : start + size]) for start in range(0, len(rows), size)])
+
+    def __len__(self) -> int:
+        """Count the batches of this process."""
+        return -(-len(self._shared()) // self._batch_size)
+
+    def _shared(self) -> Rows:
+        """Return the rows of this process in this epoch, in their order."""
         rows = self._rows
         if self._shuffle:
             rows = rows[np.random.default_rng([self._seed, self.epoch]).permutation(len(rows))]
             rows = np.resize(rows, len(rows) + -len(rows) % self._world)
-        return iter(
-            [BatchRequest(self.epoch, part) for part in _cut(rows[self._rank :: self._world], self._batch_size)]
-        )
-
-    def __len__(self) -> int:
-        """Count the batches of this process."""
-        size = len(self._rows) + (-len(self._rows) % self._world if self._shuffle else 0)
-        return -(-len(range(self._rank, size, self._world)) // self._batch_size)
-
-
-def _cut(rows: Rows, size: int) -> list[Rows]:
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
+        return rows[self._rank :: self._world]

@@ -37,18 +37,13 @@ class Band:
 
 
 def fit_band(table: pd.DataFrame, *, error: float, threshold: float) -> Band:
-    """Fit a band that answers wrongly at most a share `error` of either class.
+    """Fit a band on calibrated predictions on validation; it answers at most a share `error` of either class wrongly.
 
     Class-conditional split conformal prediction (Vovk, ACML 2012): a label stays possible for an image unless it is
     stranger than all but `error` of its own class on validation. Where exactly one label stays possible, the image is
     answered; where both do, it is left to a human. Where the classes are so well apart that none would, any threshold
     in between keeps the error, and the band closes there. It always reaches to the operating point. With exchangeable
     images at most `error` of each class gets the other's answer.
-
-    Args:
-        table: calibrated predictions on validation.
-        error: the share of each class that may be answered wrongly.
-        threshold: the operating point.
     """
     ill = np.sort(table.loc[table["label"] == 1, "probability"].to_numpy(np.float64))
     well = np.sort(1 - table.loc[table["label"] == 0, "probability"].to_numpy(np.float64))

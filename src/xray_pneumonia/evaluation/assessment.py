@@ -30,13 +30,7 @@ class Decision:
 
 
 def decide(validation: pd.DataFrame, settings: EvaluationSettings, *, fitted: Calibration | None = None) -> Decision:
-    """Choose calibration, operating point and band on the predictions on validation, in this order.
-
-    Args:
-        validation: raw predictions.
-        settings: the policy and the method.
-        fitted: the calibration, where it is known.
-    """
+    """Choose calibration (unless `fitted` is given), operating point and band on raw predictions on validation."""
     if fitted is None:
         fitted = calibration.fit(validation["logit"], validation["label"], method=settings.calibration)
     table = fitted.apply(validation)
@@ -96,13 +90,9 @@ class Assessment:
 def assess(
     table: pd.DataFrame, decision: Decision, settings: EvaluationSettings, *, validation: pd.DataFrame | None
 ) -> Assessment:
-    """Assess a table of predictions.
+    """Assess a table of raw predictions, to which columns of the records may be joined.
 
-    Args:
-        table: raw predictions on the split; columns of the records may be joined to it.
-        decision: what was chosen on validation.
-        settings: what is asked for.
-        validation: raw predictions on validation, for the curve of coverage against accuracy; without them it is empty.
+    The curve of coverage against accuracy needs raw predictions on `validation`; without them it is empty.
     """
     calibrated, raw = decision.calibration.apply(table), table.assign(probability=expit(table["logit"]))
     resampling = {"replicates": settings.replicates, "seed": settings.seed}

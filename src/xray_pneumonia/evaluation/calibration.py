@@ -34,15 +34,10 @@ class Calibration:
 
 
 def fit(logit: npt.ArrayLike, label: npt.ArrayLike, *, method: Method) -> Calibration:
-    """Fit a calibration by the least log loss.
+    """Fit a calibration of logits (N,) to labels (N,) of 0 and 1 by the least log loss.
 
     `temperature` is that of Guo et al. (ICML 2017). `platt` adds a bias and aims at his smoothed targets
     (Platt, 1999), without which separable classes would have no answer.
-
-    Args:
-        logit: (N,) on validation.
-        label: (N,) of 0 and 1.
-        method: `none` fits nothing.
     """
     scores, truth = np.asarray(logit, np.float64), np.asarray(label, np.float64)
     if method == "none":

@@ -61,8 +61,8 @@ def explain(
 
     Args:
         net: (B, 1, H, W) -> logits.
-        table: calibrated predictions.
-        images: (N, H, W) of the same rows.
+        table: calibrated predictions of the images (N, H, W).
+        images: uint8.
         threshold: the operating point.
         each: cases of each kind.
         seed: of the random weights.
@@ -96,15 +96,10 @@ def explain(
 
 
 def choose_cases(table: pd.DataFrame, *, threshold: float, each: int) -> pd.DataFrame:
-    """Choose up to so many cases of each kind in `CASES`, the most certain ones, one a patient, ties broken by id.
-
-    Args:
-        table: calibrated predictions; its index is kept.
-        threshold: the operating point.
-        each: cases of each kind.
+    """Choose up to `each` cases of each kind in `CASES`, the most certain ones, one a patient, ties broken by id.
 
     Returns:
-        The chosen rows with a column `case`; no row twice.
+        The chosen rows of the calibrated predictions with a column `case`; no row twice.
     """
     called = table["probability"] >= threshold
     ill = table["label"] == 1
@@ -121,12 +116,7 @@ def choose_cases(table: pd.DataFrame, *, threshold: float, each: int) -> pd.Data
 
 
 def map_layer(net: nn.Module, image: Tensor) -> nn.Module | None:
-    """Find the last layer, run once a pass, whose output (B, C, h, w) is a map; None in a net without one.
-
-    Args:
-        net: takes (B, 1, H, W).
-        image: one batch to try it on.
-    """
+    """Find the last layer, run once a pass, whose output (B, C, h, w) is a map of `image` (B, 1, H, W); else None."""
     seen: list[tuple[nn.Module, bool]] = []
 
     def look(layer: nn.Module, _: Any, output: Any) -> None:

@@ -33,6 +33,10 @@ FLAGS = {
     "turned": "looks like one once it is turned",
     "low_information": "holds little contrast",
     "not_checked": "the model carries no input gate",
+    "torn": "has a line at which its pixels do not continue; the file may be damaged",
+    "contradictory_lut": "says in one tag that bright is dense, in another that dark is",
+    "mirrored_back": "was stored mirrored, as its PatientOrientation says, and turned back",
+    "turned_upright": "was stored turned, as its PatientOrientation says, and turned upright",
 }
 
 
@@ -132,16 +136,7 @@ def _upright(images: Gray, seen: Vector) -> Vector:
 
 
 def quality_flags(images: Gray, scores: Vector, gate: Gate | None) -> list[list[str]]:
-    """Flag (N, H, W) images.
-
-    Args:
-        images: uint8.
-        scores: (N,) of the gate; NaN without one.
-        gate: of the model.
-
-    Returns:
-        For each image the names in `FLAGS` that hold.
-    """
+    """List for each of (N, H, W) images the names in `FLAGS` that hold; `scores` (N,) are those of the gate, if any."""
     flags = [["low_information"] * _low_contrast(image) for image in images]
     if gate is None:
         return [[*known, "not_checked"] for known in flags]

@@ -159,7 +159,7 @@ class WeightedMetrics:
     Args:
         label: (N,) of 0 and 1.
         probability: (N,) of PNEUMONIA, in [0, 1].
-        patient: (N,) whose image it is; resampling moves all images of a patient together.
+        patient: (N,); resampling moves all images of a patient together.
         called: (N,) which images are called PNEUMONIA.
         score: (N,) what ranks the images: logits, since certain probabilities tie.
     """

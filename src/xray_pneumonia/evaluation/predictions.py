@@ -12,15 +12,10 @@ COLUMNS = ("id", "patient", "subtype", "label", "logit", "probability")
 
 
 def tabulate(records: pd.DataFrame, index: npt.NDArray[np.int64], logits: npt.NDArray[np.float64]) -> pd.DataFrame:
-    """Join logits with the columns of their records.
-
-    Args:
-        records: the table of records.
-        index: (N,) row numbers in `records`.
-        logits: (N,) for PNEUMONIA.
+    """Join logits (N,) with their records, the rows `index` (N,); probabilities are uncalibrated.
 
     Returns:
-        The columns of `COLUMNS`; its index is that of `records`. Probabilities are uncalibrated.
+        The columns of `COLUMNS`; its index is that of `records`.
     """
     table = records.loc[index, ["id", "patient", "subtype", "label"]].copy()
     table["logit"] = logits

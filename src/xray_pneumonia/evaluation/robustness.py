@@ -25,11 +25,7 @@ STRENGTHS = (1, 2, 3, 4, 5)
 def corrupt(images: Gray, *, kind: str, strength: int, seed: int) -> Gray:
     """Corrupt (N, H, W) images; an image is changed alike whatever the others are.
 
-    Args:
-        images: uint8.
-        kind: one of `KINDS`.
-        strength: 1 to 5.
-        seed: of noise, and of the side to which an image is turned, moved or exposed.
+    `seed` is that of noise, and of the side to which an image is turned, moved or exposed.
     """
     amount = KINDS[kind][0][strength - 1]
     act = KINDS[kind][1]
@@ -40,12 +36,12 @@ def corrupt(images: Gray, *, kind: str, strength: int, seed: int) -> Gray:
 def robustness(
     table: pd.DataFrame, images: Gray, decision: Decision, *, predict: Callable[[Gray], Vector], seed: int
 ) -> pd.DataFrame:
-    """Assess every corruption at every strength.
+    """Assess images (N, H, W) under every corruption at every strength; nothing is fitted anew.
 
     Args:
         table: predictions of the images.
-        images: (N, H, W).
-        decision: chosen on validation; nothing is fitted anew.
+        images: uint8.
+        decision: chosen on validation.
         predict: (N, H, W) -> raw logits (N,).
         seed: of the corruptions.
 
@@ -76,26 +72,6 @@ def _row(kind: str, strength: int, table: pd.DataFrame, decision: Decision) -> d
     area = delong(calibrated["label"], calibrated["logit"], calibrated["patient"])
     numbers = {"auroc": area.value, "low": area.low, "high": area.high, **{name: values[name] for name in SHOWN}}
     return {"kind": kind, "strength": strength, **numbers}
-
-
-def _noise(image: Gray, amount: float, rng: np.random.Generator) -> Gray:
-    return _clipped(image + rng.normal(0, amount * 255, image.shape))
-
-
-def _blur(image: Gray, amount: float, _: np.random.Generator) -> Gray:
-    return _filtered(image, ImageFilter.GaussianBlur(amount * len(image) / 128))
-
-
-def _contrast(image: Gray, amount: float, _: np.random.Generator) -> Gray:
-    return _clipped((image - image.mean()) * (1 - amount) + image.mean())
-
-
-def _brightness(image: Gray, amount: float, rng: np.random.Generator) -> Gray:
-    return _clipped(image + amount * 255 * rng.choice([-1, 1]))
-
-
-def _gamma(image: Gray, amount: float, rng: np.random.Generator) -> Gray:
-    return _clipped(255 * (image / 255) ** (amount ** rng.choice([-1, 1])))
 
 
 def _jpeg(image: Gray, amount: float, _: np.random.Generator) -> Gray:
@@ -130,14 +106,6 @@ def _narrower(image: Gray, amount: float, _: np.random.Generator) -> Gray:
     return np.asarray(Image.fromarray(image).resize(image.shape[::-1], Image.Resampling.BILINEAR, box), np.uint8)
 
 
-def _wider(image: Gray, amount: float, rng: np.random.Generator) -> Gray:
-    return np.ascontiguousarray(_narrower(np.ascontiguousarray(image.T), amount, rng).T)
-
-
-def _sharpen(image: Gray, amount: float, _: np.random.Generator) -> Gray:
-    return _filtered(image, ImageFilter.UnsharpMask(2 * len(image) / 128, int(amount), 0))
-
-
 def _filtered(image: Gray, act: ImageFilter.Filter) -> Gray:
     return np.asarray(Image.fromarray(image).filter(act), np.uint8)
 
@@ -146,17 +114,39 @@ def _clipped(values: npt.NDArray[np.floating] | Vector) -> Gray:
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
+# Kind -> amounts of the five strengths, and (image, amount, generator) -> image.
 KINDS: dict[str, tuple[tuple[float, ...], Callable[[Gray, float, np.random.Generator], Gray]]] = {
-    "noise": ((0.02, 0.04, 0.08, 0.12, 0.18), _noise),  # standard deviation, of the full range
-    "blur": ((0.5, 1.0, 1.5, 2.0, 3.0), _blur),  # radius in pixels at 128 x 128
-    "contrast": ((0.15, 0.3, 0.45, 0.6, 0.75), _contrast),  # share that is lost
-    "brightness": ((0.04, 0.08, 0.13, 0.19, 0.26), _brightness),  # of the full range, up or down
-    "gamma": ((1.1, 1.25, 1.45, 1.7, 2.0), _gamma),  # exponent, or one over it
+    "noise": (  # standard deviation, of the full range
+        (0.02, 0.04, 0.08, 0.12, 0.18),
+        lambda image, amount, rng: _clipped(image + rng.normal(0, amount * 255, image.shape)),
+    ),
+    "blur": (  # radius in pixels at 128 x 128
+        (0.5, 1.0, 1.5, 2.0, 3.0),
+        lambda image, amount, _: _filtered(image, ImageFilter.GaussianBlur(amount * len(image) / 128)),
+    ),
+    "contrast": (  # share that is lost
+        (0.15, 0.3, 0.45, 0.6, 0.75),
+        lambda image, amount, _: _clipped((image - image.mean()) * (1 - amount) + image.mean()),
+    ),
+    "brightness": (  # of the full range, up or down
+        (0.04, 0.08, 0.13, 0.19, 0.26),
+        lambda image, amount, rng: _clipped(image + amount * 255 * rng.choice([-1, 1])),
+    ),
+    "gamma": (  # exponent, or one over it
+        (1.1, 1.25, 1.45, 1.7, 2.0),
+        lambda image, amount, rng: _clipped(255 * (image / 255) ** (amount ** rng.choice([-1, 1]))),
+    ),
     "jpeg": ((60, 35, 20, 12, 6), _jpeg),  # quality
     "down-scaling": ((0.75, 0.5, 0.38, 0.28, 0.2), _shrink),  # of the side, and back
-    "sharpening": ((30, 60, 100, 150, 220), _sharpen),  # percent, of an unsharp mask of two pixels at 128 x 128
+    "sharpening": (  # percent, of an unsharp mask of two pixels at 128 x 128
+        (30, 60, 100, 150, 220),
+        lambda image, amount, _: _filtered(image, ImageFilter.UnsharpMask(2 * len(image) / 128, int(amount), 0)),
+    ),
     "narrower": ((0.95, 0.9, 0.84, 0.78, 0.7), _narrower),  # of the height that stays: another aspect ratio
-    "wider": ((0.95, 0.9, 0.84, 0.78, 0.7), _wider),  # of the width that stays
+    "wider": (  # of the width that stays
+        (0.95, 0.9, 0.84, 0.78, 0.7),
+        lambda image, amount, rng: np.ascontiguousarray(_narrower(np.ascontiguousarray(image.T), amount, rng).T),
+    ),
     "rotation": ((3, 6, 10, 15, 25), _rotate),  # degrees, to either side
     "shift": ((0.02, 0.05, 0.08, 0.12, 0.18), _shift),  # of the side, in any direction
 }

@@ -37,13 +37,7 @@ class Group:
 
 
 def group(entries: Sequence[Entry], *, best_by: str, maximize: bool) -> list[Group]:
-    """Group repeats of one config, the best group first.
-
-    Args:
-        entries: the runs.
-        best_by: the metric that orders them.
-        maximize: whether more of it is better.
-    """
+    """Group repeats of one config, the group with the best mean of `best_by` first."""
     found: dict[tuple[tuple[str, str], ...], list[Entry]] = {}
     for entry in entries:
         found.setdefault(tuple(sorted(_identity(entry).items())), []).append(entry)

@@ -12,19 +12,7 @@ from xray_pneumonia.types import OpenFraction, Seed, Whole
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
-    """The config group `evaluation`.
-
-    Args:
-        operating_point: the policy: `youden`, `middle`, `sensitivity>=x`, `specificity>=x` or `cost=c`.
-        calibration: `temperature`, `platt` or `none`.
-        abstention_error: the share of either class that may be answered wrongly.
-        replicates: bootstrap replicates of every interval.
-        prevalences: at which predictive values are given.
-        subgroups: columns of the records that define them.
-        maps: heat maps of each kind of case; 0 draws none.
-        robustness_images: about so many images go through every corruption; 0 leaves it out, null takes all.
-        report: write report, figures and heat maps; sweeps may do without.
-        seed: of resampling and corruptions.
+    """The config group `evaluation`; `conf/evaluation/standard.yaml` explains each key.
 
     Raises:
         InputError: there is no such policy.

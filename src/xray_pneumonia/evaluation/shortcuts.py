@@ -15,11 +15,8 @@ def shortcuts(table: pd.DataFrame, images: Gray) -> dict[str, Estimate]:
     """Predict the label from what no doctor would look at; AUROC of each, with its interval.
 
     Each is a logistic regression scored out of fold on the same split, with folds grouped by patient. A model that is
-    not clearly above them may have learned them. Too few patients give none.
-
-    Args:
-        table: predictions, joined with `width` and `height` of the files where known.
-        images: (N, H, W) of the same rows.
+    not clearly above them may have learned them. Too few patients give none. `images` (N, H, W) are those of the
+    table, which holds `width`, `height` and `bytes` of the files where they are known.
     """
     if table.groupby("label")["patient"].nunique().min() < FEWEST:
         return {}

@@ -26,16 +26,9 @@ class Subgroup:
 def subgroups(
     table: pd.DataFrame, *, columns: list[str], threshold: float, replicates: int, seed: int
 ) -> list[Subgroup]:
-    """Assess every part of the table by each of the columns.
+    """Assess every part of a table of predictions by each of the columns of the records.
 
     A kind of pneumonia (`subtype`) is assessed against all normal images, so that AUROC has two classes.
-
-    Args:
-        table: predictions, joined with the columns of the records.
-        columns: that define the subgroups.
-        threshold: the operating point.
-        replicates: of the bootstrap.
-        seed: of the bootstrap.
     """
     found = []
     for column in columns:

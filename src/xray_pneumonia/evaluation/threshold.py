@@ -33,18 +33,14 @@ def parse_policy(policy: str) -> tuple[str, float]:
 
 
 def choose_threshold(table: pd.DataFrame, *, policy: str) -> float:
-    """Choose a threshold on a table of predictions: validation, never the split that is assessed.
+    """Choose a threshold on calibrated predictions on validation, never on the split that is assessed.
 
-    Every image moves `middle` a little and none much; the other policies depend on the few images at the edge of a
-    class. Their candidates lie halfway between neighbouring probabilities, so that no image lies on the threshold; of
-    equally good ones the one with the widest gap is taken.
-
-    Args:
-        table: predictions with calibrated probabilities.
-        policy: `youden` takes the most sensitivity + specificity (Youden, Cancer 1950); `middle` the probability
-            halfway between the classes' mean logits, where a linear discriminant of two equally wide and equally
-            frequent classes has it (Fisher, Annals of Eugenics 1936); `sensitivity>=x` the most specificity that
-            keeps it; `specificity>=x` the other way round; `cost=c` the least false alarms + c x misses.
+    `youden` takes the most sensitivity + specificity (Youden, Cancer 1950); `middle` the probability halfway between
+    the classes' mean logits, where a linear discriminant of two equally wide and equally frequent classes has it
+    (Fisher, Annals of Eugenics 1936); `sensitivity>=x` the most specificity that keeps it; `specificity>=x` the other
+    way round; `cost=c` the least false alarms + c x misses. Every image moves `middle` a little and none much; the
+    others depend on the few images at the edge of a class. Their candidates lie halfway between neighbouring
+    probabilities, so that no image lies on the threshold; of equally good ones the one with the widest gap is taken.
 
     Raises:
         InputError: there is no such policy, or a class is missing.

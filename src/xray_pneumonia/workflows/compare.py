@@ -176,13 +176,7 @@ def _print_links(store: Store, runs: Sequence[StoredRun], folder: Path) -> None:
 
 
 def show(table: pd.DataFrame, metrics: list[str], kind: Format) -> None:
-    """Print the groups; what differs stands below the table where the terminal is too narrow for its columns.
-
-    Args:
-        table: as `run_groups.tabulate` makes it.
-        metrics: the headings of its metrics.
-        kind: csv has all digits.
-    """
+    """Print the table of `run_groups.tabulate`, with what differs below it where the terminal is too narrow."""
     if kind == "csv":
         print(table.to_csv(), end="")
         return
@@ -191,7 +185,8 @@ def show(table: pd.DataFrame, metrics: list[str], kind: Format) -> None:
         print(_markdown(shown.reset_index()))
         return
     console = Console(width=None if Console().is_terminal else 160, markup=False)
-    title = f"{_counted(int(table['runs'].sum()), 'run')}, {_counted(len(table), 'config')}"
+    counts = {"run": int(table["runs"].sum()), "config": len(table)}
+    title = ", ".join(f"{count} {noun}{'' if count == 1 else 's'}" for noun, count in counts.items())
     whole = _rich(shown.reset_index(), title)
     if console.measure(whole, options=console.options.update(width=UNLIMITED)).maximum <= console.width:
         console.print(whole)
@@ -221,13 +216,10 @@ def show_test(differences: list[Difference], pair: tuple[int, int], kind: Format
 def basis(
     runs: Sequence[Mapping[str, float]], metrics: Sequence[str], *, kept: Collection[str], chosen: bool
 ) -> list[str]:
-    """Word what the metrics rest on: how many images and patients, which epoch, which threshold.
+    """Word what the metrics of runs rest on: how many images and patients, which epoch, which threshold.
 
-    Args:
-        runs: the metrics of each, by name.
-        metrics: the headings; those of the shifted split start with `shift/`.
-        kept: which epochs their trainings kept: `best`, `last` or both.
-        chosen: whether an epoch, or where to stop, was chosen on validation in any of them.
+    `kept` tells which epochs the trainings kept (`best`, `last` or both), `chosen` whether any of them chose an epoch,
+    or where to stop, on validation.
     """
     sentences = []
     if any("/" not in name for name in metrics):
@@ -246,10 +238,6 @@ def basis(
 def _span(runs: Sequence[Mapping[str, float]], name: str) -> str:
     known = sorted({int(run[name]) for run in runs if name in run})
     return " to ".join(map(str, dict.fromkeys([known[0], known[-1]]))) if known else "an unknown number of"
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _rich(shown: pd.DataFrame, title: str) -> Table:

@@ -79,7 +79,7 @@ def open_split(
     image_size: int,
     validation_ids: set[str] | None,
 ) -> HeldOut:
-    """Open a split as the run's config describes its data, or another folder.
+    """Open a split as the run's config describes its data, or another folder (`root`).
 
     Args:
         run: whose config it is.
@@ -97,16 +97,7 @@ def open_split(
         if root is None:
             raise InputError("data.root=null: split=external needs data.root=DIR, the folder of the other hospital")
         return _open_external(root, broken=broken or "refuse", home=home, image_size=image_size)
-    stored = _stored_data(run)
-    stored.data.cache_dir = str(home / "cache")
-    if root is not None:
-        stored.data.root, stored.data.synthetic_patients = root, None
-    elif stored.data.synthetic_patients is not None:  # a stored config does not choose where images are generated
-        stored.data.root = str(home / "synthetic" / str(stored.data.synthetic_patients))
-    if split == "test":
-        stored.data.max_images = None
-    if broken is not None:
-        stored.data.broken = broken
+    stored = _stored_data(run, split, root=root, broken=broken, home=home)
     data: XRayDataModule = build(stored.data, build(stored.augmentation))
     _open_test(data, stored) if split == "test" else _prepare(run, data, stored)
     if split == "shift" and data.shift_dataloader() is None:
@@ -119,14 +110,23 @@ def open_split(
     return cut(data, split, stored.data.root, validation_ids)
 
 
-def _stored_data(run: StoredRun) -> DictConfig:
-    """Read the data part of a stored config; it is checked like any other input."""
+def _stored_data(run: StoredRun, split: Split, *, root: str | None, broken: Broken | None, home: Path) -> DictConfig:
+    """Read the data part of a stored config, checked like any other input, with the places of this command."""
     whole = load_stored(run.config, origin=f"run_id={run.run_id}", sha256=run.tags["config_sha256"])
     if not {"data", "augmentation"} <= set(whole):
         raise InputError(f"run_id={run.run_id}: its config.yaml names no data")
-    part = OmegaConf.create({"data": whole.data, "augmentation": whole.augmentation})
-    check(part, StoredData)
-    return part
+    stored = OmegaConf.create({"data": whole.data, "augmentation": whole.augmentation})
+    check(stored, StoredData)
+    stored.data.cache_dir = str(home / "cache")
+    if root is not None:
+        stored.data.root, stored.data.synthetic_patients = root, None
+    elif stored.data.synthetic_patients is not None:  # a stored config does not choose where images are generated
+        stored.data.root = str(home / "synthetic" / str(stored.data.synthetic_patients))
+    if split == "test":
+        stored.data.max_images = None
+    if broken is not None:
+        stored.data.broken = broken
+    return stored
 
 
 def _prepare(run: StoredRun, data: XRayDataModule, stored: DictConfig) -> None:

@@ -1,18 +1,16 @@
 """Runs `xray explore`: counts, figures and audit of a data set, before anything is trained on it."""
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
 from xray_pneumonia.config import Node, anchor, build, check, leaves
-from xray_pneumonia.data.audit import Audit
 from xray_pneumonia.data.augment.augmentation import Augmentation
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.records import fingerprint
@@ -22,10 +20,6 @@ from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.store import masked, open_store
 from xray_pneumonia.types import CLASSES, Seed
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-log = logging.getLogger(__name__)
 SHOWN = 12  # sample images of each class
 
 
@@ -112,17 +106,13 @@ def _sizes(records: pd.DataFrame) -> list[list[object]]:
 
 def _print(data: XRayDataModule, console: Console) -> None:
     """Print counts and findings."""
-    table = Table(
-        title=f"{len(data.records)} images of {data.records['patient'].nunique()} patients", title_justify="left"
-    )
+    title = f"{len(data.records)} images of {data.records['patient'].nunique()} patients"
+    table = Table(title=title, title_justify="left")
     for column in ("split", *CLASSES, "patients"):
         table.add_column(column, justify="left" if column == "split" else "right")
     for split, part in data.records.groupby("split"):
         numbers = [int((part["label"] == label).sum()) for label in range(len(CLASSES))]
         table.add_row(str(split), *map(str, numbers), str(part["patient"].nunique()))
     console.print(table)
-    console.print(_findings(data.audit), highlight=False, markup=False)
-
-
-def _findings(audit: Audit) -> str:
-    return "\n".join(map(str, audit.findings)) or "The audit found nothing: no broken file, no duplicate, no leak."
+    nothing = "The audit found nothing: no broken file, no duplicate, no leak."
+    console.print("\n".join(map(str, data.audit.findings)) or nothing, highlight=False, markup=False)

@@ -48,13 +48,7 @@ def assess_validation(
 ) -> Chosen:
     """Choose calibration, operating point, band and gate on validation, and write the report into the run.
 
-    Args:
-        run: of the training.
-        config: its values.
-        net: with the best weights.
-        data: prepared.
-        table: raw predictions on validation.
-        settings: of the evaluation.
+    `net` has the best weights, `table` its raw predictions on validation.
     """
     decision = decide(table, settings)
     held_out = cut(data, "val", config["data"]["root"], set(table["id"]))

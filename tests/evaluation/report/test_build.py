@@ -55,7 +55,7 @@ def page(assessment):
         model="<b>net</b>", split="test", run_ids=["0" * 32], config={}, tags={}, chosen_after={"0" * 32: 2}, leaks=3
     )
     maps = gradcam.Explanation({"none": "no map"} | MAPS)
-    report = Report(context=context, assessment=assessment, facts={"Net": "CNN"}, answers={"title": "x"}, maps=maps)
+    report = Report(context=context, assessment=assessment, maps=maps)
     report.gate = [("films", 9, 0.01)]
     pictures = {
         "roc": assessment_figures.roc_with_band(assessment, seed=0, replicates=20),
@@ -70,7 +70,8 @@ def page(assessment):
         assessment=assessment,
         summary=text.summary(assessment, split="test"),
         seed_figure=text.small_sample(right=15, images=16),
-        checklist=fill_checklist(report.answers),
+        facts={"Net": "CNN"},
+        checklist=fill_checklist({"title": "x"}),
         words=text,
         metrics=METRICS,
         case_kinds=gradcam.CASES,
@@ -86,28 +87,18 @@ def test_the_page_says_what_it_rests_on(page):
     assert "3 are, byte for byte, images the model was trained on. The figures flatter." in page
     assert "3, by their bytes" in page
     assert page.count('class="open"') == len(fill_checklist({})) - 1
-
-
-def test_what_could_not_be_compared_is_not_given_as_a_number(page):
     assert "mean of 3 maps" in page
-    assert "rank correlation" not in page
+    assert "rank correlation" not in page  # it could not be computed
 
 
-def test_names_are_escaped(page):
+def test_the_page_escapes_names_and_asks_no_network(page):
     assert "<b>net</b>" not in page
     assert "&lt;b&gt;net&lt;/b&gt;" in page
-
-
-def test_the_page_asks_no_network(page):
     assert len(page.encode()) < 5 * 2**20
     assert not re.findall(r"(?:src|href)=[\"'](?!data:|#)", page)
     assert "@import" not in page
     assert "<script" not in page
     assert not re.findall(r"url\((?!data:)", page)
-
-
-def test_what_is_undefined_is_called_so():
-    assert (text.number(np.nan), text.number(0.12345)) == ("undefined", "0.123")
 
 
 def test_words_are_those_of_the_numbers(assessment):
@@ -116,6 +107,7 @@ def test_words_are_those_of_the_numbers(assessment):
     assert f"about {100 * found:.0f} pneumonia" in sentences[0]
     assert "slightly flattered" in sentences[-1]
     assert "flattered" not in " ".join(text.summary(assessment, split="test"))
+    assert (text.number(np.nan), text.number(0.12345)) == ("undefined", "0.123")
 
 
 @pytest.mark.parametrize(

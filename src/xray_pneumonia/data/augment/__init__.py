@@ -1,4 +1,4 @@
-"""Augment training images: keys, drawn parameters, OpenCV kernels and the albumentations they equal."""
+"""Augment training images: config keys, random parameters, OpenCV kernels and albumentations as their reference."""
 
 from xray_pneumonia.data.augment.augmentation import Augmentation
 

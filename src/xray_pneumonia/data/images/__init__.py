@@ -1,1 +1,1 @@
-"""Decode image files: bytes -> gray uint8 arrays, in child processes with limits, cached."""
+"""Decode image files to gray uint8 arrays, cached for training, in confined child processes for prediction."""

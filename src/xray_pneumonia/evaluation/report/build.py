@@ -106,8 +106,6 @@ class Report:
 
     context: Context
     assessment: Assessment
-    facts: dict[str, str]
-    answers: dict[str, str]
     rival: str = ""
     differences: list[Difference] = field(default_factory=list)
     robustness: pd.DataFrame | None = None
@@ -139,7 +137,7 @@ def assess_and_report(
         images: (N, H, W) of the same rows.
         decision: what was chosen on validation.
         settings: what is asked for.
-        context: what is known besides.
+        context: what is known of model and split besides.
         net: whose heat maps are drawn; of several models the first.
         predict: (N, H, W) -> raw logits (N,), for the corruptions.
         gate: of the model; None where there is none.
@@ -147,29 +145,29 @@ def assess_and_report(
         rival: another model to compare with.
     """
     assessment = assess(table, decision, settings, validation=validation)
-    report = Report(
-        context=context,
-        assessment=assessment,
-        facts=model_facts(context.config, context.tags, assessment, settings) | dict(context.facts),
-        answers=checklist_answers(context.config, assessment, split=context.split, openings=len(context.openings)),
-    )
+    report = Report(context=context, assessment=assessment)
     if rival is not None:
-        thresholds = (decision.threshold, rival.threshold)
-        resampling = {"replicates": settings.replicates, "seed": settings.seed}
-        report.rival = rival.name
-        report.differences = compare(assessment.table, rival.table, thresholds=thresholds, **resampling)
+        report.rival, report.differences = rival.name, _compare(assessment, rival, settings)
     if settings.robustness_images != 0:
         rows = sample(table, images=settings.robustness_images, seed=settings.seed)
-        report.robustness_images = len(rows)
-        report.robustness = robustness(
-            assessment.table.iloc[rows], images[rows], decision, predict=predict, seed=settings.seed
-        )
+        some, report.robustness_images = assessment.table.iloc[rows], len(rows)
+        report.robustness = robustness(some, images[rows], decision, predict=predict, seed=settings.seed)
     if settings.report:
         _examine_images(report, images, settings, net=net, gate=gate)
         _write_page(folder, report, images, settings)
     (folder / NUMBERS).write_text(_as_json(report), encoding="utf-8")
     predictions.write(assessment.table[list(predictions.COLUMNS)], folder / "predictions.csv")
     return report
+
+
+def _compare(assessment: Assessment, rival: Rival, settings: EvaluationSettings) -> list[Difference]:
+    return compare(
+        assessment.table,
+        rival.table,
+        thresholds=(assessment.decision.threshold, rival.threshold),
+        replicates=settings.replicates,
+        seed=settings.seed,
+    )
 
 
 def _examine_images(
@@ -196,6 +194,8 @@ def _write_page(folder: Path, report: Report, images: Gray, settings: Evaluation
     from xray_pneumonia.evaluation.gradcam import CASES, UNIFORM
     from xray_pneumonia.evaluation.report import assessment_figures, figures
 
+    context, assessment = report.context, report.assessment
+    answers = checklist_answers(context.config, assessment, split=context.split, openings=len(context.openings))
     pictures = assessment_figures.draw(report, images, seed=settings.seed)
     for name, picture in pictures.items():
         figures.save(picture, folder / "figures" / f"{name}.png")
@@ -203,11 +203,12 @@ def _write_page(folder: Path, report: Report, images: Gray, settings: Evaluation
         "evaluation.html",
         figures=pictures,
         report=report,
-        context=report.context,
-        assessment=report.assessment,
-        summary=text.summary(report.assessment, split=report.context.split),
+        context=context,
+        assessment=assessment,
+        facts=model_facts(context.config, context.tags, assessment, settings) | dict(context.facts),
+        summary=text.summary(assessment, split=context.split),
         seed_figure=text.small_sample(right=15, images=16),
-        checklist=fill_checklist(report.answers),
+        checklist=fill_checklist(answers),
         words=text,
         metrics=METRICS,
         case_kinds=CASES,
@@ -218,13 +219,7 @@ def _write_page(folder: Path, report: Report, images: Gray, settings: Evaluation
 
 
 def render(page: str, *, figures: Mapping[str, "Figure"], **values: Any) -> str:
-    """Fill in a page; every value is escaped.
-
-    Args:
-        page: the name of a template in this folder.
-        figures: by title; embedded as PNG.
-        values: what else the page shows.
-    """
+    """Fill in a template of this folder; every value is escaped, figures (by title) are embedded as PNG."""
     return PAGES.get_template(page).render(figures={title: _inline(one) for title, one in figures.items()}, **values)
 
 

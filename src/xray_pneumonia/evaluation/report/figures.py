@@ -53,11 +53,7 @@ def learning_curves(history: History, *, best_epoch: int) -> Figure:
 
 
 def overlaid_curves(histories: Mapping[str, Sequence[History]]) -> Figure:
-    """Draw a line for each group of runs, the mean where there are several, over each run as a faint one.
-
-    Args:
-        histories: the histories of the runs of each group, by its label.
-    """
+    """Draw a line for each labelled group of runs, the mean where there are several, over each run as a faint one."""
     figure = Figure(figsize=(13, 4), layout="constrained")
     colours = mpl.colormaps["tab10"].colors  # type: ignore[attr-defined]
     for axes, (metric, title) in zip(figure.subplots(1, len(OVERLAID)), OVERLAID.items(), strict=True):

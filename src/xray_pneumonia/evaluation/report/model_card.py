@@ -24,14 +24,7 @@ LIMITATIONS = (
 def model_facts(
     config: Mapping[str, Any], tags: Mapping[str, str], assessment: Assessment, settings: EvaluationSettings
 ) -> dict[str, str]:
-    """List the rows of the model card.
-
-    Args:
-        config: of the training, plain values.
-        tags: of its run.
-        assessment: of the model.
-        settings: of the evaluation.
-    """
+    """List the rows of the model card, from the plain config and the tags of the training."""
     decision, data = assessment.decision, config["data"]
     calibration = decision.calibration
     return {

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 
-from xray_pneumonia.evaluation.abstention import ANSWERS
 from xray_pneumonia.evaluation.assessment import Assessment
 from xray_pneumonia.evaluation.intervals import Estimate, wilson
 
@@ -35,7 +34,7 @@ def spread(estimate: Estimate) -> str:
 
 def summary(assessment: Assessment, *, split: str) -> list[str]:
     """Word what the model does on this split, for a clinician."""
-    at, counts = assessment.at_point, assessment.answers
+    at = assessment.at_point
     found, cleared = at["sensitivity"], at["specificity"]
     sentences = [
         f"Of 100 chest films with pneumonia it calls about {_rounded(found.value)} pneumonia and misses "
@@ -44,7 +43,7 @@ def summary(assessment: Assessment, *, split: str) -> list[str]:
         f"{_rounded(1 - cleared.value)}; this could be {_range(cleared)} of 100 cleared.",
         *_ordering(at["auroc"]),
         *_predictive_values(assessment),
-        _closer(assessment, counts.loc[:, ANSWERS[1]].sum() / max(1, counts.to_numpy().sum())),
+        _answers(assessment),
     ]
     if split == "val":
         sentences.append(
@@ -103,9 +102,10 @@ def _predictive_values(assessment: Assessment) -> list[str]:
     ]
 
 
-def _closer(assessment: Assessment, share: float) -> str:
-    (normal, _, alarmed), (cleared, _, found) = assessment.answers.to_numpy(int)
+def _answers(assessment: Assessment) -> str:
+    (normal, unsure, alarmed), (cleared, left, found) = assessment.answers.to_numpy(int)
     wrong, answered = alarmed + cleared, normal + alarmed + cleared + found
+    share = (unsure + left) / max(1, answered + unsure + left)
     return (
         f'Allowed to say "look closer", it does so for {percent(share)} of the films; of the {answered} it answers, '
         f"{wrong} {'is' if wrong == 1 else 'are'} wrong."
