@@ -33,6 +33,10 @@ FLAGS = {
     "turned": "looks like one once it is turned",
     "low_information": "holds little contrast",
     "not_checked": "the model carries no input gate",
+    "torn": "has a line at which its pixels do not continue; the file may be damaged",
+    "contradictory_lut": "says in one tag that bright is dense, in another that dark is",
+    "mirrored_back": "was stored mirrored, as its PatientOrientation says, and turned back",
+    "turned_upright": "was stored turned, as its PatientOrientation says, and turned upright",
 }
 
 

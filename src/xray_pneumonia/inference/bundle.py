@@ -102,7 +102,7 @@ def parse_card(text: str, *, name: str) -> Card:
         name: what to call it in messages.
 
     Raises:
-        InputError: it is of another schema, or a field is missing, unknown or out of range.
+        InputError: it is of another schema or has other classes, or a field is missing, unknown or out of range.
         ValueError: it is no JSON.
     """
     values = json.loads(text)
@@ -115,19 +115,11 @@ def parse_card(text: str, *, name: str) -> Card:
     problems = config.problems(values, Card, prefix="")
     if not problems and (len(values["band"]) not in {0, 2} or values["band"] != sorted(values["band"])):
         problems.append(f"band={values['band']!r}: should be empty or a lower and an upper probability")
+    if not problems and values["class_names"] != list(CLASSES):
+        problems.append(f"class_names={values['class_names']}: this version knows {list(CLASSES)}, in this order")
     if problems:
         raise InputError(f"{name}: {problems[0][:500]}")
     return Card(**values)
-
-
-def require_known_classes(card: Card, *, name: str) -> None:
-    """Refuse a model whose classes are others than NORMAL and PNEUMONIA, or in another order.
-
-    Raises:
-        InputError: they are.
-    """
-    if card.class_names != list(CLASSES):
-        raise InputError(f"{name}: class_names={card.class_names}; this version knows {list(CLASSES)}, in this order")
 
 
 def require_plain(path: Path, *, most: int) -> Path:

@@ -10,16 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.inference.bundle import (
-    MAX_CARD_BYTES,
-    WEIGHTS,
-    Card,
-    file_sha256,
-    parse_card,
-    read_bundle,
-    require_known_classes,
-    require_plain,
-)
+from xray_pneumonia.inference.bundle import MAX_CARD_BYTES, WEIGHTS, Card, file_sha256, parse_card, require_plain
 
 ENSEMBLE = "ensemble.json"
 MAX_MEMBERS = 100
@@ -36,11 +27,10 @@ def save_ensemble(folder: Path, members: list[str], card: Card) -> None:
             calibrated logits.
 
     Raises:
-        InputError: a member is missing, damaged, named twice, or of another image size.
+        InputError: a member is named twice, or lies elsewhere.
+        OSError: a member has no weights.
     """
     places = _member_folders(folder, members)
-    for place in places:
-        require_image_size(folder, card, read_bundle(place)[0], member=place.name)
     known = [{"name": place.name, "weights_sha256": file_sha256(place / WEIGHTS)} for place in places]
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"members": known, "card": asdict(card)}, indent=2)
@@ -61,21 +51,7 @@ def read_ensemble(folder: Path) -> tuple[Card, dict[Path, str]]:
         hashes = [str(one["weights_sha256"]) for one in values["members"]]
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f"{path}: describes no ensemble: {error!r}") from error
-    require_known_classes(card, name=str(path))
     return card, dict(zip(_member_folders(folder, names), hashes, strict=True))
-
-
-def require_image_size(folder: Path, card: Card, of_member: Card, *, member: str) -> None:
-    """Refuse a member that reads images of another size than the ensemble.
-
-    Raises:
-        InputError: it does.
-    """
-    if of_member.image_size != card.image_size:
-        raise InputError(
-            f"{folder / ENSEMBLE}: {member} sees {of_member.image_size} pixels, the ensemble {card.image_size}; an "
-            "ensemble needs one image size"
-        )
 
 
 def _member_folders(folder: Path, names: list[str]) -> list[Path]:

@@ -14,16 +14,8 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from xray_pneumonia.config import build
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.input_gate import MOST_BYTES, Gate
-from xray_pneumonia.inference.bundle import (
-    CARD,
-    GATE,
-    WEIGHTS,
-    file_sha256,
-    read_bundle,
-    require_known_classes,
-    require_plain,
-)
-from xray_pneumonia.inference.ensemble import ENSEMBLE, read_ensemble, require_image_size
+from xray_pneumonia.inference.bundle import GATE, WEIGHTS, file_sha256, read_bundle, require_plain
+from xray_pneumonia.inference.ensemble import ENSEMBLE, read_ensemble
 from xray_pneumonia.inference.model import TrainedModel, ensemble_of
 from xray_pneumonia.inference.onnx import GRAPH, read_graph, write_graph
 from xray_pneumonia.models.layers import to_channels_last
@@ -64,7 +56,6 @@ def load_bundle(folder: Path, *, name: str) -> TrainedModel:
         InputError: a file is missing, damaged or altered, or the weights do not fit the net.
     """
     card, weights = read_bundle(folder)
-    require_known_classes(card, name=str(folder / CARD))
     gate = _load_gate(folder)
     return TrainedModel(name, card, gate, _load_net(card.net, weights, name=str(folder)), folder=folder)
 
@@ -72,10 +63,14 @@ def load_bundle(folder: Path, *, name: str) -> TrainedModel:
 def _load_ensemble(folder: Path, *, name: str) -> TrainedModel:
     card, places = read_ensemble(folder)
     members = []
-    for place, expected in places.items():
+    for place, sha256 in places.items():
         member = load_bundle(place, name=place.name)
-        require_image_size(folder, card, member.card, member=place.name)
-        if file_sha256(place / WEIGHTS) != expected:
+        if member.card.image_size != card.image_size:
+            raise InputError(
+                f"{folder / ENSEMBLE}: {place.name} sees {member.card.image_size} pixels, the ensemble "
+                f"{card.image_size}; an ensemble needs one image size"
+            )
+        if file_sha256(place / WEIGHTS) != sha256:
             raise InputError(
                 f"{folder / ENSEMBLE}: the weights of {place.name} are not those it was made with; fetch the model "
                 "again"
