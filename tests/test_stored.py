@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import sqlite3
 import tarfile
 from pathlib import Path
 
@@ -103,6 +104,16 @@ def test_an_old_journal_is_sent(at_birthplace):
     assert code == 0, err
     assert out.splitlines()[-1].endswith("unsent=0 stale=0"), out
     assert not any((BIRTHPLACE / "mlruns" / "journal").iterdir())
+
+
+def test_an_old_journal_is_sent_to_the_database_that_was_moved_with_it(xray, moved):
+    outcome = xray("doctor", "sync", f"home={moved}")
+    assert outcome.code == 0, outcome.err
+    assert f"run {KILLED}" in outcome.out
+    assert outcome.out.splitlines()[-1].endswith("unsent=0 stale=0")
+    assert not any((moved / "journal").iterdir())
+    with sqlite3.connect(moved / "mlflow.db") as database:
+        assert database.execute("SELECT status FROM runs WHERE run_uuid = ?", [KILLED]).fetchall() == [("KILLED",)]
 
 
 def test_an_old_sweep_is_listed_and_continued(at_birthplace):

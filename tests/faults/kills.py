@@ -34,14 +34,18 @@ TINY = [
     *("trainer=cpu", "trainer.max_epochs=4", "trainer.patience=null"),
     *("trainer.keep_freed_memory=false", "tracking.system_metrics=false", "evaluation=quick"),
 ]
+TWICE = (
+    "select run_uuid, key, step, count(*) from metrics where key not like 'system/%' "
+    "group by run_uuid, key, step having count(*) > 1"
+)
+METRICS = "select key, step, value from metrics where run_uuid = ? and key not like 'time/%' order by key, step"
 
 
 class Trainings:
     """Trainings of one config below one folder, each in a process of its own."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.home = folder, folder / "mlruns"
-        self.data = folder / "xrays"
+        self.folder, self.home, self.data = folder, folder / "mlruns", folder / "xrays"
 
     def start(self, *extra: str) -> int:
         """Fork a training; returns its process."""
@@ -60,7 +64,7 @@ class Trainings:
             os._exit(code)
 
     def rows(self, query: str, *values: str) -> list[tuple]:
-        """Ask the store, past MLflow."""
+        """Ask the database itself."""
         if not (self.home / "mlflow.db").exists():
             return []
         with sqlite3.connect(f"file:{self.home}/mlflow.db?mode=ro", uri=True, timeout=20) as database:
@@ -69,36 +73,18 @@ class Trainings:
             except sqlite3.OperationalError:  # killed before the tables were made
                 return []
 
-    def newest(self) -> tuple[str, str] | None:
-        """The run that was made last, and its status."""
+    def newest(self) -> tuple[str, str]:
+        """The run that was made last, and its status; empty where there is none."""
         found = self.rows("select run_uuid, status from runs order by start_time desc limit 1")
-        return found[0] if found else None
+        return found[0] if found else ("", "")
 
     def checkpoints(self, run_id: str) -> Path:
-        """Where a run keeps its checkpoints."""
         return self.home / "artifacts" / "xray" / run_id / "artifacts" / "checkpoints"
 
-    def doubled(self) -> list[tuple]:
-        """Metrics that stand twice under one step."""
-        return self.rows(
-            "select run_uuid, key, step, count(*) from metrics where key not like 'system/%' "
-            "group by run_uuid, key, step having count(*) > 1"
-        )
-
     def result(self, run_id: str) -> tuple[dict, list]:
-        """The weights, and every metric that is no clock."""
+        """The weights, and every metric that is no time."""
         weights = torch.load(self.checkpoints(run_id) / "last.ckpt", weights_only=True)["state_dict"]
-        metrics = self.rows(
-            "select key, step, value from metrics where run_uuid = ? and key not like 'time/%' order by key, step",
-            run_id,
-        )
-        return weights, metrics
-
-
-def spent(process: int) -> float:
-    """Processor time that a child has used, in seconds."""
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return weights, self.rows(METRICS, run_id)
 
 
 def wait(process: int, seconds: float = 1e9) -> int | None:
@@ -107,7 +93,8 @@ def wait(process: int, seconds: float = 1e9) -> int | None:
         done, status = os.waitpid(process, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
-        if spent(process) >= seconds:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        if (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") >= seconds:
             return None
         time.sleep(0.01)
 
@@ -126,55 +113,45 @@ def unreadable(folder: Path) -> list[str]:
 
 def run(kills: int, folder: Path, seed: int) -> Counter:
     """Kill so often; returns counts of what was seen."""
-    dice = random.Random(seed)
-    trainings = Trainings(folder)
+    moments, trainings = random.Random(seed), Trainings(folder)
     synthetic.generate(trainings.data, patients=40, seed=0)
     wait(trainings.start())  # makes the store and the cache
-    began, before = time.monotonic(), os.times()
+    before = os.times()
     assert wait(trainings.start("resume=new")) == 0, "the reference did not train"
     after = os.times()
     length = after.children_user + after.children_system - before.children_user - before.children_system
-    print(f"a whole run takes {length:.1f} s of processor time", flush=True)
-    reference_id, _ = trainings.newest()
-    weights, metrics = trainings.result(reference_id)
+    reference, _ = trainings.newest()
+    weights, metrics = trainings.result(reference)
     seen: Counter = Counter()
     extra = "resume=new"
     while seen["kills"] < kills or extra != "resume=new":
         process = trainings.start(extra)
-        code = wait(process, dice.uniform(0, length)) if seen["kills"] < kills else wait(process)
-        run_id, status = trainings.newest()
+        code = wait(process, moments.uniform(0, length)) if seen["kills"] < kills else wait(process)
         if code is None:
             os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)
             seen["kills"] += 1
-            run_id, status = trainings.newest()
         elif code != 0:
             seen["failed"] += 1
             print(f"exit code {code} of {extra}: see {folder / 'log.txt'}", flush=True)
             break
-        fresh = run_id != reference_id and status != "FINISHED"
-        if fresh:
-            problems = unreadable(trainings.checkpoints(run_id))
-            seen["unreadable"] += len(problems)
-            print(*problems, sep="\n", end="\n" * bool(problems), flush=True)
-            saved = newest_valid(trainings.checkpoints(run_id)) if trainings.checkpoints(run_id).exists() else None
-            seen[
-                "before any checkpoint" if saved is None else "after training" if saved.trained else "in training"
-            ] += code is None
-            extra = f"resume={run_id}" if saved else "resume=new"
-        elif code is None:
-            seen["before any run" if run_id == reference_id or status == "FINISHED" else "?"] += 1
-            extra = "resume=new"
+        run_id, status = trainings.newest()
+        place = trainings.checkpoints(run_id)
         if code == 0:
             other_weights, other_metrics = trainings.result(run_id)
             same = all(torch.equal(weights[name], other_weights[name]) for name in weights)
             seen["finished"] += 1
             seen["different"] += not (same and metrics == other_metrics)
-            verify(trainings.checkpoints(run_id) / BEST)
-            extra = "resume=new"
-        if seen["kills"] % 20 == 0 and code is None:
-            print(dict(seen), f"{time.monotonic() - began:.0f} s", flush=True)
-    seen["steps logged twice"] = len(trainings.doubled())
+            verify(place / BEST)
+        problems = unreadable(place)
+        seen["unreadable"] += len(problems)
+        print(*problems, sep="\n", end="\n" * bool(problems), flush=True)
+        stopped = run_id != reference and status != "FINISHED"
+        saved = newest_valid(place) if stopped else None
+        extra = f"resume={run_id}" if saved else "resume=new"
+        if code is None:
+            seen["in training" if saved and not saved.trained else "after it" if saved else "before a checkpoint"] += 1
+    seen["steps logged twice"] = len(trainings.rows(TWICE))
     return seen
 
 

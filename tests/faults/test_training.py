@@ -1,4 +1,4 @@
-"""What happens to a training's numbers, workers, memory and files ends it with one line that says so (F13-F17, F29)."""
+"""F13 to F17, F29: faults of numbers, workers, memory and files end a training with one line that names them."""
 
 import math
 import multiprocessing
@@ -93,19 +93,37 @@ def wait_for(question, seconds=180):
     raise AssertionError("it did not happen in time")
 
 
+@pytest.fixture
+def begun(tiny, home, tmp_path):
+    """Start an endless training and wait for its first validation; returns its process and its run."""
+
+    def run(name, *overrides, command=("-m", "xray_pneumonia.cli")):
+        arguments = ["train", *tiny, *ENDLESS, *overrides, f"tracking.experiment_name={name}"]
+        process = subprocess.Popen(
+            [sys.executable, *command, *arguments], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        )
+        return process, wait_for(lambda: (run := last_run(home, name)) and "val/auroc" in run.data.metrics and run)
+
+    return run
+
+
+def require_failed(process, home, name):
+    """Wait for the end; returns what was said."""
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1, err
+    assert "Traceback" not in err
+    assert last_run(home, name).info.status == "FAILED"
+    return err
+
+
 @pytest.mark.long
-def test_f14_a_killed_worker_is_named_and_the_checkpoint_is_whole(start, tiny, home, within):
-    process = start("train", *tiny, *ENDLESS, "data.num_workers=2", "tracking.experiment_name=f14")
-    run = wait_for(lambda: (run := last_run(home, "f14")) and "val/auroc" in run.data.metrics and run)
+def test_f14_a_killed_worker_is_named_and_the_checkpoint_is_whole(begun, home, within):
+    process, run = begun("f14", "data.num_workers=2")
     victim = workers_of(process)[0]
     victim.send_signal(signal.SIGKILL)
     with within(60):
-        _, err = process.communicate(timeout=120)
-    assert process.returncode == 1, err
-    assert f"pid(s) {victim.pid}" in err or f"pid {victim.pid}" in err  # torch says it wherever the training stands
-    assert "Traceback" not in err
-    run = MlflowClient(f"sqlite:///{home}/mlflow.db").get_run(run.info.run_id)
-    assert run.info.status == "FAILED"
+        err = require_failed(process, home, "f14")
+    assert f"pid(s) {victim.pid}" in err or f"pid {victim.pid}" in err  # torch reports it wherever the training is
     assert checkpoint(run, "last.ckpt")["epoch"] >= 0
 
 
@@ -120,21 +138,15 @@ sys.exit(cli.main())
 
 
 @pytest.mark.long
-def test_f15_a_worker_that_hangs_is_not_waited_for(tiny, home, tmp_path, within):
-    arguments = ["train", *tiny, *ENDLESS, "data.num_workers=2", "tracking.experiment_name=f15"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", HANGING, *arguments], cwd=tmp_path, stderr=subprocess.PIPE, text=True
-    )
-    wait_for(lambda: (run := last_run(home, "f15")) and "val/auroc" in run.data.metrics)
+def test_f15_a_worker_that_hangs_is_not_waited_for(begun, home, within):
+    process, _ = begun("f15", "data.num_workers=2", command=("-c", HANGING))
     victim = workers_of(process)[0]
     victim.send_signal(signal.SIGSTOP)
     with within(60):
-        _, err = process.communicate(timeout=120)
-    assert process.returncode == 1, err
+        err = require_failed(process, home, "f15")
     assert "one of them hangs" in err
     assert str(victim.pid) in err
     assert not psutil.pid_exists(victim.pid)
-    assert last_run(home, "f15").info.status == "FAILED"
 
 
 @pytest.mark.long
@@ -154,20 +166,11 @@ def test_f16_a_tiny_shared_memory_is_said_with_its_cure(tiny, tmp_path):
 
 @pytest.mark.long
 @pytest.mark.skipif(not shutil.which("prlimit"), reason="needs prlimit")
-def test_f17_without_memory_the_run_fails_and_leaves_no_process(tiny, home, tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "xray_pneumonia.cli", "train", *tiny, *ENDLESS, "tracking.experiment_name=f17"],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait_for(lambda: (run := last_run(home, "f17")) and "val/auroc" in run.data.metrics)
+def test_f17_without_memory_the_run_fails_and_leaves_no_process(begun, home):
+    process, _ = begun("f17")
     used = psutil.Process(process.pid).memory_info().vms
     subprocess.run(["prlimit", f"--as={used}", "--pid", str(process.pid)], check=True)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 1, err
-    assert "memory" in err.lower()
-    assert last_run(home, "f17").info.status == "FAILED"
+    assert "memory" in require_failed(process, home, "f17").lower()
     assert not [one for one in psutil.process_iter(["ppid"]) if one.info["ppid"] == process.pid]
 
 

@@ -9,6 +9,7 @@ from xray_pneumonia.errors import Busy, Stopped
 from xray_pneumonia.tracking.run import start_run
 from xray_pneumonia.tracking.store import TrackingSettings, open_store
 from xray_pneumonia.tracking.stored_runs import get
+from xray_pneumonia.tracking.sync import sync
 
 
 @pytest.fixture
@@ -69,6 +70,22 @@ def test_a_store_that_fails_for_a_while_loses_no_metric(store, monkeypatch):
             run.log_metrics({"val/loss": 0.5}, step=1)
         run.log_metrics({"val/loss": 0.4}, step=2)
     assert history(store, run, "val/loss") == [(1, 0.5), (2, 0.4)]
+
+
+def test_a_run_whose_end_a_full_disk_did_not_take_stays_open(store, monkeypatch, caplog):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with begin(store) as run:
+        run.log_metrics({"val/loss": 0.5}, step=1)
+        monkeypatch.setattr("xray_pneumonia.tracking.spool._write", full)
+    monkeypatch.undo()
+    assert f"run {run.run_id}: unsynced" in caplog.text
+    assert get(store, run.run_id).status == "RUNNING"
+    assert [(one.run_id, one.status, one.problem) for one in sync(store.uri, store.home)] == [
+        (run.run_id, "KILLED", "")
+    ]
+    assert history(store, run, "val/loss") == [(1, 0.5)]
 
 
 def test_a_resumed_run_keeps_what_it_logged_before_and_repeats_nothing(store):

@@ -12,7 +12,7 @@ from xray_pneumonia.config import build
 from xray_pneumonia.models.cnn import CNN
 from xray_pneumonia.training import performance
 from xray_pneumonia.training.callbacks import Compile, ProcessSetup, build_callbacks
-from xray_pneumonia.training.progress import EpochClock
+from xray_pneumonia.training.progress import EpochLog
 
 
 def built(folder, *overrides):
@@ -23,10 +23,12 @@ def built(folder, *overrides):
 
 @pytest.mark.parametrize(("device", "waits"), [("cpu", []), ("cuda", [11])])
 def test_an_epoch_ends_when_the_gpu_is_done(monkeypatch, device, waits):
-    clock, waited, done, logged = EpochClock(), [], [], {}
+    clock, waited, done, logged = EpochLog(), [], [], {}
     monkeypatch.setattr(torch.cuda, "synchronize", lambda where: waited.append(len(done)))
     module = SimpleNamespace(device=torch.device(device), log_dict=logged.update)
-    trainer = SimpleNamespace(world_size=2, optimizers=[SimpleNamespace(param_groups=[{"lr": 0.1}])])
+    trainer = SimpleNamespace(
+        world_size=2, callback_metrics={}, optimizers=[SimpleNamespace(param_groups=[{"lr": 0.1}])]
+    )
     clock.on_train_epoch_start(trainer, module)
     for number in range(12):
         trainer.is_last_batch = number == 11

@@ -95,29 +95,26 @@ def examine(records: pd.DataFrame, images: Gray) -> Audit:
     exact = _exact_pairs(readable)
     near = _near_pairs(readable, images)
     shortcuts = _shortcuts(readable)
-    findings = [
-        *_broken(records),
+    checked = [
+        _broken(records),
         *_classes(readable),
         *_pair_findings(records, exact, "duplicates", "the same bytes"),
         *_pair_findings(records, near, "twins", "the same X-ray, resized or re-encoded,"),
-        *_shared_patients(readable),
-        *_unknown_patients(readable),
-        *_unknown_subtypes(readable),
-        *_shortcut_findings(shortcuts),
+        _shared_patients(readable),
+        _unknown_patients(readable),
+        _unknown_subtypes(readable),
+        _strong_shortcuts(shortcuts),
     ]
+    findings = [finding for finding in checked if finding.count]
     twins = [(int(a), int(b)) for a, b in np.concatenate([exact, near])]
     return Audit(findings, twins, shortcuts)
 
 
-def _finding(level: Level, code: str, count: int, message: str, examples: list[str]) -> list[Finding]:
-    return [Finding(level, code, count, message, examples)] if count else []
-
-
-def _broken(records: pd.DataFrame) -> list[Finding]:
+def _broken(records: pd.DataFrame) -> Finding:
     broken = records[records["error"] != ""]
     examples = [f"{row.id}: {row.error}: {row.detail}" for row in broken.head(SHOWN).itertuples()]
     message = "files that cannot be read; remove or replace them, or leave them out with data.broken=quarantine"
-    return _finding("error", BROKEN_FILES, len(broken), message, examples)
+    return Finding("error", BROKEN_FILES, len(broken), message, examples)
 
 
 def _classes(records: pd.DataFrame) -> list[Finding]:
@@ -156,14 +153,20 @@ def _pair_findings(records: pd.DataFrame, pairs: Pairs, code: str, what: str) ->
         ("error", "across_splits", across, "in two splits; remove one of each pair"),
         ("warning", "within_split", ~across & ~unlike, "twice in a split; they are kept on one side of every cut"),
     ]
-    findings = []
-    for level, kind, hit, meaning in kinds:
-        examples = [f"{records['id'][a]} = {records['id'][b]}" for a, b in pairs[hit][:SHOWN]]
-        findings += _finding(level, f"{code}_{kind}", int(hit.sum()), f"{what} {meaning}", examples)
-    return findings
+    names = records["id"]
+    return [
+        Finding(
+            level,
+            f"{code}_{kind}",
+            int(hit.sum()),
+            f"{what} {meaning}",
+            [f"{names[a]} = {names[b]}" for a, b in pairs[hit][:SHOWN]],
+        )
+        for level, kind, hit, meaning in kinds
+    ]
 
 
-def _shared_patients(records: pd.DataFrame) -> list[Finding]:
+def _shared_patients(records: pd.DataFrame) -> Finding:
     splits = records.groupby("patient")["split"].agg(lambda names: " and ".join(sorted(set(names))))
     shared = splits[splits.str.contains(" and ")]
     message = (
@@ -171,10 +174,10 @@ def _shared_patients(records: pd.DataFrame) -> list[Finding]:
         "flatter (`xray train data.drop_test_patients=true` leaves their training images out)"
     )
     examples = [f"{patient}: {names}" for patient, names in shared.head(SHOWN).items()]
-    return _finding("warning", "patients_across_splits", len(shared), message, examples)
+    return Finding("warning", "patients_across_splits", len(shared), message, examples)
 
 
-def _unknown_patients(records: pd.DataFrame) -> list[Finding]:
+def _unknown_patients(records: pd.DataFrame) -> Finding:
     """Find images with no patient but their own name, which are split as if each were of another patient."""
     names = [PurePosixPath(name) for name in records["id"]]
     own = [
@@ -187,13 +190,13 @@ def _unknown_patients(records: pd.DataFrame) -> list[Finding]:
         "and figures flatter where a patient has several; name the patients in a CSV's column `patient` (data.root=CSV)"
     )
     examples = alone["id"].head(SHOWN).tolist()
-    return _finding("warning", "unknown_patients", len(alone), message, examples)
+    return Finding("warning", "unknown_patients", len(alone), message, examples)
 
 
-def _unknown_subtypes(records: pd.DataFrame) -> list[Finding]:
+def _unknown_subtypes(records: pd.DataFrame) -> Finding:
     unknown = records[(records["patient"] != "") & records["subtype"].eq("unknown")]
     message = "pneumonias of unknown kind (bacteria or virus): their names follow no known scheme"
-    return _finding("warning", "unknown_subtype", len(unknown), message, [])
+    return Finding("warning", "unknown_subtype", len(unknown), message)
 
 
 def _shortcuts(records: pd.DataFrame) -> dict[str, float]:
@@ -221,8 +224,8 @@ def _shortcuts(records: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def _shortcut_findings(shortcuts: dict[str, float]) -> list[Finding]:
+def _strong_shortcuts(shortcuts: dict[str, float]) -> Finding:
     strong = {name: auroc for name, auroc in shortcuts.items() if auroc >= SHORTCUT_AUROC}
     message = "facts of the file alone predict the label; no model sees them, but images may carry their traces"
     examples = [f"{name}: AUROC {auroc:.3f}" for name, auroc in strong.items()]
-    return _finding("warning", "shortcuts", len(strong), message, examples)
+    return Finding("warning", "shortcuts", len(strong), message, examples)

@@ -156,6 +156,8 @@ class Replay:
         with _timeout(UPLOAD_TIMEOUT):
             if not (unsure and has_model(self._store, run_id, folder)):
                 loader = value.get("loader_module", self._loader_module)
+                if not loader:
+                    raise Unverified("version 0.1.0 spooled its model; `xray doctor sync` sends it")
                 log_model(self._store, run_id, folder, epoch=value["epoch"], loader_module=loader)
 
     def _artifacts(self, run_id: str, values: list[dict[str, list[Any]]], unsure: bool) -> None:

@@ -147,6 +147,10 @@ class Spool:
             return len((self.folder / "refused.jsonl").read_bytes().splitlines())
         return 0
 
+    def is_done(self) -> bool:
+        """Tell whether the store has everything; it has not what a full disk never took."""
+        return not (self.has_unsent() or self.refused or self._unwritten)
+
     def acquire(self) -> bool:
         """Become the process that sends; False while another living process is."""
         try:

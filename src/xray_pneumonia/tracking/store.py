@@ -95,10 +95,13 @@ def open_store(settings: TrackingSettings, *, home: Path) -> Store:
     """
     uri = resolve_uri(settings.uri, home)
     home.mkdir(parents=True, exist_ok=True)
-    _require_usable(uri, writing=True)
+    path = sqlite_path(uri)
+    if path and path.exists():
+        require_writable(path, f"tracking.uri={uri}")
     require_not_just_unavailable(uri)
-    repair_moved(uri, home)
-    with FileLock(home / ".store.lock"):
+    with FileLock(home / ".store.lock"):  # a database that another process is creating is empty for a moment
+        _require_database(uri)
+        repair_moved(uri, home)
         experiment_id = ensure_experiment(uri, settings.experiment_name, home)
     log.info("tracking to %s, experiment %s", masked(uri), settings.experiment_name)
     return Store(uri, experiment_id, settings.experiment_name, home.resolve())
@@ -145,7 +148,7 @@ def open_database(settings: TrackingSettings, *, home: Path) -> Store:
     path = sqlite_path(uri)
     if path and not path.exists():
         raise InputError(f"tracking.uri={uri}: there is no such database; home= or tracking.uri= names another")
-    _require_usable(uri, writing=False)
+    _require_database(uri)
     repair_moved(uri, home)
     return Store(uri, "", settings.experiment_name, home.resolve())
 
@@ -162,16 +165,14 @@ def mlflow_client(uri: str) -> "MlflowClient":
     return MlflowClient(uri)
 
 
-def _require_usable(uri: str, *, writing: bool) -> None:
-    """Refuse a file that is no SQLite database, or not writable, before anything touches it."""
+def _require_database(uri: str) -> None:
+    """Refuse a file that is no SQLite database before anything touches it."""
     path = sqlite_path(uri)
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not _is_sqlite(path):
         raise InputError(f"tracking.uri={uri}: {path} is no SQLite database; move it away or name another store")
-    if path.exists() and writing:
-        require_writable(path, f"tracking.uri={uri}")
 
 
 def _is_sqlite(path: Path) -> bool:

@@ -69,7 +69,7 @@ class Sender:
             self._changed.notify_all()
         while self._thread.is_alive() and time.monotonic() - self._replay.progressed < STUCK:
             self._thread.join(0.2)
-        return not (self._spool.has_unsent() or self._spool.refused)
+        return self._spool.is_done()
 
     def _work(self) -> None:
         while True:
@@ -80,8 +80,7 @@ class Sender:
                 if self._closing and (self._failures or not self._spool.has_unsent()):
                     break
                 self._changed.wait_for(lambda: self._woken or self._closing, self._pause())
-        whole = not (self._spool.has_unsent() or self._spool.refused)
-        self._spool.remove() if whole else self._spool.release()
+        self._spool.remove() if self._spool.is_done() else self._spool.release()
 
     def _pause(self) -> float:
         return min(FIRST_PAUSE * 2 ** (self._failures - 1), LONGEST_PAUSE) if self._failures else POLL
@@ -168,7 +167,8 @@ def _sync(spool: Spool, store: Store, unavailable: dict[str, str], loader_module
         spool.append(*closing_entries(store, spool, "KILLED", GONE))
     sender = Sender(spool, Replay(store, spool, loader_module=loader_module), unsure=True)
     if not sender.finish():
-        problem = sender.problem or f"{spool.refused} entries refused"
+        refused = f"{spool.refused} entries refused" if spool.refused else "the store does not answer"
+        problem = sender.problem or refused
         unavailable |= {store.uri: problem} if spool.has_unsent() else {}
     return Synced(spool.run_id, spool.mlflow_id, status or "KILLED", problem)
 

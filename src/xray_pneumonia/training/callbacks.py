@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, EMAWeightAverag
 
 from xray_pneumonia.training import performance
 from xray_pneumonia.training.last_checkpoint import LastCheckpoint
-from xray_pneumonia.training.progress import EpochClock, EpochLine, ProgressBar
+from xray_pneumonia.training.progress import EpochLog, ProgressBar
 from xray_pneumonia.training.trainer import TrainerSettings
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def build_callbacks(
         folder: where `best.ckpt` (weights) and `last.ckpt` (everything) go.
         identity: of config, data and schedule.
     """
-    callbacks: list[Callback] = [LastCheckpoint(folder, identity=identity), EpochClock(), EpochLine()]
+    callbacks: list[Callback] = [LastCheckpoint(folder, identity=identity), EpochLog()]
     if settings.devices > 1:
         callbacks.append(ProcessSetup(settings))
     if sys.stderr.isatty():

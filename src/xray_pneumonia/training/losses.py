@@ -41,7 +41,7 @@ class BinaryCrossEntropy(nn.Module):
 
     Args:
         counts: training images of each class, for balanced weights.
-        class_weights: `none`, `balanced` or a mapping of both class names.
+        class_weights: see `resolve_class_weights`.
         label_smoothing: moves the targets from 0 and 1 towards 1/2.
     """
 
@@ -62,11 +62,7 @@ class BinaryCrossEntropy(nn.Module):
 class FocalLoss(nn.Module):
     """Cross-entropy times (1 - p)^gamma, which lowers the weight of easy images (Lin et al., ICCV 2017).
 
-    Args:
-        counts: training images of each class, for balanced weights.
-        class_weights: `none`, `balanced` or a mapping of both class names.
-        gamma: 0 gives the plain cross-entropy.
-        label_smoothing: moves the targets from 0 and 1 towards 1/2.
+    Args as of `BinaryCrossEntropy`; gamma 0 gives the plain cross-entropy.
     """
 
     def __init__(

@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections import defaultdict
 from typing import Any
 
 import pytorch_lightning as pl
@@ -14,11 +15,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 log = logging.getLogger(__name__)
 
 
-class EpochClock(Callback):
-    """Log `time/epoch_seconds` (with validation and checkpoint), `time/images_per_second` (training) and the rate."""
+class EpochLog(Callback):
+    """Log the times of each epoch and the learning rate as metrics, and one line for each epoch.
+
+    `time/epoch_seconds` counts validation and checkpoint too, `time/images_per_second` the training alone. The training
+    metrics of an epoch are complete only after every callback has seen its end, so its line comes at the start of the
+    next one, or at the end.
+    """
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock."""
+        """Report the epoch before, and start the clock."""
+        if "train/loss" in trainer.callback_metrics:
+            self.on_train_end(trainer, pl_module)
         self._start, self._images, self._trained = time.perf_counter(), 0, 0.0
 
     def on_train_batch_end(
@@ -32,7 +40,7 @@ class EpochClock(Callback):
             self._trained = time.perf_counter() - self._start
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the epoch's times."""
+        """Log the metrics."""
         pl_module.log_dict(
             {
                 "time/epoch_seconds": time.perf_counter() - self._start,
@@ -41,31 +49,17 @@ class EpochClock(Callback):
             }
         )
 
-
-class EpochLine(Callback):
-    """Log one line for each epoch.
-
-    The training metrics of an epoch are complete only after every callback has seen its end, so the line comes at the
-    start of the next epoch, or at the end.
-    """
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Report the epoch before."""
-        if "train/loss" in trainer.callback_metrics:
-            self.on_train_end(trainer, pl_module)
-
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Report the last epoch."""
         if not trainer.is_global_zero:
             return
-        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        values = defaultdict(lambda: math.nan, {name: float(value) for name, value in trainer.callback_metrics.items()})
+        names = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/auroc")
         log.info(
             "epoch %d/%s  train loss %.4f acc %.3f  val loss %.4f acc %.3f auroc %.4f  %.1f s, %.0f img/s",
             trainer.current_epoch,
             trainer.max_epochs,
-            *(values.get(f"train/{name}", math.nan) for name in ("loss", "accuracy")),
-            *(values.get(f"val/{name}", math.nan) for name in ("loss", "accuracy", "auroc")),
-            *(values.get(f"time/{name}", math.nan) for name in ("epoch_seconds", "images_per_second")),
+            *(values[name] for name in (*names, "time/epoch_seconds", "time/images_per_second")),
         )
 
 

@@ -22,31 +22,20 @@ for name in ("pytorch_lightning", "lightning_fabric"):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerSettings:
-    """The config group `trainer`.
+    """The config group `trainer`, whose file explains the other keys.
 
     Args:
-        max_epochs: passes over the training images.
         keep: the epoch that becomes the model: the best by the monitored metric, or the last, so that none is chosen
             on validation; a schedule that ends at a low learning rate makes the last a good one.
-        accelerator: `auto` takes a GPU where there is one.
         devices: processes on the CPU, or GPUs. Several make the steps that one would make on batches so many times as
             large, but that dropout draws the same mask in each, that batch norm takes the mean and variance of its part
             of a batch, of which the first process's are kept, and that an epoch's first images come again at its end
             where images do not divide evenly.
         precision: of the arithmetic; bf16 is emulated, and slow, on many CPUs.
-        patience: stop after so many epochs without a better monitored metric; null never stops early.
-        ema_decay: average the weights exponentially with this decay; null uses them as they are.
         gradient_clip: largest norm of the gradient; null leaves it alone.
         accumulate_batches: batches that make one step.
-        limit_train_batches: batches of an epoch; null for all.
-        limit_val_batches: the same for validation.
-        deterministic: same seed, same bits; costs speed on some GPUs.
-        channels_last: the memory layout that convolutions read faster.
-        compile: compile the net for the training; pays off in long ones on a GPU.
-        keep_freed_memory: keep freed blocks in the process (glibc).
-        threads: of one process; null leaves it to torch.
-        checkpoint_minutes: no longer used, as `checkpoint_steps`: checkpoints are written after each epoch.
-        checkpoint_steps: see above; both are kept since they stand in stored configs.
+        limit_train_batches: batches of an epoch; null for all. `limit_val_batches`: the same for validation.
+        checkpoint_minutes: without effect, as `checkpoint_steps`; both stand in stored configs.
     """
 
     max_epochs: Count
@@ -74,7 +63,8 @@ class TrainerSettings:
             log.warning(
                 "trainer.checkpoint_minutes=%s trainer.checkpoint_steps=%s: without effect, since checkpoints are "
                 "written after each epoch",
-                *(self.checkpoint_minutes, self.checkpoint_steps),
+                self.checkpoint_minutes,
+                self.checkpoint_steps,
             )
         gpus = torch.cuda.device_count()
         if self.accelerator == "gpu" and self.devices > gpus:

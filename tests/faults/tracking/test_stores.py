@@ -49,16 +49,16 @@ def _log(run, epoch):
     run.log_metrics({"val/auroc": 0.5 + epoch / 100, "val/loss": float("nan")}, step=epoch)
 
 
-def require_whole(uri, home, run_id, *, status="FINISHED", epochs=EPOCHS):
+def require_whole(uri, home, run_id):
     """All of it is in MLflow, once, and nothing waits on this machine; returns the run."""
     assert not [spool.folder for spool in spools(home)]
     client = MlflowClient(uri)
     experiments = [one.experiment_id for one in client.search_experiments()]
     runs = [run for run in client.search_runs(experiments) if run_id in {run.info.run_id, run.data.tags["journal"]}]
-    assert [run.info.status for run in runs] == [status]
+    assert [run.info.status for run in runs] == ["FINISHED"]
     for name in ("val/auroc", "val/loss"):
         history = client.get_metric_history(runs[0].info.run_id, name)
-        assert [metric.step for metric in history] == list(range(1, epochs + 1))
+        assert [metric.step for metric in history] == list(range(1, EPOCHS + 1))
     return runs[0]
 
 
@@ -75,6 +75,11 @@ def once_left(uri, home):
     raise AssertionError("nobody lets go")
 
 
+def require_sent_later(uri, home, run_id):
+    assert once_left(uri, home) == [(run_id, "FINISHED", "")]
+    return require_whole(uri, home, run_id)
+
+
 def test_f18_absent_at_start_is_decided_in_time(tmp_path, settings, within):
     gone = "http://127.0.0.1:9"
     with within(30), pytest.raises(StoreUnavailable, match=r"tracking\.required=false"):
@@ -84,7 +89,6 @@ def test_f18_absent_at_start_is_decided_in_time(tmp_path, settings, within):
     assert store.experiment_id == ""
 
 
-@pytest.mark.slow
 def test_f18_absent_at_start_a_whole_training_is_sent_later(xray, tiny, server, tmp_path):
     others = [override for override in tiny if not override.startswith("home=")]
     where = [f"home={tmp_path / 'h'}", f"tracking.uri={server.uri}"]
@@ -117,7 +121,6 @@ def test_f18_absent_at_start_a_whole_training_is_sent_later(xray, tiny, server, 
     assert len(client.search_runs([run.info.experiment_id])) == 1
 
 
-@pytest.mark.slow
 def test_f19_dies_and_comes_back_while_training(server, settings, tmp_path, log_epochs):
     store = open_store(settings(server.start().uri), home=tmp_path)
     with begin(store) as run:
@@ -130,7 +133,6 @@ def test_f19_dies_and_comes_back_while_training(server, settings, tmp_path, log_
     require_whole(server.uri, tmp_path, run.run_id)
 
 
-@pytest.mark.slow
 def test_f19_dies_for_good(server, settings, tmp_path, caplog, log_epochs):
     store = open_store(settings(server.start().uri), home=tmp_path)
     with begin(store) as run:
@@ -141,12 +143,10 @@ def test_f19_dies_for_good(server, settings, tmp_path, caplog, log_epochs):
     assert "unsynced" in caplog.text
     assert synced(server.uri, tmp_path)[0][2]  # still away: it waits on
     server.start()
-    assert synced(server.uri, tmp_path) == [(run.run_id, "FINISHED", "")]
-    require_whole(server.uri, tmp_path, run.run_id)
+    require_sent_later(server.uri, tmp_path, run.run_id)
     assert (server.artifacts / "1" / run.run_id / "artifacts" / "config.yaml").read_text() == "seed: 0\n"
 
 
-@pytest.mark.slow
 def test_f20_hangs(server, settings, tmp_path, within, log_epochs):
     store = open_store(settings(server.start().uri), home=tmp_path)
     with within(60), begin(store) as run:
@@ -157,11 +157,9 @@ def test_f20_hangs(server, settings, tmp_path, within, log_epochs):
                 run.set_tags({f"tag{number}": number})
         log_epochs(run, [2, 3, 4])
     server.signal(signal.SIGCONT)
-    assert once_left(server.uri, tmp_path) == [(run.run_id, "FINISHED", "")]
-    assert require_whole(server.uri, tmp_path, run.run_id).data.tags["tag4"] == "4"
+    assert require_sent_later(server.uri, tmp_path, run.run_id).data.tags["tag4"] == "4"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mood", ["429", "500", "slow", "cut", "garbage", "done then cut"])
 def test_f21_answers_with_nonsense(proxy, settings, tmp_path, mood, within, log_epochs):
     store = open_store(settings(proxy.uri, name=mood), home=tmp_path)
@@ -171,11 +169,9 @@ def test_f21_answers_with_nonsense(proxy, settings, tmp_path, mood, within, log_
         proxy.mood = mood
         log_epochs(run, [2, 3, 4])
     proxy.mood = "pass"
-    assert once_left(proxy.uri, tmp_path) == [(run.run_id, "FINISHED", "")]
-    require_whole(proxy.uri, tmp_path, run.run_id)
+    require_sent_later(proxy.uri, tmp_path, run.run_id)
 
 
-@pytest.mark.slow
 def test_f21_the_run_was_made_and_nobody_heard(proxy, settings, tmp_path, log_epochs):
     store = open_store(settings(proxy.uri, name="unheard"), home=tmp_path)
     proxy.mood = "done then cut"
@@ -209,7 +205,6 @@ def locked(path, seconds):
     thread.join()
 
 
-@pytest.mark.slow
 def test_f22_locked_for_ten_seconds_nobody_notices(settings, tmp_path, caplog, log_epochs):
     store = open_store(settings(None), home=tmp_path)
     with begin(store) as run:
@@ -220,15 +215,13 @@ def test_f22_locked_for_ten_seconds_nobody_notices(settings, tmp_path, caplog, l
     require_whole(store.uri, tmp_path, run.run_id)
 
 
-@pytest.mark.long
 def test_f22_locked_for_a_minute_is_sent_later(settings, tmp_path, caplog, within, log_epochs):
     store = open_store(settings(None), home=tmp_path)
     with locked(tmp_path / "mlflow.db", 60):
         with within(50), begin(store) as run:
             log_epochs(run, range(1, EPOCHS + 1))
         assert "unsynced" in caplog.text
-    assert once_left(store.uri, tmp_path) == [(run.run_id, "FINISHED", "")]
-    require_whole(store.uri, tmp_path, run.run_id)
+    require_sent_later(store.uri, tmp_path, run.run_id)
 
 
 def test_f24_a_corrupt_database_is_left_as_it_is(settings, tmp_path):
@@ -262,7 +255,6 @@ def test_f24_a_read_only_database_is_named(settings, home, tmp_path):
     assert "writable" in done.stderr
 
 
-@pytest.mark.slow
 def test_f26_artifacts_that_cannot_be_kept_there_are_kept_here(server, settings, tmp_path, log_epochs):
     store = open_store(settings(server.start().uri), home=tmp_path)
     shutil.rmtree(server.artifacts)
@@ -274,12 +266,10 @@ def test_f26_artifacts_that_cannot_be_kept_there_are_kept_here(server, settings,
     assert (run.folder / "checkpoints/best.ckpt").read_bytes() == b"weights"
     server.artifacts.unlink()
     server.artifacts.mkdir()
-    assert synced(server.uri, tmp_path) == [(run.run_id, "FINISHED", "")]
-    require_whole(server.uri, tmp_path, run.run_id)
+    require_sent_later(server.uri, tmp_path, run.run_id)
     assert store.client.list_artifacts(run.run_id, "checkpoints")[0].file_size == 7
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="needs root to mount a small disk")
 def test_f26_a_full_artifact_store(server, settings, tmp_path, log_epochs):
     server.artifacts.mkdir()
@@ -292,8 +282,7 @@ def test_f26_a_full_artifact_store(server, settings, tmp_path, log_epochs):
             run.path("checkpoints/best.ckpt").write_bytes(os.urandom(2**21))
         assert store.client.get_run(run.run_id).info.status == "RUNNING"
         subprocess.run(["mount", "-o", "remount,size=8m", server.artifacts], check=True)
-        assert synced(server.uri, tmp_path) == [(run.run_id, "FINISHED", "")]
-        require_whole(server.uri, tmp_path, run.run_id)
+        require_sent_later(server.uri, tmp_path, run.run_id)
     finally:
         server.kill()
         subprocess.run(["umount", server.artifacts], check=True)
@@ -370,18 +359,15 @@ def killed(uri, home, how):
     return done.stdout.strip()
 
 
-@pytest.mark.slow
 def test_f27_killed_between_trained_and_uploaded(shared_server, tmp_path):
     client = MlflowClient(shared_server.uri)
     run_id = killed(shared_server.uri, tmp_path, "uploading")
     assert client.get_run(run_id).info.status == "RUNNING"
     assert client.list_artifacts(run_id) == []
-    assert synced(shared_server.uri, tmp_path) == [(run_id, "FINISHED", "")]
-    require_whole(shared_server.uri, tmp_path, run_id)
+    require_sent_later(shared_server.uri, tmp_path, run_id)
     assert [one.path for one in client.list_artifacts(run_id)] == ["config.yaml"]
 
 
-@pytest.mark.slow
 def test_f27_killed_while_syncing(server, settings, tmp_path, log_epochs):
     store = open_or_offline(settings(server.uri), home=tmp_path)
     with begin(store) as run:
@@ -390,15 +376,13 @@ def test_f27_killed_while_syncing(server, settings, tmp_path, log_epochs):
             run.set_tags({"epoch": epoch})
     server.start()
     killed(server.uri, tmp_path, "syncing")
-    assert synced(server.uri, tmp_path) == [(run.run_id, "FINISHED", "")]
-    require_whole(server.uri, tmp_path, run.run_id)
+    require_sent_later(server.uri, tmp_path, run.run_id)
 
 
-@pytest.mark.slow
-def test_f28_doctor_finds_what_nobody_runs(xray, home):
+def test_f28_doctor_finds_runs_whose_process_is_gone(xray, home, settings):
     uri = f"sqlite:///{home}/mlflow.db"
     run_id = killed(uri, home, "running")
-    store = open_store(_faults(), home=home)
+    store = open_store(settings(None), home=home)
     client = MlflowClient(uri)
     with begin(store) as living:
         looked = xray("doctor", f"home={home}", "mark=false")
@@ -414,9 +398,3 @@ def test_f28_doctor_finds_what_nobody_runs(xray, home):
     xray("doctor", "sync", f"home={home}")
     assert client.get_run(run_id).info.status == "KILLED"
     assert run_id not in {spool.run_id for spool in spools(home)}
-
-
-def _faults():
-    from xray_pneumonia.tracking.store import TrackingSettings
-
-    return TrackingSettings(uri=None, experiment_name="faults", run_name=None, system_metrics=False, required=False)
