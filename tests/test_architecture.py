@@ -25,7 +25,7 @@ DOORS = {
         "evaluation/report/build.py",
         "workflows/explore.py",
     },
-    "pydicom": {"data/images/dicom.py"},
+    "pydicom": {"data/images/dicom.py", "data/images/dicom_rendering.py", "data/images/dicom_tags.py"},
     "kagglehub": {"data/download.py"},
     "optuna": {"sweeps"},
     "onnx": {"inference/onnx.py"},

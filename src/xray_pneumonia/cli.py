@@ -79,6 +79,12 @@ def _guarded(verb: str, arguments: list[str]) -> int:
     if not sys.warnoptions and not _debugging():
         warnings.simplefilter("ignore")  # of the libraries: what a user must know is logged
     _ignore_ranks()
+    if sys.stderr is None:  # `2>&-`: libraries write there without asking
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return _complain("the working folder does not exist any more; change to another one")
     gc.set_threshold(700, 10, 100)  # imports make a million objects that stay; scanning all of them often costs seconds
     with _stopped_once():
         try:

@@ -1,5 +1,6 @@
 """From a command to its first step: only what that step needs is imported before it."""
 
+import re
 import subprocess
 import sys
 
@@ -31,6 +32,36 @@ def first_step(*_):
 PneumoniaClassifier.on_train_batch_end = first_step
 sys.exit(cli.main())
 """
+
+
+FEW = """
+import sys
+from xray_pneumonia import cli
+code = cli.main()
+print("code", code, "imported:", *sorted(set(sys.argv[1].split(",")) & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "unwanted"),
+    [
+        (
+            ["train", "optimizer.lr=-1"],
+            2,
+            "pytorch_lightning,torchmetrics,torchvision,mlflow,optuna,matplotlib,sklearn",
+        ),
+        (["train", "optimizer.lrr=1"], 2, "torch,pytorch_lightning,mlflow,optuna,matplotlib,pandas,scipy"),
+        (["compare"], 2, "torch,pytorch_lightning,optuna,matplotlib,sklearn"),
+        (["doctor"], "[01]", "torch,pytorch_lightning,optuna,matplotlib,sklearn,cv2"),
+        (["sweeps"], 0, "torch,pytorch_lightning,mlflow,matplotlib,sklearn,cv2"),
+        (["download", "target=."], 2, "torch,pytorch_lightning,mlflow,matplotlib,sklearn,cv2,kagglehub"),
+    ],
+    ids=lambda value: value[0] + str(value[1:]) if isinstance(value, list) else None,
+)
+def test_a_command_imports_what_it_needs_alone(tmp_path, command, code, unwanted):
+    program = FEW.replace("sys.argv[1]", repr(unwanted))
+    done = subprocess.run([sys.executable, "-c", program, *command], cwd=tmp_path, capture_output=True, text=True)
+    assert re.fullmatch(f"code {code} imported:", done.stdout.splitlines()[-1].strip()), done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

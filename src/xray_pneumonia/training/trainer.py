@@ -4,16 +4,17 @@ import logging
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import Logger
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.training.checkpoints import AtomicCheckpointIO
 from xray_pneumonia.types import BelowOne, Count, Positive
+
+if TYPE_CHECKING:  # a config is checked without Lightning, which takes seconds to import
+    import pytorch_lightning as pl
+    from pytorch_lightning.callbacks import Callback
+    from pytorch_lightning.loggers import Logger
 
 log = logging.getLogger(__name__)
 for name in ("pytorch_lightning", "lightning_fabric"):
@@ -79,8 +80,14 @@ class TrainerSettings:
         return self.accelerator != "cpu" and torch.cuda.is_available()
 
 
-def build_trainer(settings: TrainerSettings, *, callbacks: list[Callback], logger: Logger, folder: Path) -> pl.Trainer:
+def build_trainer(
+    settings: TrainerSettings, *, callbacks: "list[Callback]", logger: "Logger", folder: Path
+) -> "pl.Trainer":
     """Build Lightning's trainer; `folder` takes what Lightning itself might write."""
+    import pytorch_lightning as pl
+
+    from xray_pneumonia.training.checkpoints import AtomicCheckpointIO
+
     return pl.Trainer(
         max_epochs=settings.max_epochs,
         accelerator=settings.accelerator,
@@ -105,12 +112,12 @@ def build_trainer(settings: TrainerSettings, *, callbacks: list[Callback], logge
     )
 
 
-def fit(
-    trainer: pl.Trainer, classifier: pl.LightningModule, data: pl.LightningDataModule, *, start: Path | None
-) -> None:
-    """Train, from the beginning (`start` is None) or from a checkpoint."""
+def fit(trainer: "pl.Trainer", classifier: "pl.LightningModule", data: Any, *, start: Path | None) -> None:
+    """Train on a data module, from the beginning (`start` is None) or from a checkpoint."""
+    from xray_pneumonia.training.datamodule import LightningData
+
     with warnings.catch_warnings():
         if start is not None:  # these are as they should be
             warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided.*")
             warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty.*")
-        trainer.fit(classifier, datamodule=data, ckpt_path=start, weights_only=True)
+        trainer.fit(classifier, datamodule=LightningData(data), ckpt_path=start, weights_only=True)

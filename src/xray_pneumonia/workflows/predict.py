@@ -17,6 +17,7 @@ from torch import nn
 from xray_pneumonia.config import Node, anchor, build, check
 from xray_pneumonia.data.files import find_files, printable
 from xray_pneumonia.data.images.decode import DECODER_VERSION
+from xray_pneumonia.data.images.limits import DicomRules
 from xray_pneumonia.data.images.sandbox import Attempt, Decoders
 from xray_pneumonia.errors import InputError, SomeFailed
 from xray_pneumonia.evaluation import gradcam
@@ -30,6 +31,7 @@ from xray_pneumonia.workflows.prediction_files import TABLE, PredictionFiles, Ro
 
 HEAT_MAPS = "heat_maps"
 CHOSEN = ("run_id", "weights_sha256", "operating_point", "band", "temperature", "bias", "image_size", "net")
+DOUBTFUL = {"torn", "contradictory_lut"}  # notes of the decoder that make an answer "look closer"
 COMPARED = 8  # images whose heat maps are compared with those of random weights
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,9 @@ class PredictConfig:
     engine: EngineName
     explain: bool
     modalities: list[str]
+    views: list[str]
+    body_parts: list[str]
+    any_preamble: bool
     batch_size: Count
     workers: Count | None
     sheet_images: Whole
@@ -61,6 +66,14 @@ def main(cfg: DictConfig) -> None:
     """
     anchor(cfg)
     check(cfg, PredictConfig)
+    before = os.umask(0o077)  # names of files and thumbnails name patients: they are the user's alone
+    try:
+        _predict(cfg)
+    finally:
+        os.umask(before)
+
+
+def _predict(cfg: DictConfig) -> None:
     source, folder = _places(cfg)
     model = find_and_load(cfg.model, tracking=build(cfg.tracking), home=Path(cfg.home), engine=cfg.engine)
     if cfg.explain and model.net is None:
@@ -68,7 +81,7 @@ def main(cfg: DictConfig) -> None:
     decoders = Decoders(
         count=cfg.workers or os.cpu_count() or 1,
         size=model.card.image_size,
-        modalities=cfg.modalities,
+        rules=_rules(cfg),
         limits=build(cfg.limits),
     )
     with PredictionFiles(folder, _identity(cfg, model, source)) as answers, decoders:
@@ -93,6 +106,11 @@ def _places(cfg: DictConfig) -> tuple[Path, Path]:
     return source, folder
 
 
+def _rules(cfg: DictConfig) -> DicomRules:
+    words = {name: tuple(word.upper() for word in cfg[name]) for name in ("modalities", "views", "body_parts")}
+    return DicomRules(**words, any_preamble=cfg.any_preamble)
+
+
 def _identity(cfg: DictConfig, model: TrainedModel, source: Path) -> dict[str, Any]:
     """List all that an answer depends on; a rerun with anything else does not mix its answers with these."""
     card = asdict(model.card)
@@ -101,7 +119,7 @@ def _identity(cfg: DictConfig, model: TrainedModel, source: Path) -> dict[str, A
         **{name: card[name] for name in CHOSEN},
         "engine": cfg.engine,
         "explain": cfg.explain,
-        "modalities": list(cfg.modalities),
+        **asdict(_rules(cfg)),
         "decoder": DECODER_VERSION,
     }
 
@@ -143,9 +161,16 @@ def _classified(attempts: list[Attempt], model: TrainedModel, maps: "HeatMaps | 
     drawn = maps.draw(attempts, images) if maps else [None] * len(attempts)
     rows = table.rename(columns={"answer": "decision", "abstention": "reason"}).to_dict("records")
     return [
-        make_row(attempt, {**row, "flags": found, "heat_map": heat_map})
+        make_row(attempt, {**_doubted(row, attempt), "flags": [*found, *attempt.notes], "heat_map": heat_map})
         for attempt, row, found, heat_map in zip(attempts, rows, flags, drawn, strict=True)
     ]
+
+
+def _doubted(row: dict[Any, Any], attempt: Attempt) -> dict[Any, Any]:
+    """Withhold a sure answer about a file whose pixels may not be what was recorded."""
+    if not DOUBTFUL.intersection(attempt.notes):
+        return row
+    return {**row, "decision": "look closer", "reason": row["reason"] or "the file may be damaged"}
 
 
 def _failed(attempt: Attempt) -> Row:

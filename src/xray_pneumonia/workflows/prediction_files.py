@@ -29,6 +29,7 @@ COLUMNS = (
     "path", "decision", "probability", "label", "operating_point", "reason", "flags", "error", "message", "sha256",
     "width", "height", "mode", "heat_map",
 )  # fmt: skip
+NEEDED = ("path", "stamp", "error")  # what a rerun reads of a row
 FULL = {errno.ENOSPC, errno.EDQUOT}
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -101,10 +102,12 @@ class PredictionFiles:
 
     def rows(self) -> Iterator[Row]:
         """Read the rows back, without a last line that a kill tore."""
-        with suppress(FileNotFoundError), (self.folder / ROWS).open(encoding="utf-8") as file:
+        with suppress(FileNotFoundError), (self.folder / ROWS).open("rb") as file:
             for line in file:
-                with suppress(ValueError):
-                    yield json.loads(line)
+                with suppress(ValueError):  # UnicodeDecodeError is one
+                    row = json.loads(line)
+                    if isinstance(row, dict) and all(isinstance(row.get(name), str) for name in NEEDED):
+                        yield row
 
     def sort(self, files: Callable[[], Iterable[InputFile]]) -> None:
         """Bring the rows of a continued run into the order of the files, the newest one for each."""

@@ -26,7 +26,8 @@ from xray_pneumonia.tracking.stored_runs import read_run
 from xray_pneumonia.training.checkpoints import BEST
 from xray_pneumonia.types import Positive
 from xray_pneumonia.workflows.find_model import find_model
-from xray_pneumonia.workflows.train import TrainConfig, train
+from xray_pneumonia.workflows.train import TrainConfig
+from xray_pneumonia.workflows.training import train
 from xray_pneumonia.workflows.training_record import (
     Departure,
     History,
@@ -65,8 +66,7 @@ class Comparison:
         level: bit-identical; within the band, which counts only where circumstances differ; or different.
         circumstances: what differs between then and now, with both values.
         epochs, metrics: how many were compared.
-        departures: how many of these values differ.
-        first: of them.
+        departures, first: how many of these values differ, and the first of them.
         weights: of the kept epoch.
         stored: the band's metrics in the kept epoch, then.
         found: the same, now.

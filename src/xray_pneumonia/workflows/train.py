@@ -1,39 +1,23 @@
 """`xray train`: one run, from a composed config to metrics, figures, checkpoints and a bundle in MLflow."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
-import pytorch_lightning as pl
-import torch
-from omegaconf import DictConfig
-from pytorch_lightning.callbacks import Callback
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
-from xray_pneumonia.config import Node, anchor, build, check
-from xray_pneumonia.data.datamodule import XRayDataModule
-from xray_pneumonia.data.files import require_unchanged
-from xray_pneumonia.errors import InputError
-from xray_pneumonia.evaluation import predictions
-from xray_pneumonia.evaluation.metrics import Monitor, epoch_metrics, monitor_mode
-from xray_pneumonia.evaluation.settings import EvaluationSettings
-from xray_pneumonia.models.layers import takes, to_channels_last
+from xray_pneumonia.config import Node, anchor, check
+from xray_pneumonia.evaluation.metrics import Monitor, monitor_mode
 from xray_pneumonia.sweeps.settings import take_sweep
-from xray_pneumonia.tracking.lightning_logger import RunLogger
-from xray_pneumonia.tracking.run import Run, start_run
-from xray_pneumonia.tracking.store import TrackingSettings, masked, open_or_offline
-from xray_pneumonia.training import checkpoints, performance
-from xray_pneumonia.training.callbacks import DataCheck, build_callbacks
-from xray_pneumonia.training.classifier import PneumoniaClassifier
-from xray_pneumonia.training.predict import predict_logits
-from xray_pneumonia.training.trainer import TrainerSettings, build_trainer, fit
+from xray_pneumonia.tracking.store import masked
 from xray_pneumonia.types import Seed
-from xray_pneumonia.workflows import resume
-from xray_pneumonia.workflows.training_run import THRESHOLD, RunConfig, Trained, record_start
+
+if TYPE_CHECKING:
+    from xray_pneumonia.training.trainer import TrainerSettings
+    from xray_pneumonia.workflows.training_run import Trained
+
+OF_COMMAND = ("sweep", "workers", "resume")  # keys of the command, not of the training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,39 +39,15 @@ class TrainConfig:
     tracking: Node
 
 
-class Watch(Protocol):
-    """What a sweep or a reproduction adds to a training: names and tags for the run, callbacks, a last word."""
-
-    name: str
-    tags: dict[str, str]
-    run_id: str | None  # of the run that is resumed; None for a new one
-
-    @property
-    def callbacks(self) -> list[Callback]:
-        """What Lightning calls."""
-        ...
-
-    def close(self, run: Run, *, best_epoch: int) -> None:
-        """Write to the run before it ends."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """Everything that a config names, built once; the data are read, audited and split."""
-
-    config: RunConfig
-    home: Path
-    settings: TrainerSettings
-    evaluation: EvaluationSettings
-    tracking: TrackingSettings
-    data: XRayDataModule
-    classifier: PneumoniaClassifier
-
-
 def main(cfg: DictConfig) -> float:
     """Train and print; returns the kept epoch's validation AUROC."""
     anchor(cfg)
+    check(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in OF_COMMAND]), TrainConfig)
+    # Imported after the check, so that a wrong value need not wait for Lightning and MLflow.
+    from xray_pneumonia.workflows import resume
+    from xray_pneumonia.workflows.training import build_training, run_training, train
+    from xray_pneumonia.workflows.training_run import THRESHOLD
+
     asked = resume.take_resume(cfg)
     sweep = take_sweep(cfg)
     if sweep:
@@ -100,14 +60,9 @@ def main(cfg: DictConfig) -> float:
     if asked is None:
         resume.mention_stopped(training.tracking, training.config.sha256, home=training.home)
     trained = run_training(training, resumption=resumption)
-    _print(trained, Console(width=None if Console().is_terminal else 80), training.settings)
+    _print(trained, Console(width=None if Console().is_terminal else 80), training.settings, threshold=THRESHOLD)
     print(f"run_id={trained.run_id} val/auroc={trained.metrics['auroc']:.6f}", flush=True)
     return trained.metrics["auroc"]
-
-
-def train(cfg: DictConfig, *, watch: Watch | None = None) -> Trained:
-    """Train one classifier and record the run, for a sweep or a reproduction where they `watch`."""
-    return run_training(build_training(cfg), watch=watch)
 
 
 def check_train(cfg: DictConfig) -> dict[str, Any]:
@@ -121,117 +76,7 @@ def check_train(cfg: DictConfig) -> dict[str, Any]:
     return values
 
 
-def build_training(cfg: DictConfig) -> Training:
-    """Check a config, build what it names, and prepare the data."""
-    values = check_train(cfg)
-    pl.seed_everything(values["seed"], workers=True, verbose=False)
-    settings: TrainerSettings = build(values["trainer"])
-    evaluation, tracking = build(values["evaluation"]), build(values["tracking"])
-    data: XRayDataModule = build(values["data"], build(values["augmentation"]))
-    net: nn.Module = build(values["model"])
-    net = to_channels_last(net) if settings.channels_last else net
-    data.spread_over(settings.max_epochs)
-    if refused := [side for side in data.sides if not takes(net, side)]:
-        raise InputError(
-            f"data.progressive={data.sides}: this net takes no images of {refused[0]} pixels; choose one that pools "
-            "over the whole image (model=resnet, model=torchvision), or data.progressive=null"
-        )
-    performance.prepare_process(keep_freed_memory=settings.keep_freed_memory, threads=settings.threads)
-    data.prepare()
-    classifier = PneumoniaClassifier(
-        net,
-        loss=build(values["loss"], data.class_counts()),
-        optimizer=partial(build, values["optimizer"]),  # of the net's parameters, in each process
-        scheduler=partial(build, values["scheduler"]),
-        monitor=values["monitor"],
-        mode=values["mode"],
-    )
-    return Training(
-        config=RunConfig.of(cfg),
-        home=Path(values["home"]),
-        settings=settings,
-        evaluation=evaluation,
-        tracking=tracking,
-        data=data,
-        classifier=classifier,
-    )
-
-
-def run_training(
-    training: Training, *, watch: Watch | None = None, resumption: resume.Resumption | None = None
-) -> Trained:
-    """Fit, evaluate and record.
-
-    Args:
-        training: what is trained.
-        watch: of the sweep whose trial this is, or of a reproduction.
-        resumption: the stopped run that is resumed, instead of a new one.
-    """
-    tracking = training.tracking
-    store = resumption.store if resumption else open_or_offline(tracking, home=training.home)
-    known = resumption or watch
-    run_id = known.run_id if known else None
-    identity = resume.identity_of(training.config.sha256, training.data, training.settings)
-    start = resume.find_checkpoint(store, run_id, identity, training.data) if run_id else None
-    if resumption:
-        resume.claim(store, resumption.run_id)
-    name, tags = (watch.name, watch.tags) if watch else (tracking.run_name, {})
-    tags = {"verb": "train", **tags}
-    with (
-        start_run(store, name=name, tags=tags, system_metrics=tracking.system_metrics, run_id=run_id) as run,
-        resume.explain_stop(run, resumable=watch is None),
-    ):
-        if start is None:
-            record_start(run, training.config, training.data, training.classifier.net)
-        trainer = _fit(training, run, identity, watch.callbacks if watch else [], start=start)
-        trained = _evaluate(training, run, trainer)
-        if watch:
-            watch.close(run, best_epoch=trained.best_epoch)
-    return trained
-
-
-def _fit(
-    training: Training, run: Run, identity: Mapping[str, str], watching: list[Callback], *, start: Path | None
-) -> pl.Trainer:
-    monitor, mode = training.classifier.monitor, training.classifier.mode
-    folder = run.folder / "checkpoints"
-    callbacks = build_callbacks(training.settings, monitor=monitor, mode=mode, folder=folder, identity=identity)
-    callbacks += [DataCheck(partial(require_unchanged, training.data.records)), *watching]
-    trainer = build_trainer(training.settings, callbacks=callbacks, logger=RunLogger(run), folder=run.folder)
-    fit(trainer, training.classifier, training.data, start=start)
-    return trainer
-
-
-def _evaluate(training: Training, run: Run, trainer: pl.Trainer) -> Trained:
-    """Evaluate the kept epoch on validation and record the result."""
-    # Pages, figures and heat maps: they take seconds to import, which no first step waits for.
-    from xray_pneumonia.workflows.training_run import record_bundle, record_result
-    from xray_pneumonia.workflows.validation import assess_shift, assess_validation
-
-    data, net, device = training.data, training.classifier.net, trainer.strategy.root_device
-    best_epoch = _load_best(training.classifier, run.folder / "checkpoints" / checkpoints.BEST)
-    index, logits = predict_logits(net, data.val_dataloader(), device=device)
-    table = predictions.tabulate(data.records, index, logits)
-    chosen = assess_validation(run, training.config.values, net, data, table, settings=training.evaluation)
-    assess_shift(run, net, data, chosen.decision, device=device)
-    labels = chosen.predictions["label"].to_numpy()
-    metrics = epoch_metrics(chosen.predictions["logit"].to_numpy(), labels, threshold=THRESHOLD)
-    trained = Trained(run.run_id, run.store.uri, best_epoch, trainer.current_epoch, chosen.predictions, metrics)
-    record_result(run, trained, data)
-    record_bundle(run, training.config.values["model"], net, data, chosen, epoch=best_epoch)
-    checkpoints.drop_previous(run.folder / "checkpoints")
-    return trained
-
-
-def _load_best(classifier: PneumoniaClassifier, path: Path) -> int:
-    """Load the kept epoch's weights; returns its number, counted from 1."""
-    checkpoints.verify(path)
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    classifier.load_state_dict(checkpoint["state_dict"])
-    return int(checkpoint["epoch"]) + 1
-
-
-def _print(trained: Trained, console: Console, settings: TrainerSettings) -> None:
+def _print(trained: "Trained", console: Console, settings: "TrainerSettings", *, threshold: float) -> None:
     """Print the result with what it rests on."""
     table = trained.predictions
     title = f"Validation: {len(table)} images of {table['patient'].nunique()} patients, none of them trained on"
@@ -243,5 +88,5 @@ def _print(trained: Trained, console: Console, settings: TrainerSettings) -> Non
     kept = f"Best of {trained.epochs} epochs: {trained.best_epoch}, chosen on these same images, so slightly flattered."
     stopped = "none" if settings.patience is None else "where it stops"
     last = f"The last of {trained.epochs} epochs: {stopped} was chosen on these images."
-    console.print(f"{kept if settings.keep == 'best' else last} Threshold {THRESHOLD:g}.")
+    console.print(f"{kept if settings.keep == 'best' else last} Threshold {threshold:g}.")
     console.print(f"See it: mlflow ui --backend-store-uri {masked(trained.uri)}", soft_wrap=True, highlight=False)

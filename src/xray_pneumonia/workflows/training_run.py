@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # imported when a training ends: pages and figures take secon
     from xray_pneumonia.workflows.validation import Chosen
 
 # The code that computes weights and metrics; the rest of the package names, stores and draws.
-COMPUTING = ("data/**/*.py", "models/*.py", "training/*.py", "evaluation/metrics.py", "workflows/train.py")
+COMPUTING = ("data/**/*.py", "models/*.py", "training/*.py", "evaluation/metrics.py", "workflows/training.py")
 THRESHOLD = 0.5  # of the figures that compare runs; the operating point stands in the report and the bundle
 RECORDS = "records.csv"
 LOADER_MODULE = "xray_pneumonia.workflows.serve"  # with which MLflow opens a logged bundle

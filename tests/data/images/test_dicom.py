@@ -16,7 +16,7 @@ from pydicom.pixels import apply_windowing
 
 from xray_pneumonia.data.images import dicom
 from xray_pneumonia.data.images.decode import decode
-from xray_pneumonia.data.images.dicom import windowed
+from xray_pneumonia.data.images.dicom_rendering import windowed
 from xray_pneumonia.data.images.limits import ImageError
 
 SECRET = "Doe^Jane"
@@ -243,7 +243,7 @@ def test_refused(case):
 
 
 def test_the_size_is_checked_before_pixels_are_decoded(monkeypatch):
-    monkeypatch.setattr(dicom, "_stored", lambda _: pytest.fail("decoded"))
+    monkeypatch.setattr(dicom, "_decoded", lambda _: pytest.fail("decoded"))
     assert code(lying(Rows=65535, Columns=65535)) == "too_many_pixels"
 
 

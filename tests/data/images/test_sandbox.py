@@ -11,7 +11,7 @@ from PIL import Image
 
 from xray_pneumonia.data.files import find_files
 from xray_pneumonia.data.images import decode, sandbox
-from xray_pneumonia.data.images.limits import MODALITIES
+from xray_pneumonia.data.images.limits import DicomRules
 from xray_pneumonia.data.images.sandbox import Decoders, Limits
 
 LIMITS = Limits(seconds=20.0, memory_mb=512)
@@ -25,7 +25,7 @@ def png(seed=0):
     return buffer.getvalue()
 
 
-def misbehave(path, size, modalities):
+def misbehave(path, size, rules):
     """Stand in for a decoder with a hole that a file knows how to use."""
     data = Path(os.fsdecode(path)).read_bytes()
     if data == HANG:
@@ -46,19 +46,19 @@ def misbehave(path, size, modalities):
         return sandbox.written({"sha256": "../../x", "width": 1, "height": 1}, bytes(size * size))
     if data == BABBLE:
         return b"{}"
-    return real(path, size, modalities)
+    return real(path, size, rules)
 
 
 real = sandbox.decode_file
 
 
-def serve_badly(line, size, modalities, memory_mb):
+def serve_badly(line, size, rules, memory_mb):
     sandbox.decode_file = misbehave
-    sandbox.serve(line, size, modalities, memory_mb)
+    sandbox.serve(line, size, rules, memory_mb)
 
 
 def attempts(folder, *, limits=LIMITS, count=2):
-    with Decoders(count=count, size=32, modalities=MODALITIES, limits=limits) as decoders:
+    with Decoders(count=count, size=32, rules=DicomRules(), limits=limits) as decoders:
         return [one for batch in decoders.batches(find_files(folder), 7) for one in batch]
 
 
@@ -117,7 +117,7 @@ def test_an_image_beyond_the_memory_limit_is_refused(tmp_path):
 def test_leaving_early_leaves_no_process(tmp_path):
     for number in range(300):
         (tmp_path / f"{number:03}.png").write_bytes(png())
-    with Decoders(count=2, size=32, modalities=MODALITIES, limits=LIMITS) as decoders:
+    with Decoders(count=2, size=32, rules=DicomRules(), limits=LIMITS) as decoders:
         next(decoders.batches(find_files(tmp_path), 5))
         children = [worker.process for worker in decoders._workers]
     assert not any(child.is_alive() for child in children)

@@ -7,7 +7,6 @@ refusal is an `ImageError` with a short code.
 import hashlib
 import os
 import stat
-from collections.abc import Collection
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -16,15 +15,27 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from xray_pneumonia.data.images.limits import MAGIC, MAX_BYTES, MODALITIES, PREAMBLE, ImageError, require_sane_sides
+from xray_pneumonia.data.images.integrity import TORN, require_whole_jpeg, require_whole_png, tear
+from xray_pneumonia.data.images.limits import (
+    FAR,
+    MAGIC,
+    MAX_BYTES,
+    MAX_COLOUR,
+    OUTLIERS,
+    PREAMBLE,
+    DicomRules,
+    ImageError,
+    require_sane_sides,
+)
 from xray_pneumonia.types import Gray
 
-DECODER_VERSION = 2  # part of the cache's key: raise it whenever the same file gives other pixels
+DECODER_VERSION = 3  # part of the cache's key: raise it whenever the same file gives other pixels
 FORMATS = ("PNG", "JPEG")
 MAX_METADATA = 2**20  # bytes of EXIF
 MIN_RANGE = 4  # gray levels between the darkest and the brightest pixel
-MAX_COLOUR = 8.0  # mean distance between the channels, in gray levels; JPEG noise stays below 2
 HASH_SIDE = 16
+ORIENTATION = 0x0112  # EXIF
+DICOM_RULES = DicomRules()
 
 Image.MAX_IMAGE_PIXELS = None  # our own limit is lower and is checked before any pixel is decoded
 
@@ -38,6 +49,7 @@ class Decoded:
     height: int
     mode: str
     dhash: str  # 256 bits as 64 hex digits: is each pixel of a 16 x 17 thumbnail brighter than its left one?
+    notes: tuple[str, ...] = ()  # "torn" and those of a DICOM file; an answer becomes "look closer"
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -63,7 +75,7 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def decode(data: bytes, size: int, *, modalities: Collection[str] = MODALITIES) -> Decoded:
+def decode(data: bytes, size: int, *, rules: DicomRules = DICOM_RULES) -> Decoded:
     """Decode a PNG, JPEG or DICOM file to gray and squash it to `size` x `size`.
 
     The aspect ratio is given up on purpose: padding would tell the net the shape of the file, which
@@ -73,7 +85,7 @@ def decode(data: bytes, size: int, *, modalities: Collection[str] = MODALITIES) 
     Args:
         data: the bytes of a file.
         size: height and width of the result.
-        modalities: those of DICOM that are read.
+        rules: which DICOM files are read.
 
     Raises:
         ImageError: the file is empty, broken, no X-ray or beyond the limits above.
@@ -81,10 +93,11 @@ def decode(data: bytes, size: int, *, modalities: Collection[str] = MODALITIES) 
     if not data:
         raise ImageError("empty_file", "has 0 bytes")
     if data[PREAMBLE : PREAMBLE + len(MAGIC)] == MAGIC:
-        from xray_pneumonia.data.images.dicom import read_film  # imports for a second, and most data sets hold no DICOM
+        from xray_pneumonia.data.images.dicom import read_radiograph  # a second to import, and few data sets hold DICOM
 
-        film = read_film(data, modalities=modalities)
-        return _squashed(Image.fromarray(film.pixels), size, mode=film.photometric)
+        radiograph = read_radiograph(data, rules=rules)
+        gray = Image.fromarray(radiograph.pixels)
+        return _squashed(gray, size, mode=radiograph.photometric, notes=radiograph.notes)
     return _decode_picture(data, size)
 
 
@@ -108,22 +121,32 @@ def _decode_picture(data: bytes, size: int) -> Decoded:
             raise
         except Exception as error:
             raise _broken(error) from error
+        (require_whole_jpeg if image.format == "JPEG" else require_whole_png)(data)
         return _squashed(_gray(_upright(image)), size, mode=mode, sides=sides)
 
 
-def _squashed(gray: Image.Image, size: int, *, mode: str, sides: tuple[int, int] | None = None) -> Decoded:
-    """Squash a gray picture; `sides` are those of the file where it was not decoded in full."""
+def _squashed(
+    gray: Image.Image, size: int, *, mode: str, sides: tuple[int, int] | None = None, notes: tuple[str, ...] = ()
+) -> Decoded:
+    """Squash a gray image; `sides` are those of the file where it was not decoded in full."""
     width, height = sides or gray.size
+    raster = np.asarray(gray)
+    if max(tear(raster), tear(raster.T)) > TORN:  # it may have been turned
+        notes = (*notes, "torn")
     pixels = np.asarray(gray.resize((size, size), Image.Resampling.BILINEAR), np.uint8)
     if int(np.ptp(pixels)) <= MIN_RANGE:
         raise ImageError("no_information", f"all pixels lie within {MIN_RANGE} gray levels")
-    return Decoded(pixels, width, height, mode, _dhash(gray))
+    return Decoded(pixels, width, height, mode, _dhash(gray), notes)
 
 
 def _broken(error: Exception) -> ImageError:
     if "text" in str(error).lower() and isinstance(error, ValueError):
         return ImageError("oversized_metadata", f"its text is too large: {error}")
     return ImageError("truncated", f"is cut or damaged: {error}")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    return ImageOps.exif_transpose(image) if image.getexif().get(ORIENTATION, 1) != 1 else image
 
 
 def _check_header(image: Image.Image) -> None:
@@ -135,10 +158,6 @@ def _check_header(image: Image.Image) -> None:
         raise ImageError("oversized_metadata", f"its EXIF exceeds {MAX_METADATA} bytes")
     if image.mode not in {"L", "RGB", "LA", "RGBA", "P", "I;16", "I"}:
         raise ImageError("unsupported_mode", f"colour mode {image.mode}; save it as 8- or 16-bit gray or RGB")
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    return ImageOps.exif_transpose(image) if image.getexif().get(0x0112, 1) != 1 else image
 
 
 def _gray(image: Image.Image) -> Image.Image:
@@ -160,12 +179,13 @@ def _gray(image: Image.Image) -> Image.Image:
 
 
 def _narrow(values: npt.NDArray[np.int64]) -> Image.Image:
-    """Scale 16-bit values by the smallest usual depth (8, 10, 12, 14, 16 bits) that holds them all."""
-    top = int(values.max())
-    depth = next((bits for bits in (8, 10, 12, 14, 16) if top < 2**bits), None)
-    if depth is None or int(values.min()) < 0:
-        raise ImageError("unsupported_mode", f"values from {int(values.min())} to {top}; 16 bits are read")
-    return Image.fromarray((values * 255 // (2**depth - 1)).astype(np.uint8))
+    """Scale 16-bit values by the smallest usual depth (8, 10, 12, 14, 16 bits) that holds all but far outliers."""
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high >= 2**16:
+        raise ImageError("unsupported_mode", f"values from {low} to {high}; 16 bits are read")
+    most = float(np.percentile(values, 100 - OUTLIERS))
+    top = 2 ** next(bits for bits in (8, 10, 12, 14, 16) if (high if high <= FAR * most else most) < 2**bits) - 1
+    return Image.fromarray((np.minimum(values, top) * 255 // top).astype(np.uint8))
 
 
 def _dhash(gray: Image.Image) -> str:

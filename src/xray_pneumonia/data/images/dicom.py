@@ -1,97 +1,116 @@
-"""The only door to pydicom: a single-frame radiograph -> 8-bit gray, in one fixed order of steps.
+"""Read a DICOM file that holds an upright frontal chest radiograph for presentation; refuse any other.
 
-Stored values, then the modality LUT or rescale slope and intercept, then the VOI LUT or window, then
-MONOCHROME1 inverted (DICOM PS3.3, C.7.6.3.1.2, C.11.1 and C.11.2). Stored values have at most 16 bits,
-so the steps are taken once on all possible values and the picture is looked up in the result.
-
-Patients' data stay in the file: only the tags below are read, and no message repeats a tag's text but
-modality, view, body part and UIDs.
+Patients' data stay in the file: only the tags below are read, and no message repeats a tag's text but codes of the
+standard and UIDs.
 """
 
 import logging
 import re
-from collections.abc import Collection
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 from pydicom import Dataset, config, dcmread, uid
+from pydicom.encaps import get_frame
 from pydicom.filereader import read_dataset
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.pixels.processing import apply_modality_lut, apply_voi
 from pydicom.pixels.utils import pixel_array
 
-from xray_pneumonia.data.images.limits import MAGIC, PREAMBLE, ImageError, require_sane_sides
+from xray_pneumonia.data.images.dicom_rendering import render
+from xray_pneumonia.data.images.dicom_tags import clean, word
+from xray_pneumonia.data.images.integrity import jpeg_frame, require_whole_jpeg
+from xray_pneumonia.data.images.limits import (
+    MAGIC,
+    MAX_COLOUR,
+    PREAMBLE,
+    DicomRules,
+    ImageError,
+    require_sane_sides,
+)
+from xray_pneumonia.types import Gray
 
 config.settings.reading_validation_mode = config.IGNORE  # its warnings quote what a tag says
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # and so does its log
 
-FRONTAL = {"", "AP", "PA"}
-CHEST = re.compile("CHEST|THORAX|LUNG|^$")
+# Words of ViewPosition that exclude a frontal film (PS3.3 C.8.1.1), whatever stands beside them.
+NOT_FRONTAL = {"LL", "RL", "LLD", "RLD", "LLO", "RLO", "LAT", "LATERAL", "OBLIQUE", "DECUBITUS"}
+FRONTAL_CODES = {"272479007", "399348003", "399033003", "R-40888", "R-10206", "R-10214"}  # PA, AP, frontal (CID 4010)
 # Defined terms of Modality, ViewPosition and BodyPartExamined (PS3.3 C.7.3.1.1.1, C.8.1.1; PS3.16 Annex L).
-CODES = {
-    "CR", "DX", "CT", "MR", "US", "MG", "XA", "RF", "NM", "PT", "OT", "IO", "PX", "SC", "ES", "XC", "LL", "RL", "LLD",
-    "RLD", "LLO", "RLO", "LATERAL", "ABDOMEN", "PELVIS", "SKULL", "HEAD", "NECK", "SPINE", "CSPINE", "TSPINE",
+CODES = NOT_FRONTAL | {
+    "CR", "DX", "CT", "MR", "US", "MG", "XA", "RF", "NM", "PT", "OT", "IO", "PX", "SC", "ES", "XC",
+    "ABDOMEN", "PELVIS", "SKULL", "HEAD", "NECK", "SPINE", "CSPINE", "TSPINE",
     "LSPINE", "BREAST", "SHOULDER", "CLAVICLE", "ARM", "HUMERUS", "ELBOW", "FOREARM", "WRIST", "HAND", "HIP", "LEG",
     "FEMUR", "KNEE", "ANKLE", "FOOT", "RIB", "STERNUM", "EXTREMITY",
 }  # fmt: skip
 TAGS = [
-    "Modality", "ViewPosition", "BodyPartExamined", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel",
-    "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PlanarConfiguration",
-    "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction",
-    "VOILUTSequence", "PixelData",
+    "SOPClassUID", "Modality", "PresentationIntentType", "ViewPosition", "ViewCodeSequence", "PatientOrientation",
+    "BodyPartExamined", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation",
+    "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PlanarConfiguration", "PixelPaddingValue",
+    "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "WindowCenter", "WindowWidth",
+    "VOILUTFunction", "VOILUTSequence", "PresentationLUTSequence", "PresentationLUTShape", "PixelData",
 ]  # fmt: skip
 NATIVE = {uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian}
-COMPRESSED = {
-    uid.RLELossless, uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1,
-    uid.JPEGLSLossless, uid.JPEGLSNearLossless, uid.JPEG2000Lossless, uid.JPEG2000,
+JPEG = {uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1}
+COMPRESSED = JPEG | {
+    uid.RLELossless, uid.JPEGLSLossless, uid.JPEGLSNearLossless, uid.JPEG2000Lossless, uid.JPEG2000,
 }  # fmt: skip
+FOR_PROCESSING = {uid.DigitalXRayImageStorageForProcessing, uid.DigitalMammographyXRayImageStorageForProcessing}
+COLOURS = {"RGB", "YBR_FULL", "YBR_FULL_422"}
 # The preamble holds zeros, or the start of a TIFF for those who read the file as one.
 TIFF = (b"II*\0", b"MM\0*")
 
-Values = npt.NDArray[np.float64]
-
 
 @dataclass(frozen=True)
-class Film:
-    """One radiograph: `pixels` (rows, columns) uint8, bright is dense; `photometric` is what the file said."""
+class Radiograph:
+    """One radiograph: `pixels` (H, W) uint8, bright is dense, upright; `photometric` is what the file says.
 
-    pixels: npt.NDArray[np.uint8]
+    `notes` say what was decided: "mirrored_back", "turned_upright", "contradictory_lut".
+    """
+
+    pixels: Gray
     photometric: str
+    notes: tuple[str, ...] = ()
 
 
-def read_film(data: bytes, *, modalities: Collection[str]) -> Film:
+def read_radiograph(data: bytes, *, rules: DicomRules) -> Radiograph:
     """Render a DICOM file.
 
-    Without VOI LUT and window, the darkest value in the picture becomes 0 and the brightest 255.
+    Without VOI LUT and window the darkest value becomes 0 and the brightest 255; padding counts as neither and is
+    black, and so do the 0.5 % of the pixels at either end where they take up most of the range.
 
     Args:
         data: the bytes of a file with the prefix DICM.
-        modalities: the modalities that are read.
+        rules: which modalities, views, body parts and preambles are read.
 
     Raises:
         ImageError: the file is damaged, no single-frame frontal chest radiograph, or cannot be decoded here.
     """
-    _require_harmless(data)
+    _require_harmless(data, rules)
     try:
-        film = dcmread(BytesIO(data), specific_tags=TAGS)
-        _require_radiograph(film, modalities)
-        _require_gray(film)
-        _require_pixels(film)
-        table, stored = _shades(film), _stored(film)
-        return Film(_rendered(film, table, stored), str(film.PhotometricInterpretation))
+        file = dcmread(BytesIO(data), specific_tags=TAGS)
+        _require_radiograph(file, rules)
+        _require_layout(file)
+        _require_pixels(file)
+        decoded = _decoded(file)
+        pixels, notes = (_gray(decoded), ()) if file.SamplesPerPixel == 3 else render(file, decoded)
+        pixels, turned = _upright(pixels, file)
+        return Radiograph(pixels, str(file.PhotometricInterpretation), (*notes, *turned))
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # pydicom raises many kinds, and quotes the file in them
         raise ImageError("damaged_dicom", f"its DICOM tags or pixels are damaged ({type(error).__name__})") from None
 
 
-def _require_harmless(data: bytes) -> None:
+def _require_harmless(data: bytes, rules: DicomRules) -> None:
     """Refuse by preamble and file meta information, before the rest is parsed or inflated."""
-    if data[:PREAMBLE].strip(b"\0") and not data.startswith(TIFF):
-        raise ImageError("bad_preamble", "its first 128 bytes are neither zeros nor TIFF; they may hide a program")
+    if not rules.any_preamble and data[:PREAMBLE].strip(b"\0") and not data.startswith(TIFF):
+        raise ImageError(
+            "bad_preamble",
+            "its first 128 bytes are neither zeros nor TIFF and may hide a program; any_preamble=true reads it",
+        )
     try:
         after = BytesIO(data[PREAMBLE + len(MAGIC) : PREAMBLE + 2**16])
         meta = read_dataset(after, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
@@ -105,21 +124,40 @@ def _require_harmless(data: bytes) -> None:
     if syntax not in NATIVE | COMPRESSED:
         raise ImageError(
             "unsupported_syntax",
-            f"transfer syntax {_clean(syntax)} is not read; convert it to Explicit VR Little Endian",
+            f"transfer syntax {clean(syntax)} is not read; convert it to Explicit VR Little Endian",
         )
 
 
-def _require_radiograph(film: Dataset, modalities: Collection[str]) -> None:
-    modality, view = _word(film, "Modality"), _word(film, "ViewPosition")
-    part = _word(film, "BodyPartExamined")
-    if modality not in modalities:
-        raise ImageError("wrong_modality", f"Modality {_told(modality)}; {', '.join(modalities)} are read")
-    if int(film.get("NumberOfFrames") or 1) != 1:
-        raise ImageError("multi_frame", f"holds {int(film.NumberOfFrames)} frames")
-    if view not in FRONTAL:
-        raise ImageError("wrong_view", f"ViewPosition {_told(view)}; the model knows frontal films, AP and PA")
-    if not CHEST.search(part):
+def _require_radiograph(file: Dataset, rules: DicomRules) -> None:
+    """Refuse what is no upright frontal chest film for presentation, as far as its tags say."""
+    modality, view, part = (word(file, tag) for tag in ("Modality", "ViewPosition", "BodyPartExamined"))
+    if modality not in rules.modalities:
+        raise ImageError("wrong_modality", f"Modality {_told(modality)}; {', '.join(rules.modalities)} are read")
+    if file.get("SOPClassUID") in FOR_PROCESSING or word(file, "PresentationIntentType") == "FOR PROCESSING":
+        raise ImageError("for_processing", "holds raw values FOR PROCESSING; export the film FOR PRESENTATION")
+    if int(file.get("NumberOfFrames") or 1) != 1:
+        raise ImageError("multi_frame", f"holds {int(file.NumberOfFrames)} frames")
+    words = set(re.split(r"[ ./_-]+", view)) if view else set()
+    if words and (words & NOT_FRONTAL - set(rules.views) or not words & set(rules.views)):
+        raise ImageError("wrong_view", f"ViewPosition {_told(view)}; frontal films are read: {', '.join(rules.views)}")
+    for item in file.get("ViewCodeSequence") or []:
+        code = word(item, "CodeValue")
+        if code in _view_codes() - FRONTAL_CODES:
+            raise ImageError("wrong_view", f"ViewCodeSequence {code}; the model knows frontal films, AP and PA")
+    if any(direction[:1] in {"A", "P"} for direction in _orientation(file)):
+        raise ImageError("wrong_view", "PatientOrientation is that of a lateral film; the model knows frontal ones")
+    if part and not any(each in part for each in rules.body_parts):
         raise ImageError("wrong_body_part", f"BodyPartExamined {_told(part)}; the model knows the chest")
+
+
+def _view_codes() -> set[str]:
+    """List the codes of SNOMED that name a view (PS3.16 CID 4010), old and new."""
+    from pydicom.sr._cid_dict import cid_concepts
+    from pydicom.sr._concepts_dict import concepts
+    from pydicom.sr._snomed_dict import mapping
+
+    new = {code for name in cid_concepts[4010]["SCT"] for code in concepts["SCT"][name]}
+    return new | {old for old in (mapping["SCT"].get(code) for code in new) if old}
 
 
 def _told(word: str) -> str:
@@ -127,22 +165,31 @@ def _told(word: str) -> str:
     return word if word in CODES else "is none of the usual codes" if word else "is missing"
 
 
-def _require_gray(film: Dataset) -> None:
-    photometric = _word(film, "PhotometricInterpretation")
-    if photometric not in {"MONOCHROME1", "MONOCHROME2"} or film.SamplesPerPixel != 1:
+def _require_layout(file: Dataset) -> None:
+    photometric, samples = word(file, "PhotometricInterpretation"), file.SamplesPerPixel
+    if photometric not in {1: {"MONOCHROME1", "MONOCHROME2"}, 3: COLOURS}.get(samples, set()):
         raise ImageError("unsupported_mode", f"{photometric or 'unknown colours'}; MONOCHROME1 and 2 are read")
-    bits = (film.BitsAllocated, film.BitsStored, film.HighBit)
-    if bits[0] not in {8, 16} or not 1 <= bits[1] <= bits[0] or bits[2] != bits[1] - 1:
+    bits = (file.BitsAllocated, file.BitsStored, file.HighBit)
+    if (
+        bits[0] not in {8, 16}
+        or not 1 <= bits[1] <= bits[0]
+        or bits[2] != bits[1] - 1
+        or (samples == 3 and bits[1] != 8)
+    ):
         raise ImageError("unsupported_mode", f"bits allocated, stored, high: {bits}; 8 or 16, up to that, one less")
 
 
-def _require_pixels(film: Dataset) -> None:
-    if "PixelData" not in film:
+def _require_pixels(file: Dataset) -> None:
+    if "PixelData" not in file:
         raise ImageError("bad_pixel_data", "holds no pixels")
-    width, height = int(film.Columns), int(film.Rows)
+    width, height = int(file.Columns), int(file.Rows)
     require_sane_sides(width, height)
-    syntax = film.file_meta.TransferSyntaxUID
-    expected, found = width * height * film.BitsAllocated // 8, len(film.PixelData)
+    syntax = file.file_meta.TransferSyntaxUID
+    if syntax in JPEG:
+        _require_jpeg(file, syntax)
+    halved = word(file, "PhotometricInterpretation") == "YBR_FULL_422"
+    samples = 2 if halved else file.SamplesPerPixel
+    expected, found = width * height * samples * file.BitsAllocated // 8, len(file.PixelData)
     if syntax in NATIVE and found != expected + expected % 2:  # values are padded to even lengths
         raise ImageError("bad_pixel_data", f"{height} rows of {width} pixels take {expected} bytes, found {found}")
     if _plugin(syntax) not in {"", *get_decoder(syntax).available_plugins}:
@@ -152,6 +199,30 @@ def _require_pixels(film: Dataset) -> None:
         )
 
 
+def _require_jpeg(file: Dataset, syntax: uid.UID) -> None:
+    """Compare the header of the JPEG inside with the tags, and look for damage."""
+    frame = get_frame(file.PixelData, 0, number_of_frames=1)
+    header = jpeg_frame(frame)
+    if header.components != file.SamplesPerPixel:
+        raise ImageError(
+            "unsupported_mode",
+            f"its JPEG has {header.components} components, SamplesPerPixel says {file.SamplesPerPixel}",
+        )
+    if (header.width, header.height) != (file.Columns, file.Rows):
+        raise ImageError(
+            "bad_pixel_data",
+            f"its JPEG has {header.width} x {header.height} pixels, the tags say {file.Columns} x {file.Rows}",
+        )
+    if syntax == uid.JPEGExtended12Bit and header.bits > 8:
+        raise ImageError(
+            "missing_decoder",
+            f"{header.bits} bits of transfer syntax {syntax} (JPEG Extended); the decoder reads 8 of this syntax; "
+            "convert the file to Explicit VR Little Endian, for example with dcmdjpeg of dcmtk",
+        )
+    if header.bits == 8 and syntax in {uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit}:
+        require_whole_jpeg(frame)
+
+
 def _plugin(syntax: str) -> str:
     """Name what decodes a syntax: one program for each, so that no machine gives other pixels; none if it is native."""
     if syntax in NATIVE:
@@ -159,68 +230,41 @@ def _plugin(syntax: str) -> str:
     return "pydicom" if syntax == uid.RLELossless else "gdcm"
 
 
-def _shades(film: Dataset) -> Values:
-    """Map every value that could be stored, in order, by modality LUT or rescale slope and intercept."""
-    low = -(2 ** (film.BitsStored - 1)) if film.PixelRepresentation else 0
-    shades = apply_modality_lut(np.arange(low, low + 2**film.BitsStored), film)
-    if not np.isfinite(shades).all():
-        raise ImageError("damaged_dicom", "rescale slope or intercept is no finite number")
-    return np.asarray(shades, np.float64)
+def _decoded(file: Dataset) -> npt.NDArray[Any]:
+    """Decode the pixels, (H, W) or (H, W, 3) RGB."""
+    values = pixel_array(file, decoding_plugin=_plugin(file.file_meta.TransferSyntaxUID))
+    if values.shape[:2] != (file.Rows, file.Columns):
+        raise ImageError("bad_pixel_data", f"decoded to {values.shape}, the header says {file.Rows} x {file.Columns}")
+    return values
 
 
-def _stored(film: Dataset) -> npt.NDArray[np.int64]:
-    """Decode the pixels: for each its place in `_shades`; bits beyond those stored (old overlays) are dropped."""
-    values = pixel_array(film, decoding_plugin=_plugin(film.file_meta.TransferSyntaxUID))
-    if values.shape != (film.Rows, film.Columns):
-        raise ImageError("bad_pixel_data", f"decoded to {values.shape}, the header says {film.Rows} x {film.Columns}")
-    places = values.astype(np.int64) & (2**film.BitsStored - 1)
-    return np.asarray(places ^ (2 ** (film.BitsStored - 1)) if film.PixelRepresentation else places)
+def _gray(colours: Gray) -> Gray:
+    """Take a colour picture whose channels are equal, as with PNG and JPEG."""
+    if float(np.ptp(colours[::4, ::4].astype(np.int16), axis=2).mean()) > MAX_COLOUR:
+        raise ImageError("not_xray_like", "is a colour picture; an X-ray has equal channels")
+    return np.asarray(Image.fromarray(np.ascontiguousarray(colours)).convert("L"))
 
 
-def _rendered(film: Dataset, shades: Values, stored: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-    if film.get("VOILUTSequence"):
-        curve = apply_voi(np.rint(shades).astype(np.int64), film).astype(np.float64)
-        light = _stretched(curve, curve)
-    elif film.get("WindowCenter") not in (None, "") and film.get("WindowWidth") not in (None, ""):
-        centre, width = (float(np.ravel(film[tag].value)[0]) for tag in ("WindowCenter", "WindowWidth"))
-        light = windowed(shades, centre, width, function=_word(film, "VOILUTFunction") or "LINEAR")
-    else:
-        light = _stretched(shades, shades[stored])
-    if film.PhotometricInterpretation == "MONOCHROME1":
-        light = 1 - light
-    return np.rint(255 * light).astype(np.uint8)[stored]
+def _orientation(file: Dataset) -> list[str]:
+    """Read the directions of rows and columns, such as L and F; empty where they are not given."""
+    found = [clean(each).upper() for each in np.ravel(file.get("PatientOrientation") or [])]
+    return found if len(found) == 2 and all(found) else []
 
 
-def windowed(values: Values, centre: float, width: float, *, function: str) -> Values:
-    """Map values to 0 (black) .. 1 (white) by a window, PS3.3 C.11.2.1.2 and C.11.2.1.3.
-
-    Raises:
-        ImageError: the window or its function is not one of the standard's.
-    """
-    least = 1.0 if function == "LINEAR" else np.nextafter(0, 1)
-    if not (np.isfinite(centre) and np.isfinite(width) and width >= least):
-        raise ImageError("bad_window", f"window centre {centre:g}, width {width:g}, function {function}")
-    if function == "SIGMOID":
-        return np.asarray(1 / (1 + np.exp(np.clip(-4 * (values - centre) / width, -700, 700))))
-    if function == "LINEAR_EXACT":
-        return np.clip((values - centre) / width + 0.5, 0, 1)
-    if function == "LINEAR":
-        if width == 1:
-            return np.asarray(values > centre - 0.5, np.float64)
-        return np.clip((values - (centre - 0.5)) / (width - 1) + 0.5, 0, 1)
-    raise ImageError("bad_window", f"window function {_clean(function)}; LINEAR, LINEAR_EXACT and SIGMOID are known")
-
-
-def _stretched(values: Values, present: Values) -> Values:
-    low, high = float(present.min()), float(present.max())
-    return np.clip((values - low) / (high - low), 0, 1) if high > low else np.zeros_like(values)
-
-
-def _word(film: Dataset, tag: str) -> str:
-    value: Any = film.get(tag)
-    return _clean("" if value is None else value).upper()
-
-
-def _clean(text: object) -> str:
-    """Keep what a code of the standard may hold, and no more: whatever else stands there is not repeated."""
-    return re.sub(r"[^\w ./-]", "", str(text), flags=re.ASCII).strip()[:64]
+def _upright(pixels: Gray, file: Dataset) -> tuple[Gray, tuple[str, ...]]:
+    """Turn a film so that rows run to the patient's left and columns to the feet (PS3.3 C.7.6.1.1.1)."""
+    directions = _orientation(file)
+    if not directions:
+        return pixels, ()
+    across, down = directions[0][0], directions[1][0]
+    notes: list[str] = []
+    if across in "HF" and down in "LR":
+        pixels, across, down = pixels.T, down, across
+        notes.append("turned_upright")
+    if down == "H":
+        pixels = pixels[::-1]
+        notes = ["turned_upright"]
+    if across == "R":
+        pixels = pixels[:, ::-1]
+        notes.append("mirrored_back")
+    return np.ascontiguousarray(pixels), tuple(notes)

@@ -1,11 +1,32 @@
 """Define the limits of image files, whatever their format, and the error that refuses a file."""
 
+from dataclasses import dataclass
+
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 40_000_000
 MIN_SIDE = 32  # pixels
 MAX_ASPECT = 4.0
-MODALITIES = ("CR", "DX")  # of DICOM, for training; `xray predict` has a key
+MAX_COLOUR = 8.0  # mean distance between the channels, in gray levels; JPEG noise stays below 2
+OUTLIERS = 0.5  # per cent of the pixels at either end of their range ...
+FAR = 4.0  # ... that are left out of it where it is so many times that of the others
 PREAMBLE, MAGIC = 128, b"DICM"  # the bytes before DICOM's prefix, and that (PS3.10, 7.1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DicomRules:
+    """Which DICOM files are read.
+
+    Args:
+        modalities: of the tag Modality.
+        views: words of ViewPosition; a file without that tag is read.
+        body_parts: words that BodyPartExamined may contain; a file without that tag is read.
+        any_preamble: read files whose first 128 bytes are neither zeros nor the start of a TIFF.
+    """
+
+    modalities: tuple[str, ...] = ("CR", "DX")
+    views: tuple[str, ...] = ("AP", "PA")
+    body_parts: tuple[str, ...] = ("CHEST", "THORAX", "TORAX", "LUNG")
+    any_preamble: bool = False
 
 
 class ImageError(ValueError):

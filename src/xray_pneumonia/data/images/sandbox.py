@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ import numpy as np
 
 from xray_pneumonia.data.files import InputFile
 from xray_pneumonia.data.images import decode
-from xray_pneumonia.data.images.limits import ImageError
+from xray_pneumonia.data.images.limits import DicomRules, ImageError
 from xray_pneumonia.types import Count, Gray, Positive
 
 AHEAD = 256  # files that may be decoded before the first of them is taken
@@ -52,7 +52,7 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """The result of one file: `pixels` (size, size), or an error `code` and its meaning."""
+    """The result of one file: `pixels` (size, size) and notes on their decoding, or an error `code` and its meaning."""
 
     file: InputFile
     sha256: str = ""
@@ -62,6 +62,7 @@ class Attempt:
     code: str = ""
     message: str = ""
     pixels: Gray | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -82,12 +83,12 @@ class Decoders:
     Args:
         count: of the processes.
         size: height and width of the decoded images, in pixels.
-        modalities: those of DICOM that are read.
+        rules: which DICOM files are read.
         limits: for each file.
     """
 
-    def __init__(self, *, count: int, size: int, modalities: Collection[str], limits: Limits) -> None:
-        self._settings = (size, tuple(modalities), limits.memory_mb)
+    def __init__(self, *, count: int, size: int, rules: DicomRules, limits: Limits) -> None:
+        self._settings = (size, rules, limits.memory_mb)
         self._size, self._limits = size, limits
         self._files: dict[int, InputFile] = {}  # by their position, until they are yielded
         self._stop, self._thread = Event(), ThreadPoolExecutor(1, thread_name_prefix="decoding")
@@ -210,15 +211,16 @@ def _parsed(answer: bytes, file: InputFile, size: int) -> Attempt:
         texts = {name: str(values[name]) for name in ("sha256", "mode", "code", "message")}
         width, height = int(values["width"]), int(values["height"])
         pixels = np.frombuffer(rest, np.uint8).reshape(size, size) if rest else None
+        notes = tuple(str(note) for note in values["notes"])
         sane = SHA256.fullmatch(texts["sha256"]) and (pixels is None) == bool(texts["code"])
     except (ValueError, KeyError, TypeError):
         sane = None
     if not sane:
         return Attempt(file=file, code="decoder_died", message="made its decoder give an answer that none gives")
-    return Attempt(file=file, pixels=pixels, width=width, height=height, **texts)
+    return Attempt(file=file, pixels=pixels, width=width, height=height, notes=notes, **texts)
 
 
-def serve(pipe: Connection, size: int, modalities: tuple[str, ...], memory_mb: int) -> None:
+def serve(pipe: Connection, size: int, rules: DicomRules, memory_mb: int) -> None:
     """Run as a child process: decode files until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     sys.dont_write_bytecode = True
@@ -226,7 +228,7 @@ def serve(pipe: Connection, size: int, modalities: tuple[str, ...], memory_mb: i
     with suppress(EOFError, OSError):
         pipe.send_bytes(b"ready")
         while True:
-            pipe.send_bytes(decode_file(pipe.recv_bytes(), size, modalities))
+            pipe.send_bytes(decode_file(pipe.recv_bytes(), size, rules))
 
 
 def _confine(memory_mb: int) -> None:
@@ -242,16 +244,16 @@ def _confine(memory_mb: int) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # C libraries write what they think of a file
 
 
-def decode_file(path: bytes, size: int, modalities: tuple[str, ...]) -> bytes:
+def decode_file(path: bytes, size: int, rules: DicomRules) -> bytes:
     """Decode one file; the answer is JSON, a line feed, and the pixels if there are any."""
     facts: dict[str, Any] = {}
     pixels = b""
     try:
         data = decode.read_bytes(os.fsdecode(path))
         facts["sha256"] = decode.sha256(data)
-        decoded = decode.decode(data, size, modalities=modalities)
+        decoded = decode.decode(data, size, rules=rules)
         pixels = decoded.pixels.tobytes()
-        facts |= {"width": decoded.width, "height": decoded.height, "mode": decoded.mode}
+        facts |= {"width": decoded.width, "height": decoded.height, "mode": decoded.mode, "notes": decoded.notes}
     except ImageError as error:
         facts |= {"code": error.code, "message": str(error)}
     except MemoryError:
@@ -261,5 +263,5 @@ def decode_file(path: bytes, size: int, modalities: tuple[str, ...]) -> bytes:
 
 def written(facts: dict[str, Any], pixels: bytes) -> bytes:
     """Write an answer as bytes."""
-    known = {"sha256": "", "width": 0, "height": 0, "mode": "", "code": "", "message": ""}
+    known = {"sha256": "", "width": 0, "height": 0, "mode": "", "code": "", "message": "", "notes": ()}
     return json.dumps(known | facts).encode() + b"\n" + pixels
