@@ -62,7 +62,7 @@ def anchor(cfg: DictConfig) -> None:
 
 
 def _absolute(place: object) -> object:
-    named = isinstance(place, str | int) and not isinstance(place, bool)
+    named = isinstance(place, str | int) and not isinstance(place, bool) and place != ""
     return str(Path(str(place)).expanduser().resolve()) if named else place
 
 

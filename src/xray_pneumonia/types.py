@@ -1,10 +1,11 @@
 """Define the shared types: arrays, class names, and numbers with a range, which `config.check` enforces."""
 
+import os
 from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
-from annotated_types import Ge, Gt, Interval, Le
+from annotated_types import Ge, Gt, Interval, Le, MinLen
 
 CLASSES = ("NORMAL", "PNEUMONIA")  # the position is the label
 
@@ -19,7 +20,10 @@ BelowOne = Annotated[float, Interval(ge=0, lt=1)]
 Degrees = Annotated[float, Interval(ge=0, le=180)]
 Count = Annotated[int, Ge(1)]
 Whole = Annotated[int, Ge(0)]
-Workers = Annotated[int, Interval(ge=0, le=256)]  # processes; more than a machine has only wait
+PROCESSORS = os.cpu_count() or 1
+Workers = Annotated[int, Interval(ge=0, le=max(32, 4 * PROCESSORS))]  # processes; more than a machine has only wait
+Processes = Annotated[int, Interval(ge=1, le=max(32, 4 * PROCESSORS))]
+Text = Annotated[str, MinLen(1)]  # a name, path or address
 Seed = Annotated[int, Interval(ge=0, lt=2**32)]
 Side = Annotated[int, Interval(ge=16, le=2048)]
 Stages = Annotated[int, Interval(ge=1, le=12)]  # each halves the side; the largest has one pixel left

@@ -16,7 +16,7 @@ from xray_pneumonia.data.loaders import Batches, BatchLoader, EpochSampler
 from xray_pneumonia.data.records import sample_by_patient, scan
 from xray_pneumonia.data.shifts import Shift, hold_out
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.types import CLASSES, Count, Gray, OpenFraction, Seed, Side, Stage, Whole, Workers
+from xray_pneumonia.types import CLASSES, Count, Gray, OpenFraction, Seed, Side, Stage, Text, Whole, Workers
 
 MIN_VAL_IMAGES = 100  # fewer cannot choose anything: 15 of 16 right is anywhere from 70 % to 100 %
 
@@ -59,7 +59,7 @@ class XRayDataModule:
         self,
         augmentation: Augmentation,
         *,
-        root: str,
+        root: Text,
         synthetic_patients: Count | None,
         image_size: Side,
         progressive: list[Side] | None,
@@ -74,13 +74,15 @@ class XRayDataModule:
         drop_test_patients: bool,
         num_workers: Workers,
         resident: Literal["auto", "never", "always"],
-        cache_dir: str,
+        cache_dir: Text,
         seed: Seed,
     ) -> None:
         if folds is not None and not (folds >= 2 and fold < folds):
             raise InputError(
                 f"data.folds={folds} data.fold={fold}: needs at least 2 folds and a fold from 0 to folds-1"
             )
+        if folds is None and fold:
+            raise InputError(f"data.fold={fold}: means nothing without data.folds; say how many folds there are")
         if progressive is not None and progressive != sorted({*progressive, image_size}):
             raise InputError(
                 f"data.progressive={progressive}: needs growing sides, the last of them data.image_size={image_size}"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 JUNK = {"Thumbs.db", "desktop.ini", "__MACOSX"}
 LINK_TO_FOLDER = ("link_to_folder", "is a link to a folder; links are not followed")
+UNREADABLE_FOLDER = ("unreadable", "is a folder that cannot be read")
 MISSING = "missing"  # the stamp of a file that does not exist
 SHOWN = 10  # names in a message
 UNPRINTABLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # Unicode categories
@@ -64,7 +65,7 @@ def _described(path: Path, root: Path, *, within: str) -> InputFile:
     except OSError as error:
         return refused("unreadable", f"cannot be opened: {error.strerror}")
     if stat.S_ISDIR(facts.st_mode):
-        return refused(*LINK_TO_FOLDER)
+        return refused(*(LINK_TO_FOLDER if path.is_symlink() else UNREADABLE_FOLDER))
     if not stat.S_ISREG(facts.st_mode):
         return refused("not_a_file", "is a pipe, socket or device, not a regular file")
     return InputFile(str(path), name, _stamp(facts))
@@ -86,13 +87,26 @@ def _stamp(facts: os.stat_result) -> str:
 def walk(folder: Path) -> Iterator[str]:
     """Yield the paths of files at any depth, but hidden files and those that operating systems leave behind.
 
-    A link to a folder is yielded like a file, for whoever opens it to refuse: what lies behind it is not read.
+    A link to a folder is yielded like a file, and so is a folder that cannot be read, for whoever opens it to refuse.
+
+    Raises:
+        OSError: the folder itself cannot be read.
     """
+    os.scandir(folder).close()
     for here, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not is_hidden(name))
-        linked = [name for name in folders if os.path.islink(os.path.join(here, name))]
-        for name in sorted([*(name for name in files if not is_hidden(name)), *linked]):
+        refused = [name for name in folders if not _may_enter(os.path.join(here, name))]
+        for name in sorted([*(name for name in files if not is_hidden(name)), *refused]):
             yield os.path.join(here, name)
+
+
+def _may_enter(folder: str) -> bool:
+    """Tell whether `os.walk` will list a folder, which it leaves out without a word otherwise."""
+    try:
+        os.scandir(folder).close()
+    except OSError:
+        return False
+    return not os.path.islink(folder)
 
 
 def is_hidden(name: str) -> bool:

@@ -1,20 +1,27 @@
 """Scan a folder or a CSV into the table of records: one row for each image file."""
 
+import codecs
 import hashlib
+import logging
 import os
 import re
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 
 from xray_pneumonia.data.files import is_hidden, printable, stamp_of, walk
-from xray_pneumonia.errors import InputError
+from xray_pneumonia.errors import InputError, nearest
 from xray_pneumonia.types import CLASSES
 
 SPLITS = ("train", "val", "test")
 LAYOUT = f"{'|'.join(SPLITS)}/{'|'.join(CLASSES)}"
 CSV_COLUMNS = ("path", "label", "patient", "split")
+NO_PATIENT = {"", "nan", "none", "null", "na", "n/a"}
+NUMBER = re.compile(r"0*(\d+)(?:\.0*)?")
+SHOWN = 5  # pairs of patients that look alike
+log = logging.getLogger(__name__)
 PATIENT = re.compile(r"^(person\d+)_(bacteria|virus)_|^((?:NORMAL2-)?IM-\d+)-")
 
 
@@ -127,40 +134,85 @@ def _class_rows(root: Path, folder: Path, *, split: str, name: str, cure: str) -
             f"found {', '.join(map(repr, found)) or 'none'}; {cure}"
         )
     for label, class_name in enumerate(CLASSES):
-        for path in walk(folder / class_name):
-            yield _row(root, Path(path), label=label, split=split)
+        for path in _files(folder / class_name):
+            yield _row(root, path, label=label, split=split)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """List the files of a class, all of them or none.
+
+    Raises:
+        InputError: some of them lie in a folder that cannot be read.
+    """
+    try:
+        for path in map(Path, walk(folder)):
+            if path.is_dir() and not path.is_symlink():
+                raise PermissionError(0, "no permission, or too long a path", str(path))
+            yield path
+    except OSError as error:
+        raise InputError(
+            f"{error.filename}: is a folder that cannot be read ({error.strerror}); its images would be "
+            "left out; give yourself the right to read it, or move it out of the data"
+        ) from error
 
 
 def _csv_rows(csv: Path) -> Iterator[dict[str, object]]:
-    labels = {"0": 0, "1": 1, **{name: label for label, name in enumerate(CLASSES)}}
-    seen: dict[object, int] = {}
-    for line, row in enumerate(_csv_table(csv).to_dict("records"), start=2):
-        label = labels.get(row["label"])
-        if label is None or row["split"] not in SPLITS or not row["patient"]:
+    labels = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, **{name.casefold(): label for label, name in enumerate(CLASSES)}}
+    seen: dict[object, tuple[int, dict[str, object]]] = {}
+    for line, cells in enumerate(_csv_table(csv).to_dict("records"), start=2):
+        row = {name: unicodedata.normalize("NFC", str(cells[name])).strip() for name in CSV_COLUMNS[1:]}
+        row |= {"path": cells["path"]}
+        label, split = labels.get(row["label"].casefold()), row["split"].casefold()
+        if label is None or split not in SPLITS or row["patient"].casefold() in NO_PATIENT:
+            wrong = row["label"].upper() if label is None else split
+            near = nearest(wrong, CLASSES if label is None else SPLITS)
             raise InputError(
                 f"{csv}, line {line}: label={row['label']!r} split={row['split']!r} patient={row['patient']!r}; "
-                f"label is 0, 1, {' or '.join(CLASSES)}, split one of {', '.join(SPLITS)}, patient not empty"
+                f"label is 0, 1, {' or '.join(CLASSES)}, split one of {', '.join(SPLITS)}, patient not empty{near}"
             )
         if not row["path"].strip() or "\0" in row["path"]:
             raise InputError(f"{csv}, line {line}: path={row['path']!r} names no file")
-        found = _row(csv.parent, csv.parent / row["path"], label=label, split=row["split"])
+        if "\\" in row["path"] and not (csv.parent / row["path"]).exists():
+            raise InputError(f"{csv}, line {line}: path={row['path']!r} has a backslash; write / between folders")
+        found = _row(csv.parent, csv.parent / row["path"], label=label, split=split)
         if not found["path"] and str(found["id"]).startswith(".."):
             raise InputError(
                 f"{csv}, line {line}: path={row['path']!r} lies outside the folder of the CSV, and nothing outside of "
                 "it is read; put the CSV into a folder that holds all its files"
             )
-        first = seen.setdefault(found["id"], line)
-        if first != line:
+        found |= {"patient": row["patient"]}
+        first, before = seen.setdefault(found["id"], (line, found))
+        if first == line:
+            yield found
+        elif before == found:
+            log.warning("%s: names %r twice, in the equal lines %d and %d; one counts", csv, found["id"], first, line)
+        else:
             raise InputError(f"{csv}: names {found['id']!r} twice, in the lines {first} and {line}; remove one")
-        yield found | {"patient": row["patient"]}
+    _warn_of_look_alikes({str(row["patient"]) for _, row in seen.values()}, csv)
+
+
+def _warn_of_look_alikes(patients: set[str], csv: Path) -> None:
+    """Name patients that only case, leading zeros or a decimal point tell apart: they may be one, on two sides."""
+    alike: dict[str, list[str]] = {}
+    for patient in sorted(patients):
+        number = NUMBER.fullmatch(patient)
+        alike.setdefault(number.group(1) if number else patient.casefold(), []).append(patient)
+    if pairs := [names for names in alike.values() if len(names) > 1]:
+        shown = "; ".join(" and ".join(map(repr, names)) for names in pairs[:SHOWN])
+        log.warning("%s: %d patients have several names, or several patients look alike: %s", csv, len(pairs), shown)
 
 
 def _csv_table(csv: Path) -> pd.DataFrame:
     """Read a table whose columns are separated by what its header has most of, their names in any case."""
+    with csv.open("rb") as raw:
+        if raw.read(2) in {codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE}:
+            raise InputError(f"data.root={csv}: is written in UTF-16; save it as UTF-8")
     try:
-        with csv.open(encoding="utf-8") as file:
+        with csv.open(encoding="utf-8-sig") as file:
             separator = max(",;\t", key=file.readline().count)
-        table = pd.read_csv(csv, sep=separator, dtype=str, keep_default_na=False, compression=None)
+        table = pd.read_csv(
+            csv, sep=separator, dtype=str, keep_default_na=False, compression=None, encoding="utf-8-sig"
+        )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise InputError(
             f"data.root={csv}: is neither a folder of images nor a CSV table in UTF-8 ({error}); unpack an archive and "

@@ -24,7 +24,7 @@ from xray_pneumonia.evaluation import gradcam
 from xray_pneumonia.evaluation.input_gate import quality_flags
 from xray_pneumonia.inference.loading import EngineName
 from xray_pneumonia.inference.model import TrainedModel
-from xray_pneumonia.types import Count, Gray, Whole
+from xray_pneumonia.types import Count, Gray, Processes, Text, Whole
 from xray_pneumonia.workflows.contact_sheet import Summary, print_summary, summarise, write_sheet
 from xray_pneumonia.workflows.find_model import find_and_load
 from xray_pneumonia.workflows.prediction_files import TABLE, PredictionFiles, Row, make_row
@@ -40,10 +40,10 @@ log = logging.getLogger(__name__)
 class PredictConfig:
     """The top-level keys of predict.yaml."""
 
-    home: str
-    model: str
-    input: str
-    output: str
+    home: Text
+    model: Text
+    input: Text
+    output: Text
     engine: EngineName
     explain: bool
     modalities: list[str]
@@ -51,7 +51,7 @@ class PredictConfig:
     body_parts: list[str]
     any_preamble: bool
     batch_size: Count
-    workers: Count | None
+    workers: Processes | None
     sheet_images: Whole
     limits: Node
     tracking: Node

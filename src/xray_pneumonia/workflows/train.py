@@ -11,7 +11,7 @@ from xray_pneumonia.config import Node, anchor, check
 from xray_pneumonia.evaluation.metrics import Monitor, monitor_mode
 from xray_pneumonia.sweeps.settings import take_sweep
 from xray_pneumonia.tracking.store import masked
-from xray_pneumonia.types import Seed
+from xray_pneumonia.types import Seed, Text
 
 if TYPE_CHECKING:
     from xray_pneumonia.training.trainer import TrainerSettings
@@ -24,7 +24,7 @@ OF_COMMAND = ("sweep", "workers", "resume")  # keys of the command, not of the t
 class TrainConfig:
     """The top-level keys of train.yaml."""
 
-    home: str
+    home: Text
     seed: Seed
     monitor: Monitor
     mode: Literal["max", "min"] | None

@@ -7,6 +7,7 @@ lock, below a temporary name, and renamed when complete. Folders of old caches m
 
 import hashlib
 import json
+import logging
 import mmap
 import os
 import shutil
@@ -30,6 +31,8 @@ from xray_pneumonia.data.images.limits import ImageError
 from xray_pneumonia.types import Gray
 
 FACTS = ("sha256", "width", "height", "mode", "dhash", "error", "detail")
+FILES, SUMS = ("images.npy", "facts.csv"), "sha256.json"
+log = logging.getLogger(__name__)
 AHEAD = 512  # images decoded before the first of them is written
 
 
@@ -52,13 +55,32 @@ def open_cache(records: pd.DataFrame, *, folder: str | Path, image_size: int) ->
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     home = Path(folder) / cache_key(records, image_size)
-    if not (home / "images.npy").exists():
+    if not _is_whole(home):
         with FileLock(f"{home}.lock"):
-            if not (home / "images.npy").exists():
+            if not _is_whole(home):
                 _build(records, home, image_size)
     facts = pd.read_csv(home / "facts.csv", dtype={"error": str, "detail": str}, keep_default_na=False)
     images = np.load(home / "images.npy", mmap_mode="r", allow_pickle=False)
     return ImageCache(pd.concat([records, facts], axis=1), images, home)
+
+
+def _is_whole(home: Path) -> bool:
+    """Compare a cache with the hashes that were written with it; says so where it was damaged since."""
+    if not home.exists():
+        return False
+    try:
+        sums = json.loads((home / SUMS).read_text(encoding="utf-8"))
+        whole = sums == {name: _sha256(home / name) for name in FILES}
+    except (OSError, ValueError):
+        whole = False
+    if not whole:
+        log.warning("the cache %s is damaged; its images are decoded again", home)
+    return whole
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def release_pages(images: Gray) -> None:
@@ -87,6 +109,8 @@ def _build(records: pd.DataFrame, home: Path, image_size: int) -> None:
         facts.append(fact)
     array.flush()
     pd.DataFrame(facts, columns=list(FACTS)).to_csv(draft / "facts.csv", index=False)
+    (draft / SUMS).write_text(json.dumps({name: _sha256(draft / name) for name in FILES}), encoding="utf-8")
+    shutil.rmtree(home, ignore_errors=True)  # damaged
     os.replace(draft, home)
 
 

@@ -156,7 +156,8 @@ def _view_codes() -> set[str]:
     from pydicom.sr._concepts_dict import concepts
     from pydicom.sr._snomed_dict import mapping
 
-    new = {code for name in cid_concepts[4010]["SCT"] for code in concepts["SCT"][name]}
+    views: Any = concepts["SCT"]
+    new = {code for name in cid_concepts[4010]["SCT"] for code in views[name]}
     return new | {old for old in (mapping["SCT"].get(code) for code in new) if old}
 
 

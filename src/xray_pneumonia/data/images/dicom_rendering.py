@@ -101,7 +101,7 @@ def _light(file: Dataset, shades: Values, present: Integers) -> Values:
     shown = ((light > 0) & (light < 1))[present].mean()
     if shown < LEAST_SHOWN:
         raise ImageError("bad_window", f"the {name} shows {shown:.0%} of the pixels between black and white")
-    return np.clip(light, 0, 1)
+    return np.asarray(np.clip(light, 0, 1), np.float64)
 
 
 def windowed(values: Values, centre: float, width: float, *, function: str) -> Values:
