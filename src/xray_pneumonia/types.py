@@ -21,8 +21,9 @@ Degrees = Annotated[float, Interval(ge=0, le=180)]
 Count = Annotated[int, Ge(1)]
 Whole = Annotated[int, Ge(0)]
 PROCESSORS = os.cpu_count() or 1
-Workers = Annotated[int, Interval(ge=0, le=max(32, 4 * PROCESSORS))]  # processes; more than a machine has only wait
-Processes = Annotated[int, Interval(ge=1, le=max(32, 4 * PROCESSORS))]
+MOST_PROCESSES = max(32, 4 * PROCESSORS)
+Workers = Annotated[int, Interval(ge=0, le=MOST_PROCESSES)]  # processes; more than a machine has only wait
+Processes = Annotated[int, Interval(ge=1, le=MOST_PROCESSES)]
 Text = Annotated[str, MinLen(1)]  # a name, path or address
 Seed = Annotated[int, Interval(ge=0, lt=2**32)]
 Side = Annotated[int, Interval(ge=16, le=2048)]

@@ -1,9 +1,15 @@
 """What is not reported counts as absent: ranks, folders, damaged files, contradicting keys (kind A)."""
 
+import csv
+import os
+import subprocess
+import sys
+
 import pytest
 from mlflow import MlflowClient
 
 SMALL = ["data=synthetic", "data.synthetic_patients=20", "data.image_size=32", "trainer=smoke", "evaluation=quick"]
+WITHOUT_ROOTS_RIGHTS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]
 
 
 @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"])
@@ -15,3 +21,82 @@ def test_a_rank_that_a_shell_left_over_changes_nothing(start, tmp_path, name):
     run_id = out.splitlines()[-1].split()[0].removeprefix("run_id=")
     metrics = MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db").get_run(run_id).data.metrics
     assert "val/auroc" in metrics
+
+
+@pytest.fixture
+def locked(tmp_path, xrays):
+    """A folder of images with one folder in it that may not be read."""
+    folder = tmp_path / "images"
+    (folder / "hidden_part").mkdir(parents=True)
+    for number, file in enumerate(sorted(xrays.rglob("*.jpeg"))[:4]):
+        (folder / ("hidden_part" if number % 2 else "") / file.name).write_bytes(file.read_bytes())
+    (folder / "hidden_part").chmod(0)
+    yield folder
+    (folder / "hidden_part").chmod(0o755)
+
+
+def without_rights(*arguments, cwd):
+    command = [*WITHOUT_ROOTS_RIGHTS, sys.executable] if os.geteuid() == 0 else [sys.executable]
+    return subprocess.run(
+        [*command, "-m", "xray_pneumonia.cli", *arguments], cwd=cwd, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_predict_reports_a_folder_that_it_may_not_read(locked, tmp_path):
+    done = without_rights("predict", f"input={locked}", "output=out", "workers=1", cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    rows = {row["path"]: row for row in csv.DictReader((tmp_path / "out" / "predictions.csv").open())}
+    assert len(rows) == 3
+    assert rows["hidden_part"]["error"] == "unreadable"
+
+
+def test_train_refuses_a_folder_that_it_may_not_read(xrays, tmp_path):
+    root = tmp_path / "xrays"
+    subprocess.run(["cp", "-r", xrays, root], check=True)
+    (root / "train" / "NORMAL").chmod(0)
+    done = without_rights("train", f"data.root={root}", "trainer=smoke", cwd=tmp_path)
+    (root / "train" / "NORMAL").chmod(0o755)
+    assert done.returncode == 2, done.stderr
+    assert "train/NORMAL" in done.stderr
+    assert "cannot be read" in done.stderr
+
+
+@pytest.mark.parametrize("monitor", ["val/loss", "val/log_loss", "val/brier"])
+def test_the_direction_follows_from_the_monitored_metric(xray, tiny, monitor):
+    outcome = xray("train", *tiny, f"monitor={monitor}", "mode=max")
+    assert outcome.code == 2
+    assert f"monitor={monitor}" in outcome.err
+    assert "min" in outcome.err
+
+
+def test_the_best_epoch_by_loss_is_the_one_with_the_least(xray, tiny, home):
+    outcome = xray("train", *tiny, "monitor=val/loss", "trainer.max_epochs=4", "optimizer.lr=0.05")
+    assert outcome.code == 0, outcome.err
+    assert " val/loss=" in outcome.out.splitlines()[-1]
+    client = MlflowClient(f"sqlite:///{home}/mlflow.db")
+    history = {entry.step: entry.value for entry in client.get_metric_history(outcome.run_id, "val/loss")}
+    best = client.get_run(outcome.run_id).data.metrics["best/epoch"]
+    assert history[best] == min(history.values())
+
+
+def test_folds_without_their_number_are_refused(xray, tiny):
+    outcome = xray("train", "-m", *tiny, "data.fold=0,1")
+    assert outcome.code == 2
+    assert "data.folds" in outcome.err
+
+
+@pytest.mark.parametrize("inner", ["images", "masks"])
+def test_a_class_folder_with_folders_of_images_and_masks_is_refused(xray, tiny, xrays, tmp_path, inner):
+    root = tmp_path / "xrays"
+    subprocess.run(["cp", "-r", xrays, root], check=True)
+    for label in ("NORMAL", "PNEUMONIA"):
+        folder = root / "train" / label
+        for name in ("images", "masks"):
+            (folder / name).mkdir()
+            for file in sorted(folder.glob("*.jpeg")):
+                (folder / name / file.name).write_bytes(file.read_bytes())
+        for file in folder.glob("*.jpeg"):
+            file.unlink()
+    outcome = xray("train", *tiny, f"data.root={root}")
+    assert outcome.code == 2
+    assert inner in outcome.err

@@ -148,6 +148,9 @@ class XRayDataModule:
             shifted, excluded = hold_out(self._split, pool, self.images[rows], groups[rows], seed=self._split_seed)
             roles.iloc[rows[shifted]], roles.iloc[rows[excluded]] = "shift", ""
             rows = rows[~shifted & ~excluded]
+        patients = len(np.unique(groups[rows]))
+        if self._folds and self._folds > patients:
+            raise InputError(f"data.folds={self._folds}: there are {patients} patients; ask for fewer folds")
         shares = [1 / self._folds] * self._folds if self._folds else [1 - self._val_fraction, self._val_fraction]
         part = splits.cut(groups[rows], self.records["subtype"].iloc[rows], shares, seed=self._split_seed)
         roles.iloc[rows] = np.where(part == (self._fold if self._folds else 1), "val", "train")

@@ -77,7 +77,7 @@ def read_plan(cfg: DictConfig, arguments: Sequence[str], *, choice: str) -> Plan
     _require_free(space, settings)
     kind = settings.sampler
     if kind == "auto":
-        kind = "grid" if space.finite and settings.n_trials is None and not settings.first else "tpe"
+        kind = "grid" if space.fits(settings.n_trials) and not settings.first else "tpe"
     first = [space.require(point, origin=f"sweep.first[{i}]") for i, point in enumerate(settings.first)]
     points = space.grid() if kind == "grid" else []
     objectives = settings.objectives or {cfg.monitor: monitor_mode(cfg.monitor, cfg.mode)}

@@ -1,6 +1,7 @@
 """Reads search spaces in Hydra's sweep syntax, from the command line and YAML, and lists, suggests, checks points."""
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,6 +90,13 @@ class Space:
             if parameter.applies({**self.fixed, **chosen}):
                 chosen[parameter.key] = trial._suggest(parameter.key, parameter.distribution)
         return chosen
+
+    def fits(self, n_trials: int | None) -> bool:
+        """Tell whether a grid holds all points, and at most `n_trials` of them; None sets no limit."""
+        try:
+            return self.finite and (n_trials is None or len(self.grid()) <= n_trials)
+        except InputError:
+            return False
 
     def grid(self) -> list[Point]:
         """List every point; parameters that do not apply are left out of it."""
@@ -208,11 +216,16 @@ def _distribution(override: Override) -> BaseDistribution:
             raise ValueError("log has no meaning for choices" if log else "a value stands there twice")
         return CategoricalDistribution(choices)
     if isinstance(sweep, RangeSweep):
+        count = (float(sweep.stop or 0) - float(sweep.start or 0)) / float(sweep.step)
+        if not count <= MAX_GRID:
+            raise ValueError(f"the range has {count:g} values, over {MAX_GRID}; use interval(...)")
         return _stepped(sorted(sweep.range()), log=log)
     assert isinstance(sweep, IntervalSweep)
     low, high = sweep.start, sweep.end
     if low is None or high is None or low >= high:
         raise ValueError("an interval needs a lower end below its upper end")
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError("an interval needs finite ends")
     if isinstance(low, int) and isinstance(high, int):
         return IntDistribution(low, high, log=log)
     return FloatDistribution(float(low), float(high), log=log)

@@ -25,6 +25,7 @@ from xray_pneumonia.sweeps.storage import open_storage, resolve
 from xray_pneumonia.sweeps.study import DONE, POLL, Claim, SweepStudy
 from xray_pneumonia.tracking import stored_runs
 from xray_pneumonia.tracking.store import Store, open_store
+from xray_pneumonia.types import MOST_PROCESSES, PROCESSORS
 
 log = logging.getLogger(__name__)
 for launcher in ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins.hydra_joblib_launcher"):
@@ -124,7 +125,9 @@ def _lead(sweep: Sweep, study: SweepStudy, store: Store) -> float:
 
 def _train(sweep: Sweep, study: SweepStudy, *, parent: str, progress: Progress | None) -> None:
     """Have workers run trials, where there are to be any, and run the rest."""
-    count = int(sweep.config.workers)
+    count = sweep.config.workers
+    if not 1 <= count <= MOST_PROCESSES:
+        raise InputError(f"workers={count}: 1 to {MOST_PROCESSES}; this machine has {PROCESSORS} processors")
     if study.room() > 0 and count > 1:
         with workers.started(count, parent=parent, session=study.session) as working:
             _wait(working, study, progress)

@@ -15,6 +15,7 @@ from xray_pneumonia.errors import InputError, nearest
 from xray_pneumonia.tracking.locations import ARTIFACTS, repair_moved, require_writable, sqlite_path, sqlite_uri
 from xray_pneumonia.tracking.store_errors import StoreUnavailable, query, require_not_just_unavailable
 from xray_pneumonia.tracking.store_errors import masked as masked
+from xray_pneumonia.types import Text
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -46,8 +47,8 @@ class TrackingSettings:
     """
 
     uri: str | None
-    experiment_name: str
-    run_name: str | None
+    experiment_name: Text
+    run_name: Text | None
     system_metrics: bool
     required: bool
 

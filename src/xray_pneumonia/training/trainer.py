@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.types import BelowOne, Count, Positive
+from xray_pneumonia.types import BelowOne, Count, Positive, Processes
 
 if TYPE_CHECKING:  # a config is checked without Lightning, which takes seconds to import
     import pytorch_lightning as pl
@@ -54,7 +54,7 @@ class TrainerSettings:
     channels_last: bool
     compile: bool
     keep_freed_memory: bool
-    threads: Count | None
+    threads: Processes | None
     checkpoint_minutes: Positive | None
     checkpoint_steps: Count | None
 

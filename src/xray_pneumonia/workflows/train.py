@@ -61,7 +61,9 @@ def main(cfg: DictConfig) -> float:
         resume.mention_stopped(training.tracking, training.config.sha256, home=training.home)
     trained = run_training(training, resumption=resumption)
     _print(trained, Console(width=None if Console().is_terminal else 80), training.settings, threshold=THRESHOLD)
-    print(f"run_id={trained.run_id} val/auroc={trained.metrics['auroc']:.6f}", flush=True)
+    monitor = training.classifier.monitor
+    monitored = "" if monitor == "val/auroc" else f" {monitor}={trained.monitored:.6f}"
+    print(f"run_id={trained.run_id} val/auroc={trained.metrics['auroc']:.6f}{monitored}", flush=True)
     return trained.metrics["auroc"]
 
 

@@ -163,7 +163,16 @@ def _evaluate(training: Training, run: Run, trainer: pl.Trainer) -> Trained:
     assess_shift(run, net, data, chosen.decision, device=device)
     labels = chosen.predictions["label"].to_numpy()
     metrics = epoch_metrics(chosen.predictions["logit"].to_numpy(), labels, threshold=THRESHOLD)
-    trained = Trained(run.run_id, run.store.uri, best_epoch, trainer.current_epoch, chosen.predictions, metrics)
+    history = dict(run.metric_history([training.classifier.monitor])[training.classifier.monitor])
+    trained = Trained(
+        run_id=run.run_id,
+        uri=run.store.uri,
+        best_epoch=best_epoch,
+        epochs=trainer.current_epoch,
+        predictions=chosen.predictions,
+        metrics=metrics,
+        monitored=history.get(best_epoch, float("nan")),
+    )
     record_result(run, trained, data)
     record_bundle(run, training.config.values["model"], net, data, chosen, epoch=best_epoch)
     checkpoints.drop_previous(run.folder / "checkpoints")

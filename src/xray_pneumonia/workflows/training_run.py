@@ -70,6 +70,7 @@ class Trained:
     epochs: int
     predictions: pd.DataFrame
     metrics: dict[str, float]
+    monitored: float  # the monitored metric at the kept epoch
 
 
 def record_start(run: Run, config: RunConfig, data: XRayDataModule, net: nn.Module) -> None:

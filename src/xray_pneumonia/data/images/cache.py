@@ -70,7 +70,7 @@ def _is_whole(home: Path) -> bool:
         return False
     try:
         sums = json.loads((home / SUMS).read_text(encoding="utf-8"))
-        whole = sums == {name: _sha256(home / name) for name in FILES}
+        whole = bool(sums == {name: _sha256(home / name) for name in FILES})
     except (OSError, ValueError):
         whole = False
     if not whole:

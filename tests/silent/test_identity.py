@@ -1,0 +1,151 @@
+"""Text as identity or address, in one normal form: patients, labels, paths, addresses, secrets (kind D)."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def table(tmp_path, xrays):
+    """Write a CSV of the generated images, changed by a function of (row number, row); returns the file."""
+    shutil.copytree(xrays, tmp_path / "xrays")
+    files = sorted((tmp_path / "xrays" / "train").rglob("*.jpeg"))
+
+    def write(change, *, encoding="utf-8"):
+        lines = ["path,label,patient,split"]
+        for number, file in enumerate(files):
+            name = file.relative_to(tmp_path / "xrays").as_posix()
+            row = {"path": name, "label": file.parent.name, "patient": f"p{number // 2}", "split": "train"}
+            lines += [",".join(each.values()) for each in change(number, row)]
+        csv = tmp_path / "xrays.csv"
+        csv.write_text("\n".join(lines) + "\n", encoding=encoding)
+        return csv
+
+    return write
+
+
+def trained(xray, tiny, csv, *more):
+    return xray("train", *tiny, f"data.root={csv}", "trainer.max_epochs=1", *more)
+
+
+def images_of(outcome):
+    return next(line for line in outcome.err.splitlines() if "parameters, train" in line)
+
+
+@pytest.mark.parametrize("other", ["p0 ", " p0", "p0\u00a0"])
+def test_patients_that_differ_in_blanks_are_one(xray, tiny, table, other):
+    plain = images_of(trained(xray, tiny, table(lambda number, row: [row]))).split("parameters, ")[1]
+    changed = table(lambda number, row: [row | {"patient": other} if number == 1 else row])
+    assert images_of(trained(xray, tiny, changed)).split("parameters, ")[1] == plain
+
+
+@pytest.mark.parametrize(("one", "other"), [("p0", "P0"), ("12", "12.0"), ("12", "012")])
+def test_patients_that_look_alike_are_named(xray, tiny, table, one, other):
+    changed = table(lambda number, row: [row | {"patient": {0: one, 1: other}.get(number, row["patient"])}])
+    outcome = trained(xray, tiny, changed)
+    assert repr(one) in outcome.err
+    assert repr(other) in outcome.err
+
+
+@pytest.mark.parametrize("missing", ["", " ", "nan", "NaN", "None", "NA"])
+def test_a_patient_that_is_missing_is_refused(xray, tiny, table, missing):
+    outcome = trained(xray, tiny, table(lambda number, row: [row | {"patient": missing} if number % 5 == 0 else row]))
+    assert outcome.code == 2
+    assert "patient" in outcome.err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"label": str.title},
+        {"label": lambda label: f"{label} "},
+        {"label": lambda label: "1.0" if label == "PNEUMONIA" else "0.0"},
+        {"split": str.upper},
+    ],
+    ids=["title case", "blank", "float", "split in capitals"],
+)
+def test_labels_and_splits_in_other_forms_are_read(xray, tiny, table, change):
+    outcome = trained(xray, tiny, table(lambda _, row: [row | {key: form(row[key]) for key, form in change.items()}]))
+    assert outcome.code == 0, outcome.err
+
+
+def test_equal_rows_are_one(xray, tiny, table):
+    outcome = trained(xray, tiny, table(lambda number, row: [row, row] if number == 0 else [row]))
+    assert outcome.code == 0, outcome.err
+    assert "twice" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [({"split": "validation"}, "did you mean val"), ({"label": "PNEUMONA"}, "did you mean PNEUMONIA")],
+)
+def test_a_misspelt_cell_is_named_with_its_cure(xray, tiny, table, change, word):
+    outcome = trained(xray, tiny, table(lambda number, row: [row | change if number == 3 else row]))
+    assert outcome.code == 2
+    assert word in outcome.err
+
+
+def test_a_backslash_in_a_path_is_named(xray, tiny, table):
+    outcome = trained(xray, tiny, table(lambda _, row: [row | {"path": row["path"].replace("/", "\\")}]))
+    assert outcome.code == 2
+    assert "backslash" in outcome.err
+
+
+def test_another_encoding_is_named(xray, tiny, table):
+    outcome = trained(xray, tiny, table(lambda _, row: [row], encoding="utf-16"))
+    assert outcome.code == 2
+    assert "UTF-16" in outcome.err
+
+
+@pytest.mark.parametrize("name", ["what?", "a#b", "100%", "a b", "é", "a;b"])
+def test_a_working_folder_of_any_name_keeps_its_store(start, tmp_path, name):
+    (tmp_path / name).mkdir()
+    small = ["data=synthetic", "data.synthetic_patients=20", "data.image_size=32", "trainer=smoke", "evaluation=quick"]
+    process = start("train", *small, f"home={tmp_path}/{name}/mlruns", "tracking.system_metrics=false")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert (tmp_path / name / "mlruns" / "mlflow.db").is_file()
+    assert {entry.name for entry in tmp_path.iterdir()} == {name}
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["home=", "data.cache_dir=", "tracking.experiment_name=''", "data.root=", "tracking.run_name=''"],
+)
+def test_an_empty_path_or_name_is_refused(xray, tiny, argument):
+    key = argument.partition("=")[0]
+    asked = [each for each in tiny if not each.startswith(f"{key}=")]
+    outcome = xray("train", *asked, argument)
+    assert outcome.code == 2
+    assert key in outcome.err
+
+
+def test_an_empty_input_is_refused(xray):
+    outcome = xray("predict", "input=")
+    assert outcome.code == 2
+    assert "input=" in outcome.err
+
+
+@pytest.mark.parametrize("folder", ["u=1", "Doe, Jane", "a (1)", "größe", "[x]", "fold #2", "2024_01", "~a", "{b}"])
+def test_keys_that_hold_paths_and_names_are_taken_literally(xray, tiny, xrays, tmp_path, folder):
+    root = tmp_path / folder
+    shutil.copytree(xrays, root)
+    asked = [each for each in tiny if not each.startswith("data.root=")]
+    literal = [f"data.root={root}", f"data.cache_dir={tmp_path}/cache of {folder}", f"tracking.run_name={folder}"]
+    outcome = xray("train", *asked, *literal)
+    assert outcome.code == 0, outcome.err
+    assert Path(f"{tmp_path}/cache of {folder}").is_dir()
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://CANARY@127.0.0.1:9", "http://user:CANARY@127.0.0.1:9", "http://127.0.0.1:9?user=u&password=CANARY"],
+)
+def test_a_secret_of_an_address_stands_in_no_file_and_no_message(start, tmp_path, address):
+    small = ["data=synthetic", "data.synthetic_patients=20", "data.image_size=32", "trainer=smoke", "evaluation=quick"]
+    process = start("train", *small, f"tracking.uri={address}", "tracking.system_metrics=false")
+    out, err = process.communicate(timeout=180)
+    assert "CANARY" not in out + err
+    for file in tmp_path.rglob("*"):
+        assert not file.is_file() or b"CANARY" not in file.read_bytes(), file
