@@ -264,6 +264,7 @@ def test_the_ledger_knows_images_again_by_another_name(evaluate, root, tmp_path)
         (["run_id=RUN", "split=external"], "data.root=DIR"),
         (["run_id=RUN", "operating_point=best"], "no such policy"),
         (["run_id=[RUN,RUN]"], "name each run once"),
+        (["run_id=[]"], "name each run once"),
         (["run_id=RUN", "split=train"], "split='train'"),
         (["run_id=RUN", "data.root=/nowhere", "split=test"], "/nowhere"),
         ([], "name one of them"),
