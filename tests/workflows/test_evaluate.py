@@ -1,10 +1,9 @@
 """`xray evaluate` on a run that was stored, but never trained: its weights are random."""
 
 import json
-import logging
 import re
 import shutil
-import sys
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from xray_pneumonia import cli
 from xray_pneumonia.config import build, plain
 from xray_pneumonia.data.images.decode import decode, read_bytes
 from xray_pneumonia.data.records import fingerprint
@@ -79,13 +77,16 @@ def run(store_run):
     return store_run(0)
 
 
-def xray(capsys, monkeypatch, home, *arguments):
-    monkeypatch.setattr(sys, "argv", ["xray", "evaluate", f"home={home}", *QUICK, *arguments])
-    code = cli.main()
-    out, err = capsys.readouterr()
-    for logger in (logging.getLogger(), logging.getLogger("xray_pneumonia")):
-        logger.handlers = [one for one in logger.handlers if type(one) is not logging.StreamHandler]  # of this capture
-    return code, out, err
+@pytest.fixture
+def root(run):
+    """The folder of the run's images."""
+    return Path(OmegaConf.load(run.folder / "config.yaml").data.root)
+
+
+@pytest.fixture
+def evaluate(xray, home):
+    """Run the command; returns exit code, output and errors."""
+    return lambda *arguments: astuple(xray("evaluate", f"home={home}", *QUICK, *arguments))
 
 
 def folder_of(out, *, what="Report"):
@@ -95,8 +96,8 @@ def folder_of(out, *, what="Report"):
     return path.parent
 
 
-def test_validation_gives_the_report_and_the_numbers(capsys, monkeypatch, home, run):
-    code, out, err = xray(capsys, monkeypatch, home, f"run_id={run.run_id}", "evaluation.report=true")
+def test_validation_gives_the_report_and_the_numbers(evaluate, run):
+    code, out, err = evaluate(f"run_id={run.run_id}", "evaluation.report=true")
     assert code == 0, err
     folder = folder_of(out)
     page = (folder / "report.html").read_text()
@@ -114,9 +115,9 @@ def test_validation_gives_the_report_and_the_numbers(capsys, monkeypatch, home, 
     assert stored.data.metrics["val/auroc"] == pytest.approx(known["at_operating_point"]["auroc"]["value"])
 
 
-def test_without_a_report_the_numbers_are_kept_and_named(capsys, monkeypatch, home, run):
+def test_without_a_report_the_numbers_are_kept_and_named(evaluate, run):
     arguments = [f"run_id={run.run_id}", "evaluation.robustness_images=4"]
-    code, out, err = xray(capsys, monkeypatch, home, *arguments)
+    code, out, err = evaluate(*arguments)
     assert code == 0, err
     assert "Report:" not in out
     folder = folder_of(out, what="Numbers")
@@ -126,7 +127,7 @@ def test_without_a_report_the_numbers_are_kept_and_named(capsys, monkeypatch, ho
     assert {one["kind"] for one in known["robustness"]} >= {"as it is", "narrower"}
 
 
-def test_the_ledger_is_written_before_anything_is_predicted(capsys, monkeypatch, home, store_run):
+def test_the_ledger_is_written_before_anything_is_predicted(evaluate, monkeypatch, store_run):
     run = store_run(7)
     before = len(openings(run.store))
 
@@ -135,17 +136,17 @@ def test_the_ledger_is_written_before_anything_is_predicted(capsys, monkeypatch,
         raise RuntimeError("no prediction today")
 
     monkeypatch.setattr("xray_pneumonia.inference.model.run_net", broken)
-    code, _, err = xray(capsys, monkeypatch, home, f"run_id={run.run_id}", "split=test")
+    code, _, err = evaluate(f"run_id={run.run_id}", "split=test")
     assert code == 1
     assert "no prediction today" in err
     assert len(openings(run.store)) == before + 1
 
 
-def test_openings_are_counted_and_later_runs_are_marked(capsys, monkeypatch, home, run, store_run):
-    xray(capsys, monkeypatch, home, f"run_id={run.run_id}", "split=test")
+def test_openings_are_counted_and_later_runs_are_marked(evaluate, run, store_run):
+    evaluate(f"run_id={run.run_id}", "split=test")
     late = store_run(1)
-    code, out, err = xray(
-        capsys, monkeypatch, home, f"run_id=[{run.run_id},{late.run_id}]", f"compare_to={run.run_id}", "split=test",
+    code, out, err = evaluate(
+        f"run_id=[{run.run_id},{late.run_id}]", f"compare_to={run.run_id}", "split=test",
         "operating_point=sensitivity:0.8", "evaluation.report=true",
     )  # fmt: skip
     assert code == 0, err
@@ -158,42 +159,40 @@ def test_openings_are_counted_and_later_runs_are_marked(capsys, monkeypatch, hom
     assert re.search(r'<td class="n">20\d\d-\d\d-\d\d \d\d:\d\d UTC</td>', page)
 
 
-def test_an_ensemble_is_the_mean_of_calibrated_logits(capsys, monkeypatch, home, run, store_run):
+def test_an_ensemble_is_the_mean_of_calibrated_logits(evaluate, run, store_run):
     other = store_run(2)
     tables = []
     for chosen in (f"[{run.run_id},{other.run_id}]", run.run_id, other.run_id):
-        code, out, err = xray(capsys, monkeypatch, home, f"run_id={chosen}", "evaluation.report=true")
+        code, out, err = evaluate(f"run_id={chosen}", "evaluation.report=true")
         assert code == 0, err
         tables.append(predictions.read(folder_of(out) / "predictions.csv"))
     both, first, second = (np.log(one["probability"] / (1 - one["probability"])) for one in tables)
     assert both.to_numpy() == pytest.approx(((first + second) / 2).to_numpy(), abs=1e-4)
 
 
-def test_an_external_folder_is_judged(capsys, monkeypatch, home, run, tmp_path):
-    root = Path(OmegaConf.load(run.folder / "config.yaml").data.root)
+def test_an_external_folder_is_judged(evaluate, root, run, tmp_path):
     for name in CLASSES:
         shutil.copytree(root / "test" / name, tmp_path / "abroad" / name)
     arguments = [f"run_id={run.run_id}", "split=external", f"data.root={tmp_path / 'abroad'}"]
-    code, out, err = xray(capsys, monkeypatch, home, *arguments)
+    code, out, err = evaluate(*arguments)
     assert code == 0, err
     assert "external/auroc=" in out
     (tmp_path / "abroad" / "NORMAL").rename(tmp_path / "abroad" / "healthy")
-    code, _, err = xray(capsys, monkeypatch, home, *arguments)
+    code, _, err = evaluate(*arguments)
     assert code == 2
     assert "'PNEUMONIA', 'healthy'" in err
     shutil.rmtree(tmp_path / "abroad" / "healthy")
     (tmp_path / "abroad" / "NORMAL").mkdir()
-    code, _, err = xray(capsys, monkeypatch, home, *arguments)
+    code, _, err = evaluate(*arguments)
     assert code == 2
 
 
 @pytest.mark.parametrize("name", ["final", "final_ensemble"])
-def test_a_shipped_model_opens_a_test_split_that_stands_alone(capsys, monkeypatch, home, run, tmp_path, name):
-    root = Path(OmegaConf.load(run.folder / "config.yaml").data.root)
+def test_a_shipped_model_opens_a_test_split_that_stands_alone(evaluate, root, home, run, tmp_path, name):
     shutil.copytree(root / "test", tmp_path / "sealed" / "test")
     before = len(openings(run.store))
     arguments = [f"model={name}", "split=test", f"data.root={tmp_path / 'sealed'}", "evaluation.report=true"]
-    code, out, err = xray(capsys, monkeypatch, home, *arguments, "compare_to=final_seed2")
+    code, out, err = evaluate(*arguments, "compare_to=final_seed2")
     assert code == 0, err
     assert len(openings(run.store)) == before + 1
     folder = folder_of(out)
@@ -206,8 +205,8 @@ def test_a_shipped_model_opens_a_test_split_that_stands_alone(capsys, monkeypatc
     assert "cannot tell what was opened before" in (folder / "report.html").read_text()
 
 
-def test_a_test_split_is_opened_whatever_ails_the_other_splits(capsys, monkeypatch, home, run, tmp_path):
-    shutil.copytree(OmegaConf.load(run.folder / "config.yaml").data.root, tmp_path / "films")
+def test_a_test_split_is_opened_whatever_ails_the_other_splits(evaluate, root, tmp_path):
+    shutil.copytree(root, tmp_path / "films")
     train, test = tmp_path / "films" / "train", tmp_path / "films" / "test"
     leaked, other = sorted((train / "NORMAL").iterdir())[:2]
     shutil.copyfile(leaked, test / "NORMAL" / "leaked.jpeg")
@@ -215,7 +214,7 @@ def test_a_test_split_is_opened_whatever_ails_the_other_splits(capsys, monkeypat
     for film in (train / "PNEUMONIA").iterdir():
         film.unlink()
     arguments = ["model=final", "split=test", f"data.root={tmp_path / 'films'}", "evaluation.report=true"]
-    code, out, err = xray(capsys, monkeypatch, home, *arguments)
+    code, out, err = evaluate(*arguments)
     assert code == 0, err
     found = "Of these images, 1 show a film that is in another split of the folder too. The figures flatter if"
     assert found in " ".join(out.split())
@@ -226,34 +225,34 @@ def test_a_test_split_is_opened_whatever_ails_the_other_splits(capsys, monkeypat
     assert f"{leaked.name} = " in err or f"= train/NORMAL/{leaked.name}" in err
 
 
-def test_a_broken_film_of_the_split_is_refused_and_its_cure_works(capsys, monkeypatch, home, run, tmp_path):
-    shutil.copytree(Path(OmegaConf.load(run.folder / "config.yaml").data.root) / "test", tmp_path / "films" / "test")
+def test_a_broken_film_of_the_split_is_refused_and_its_cure_works(evaluate, root, tmp_path):
+    shutil.copytree(root / "test", tmp_path / "films" / "test")
     films = sorted((tmp_path / "films" / "test" / "NORMAL").iterdir())
     films[0].write_bytes(b"no film")
-    for split, root in (("test", tmp_path / "films"), ("external", tmp_path / "films" / "test")):
-        arguments = ["model=final", f"split={split}", f"data.root={root}"]
-        code, _, err = xray(capsys, monkeypatch, home, *arguments)
+    for split, place in (("test", tmp_path / "films"), ("external", tmp_path / "films" / "test")):
+        arguments = ["model=final", f"split={split}", f"data.root={place}"]
+        code, _, err = evaluate(*arguments)
         assert code == 2
         cure = "data.broken=quarantine"
         assert cure in err
-        code, out, err = xray(capsys, monkeypatch, home, *arguments, cure)
+        code, out, err = evaluate(*arguments, cure)
         assert code == 0, err
         assert films[0].name in err
         known = json.loads((folder_of(out, what="Numbers") / "evaluation.json").read_text())
         assert known["images"] == sum(1 for _ in (tmp_path / "films" / "test").glob("*/*")) - 1
 
 
-def test_the_ledger_knows_images_again_by_another_name(capsys, monkeypatch, home, run, tmp_path):
-    shutil.copytree(Path(OmegaConf.load(run.folder / "config.yaml").data.root) / "test", tmp_path / "films" / "test")
+def test_the_ledger_knows_images_again_by_another_name(evaluate, root, tmp_path):
+    shutil.copytree(root / "test", tmp_path / "films" / "test")
     for number, film in enumerate(sorted((tmp_path / "films" / "test").glob("*/*"))):
         film.write_bytes(film.read_bytes() + b"\0")  # images that no other test opens
         film.rename(film.with_stem(f"film{number}"))
     arguments = ["model=final", f"data.root={tmp_path / 'films'}", "split=test"]
-    code, out, _ = xray(capsys, monkeypatch, home, *arguments)
+    code, out, _ = evaluate(*arguments)
     assert (code, "opened once, just now" in out) == (0, True)
     (tmp_path / "films" / "test").rename(tmp_path / "films" / "abroad")
     arguments = ["model=final", f"data.root={tmp_path / 'films' / 'abroad'}", "split=external"]
-    code, out, err = xray(capsys, monkeypatch, home, *arguments)
+    code, out, err = evaluate(*arguments)
     assert (code, "opened twice, this one included" in out) == (0, True), err
 
 
@@ -265,6 +264,7 @@ def test_the_ledger_knows_images_again_by_another_name(capsys, monkeypatch, home
         (["run_id=RUN", "split=external"], "data.root=DIR"),
         (["run_id=RUN", "operating_point=best"], "no such policy"),
         (["run_id=[RUN,RUN]"], "name each run once"),
+        (["run_id=[]"], "name each run once"),
         (["run_id=RUN", "split=train"], "split='train'"),
         (["run_id=RUN", "data.root=/nowhere", "split=test"], "/nowhere"),
         ([], "name one of them"),
@@ -277,25 +277,23 @@ def test_the_ledger_knows_images_again_by_another_name(capsys, monkeypatch, home
         (["model=final", "data.root=ROOT"], "not the records that run"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_2(capsys, monkeypatch, home, run, arguments, says):
-    root = OmegaConf.load(run.folder / "config.yaml").data.root
-    asked = [each.replace("RUN", run.run_id).replace("ROOT", root) for each in arguments]
-    code, _, err = xray(capsys, monkeypatch, home, *asked)
+def test_bad_input_is_one_line_and_exit_2(evaluate, root, run, arguments, says):
+    asked = [each.replace("RUN", run.run_id).replace("ROOT", str(root)) for each in arguments]
+    code, _, err = evaluate(*asked)
     assert code == 2
     assert says in err
     assert "Traceback" not in err
 
 
-def test_other_records_than_those_of_the_run_are_refused(capsys, monkeypatch, home, run, tmp_path):
-    root = Path(OmegaConf.load(run.folder / "config.yaml").data.root)
+def test_other_records_than_those_of_the_run_are_refused(evaluate, root, run, tmp_path):
     shutil.copytree(root, tmp_path / "copy")
     next((tmp_path / "copy" / "train" / "NORMAL").iterdir()).unlink()
-    code, _, err = xray(capsys, monkeypatch, home, f"run_id={run.run_id}", f"data.root={tmp_path / 'copy'}")
+    code, _, err = evaluate(f"run_id={run.run_id}", f"data.root={tmp_path / 'copy'}")
     assert code == 2
     assert "fingerprint" in err
 
 
-def test_altered_weights_are_found_out(capsys, monkeypatch, home, store_run):
+def test_altered_weights_are_found_out(evaluate, home, store_run):
     from safetensors.torch import load_file, save_file
 
     altered = store_run(3)
@@ -303,25 +301,25 @@ def test_altered_weights_are_found_out(capsys, monkeypatch, home, store_run):
     file = next((home / "artifacts").rglob(f"**/{model_id}/**/model.safetensors"))
     weights = load_file(file)
     save_file({name: tensor * 3 for name, tensor in weights.items()}, file)
-    code, _, err = xray(capsys, monkeypatch, home, f"run_id={altered.run_id}")
+    code, _, err = evaluate(f"run_id={altered.run_id}")
     assert (code, "is not the file that model.json was written with" in err) == (2, True)
     card = json.loads((file.parent / "model.json").read_text())
     (file.parent / "model.json").write_text(json.dumps(card | {"weights_sha256": file_sha256(file)}))
-    code, _, err = xray(capsys, monkeypatch, home, f"run_id={altered.run_id}")
+    code, _, err = evaluate(f"run_id={altered.run_id}")
     assert (code, "does not give the predictions of its run" in err) == (2, True)
     save_file({name: tensor * torch.nan for name, tensor in weights.items()}, file)
     (file.parent / "model.json").write_text(json.dumps(card | {"weights_sha256": ""}))
-    code, _, err = xray(capsys, monkeypatch, home, f"run_id={altered.run_id}")
+    code, _, err = evaluate(f"run_id={altered.run_id}")
     assert (code, "no finite number" in err) == (2, True)
 
 
-def test_a_model_of_another_run_is_refused(capsys, monkeypatch, home, store_run):
+def test_a_model_of_another_run_is_refused(evaluate, store_run):
     wrong = store_run(4, changes={"run_id": "f" * 32})
-    code, _, err = xray(capsys, monkeypatch, home, f"run_id={wrong.run_id}")
+    code, _, err = evaluate(f"run_id={wrong.run_id}")
     assert (code, "that of run ffff" in err) == (2, True)
 
 
-def test_a_model_without_calibration_gets_one_from_its_validation(capsys, monkeypatch, home, store_run):
+def test_a_model_without_calibration_gets_one_from_its_validation(evaluate, store_run):
     old = store_run(5, fixed=True)
-    code, _, err = xray(capsys, monkeypatch, home, f"run_id={old.run_id}")
+    code, _, err = evaluate(f"run_id={old.run_id}")
     assert code == 0, err

@@ -50,6 +50,11 @@ class XRayDataModule:
         seed: of shuffling and augmentation.
     """
 
+    records: pd.DataFrame
+    images: Gray
+    audit: Audit
+    _cache: ImageCache
+
     def __init__(
         self,
         augmentation: Augmentation,
@@ -93,10 +98,6 @@ class XRayDataModule:
         self._folds, self._fold = folds, fold
         self._broken, self._drop_test_patients, self._cache_dir = broken, drop_test_patients, cache_dir
         self.first_epoch = 0  # counted from 0; later where a training is resumed
-        self.records: pd.DataFrame
-        self.images: Gray
-        self.audit: Audit
-        self._cache: ImageCache
 
     def open(self) -> None:
         """Scan, decode and audit: sets `records`, whose splits are the folder's own, `images` and `audit`."""

@@ -221,12 +221,12 @@ def overlay(image: Gray, heat: Maps, *, width: int, height: int) -> Image.Image:
     return Image.fromarray(np.rint(mixed).astype(np.uint8)).resize(sides, Image.Resampling.BICUBIC)
 
 
-def thumbnail(picture: Image.Image | Gray, *, side: int) -> str:
+def thumbnail(image: Image.Image | Gray, *, side: int) -> str:
     """Shrink an image to at most `side` pixels and write it as a data URI; nothing but its pixels gets in."""
-    image = picture.copy() if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    image.thumbnail((side, side))
+    small = image.copy() if isinstance(image, Image.Image) else Image.fromarray(image)
+    small.thumbnail((side, side))
     buffer = BytesIO()
-    image.save(buffer, "JPEG", quality=72)
+    small.save(buffer, "JPEG", quality=72)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

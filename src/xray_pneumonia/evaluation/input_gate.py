@@ -197,10 +197,10 @@ def _limb(rng: np.random.Generator, side: int) -> Gray:
     y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
     angle = rng.uniform(0, np.pi)
     across = x * np.cos(angle) + y * np.sin(angle)
-    picture = np.exp(-((across / 0.45) ** 4))
+    pixels = np.exp(-((across / 0.45) ** 4))
     for place in rng.normal([-0.17, 0.17], 0.03):
-        picture += 1.2 * np.exp(-(((across - place) / 0.09) ** 2))
-    return _stretched(picture + rng.normal(0, 0.03, picture.shape))
+        pixels += 1.2 * np.exp(-(((across - place) / 0.09) ** 2))
+    return _stretched(pixels + rng.normal(0, 0.03, pixels.shape))
 
 
 def _corner(image: Gray) -> Gray:
@@ -208,6 +208,6 @@ def _corner(image: Gray) -> Gray:
     return np.asarray(Image.fromarray(image[: side // 3, : side // 3]).resize((side, side)), np.uint8)
 
 
-def _stretched(picture: Vector) -> Gray:
-    low, high = picture.min(), picture.max()
-    return np.asarray((picture - low) / (high - low + 1e-9) * 255, np.uint8)
+def _stretched(pixels: Vector) -> Gray:
+    low, high = pixels.min(), pixels.max()
+    return np.asarray((pixels - low) / (high - low + 1e-9) * 255, np.uint8)

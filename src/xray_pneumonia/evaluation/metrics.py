@@ -80,14 +80,6 @@ def _specificity(w: Weighted) -> Vector:
     return ratio(w.tn, w.tn + w.fp)
 
 
-def _accuracy(w: Weighted) -> Vector:
-    return ratio(w.tp + w.tn, w.images)
-
-
-def _balanced_accuracy(w: Weighted) -> Vector:
-    return (_sensitivity(w) + _specificity(w)) / 2
-
-
 def _calibration_error(w: Weighted) -> Vector:
     """Mean gap between probability and frequency over bins of equal width (Naeini et al., AAAI 2015)."""
     return ratio(np.abs(w.bin_gaps).sum(axis=1), w.images)
@@ -107,15 +99,15 @@ def _average_precision(w: Weighted) -> Vector:
     return np.where(w.tn + w.fp > 0, ratio(found, w.tp + w.fn), np.nan)
 
 
-METRICS = {
-    "auroc": Metric("AUROC", "max", _auroc, every_epoch=True),
-    "average_precision": Metric("average precision", "max", _average_precision, every_epoch=True),
-    "accuracy": Metric("accuracy", "max", _accuracy, every_epoch=True, proportion_of="images"),
-    "balanced_accuracy": Metric("balanced accuracy", "max", _balanced_accuracy, every_epoch=True),
-    "sensitivity": Metric("sensitivity", "max", _sensitivity, every_epoch=True, proportion_of="pneumonia"),
-    "specificity": Metric("specificity", "max", _specificity, every_epoch=True, proportion_of="normal"),
-    "ppv": Metric("positive predictive value", "max", lambda w: ratio(w.tp, w.tp + w.fp), proportion_of="called"),
-    "npv": Metric("negative predictive value", "max", lambda w: ratio(w.tn, w.tn + w.fn), proportion_of="not called"),
+METRICS = {  # title, direction, function, every_epoch, proportion_of
+    "auroc": Metric("AUROC", "max", _auroc, True),
+    "average_precision": Metric("average precision", "max", _average_precision, True),
+    "accuracy": Metric("accuracy", "max", lambda w: ratio(w.tp + w.tn, w.images), True, "images"),
+    "balanced_accuracy": Metric("balanced accuracy", "max", lambda w: (_sensitivity(w) + _specificity(w)) / 2, True),
+    "sensitivity": Metric("sensitivity", "max", _sensitivity, True, "pneumonia"),
+    "specificity": Metric("specificity", "max", _specificity, True, "normal"),
+    "ppv": Metric("positive predictive value", "max", lambda w: ratio(w.tp, w.tp + w.fp), False, "called"),
+    "npv": Metric("negative predictive value", "max", lambda w: ratio(w.tn, w.tn + w.fn), False, "not called"),
     "f1": Metric("F1", "max", lambda w: ratio(2 * w.tp, 2 * w.tp + w.fp + w.fn)),
     "brier": Metric("Brier score", "min", lambda w: ratio(w.squared_error, w.images)),
     "log_loss": Metric("log loss", "min", lambda w: ratio(w.log_loss, w.images)),

@@ -61,12 +61,12 @@ def _record(run: Run, cfg: DictConfig, data: XRayDataModule, augmentation: Augme
     counts.index = counts.index.map("data/{0[0]}_{0[1]}".format)
     run.log_metrics({str(name): float(count) for name, count in counts.items()})
     run.log_metrics({f"shortcut/{name.replace(' ', '_')}": auroc for name, auroc in data.audit.shortcuts.items()})
-    pictures = _pictures(data, augmentation, cfg.seed)
-    for title, picture in pictures.items():
-        figures.save(picture, run.path(f"figures/{title.lower().replace(' ', '_')}.png"))
+    drawn = _draw(data, augmentation, cfg.seed)
+    for title, figure in drawn.items():
+        figures.save(figure, run.path(f"figures/{title.lower().replace(' ', '_')}.png"))
     page = render(
         "explore.html",
-        figures=pictures,
+        figures=drawn,
         root=cfg.data.root,
         records=len(data.records),
         patients=data.records["patient"].nunique(),
@@ -78,17 +78,17 @@ def _record(run: Run, cfg: DictConfig, data: XRayDataModule, augmentation: Augme
     run.path("explore.html").write_text(page, encoding="utf-8")
 
 
-def _pictures(data: XRayDataModule, augmentation: Augmentation, seed: int) -> "dict[str, Figure]":
+def _draw(data: XRayDataModule, augmentation: Augmentation, seed: int) -> "dict[str, Figure]":
     readable = data.records[data.records["error"] == ""]
-    pictures = {"Class balance": figures.class_balance(data.records)}
+    drawn = {"Class balance": figures.class_balance(data.records)}
     for label, name in enumerate(CLASSES):
         part = readable[readable["label"] == label]
         rows = part.sample(min(SHOWN, len(part)), random_state=seed)
-        pictures[f"Samples {name}"] = figures.sample_grid(data.images[rows.index.to_numpy()], rows)
+        drawn[f"Samples {name}"] = figures.sample_grid(data.images[rows.index.to_numpy()], rows)
         if augmentation.active and len(rows):
-            pictures[f"Augmented {name}"] = _augmented(data, augmentation, int(rows.index[0]), seed)
-    pictures["Sizes"] = figures.sizes_and_modes(readable)
-    return pictures
+            drawn[f"Augmented {name}"] = _augmented(data, augmentation, int(rows.index[0]), seed)
+    drawn["Sizes"] = figures.sizes_and_modes(readable)
+    return drawn
 
 
 def _augmented(data: XRayDataModule, augmentation: Augmentation, row: int, seed: int) -> "Figure":

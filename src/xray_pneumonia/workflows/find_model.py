@@ -112,7 +112,7 @@ def find_evaluated(store: Store, cfg: DictConfig, settings: EvaluationSettings) 
     """
     if (cfg.run_id is None) == (cfg.model is None):
         raise InputError("run_id, model: name one of them: run_id=ID, or model=NAME of one that `xray predict` reads")
-    named = [cfg.run_id] if isinstance(cfg.run_id, str) else cfg.run_id or cfg.model
+    named = cfg.model if cfg.run_id is None else [cfg.run_id] if isinstance(cfg.run_id, str) else cfg.run_id
     return _find_evaluated(store, cfg, settings, named, key="model")
 
 

@@ -20,13 +20,12 @@ from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.records import fingerprint
 from xray_pneumonia.errors import InputError, NotReproduced
 from xray_pneumonia.tracking.provenance import collect
-from xray_pneumonia.tracking.registry import find_registered
 from xray_pneumonia.tracking.run import Run
-from xray_pneumonia.tracking.store import Store, TrackingSettings, masked, open_store
+from xray_pneumonia.tracking.store import Store, TrackingSettings, masked, open_database, open_store
 from xray_pneumonia.tracking.stored_runs import read_run
 from xray_pneumonia.training.checkpoints import BEST
 from xray_pneumonia.types import Positive
-from xray_pneumonia.workflows.find_model import shipped_models
+from xray_pneumonia.workflows.find_model import find_model
 from xray_pneumonia.workflows.train import TrainConfig
 from xray_pneumonia.workflows.training import train
 from xray_pneumonia.workflows.training_record import (
@@ -162,13 +161,8 @@ def _find(cfg: DictConfig, tracking: TrackingSettings) -> TrainingRecord:
     if (cfg.run_id is None) == (cfg.model is None):
         raise InputError("run_id, model: name one of them: run_id=ID, model=NAME@ALIAS or model=FOLDER")
     if cfg.model is not None:
-        place = Path(cfg.model).expanduser()
-        if folder := place if place.is_dir() else shipped_models().get(cfg.model):
-            return read_record(folder.resolve())
-        if "@" not in cfg.model:
-            raise InputError(f"model={cfg.model}: no such folder; write NAME@ALIAS for a registered model")
-    store = open_store(tracking, home=Path(cfg.home))
-    return read_record(read_run(store, cfg.run_id) if cfg.model is None else find_registered(store, cfg.model))
+        return read_record(find_model(cfg.model, tracking=tracking, home=Path(cfg.home)))
+    return read_record(read_run(open_database(tracking, home=Path(cfg.home)), cfg.run_id))
 
 
 def _config(record: TrainingRecord, cfg: DictConfig, *, experiment: str) -> DictConfig:

@@ -27,7 +27,7 @@ def draw(report: "Report", images: Gray, *, seed: int) -> dict[str, Figure]:
     """Draw all figures of a report, by name; images (N, H, W) are the rows of its table."""
     assessment = report.assessment
     table, threshold = assessment.table.reset_index(drop=True), assessment.decision.threshold
-    pictures = {
+    drawn = {
         "roc": roc_with_band(assessment, seed=seed),
         "reliability": reliability_diagram(assessment),
         "confusion_matrix": confusion_matrix(table, threshold=round(threshold, 4)),
@@ -37,15 +37,15 @@ def draw(report: "Report", images: Gray, *, seed: int) -> dict[str, Figure]:
     if assessment.subgroups:
         rows = [(f"{one.value} ({one.images})", one.metrics["sensitivity"]) for one in assessment.subgroups]
         overall = assessment.at_point["sensitivity"].value
-        pictures["subgroups"] = forest(rows, title="Sensitivity by subgroup", reference=overall)
+        drawn["subgroups"] = forest(rows, title="Sensitivity by subgroup", reference=overall)
     if report.shortcuts:
         rows = [("this model", assessment.delong), *report.shortcuts.items()]
-        pictures["shortcuts"] = forest(rows, title="AUROC beside shortcuts", reference=0.5)
+        drawn["shortcuts"] = forest(rows, title="AUROC compared with shortcuts", reference=0.5)
     if report.robustness is not None:
-        pictures["robustness"] = robustness_curves(report.robustness)
+        drawn["robustness"] = robustness_curves(report.robustness)
     if report.maps and len(report.maps.maps):
-        pictures["heat_maps"] = heat_maps(report.maps)
-    return pictures
+        drawn["heat_maps"] = heat_maps(report.maps)
+    return drawn
 
 
 def roc_with_band(assessment: Assessment, *, seed: int, replicates: int = 300) -> Figure:

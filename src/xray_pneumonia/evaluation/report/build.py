@@ -196,12 +196,12 @@ def _write_page(folder: Path, report: Report, images: Gray, settings: Evaluation
 
     context, assessment = report.context, report.assessment
     answers = checklist_answers(context.config, assessment, split=context.split, openings=len(context.openings))
-    pictures = assessment_figures.draw(report, images, seed=settings.seed)
-    for name, picture in pictures.items():
-        figures.save(picture, folder / "figures" / f"{name}.png")
+    drawn = assessment_figures.draw(report, images, seed=settings.seed)
+    for name, figure in drawn.items():
+        figures.save(figure, folder / "figures" / f"{name}.png")
     page = render(
         "evaluation.html",
-        figures=pictures,
+        figures=drawn,
         report=report,
         context=context,
         assessment=assessment,

@@ -153,7 +153,7 @@ def sizes_and_modes(records: pd.DataFrame) -> Figure:
         for axes, values in ((megapixels, part["width"] * part["height"] / 1e6), (kilobytes, part["bytes"] / 1e3)):
             weights = np.full(len(values), 1 / max(1, len(values)))
             axes.hist(values, bins=30, weights=weights, alpha=0.6, color=COLOURS[name], label=name)
-    megapixels.set(title="Size of the pictures", xlabel="megapixels", ylabel="share of the class")
+    megapixels.set(title="Size of the images", xlabel="megapixels", ylabel="share of the class")
     kilobytes.set(title="Size of the files", xlabel="kilobytes")
     kilobytes.legend(frameon=False)
     return figure
