@@ -6,13 +6,13 @@ import time
 
 from xray_pneumonia import cli
 from xray_pneumonia.training.classifier import PneumoniaClassifier
-from xray_pneumonia.workflows import resume, train
+from xray_pneumonia.workflows import resume, training
 
 PLACES = [
     (PneumoniaClassifier, "training_step", "STEP"),
     (PneumoniaClassifier, "validation_step", "CHECK"),
     (resume, "identity_of", "PREPARED"),
-    (train, "_evaluate", "EVALUATE"),
+    (training, "_evaluate", "EVALUATE"),
 ]
 
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from xray_pneumonia import cli
-from xray_pneumonia.workflows import train as workflow
+from xray_pneumonia.workflows import training as workflow
 
 TRIALS = 500
 

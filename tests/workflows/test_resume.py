@@ -15,14 +15,14 @@ from xray_pneumonia.errors import InputError
 from xray_pneumonia.training import last_checkpoint
 from xray_pneumonia.training.classifier import PneumoniaClassifier
 from xray_pneumonia.training.last_checkpoint import LastCheckpoint
-from xray_pneumonia.workflows import train
+from xray_pneumonia.workflows import training
 
 # Nine batches an epoch, dropout, augmentation: every random state matters.
 BUSY = ["model.dropout=0.3", "data.batch_size=8", "augmentation=light", "trainer.max_epochs=3", "trainer.patience=null"]
 STEPS = 9  # of an epoch
 CLOCKS = ("time/", "system/")
 STEP, CHECK = (PneumoniaClassifier, "training_step"), (PneumoniaClassifier, "validation_step")
-SAVE, EVALUATE = (LastCheckpoint, "_save"), (train, "_evaluate")
+SAVE, EVALUATE = (LastCheckpoint, "_save"), (training, "_evaluate")
 
 
 @pytest.fixture
@@ -205,7 +205,7 @@ def stopped(xray, tiny, client, stop_at):
 def test_the_same_command_trains_anew_and_mentions_the_stopped_run_once(xray, client, stopped, monkeypatch):
     run_id, asked = stopped("mention")
     line = f"run {run_id} of the same config stopped after epoch 1: `xray train resume={run_id}` resumes it"
-    monkeypatch.setattr(train, "run_training", lambda *_, **__: (_ for _ in ()).throw(InputError("enough")))
+    monkeypatch.setattr(training, "run_training", lambda *_, **__: (_ for _ in ()).throw(InputError("enough")))
 
     def said(*overrides):
         outcome = xray(*asked, *overrides)

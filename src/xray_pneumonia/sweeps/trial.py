@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from pytorch_lightning.callbacks import Callback
 
 from xray_pneumonia.config import build
-from xray_pneumonia.errors import InputError
+from xray_pneumonia.errors import InputError, Stopped
 from xray_pneumonia.sweeps.plan import Replicate, build_pruner, is_hopeless, list_replicates, mean_and_sd
 from xray_pneumonia.sweeps.settings import SweepSettings, TrialSpec
 from xray_pneumonia.sweeps.storage import lost_connection, open_storage, resolve, retried
@@ -156,7 +156,7 @@ class Trial:
             except Exception as error:
                 self._fail(error)
                 return math.nan
-            except BaseException:  # stopped or interrupted
+            except (Stopped, KeyboardInterrupt):  # Slurm's requeue is a SystemExit: the trial goes on in its next job
                 self._give_back()
                 raise
         self._tell(TrialState.PRUNED if pruned else TrialState.COMPLETE, None if pruned else values)
