@@ -8,10 +8,7 @@ import pytest
 
 
 def header(path):
-    with path.open("rb") as file:
-        version = np.lib.format.read_magic(file)
-        np.lib.format._read_array_header(file, version)
-        return file.tell()
+    return path.stat().st_size - np.load(path).nbytes
 
 
 DAMAGES = {

@@ -42,7 +42,7 @@ class TrainerSettings:
     max_epochs: Count
     keep: Literal["best", "last"]
     accelerator: Literal["auto", "cpu", "gpu"]
-    devices: Count
+    devices: Processes
     precision: Literal["32-true", "bf16-mixed", "16-mixed"]
     patience: Count | None
     ema_decay: BelowOne | None
