@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from xray_pneumonia import __version__
-from xray_pneumonia.errors import InputError, SomeFailed, Stopped
+from xray_pneumonia.errors import InputError, SomeFailed, Stopped, signals
 
 VERBS = {
     "explore": "describe the data: counts, images, audit, as figures and one HTML page",
@@ -123,11 +123,11 @@ def _stopped_once() -> Iterator[None]:
 
     A signal that the parent had ignored stays ignored: `nohup xray train`, `xray train &` in a script.
     """
-    seen = []
+    signals.clear()
 
     def stop(number: int, _: FrameType | None) -> None:
-        seen.append(number)
-        if len(seen) > 1:
+        signals.append(number)
+        if len(signals) > 1:
             print("xray: already closing the run", file=sys.stderr)
             return
         raise Stopped(number)
@@ -138,7 +138,7 @@ def _stopped_once() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():  # once stopped, nothing may change the exit code that says so
-            signal.signal(number, signal.SIG_IGN if seen else handler)
+            signal.signal(number, signal.SIG_IGN if signals else handler)
 
 
 def _debugging() -> bool:

@@ -61,6 +61,15 @@ class Stopped(BaseException):
         self.exit_code = 128 + number
 
 
+signals: list[int] = []  # those that asked this process to stop
+
+
+def raise_if_stopped() -> None:
+    """Raise Stopped again, where it came up in a destructor or a hook of a library, which Python and torch ignore."""
+    if signals:
+        raise Stopped(signals[0])
+
+
 def nearest(name: str, valid: Iterable[str], prefix: str = "") -> str:
     """Word the nearest valid name as the end of a message, or nothing."""
     close = difflib.get_close_matches(name, list(valid), n=2, cutoff=0.6)

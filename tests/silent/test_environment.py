@@ -14,14 +14,22 @@ SMALL = ["data=synthetic", "data.synthetic_patients=20", "data.image_size=32", "
 LONG = ["trainer.max_epochs=100000", "trainer.patience=null", "tracking.system_metrics=false"]
 
 
-def started(tmp_path, *arguments, **options):
-    """Start a training in a process of its own; returns it after its first epoch."""
-    command = [sys.executable, "-m", "xray_pneumonia.cli", "train", *SMALL, *LONG, *arguments]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **options)
-    for line in process.stderr:
-        if b"epoch 1/" in line:
-            return process
-    pytest.fail("it never trained")
+@pytest.fixture
+def started(tmp_path):
+    """Start a training in a process of its own; gives it after its first epoch, and kills it after the test."""
+    command = [sys.executable, "-m", "xray_pneumonia.cli", "train", *SMALL, *LONG]
+    running = []
+
+    def start(**options):
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **options)
+        running.append(process)
+        assert any(b"epoch 1/" in line for line in process.stderr)
+        return process
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
 
 
 def status(tmp_path):
@@ -30,22 +38,22 @@ def status(tmp_path):
     return run.info.status
 
 
-def test_a_closed_terminal_ends_the_run_as_killed(tmp_path):
-    process = started(tmp_path)
+def test_a_closed_terminal_ends_the_run_as_killed(started, tmp_path):
+    process = started()
     process.send_signal(signal.SIGHUP)
-    process.communicate(timeout=60)
+    process.communicate(timeout=180)
     assert process.returncode == 128 + signal.SIGHUP
     assert status(tmp_path) == "KILLED"
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
-def test_an_ignored_signal_stays_ignored(tmp_path, number):
-    process = started(tmp_path, preexec_fn=lambda: signal.signal(number, signal.SIG_IGN))
+def test_an_ignored_signal_stays_ignored(started, number):
+    process = started(preexec_fn=lambda: signal.signal(number, signal.SIG_IGN))
     process.send_signal(number)
     time.sleep(2)
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=180)
     assert process.returncode == 128 + signal.SIGTERM
 
 

@@ -18,6 +18,7 @@ from xray_pneumonia.types import CLASSES
 SPLITS = ("train", "val", "test")
 LAYOUT = f"{'|'.join(SPLITS)}/{'|'.join(CLASSES)}"
 CSV_COLUMNS = ("path", "label", "patient", "split")
+MASKS = {"mask", "masks", "segmentation", "segmentations", "lung_masks", "annotations"}
 NO_PATIENT = {"", "nan", "none", "null", "na", "n/a"}
 NUMBER = re.compile(r"0*(\d+)(?:\.0*)?")
 SHOWN = 5  # pairs of patients that look alike
@@ -134,6 +135,11 @@ def _class_rows(root: Path, folder: Path, *, split: str, name: str, cure: str) -
             f"found {', '.join(map(repr, found)) or 'none'}; {cure}"
         )
     for label, class_name in enumerate(CLASSES):
+        if masks := [inner.name for inner in _folders(folder / class_name) if inner.name.casefold() in MASKS]:
+            raise InputError(
+                f"{folder / class_name}: holds a folder {masks[0]!r}; masks are no X-rays: move it out of the data, or "
+                "list the X-rays in a CSV"
+            )
         for path in _files(folder / class_name):
             yield _row(root, path, label=label, split=split)
 

@@ -75,6 +75,9 @@ def read_plan(cfg: DictConfig, arguments: Sequence[str], *, choice: str) -> Plan
             "a config (sweep=optimizer) or replicates (sweep.seeds=[1,2,3])"
         )
     _require_free(space, settings)
+    keys = {parameter.key for parameter in space.parameters}
+    if "data.fold" in keys and "data.folds" not in {*keys, *space.fixed} and cfg.data.folds is None:
+        raise InputError("data.fold: means nothing without data.folds; say how many folds there are: data.folds=5")
     kind = settings.sampler
     if kind == "auto":
         kind = "grid" if space.fits(settings.n_trials) and not settings.first else "tpe"

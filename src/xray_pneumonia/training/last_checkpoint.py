@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
+from xray_pneumonia.errors import raise_if_stopped
 from xray_pneumonia.training.checkpoints import LAST, STATE
 
 
@@ -33,6 +34,7 @@ class LastCheckpoint(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Save, or restore the random states of a resumed training."""
+        raise_if_stopped()
         if self._random is not None:
             restore_random_states(self._random[trainer.global_rank])
             self._random = None
