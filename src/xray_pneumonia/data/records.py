@@ -135,11 +135,6 @@ def _class_rows(root: Path, folder: Path, *, split: str, name: str, cure: str) -
             f"found {', '.join(map(repr, found)) or 'none'}; {cure}"
         )
     for label, class_name in enumerate(CLASSES):
-        if masks := [inner.name for inner in _folders(folder / class_name) if inner.name.casefold() in MASKS]:
-            raise InputError(
-                f"{folder / class_name}: holds a folder {masks[0]!r}; masks are no X-rays: move it out of the data, or "
-                "list the X-rays in a CSV"
-            )
         for path in _files(folder / class_name):
             yield _row(root, path, label=label, split=split)
 
@@ -148,9 +143,14 @@ def _files(folder: Path) -> Iterator[Path]:
     """List the files of a class, all of them or none.
 
     Raises:
-        InputError: some of them lie in a folder that cannot be read.
+        InputError: some of them lie in a folder that cannot be read, or are masks.
     """
     try:
+        masks = [inner.name for inner in _folders(folder) if inner.name.casefold() in MASKS]
+        if masks:
+            raise InputError(
+                f"{folder}: holds a folder {masks[0]!r}; masks are no X-rays: move it away, or list the X-rays in a CSV"
+            )
         for path in map(Path, walk(folder)):
             if path.is_dir() and not path.is_symlink():
                 raise PermissionError(0, "no permission, or too long a path", str(path))
