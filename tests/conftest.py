@@ -18,6 +18,9 @@ from matplotlib.figure import Figure
 from xray_pneumonia import cli
 from xray_pneumonia.data import synthetic
 
+for number in (signal.SIGINT, signal.SIGHUP):  # ignored where pytest runs in the background; commands inherit that
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 REAL = Path(__file__).parents[2] / "shared" / "data"
 POSTGRESQL = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 PATIENTS = 40

@@ -95,7 +95,7 @@ WRONG = {
     "another maker's device": (["trainer.accelerator=mps"], "should be 'auto', 'cpu' or 'gpu'"),
     "ten thousand processes": (["data.num_workers=10000"], "data.num_workers=10000: should be less than"),
     "fewer processes than none": (["data.num_workers=-1"], "data.num_workers=-1"),
-    "no GPU": (["trainer=gpu", "trainer.devices=99"], "this machine has"),
+    "no GPU": (["trainer=gpu", "trainer.devices=9"], "this machine has"),
     "target of the system": (["model._target_=os.system"], "model._target_='os.system': not on the list"),
     "target by another name": (["model._target_=logging.os.system"], "not on the list"),
     "loader of pickles": (["model._target_=joblib.load"], "not on the list"),

@@ -59,7 +59,7 @@ def test_an_ignored_signal_stays_ignored(started, number):
 
 def test_a_closed_standard_error_loses_nothing(tmp_path):
     command = f"{sys.executable} -m xray_pneumonia.cli train {' '.join(SMALL)} trainer=smoke 2>&-"
-    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0
     assert done.stdout.splitlines()[-1].startswith("run_id=")
 
@@ -68,7 +68,7 @@ def test_a_working_folder_that_is_gone_is_named(tmp_path):
     command = (
         f"mkdir gone && cd gone && rmdir ../gone && {sys.executable} -m xray_pneumonia.cli train {' '.join(SMALL)}"
     )
-    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2, done.stderr
     assert "working folder" in done.stderr
 

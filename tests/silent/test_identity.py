@@ -103,7 +103,7 @@ def test_a_working_folder_of_any_name_keeps_its_store(start, tmp_path, name):
     (tmp_path / name).mkdir()
     small = ["data=synthetic", "data.synthetic_patients=20", "data.image_size=32", "trainer=smoke", "evaluation=quick"]
     process = start("train", *small, f"home={tmp_path}/{name}/mlruns", "tracking.system_metrics=false")
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert (tmp_path / name / "mlruns" / "mlflow.db").is_file()
     assert {entry.name for entry in tmp_path.iterdir()} == {name}

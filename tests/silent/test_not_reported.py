@@ -16,7 +16,7 @@ WITHOUT_ROOTS_RIGHTS = ["setpriv", "--bounding-set=-dac_override,-dac_read_searc
 @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"])
 def test_a_rank_that_a_shell_left_over_changes_nothing(start, tmp_path, name):
     process = start("train", *SMALL, "tracking.system_metrics=false", **{name: "1"})
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert f"{name}=1" in err
     run_id = out.splitlines()[-1].split()[0].removeprefix("run_id=")

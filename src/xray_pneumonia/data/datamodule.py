@@ -99,7 +99,6 @@ class XRayDataModule:
         self._split, self._val_fraction, self._split_seed = split, val_fraction, split_seed
         self._folds, self._fold = folds, fold
         self._broken, self._drop_test_patients, self._cache_dir = broken, drop_test_patients, cache_dir
-        self.first_epoch = 0  # counted from 0; later where a training is resumed
 
     def open(self) -> None:
         """Scan, decode and audit: sets `records`, whose splits are the folder's own, `images` and `audit`."""
@@ -205,8 +204,6 @@ class XRayDataModule:
     def _loader(self, split: Stage, *, training: bool = False, pin_memory: bool = False) -> BatchLoader:
         rows = np.flatnonzero(self.records["split"] == split).astype(np.int64)
         sampler = EpochSampler(rows, batch_size=self.batch_size, shuffle=training, seed=self._seed)
-        if training:
-            sampler.set_epoch(self.first_epoch)
         if torch.distributed.is_initialized():
             sampler.share(rank=torch.distributed.get_rank(), world=torch.distributed.get_world_size())
         batches = Batches(

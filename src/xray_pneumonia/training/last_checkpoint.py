@@ -63,13 +63,12 @@ class LastCheckpoint(Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Start the data at the next epoch; the random states follow at its first step."""
+        """Begin the next epoch, whose number Lightning tells the sampler; the random states follow at its start."""
         state = checkpoint[STATE]
         if state["trained"]:
             trainer.should_stop = True  # Lightning does not store an early stop
             return
         self._random = state["random"]
-        trainer.datamodule.first_epoch = state["epoch"]  # type: ignore[attr-defined]
         # Lightning had begun the epoch when this was saved: it shall begin it again.
         for name in ("epoch_progress", "epoch_loop.batch_progress"):
             for count in ("current", "total"):

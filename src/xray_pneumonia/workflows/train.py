@@ -42,7 +42,8 @@ class TrainConfig:
 def main(cfg: DictConfig) -> float:
     """Train and print; returns the kept epoch's validation AUROC."""
     anchor(cfg)
-    check(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in OF_COMMAND]), TrainConfig)
+    if OmegaConf.select(cfg, "sweep.trial") is None:  # what is wrong with a trial, its study records
+        check(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in OF_COMMAND]), TrainConfig)
     # Imported after the check, so that a wrong value need not wait for Lightning and MLflow.
     from xray_pneumonia.workflows import resume
     from xray_pneumonia.workflows.training import build_training, run_training, train
