@@ -216,16 +216,13 @@ def _distribution(override: Override) -> BaseDistribution:
             raise ValueError("log has no meaning for choices" if log else "a value stands there twice")
         return CategoricalDistribution(choices)
     if isinstance(sweep, RangeSweep):
-        count = (float(sweep.stop or 0) - float(sweep.start or 0)) / float(sweep.step)
-        if not count <= MAX_GRID:
-            raise ValueError(f"the range has {count:g} values, over {MAX_GRID}; use interval(...)")
+        if not (float(sweep.stop or 0) - float(sweep.start or 0)) / float(sweep.step) <= MAX_GRID:
+            raise ValueError(f"the range has over {MAX_GRID} values; use interval(...)")
         return _stepped(sorted(sweep.range()), log=log)
     assert isinstance(sweep, IntervalSweep)
     low, high = sweep.start, sweep.end
-    if low is None or high is None or low >= high:
-        raise ValueError("an interval needs a lower end below its upper end")
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError("an interval needs finite ends")
+    if low is None or high is None or not -math.inf < low < high < math.inf:
+        raise ValueError("an interval needs a lower end below its upper end, both of them finite")
     if isinstance(low, int) and isinstance(high, int):
         return IntDistribution(low, high, log=log)
     return FloatDistribution(float(low), float(high), log=log)
