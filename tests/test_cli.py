@@ -107,7 +107,7 @@ WRONG = {
     "partial": (["+loss._partial_=true"], "loss._partial_"),
     "unpickled rerun": (["--experimental-rerun", "x.pickle"], "unpickles a file"),
     "unpickled rerun in short": (["--exp=x.pickle"], "unpickles a file"),
-    "two equals signs": (["tracking.run_name=a b=c"], "tracking.run_name=a b=c: cannot be read"),
+    "two equals signs": (["loss.gamma=a b=c"], "loss.gamma=a b=c: cannot be read"),
     "no value": (["data.root"], "data.root: cannot be read; say key=value"),
     "half a quote": (["data.root='x"], "data.root='x: cannot be read"),
     "letters from elsewhere": (["monitor=Röntgen bild"], """stands in quotes of its own: 'key="a (b)"'"""),

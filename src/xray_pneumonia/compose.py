@@ -27,7 +27,11 @@ LITERAL = {
     "register": ("run_id", "name", "alias"),
     "reproduce": ("model", "run_id"),
 }
-PLACES = ("data.root", "home")  # of every verb; commas separate the values of a sweep, as everywhere
+# Paths, names and addresses of every verb; commas separate the values of a sweep, except in a path that exists.
+PLACES = (
+    "data.root", "home", "data.cache_dir", "tracking.run_name", "tracking.experiment_name", "tracking.uri",
+    "sweep.storage", "sweep.name",
+)  # fmt: skip
 SPECIAL = ("'", '"', "\\", "\n", "${", ",")
 
 
@@ -83,7 +87,9 @@ def _quoted(argument: str) -> str:
     from hydra.errors import HydraException
 
     key, _, value = argument.partition("=")
-    if key not in PLACES or value in ("", "null") or any(sign in value for sign in SPECIAL):
+    if key not in PLACES or value in ("", "null"):
+        return argument
+    if any(sign in value for sign in SPECIAL) and not ("," in value and '"' not in value and Path(value).exists()):
         return argument
     try:
         read = OverridesParser.create().parse_override(argument).value()
@@ -113,7 +119,7 @@ def _named(error: BaseException, arguments: list[str]) -> BaseException:
     place = Path(os.fsdecode(error.filename)).absolute()
     for argument in arguments:
         value = argument.partition("=")[2]
-        if value and Path(value).expanduser().absolute().is_relative_to(place):
+        if value and Path(os.path.expanduser(value)).absolute().is_relative_to(place):
             wrong = InputError(f"{argument.lstrip('+')}: cannot be used: {error.strerror}; name another place")
             wrong.__cause__ = error
             return wrong

@@ -171,7 +171,7 @@ def _csv_rows(csv: Path) -> Iterator[dict[str, object]]:
         label, split = labels.get(row["label"].casefold()), row["split"].casefold()
         if label is None or split not in SPLITS or row["patient"].casefold() in NO_PATIENT:
             wrong = row["label"].upper() if label is None else split
-            near = nearest(wrong, CLASSES if label is None else SPLITS)
+            near = nearest(wrong, CLASSES if label is None else SPLITS) or nearest(wrong[:3], SPLITS)
             raise InputError(
                 f"{csv}, line {line}: label={row['label']!r} split={row['split']!r} patient={row['patient']!r}; "
                 f"label is 0, 1, {' or '.join(CLASSES)}, split one of {', '.join(SPLITS)}, patient not empty{near}"
