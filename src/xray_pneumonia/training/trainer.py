@@ -88,6 +88,7 @@ def build_trainer(
 
     from xray_pneumonia.training.checkpoints import AtomicCheckpointIO
 
+    logging.getLogger(pl.__name__).setLevel(logging.WARNING)  # its import sets INFO: devices, tips, "stopped"
     return pl.Trainer(
         max_epochs=settings.max_epochs,
         accelerator=settings.accelerator,
