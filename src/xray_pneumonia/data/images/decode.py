@@ -34,7 +34,7 @@ FORMATS = ("PNG", "JPEG")
 MAX_METADATA = 2**20  # bytes of EXIF
 MIN_RANGE = 4  # gray levels between the darkest and the brightest pixel
 HASH_SIDE = 16
-ORIENTATION = 0x0112  # EXIF
+ORIENTATION, TRANSPOSED = 0x0112, (5, 6, 7, 8)  # of EXIF, and its values that exchange rows and columns
 DICOM_RULES = DicomRules()
 
 Image.MAX_IMAGE_PIXELS = None  # our own limit is lower and is checked before any pixel is decoded
@@ -122,16 +122,32 @@ def _decode_picture(data: bytes, size: int) -> Decoded:
         except Exception as error:
             raise _broken(error) from error
         (require_whole_jpeg if image.format == "JPEG" else require_whole_png)(data)
-        return _squashed(_gray(_upright(image)), size, mode=mode, sides=sides)
+        turned = image.getexif().get(ORIENTATION, 1) in TRANSPOSED
+        return _squashed(_gray(_upright(image)), size, mode=mode, sides=sides, turned=turned)
 
 
 def _squashed(
-    gray: Image.Image, size: int, *, mode: str, sides: tuple[int, int] | None = None, notes: tuple[str, ...] = ()
+    gray: Image.Image,
+    size: int,
+    *,
+    mode: str,
+    sides: tuple[int, int] | None = None,
+    notes: tuple[str, ...] = (),
+    turned: bool = False,
 ) -> Decoded:
-    """Squash a gray image; `sides` are those of the file where it was not decoded in full."""
+    """Squash a gray image.
+
+    Args:
+        gray: the image.
+        size: height and width of the result.
+        mode: the colour mode of the file.
+        sides: of the file, where it was not decoded in full.
+        notes: on its decoding.
+        turned: its rows are the columns of the file.
+    """
     width, height = sides or gray.size
     raster = np.asarray(gray)
-    if max(tear(raster), tear(raster.T)) > TORN:  # it may have been turned
+    if tear(raster.T if turned else raster) > TORN:
         notes = (*notes, "torn")
     pixels = np.asarray(gray.resize((size, size), Image.Resampling.BILINEAR), np.uint8)
     if int(np.ptp(pixels)) <= MIN_RANGE:

@@ -131,7 +131,7 @@ def tear(gray: npt.NDArray[np.uint8]) -> float:
         gray: (H, W), as decoded, before any resizing.
 
     Returns:
-        The largest ratio: about 1.9 for a whole image, at most 2.6 for 99 of 100; over `TORN` means damage.
+        The largest ratio: about 1.9 for a whole image, under 2.6 for 99 of 100; over `TORN` means damage.
     """
     height, width = gray.shape
     side = max(1, width // CELLS)
