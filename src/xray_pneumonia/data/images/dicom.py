@@ -35,7 +35,7 @@ from xray_pneumonia.types import Gray
 config.settings.reading_validation_mode = config.IGNORE  # its warnings quote what a tag says
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # and so does its log
 
-# Words of ViewPosition that exclude a frontal film (PS3.3 C.8.1.1), whatever stands beside them.
+# Words of ViewPosition that exclude a frontal film (PS3.3 C.8.1.1), whatever the other words are.
 NOT_FRONTAL = {"LL", "RL", "LLD", "RLD", "LLO", "RLO", "LAT", "LATERAL", "OBLIQUE", "DECUBITUS"}
 FRONTAL_CODES = {"272479007", "399348003", "399033003", "R-40888", "R-10206", "R-10214"}  # PA, AP, frontal (CID 4010)
 # Defined terms of Modality, ViewPosition and BodyPartExamined (PS3.3 C.7.3.1.1.1, C.8.1.1; PS3.16 Annex L).
