@@ -78,9 +78,9 @@ def _guarded(verb: str, arguments: list[str]) -> int:
     """Turn what can go wrong into one line and an exit code."""
     if not sys.warnoptions and not _debugging():
         warnings.simplefilter("ignore")  # of the libraries: what a user must know is logged
-    _ignore_ranks()
-    if sys.stderr is None:  # `2>&-`: libraries write there without asking
+    if sys.stderr is None:  # `2>&-`: libraries write there without asking, and print would write to standard output
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    _ignore_ranks()
     try:
         os.getcwd()
     except FileNotFoundError:

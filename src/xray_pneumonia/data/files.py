@@ -160,9 +160,14 @@ def changed(records: "pd.DataFrame") -> list[str]:
     return found
 
 
+def file_sha256(path: str | Path) -> str:
+    """Hash a file, as 64 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _sha256(path: str) -> str:
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except OSError:
         return ""

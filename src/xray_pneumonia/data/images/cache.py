@@ -25,7 +25,7 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import track
 
-from xray_pneumonia.data.files import LINK_TO_FOLDER
+from xray_pneumonia.data.files import LINK_TO_FOLDER, file_sha256
 from xray_pneumonia.data.images import decode
 from xray_pneumonia.data.images.limits import ImageError
 from xray_pneumonia.types import Gray
@@ -70,17 +70,12 @@ def _is_whole(home: Path) -> bool:
         return False
     try:
         sums = json.loads((home / SUMS).read_text(encoding="utf-8"))
-        whole = bool(sums == {name: _sha256(home / name) for name in FILES})
+        whole = bool(sums == {name: file_sha256(home / name) for name in FILES})
     except (OSError, ValueError):
         whole = False
     if not whole:
         log.warning("the cache %s is damaged; its images are decoded again", home)
     return whole
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def release_pages(images: Gray) -> None:
@@ -109,7 +104,7 @@ def _build(records: pd.DataFrame, home: Path, image_size: int) -> None:
         facts.append(fact)
     array.flush()
     pd.DataFrame(facts, columns=list(FACTS)).to_csv(draft / "facts.csv", index=False)
-    (draft / SUMS).write_text(json.dumps({name: _sha256(draft / name) for name in FILES}), encoding="utf-8")
+    (draft / SUMS).write_text(json.dumps({name: file_sha256(draft / name) for name in FILES}), encoding="utf-8")
     shutil.rmtree(home, ignore_errors=True)  # damaged
     os.replace(draft, home)
 
