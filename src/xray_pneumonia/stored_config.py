@@ -36,7 +36,7 @@ MEANT_BEFORE: dict[str, dict[str, Any]] = {
         "sharpen": 0,
         "shrink": 0,
     },
-    "xray_pneumonia.data.datamodule.XRayDataModule": {"progressive": None, "resident": "never"},
+    "xray_pneumonia.data.datamodule.XRayDataModule": {"follow_links": False, "progressive": None, "resident": "never"},
     "xray_pneumonia.models.resnet.ResNet": {"per_image": False},
     "xray_pneumonia.tracking.store.TrackingSettings": {"required": False},
     "xray_pneumonia.training.optimizers.adamw": {"fused": False},

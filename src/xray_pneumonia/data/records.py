@@ -26,12 +26,13 @@ log = logging.getLogger(__name__)
 PATIENT = re.compile(r"^(person\d+)_(bacteria|virus)_|^((?:NORMAL2-)?IM-\d+)-")
 
 
-def scan(root: str | Path) -> pd.DataFrame:
+def scan(root: str | Path, *, follow_links: bool = False) -> pd.DataFrame:
     """List the image files below `root`, sorted by id, without opening any of them.
 
     Args:
         root: a folder with `train|val|test/NORMAL|PNEUMONIA`, or a CSV file (commas, semicolons or tabs) with the
             columns path (relative to the CSV's folder), label (0, 1 or the class name), patient and split.
+        follow_links: read files behind links that lead out of the folder, too.
 
     Returns:
         Columns `id`, `path`, `label`, `class_name`, `patient`, `subtype`, `split`, `bytes` and `stamp` (what the file
@@ -49,7 +50,7 @@ def scan(root: str | Path) -> pd.DataFrame:
     rows = list(_csv_rows(root) if root.is_file() else _folder_rows(_unnest(root)))
     if not rows:
         raise InputError(f"data.root={root}: no images; expected files in {LAYOUT}")
-    return _table(rows)
+    return _table(rows, follow_links=follow_links)
 
 
 def scan_external(root: str | Path) -> pd.DataFrame:
@@ -95,9 +96,10 @@ def sample_by_patient(records: pd.DataFrame, max_images: int, seed: int) -> pd.D
     return records[records["patient"].isin(chosen)].reset_index(drop=True)
 
 
-def _table(rows: list[dict[str, object]]) -> pd.DataFrame:
+def _table(rows: list[dict[str, object]], *, follow_links: bool = False) -> pd.DataFrame:
     rows.sort(key=lambda row: str(row["id"]))
-    paths = [row.pop("path") for row in rows]
+    places = [(row.pop("path"), row.pop("outside")) for row in rows]
+    paths = [path if follow_links or not outside else "" for path, outside in places]
     table = pd.DataFrame(rows)
     table["path"] = pd.Series(paths, dtype=object)  # a name may hold bytes that are no text
     table["class_name"] = [CLASSES[label] for label in table["label"]]
@@ -181,7 +183,7 @@ def _csv_rows(csv: Path) -> Iterator[dict[str, object]]:
         if "\\" in row["path"] and not (csv.parent / row["path"]).exists():
             raise InputError(f"{csv}, line {line}: path={row['path']!r} has a backslash; write / between folders")
         found = _row(csv.parent, csv.parent / row["path"], label=label, split=split)
-        if not found["path"] and str(found["id"]).startswith(".."):
+        if found["outside"] and str(found["id"]).startswith(".."):
             raise InputError(
                 f"{csv}, line {line}: path={row['path']!r} lies outside the folder of the CSV, and nothing outside of "
                 "it is read; put the CSV into a folder that holds all its files"
@@ -243,7 +245,8 @@ def _row(root: Path, path: Path, *, label: int, split: str) -> dict[str, object]
     inside = os.path.realpath(path).startswith(os.path.realpath(root) + os.sep)
     return {
         "id": printable(relative),
-        "path": str(path) if inside else "",  # never followed: it leads out of the data
+        "path": str(path),
+        "outside": not inside,  # a link that leads out of the data
         "label": label,
         "patient": (name.group(1) or name.group(3)) if name else printable(path.stem),
         "subtype": "normal" if label == 0 else kind,
