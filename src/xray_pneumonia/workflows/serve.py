@@ -1,21 +1,191 @@
-"""Serves a bundle through MLflow (`mlflow.pyfunc.load_model`, `mlflow models serve`): X-rays in, a table out.
+"""Runs `xray serve`, a page and an interface for readers of X-rays; and serves bundles through MLflow.
 
-Every logged model names this module as its loader; MLflow calls `_load_pyfunc`.
+Every logged model names this module as its loader: `mlflow.pyfunc.load_model` and `mlflow models serve` call
+`_load_pyfunc`.
 """
 
 import base64
 import binascii
+import ipaddress
+import os
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from omegaconf import DictConfig
 
+from xray_pneumonia.config import Node, anchor, build, check
 from xray_pneumonia.data.images.decode import decode
 from xray_pneumonia.data.images.limits import ImageError
+from xray_pneumonia.errors import InputError
+from xray_pneumonia.evaluation import gradcam
+from xray_pneumonia.evaluation.input_gate import FLAGS
+from xray_pneumonia.evaluation.report.model_card import LIMITATIONS, USE
 from xray_pneumonia.inference.loading import load_model
 from xray_pneumonia.inference.model import TrainedModel
-from xray_pneumonia.types import Gray
+from xray_pneumonia.types import Count, Gray, Port, Positive, Processes, Text
+from xray_pneumonia.workflows.contact_sheet import MEANS, describe_evidence
+from xray_pneumonia.workflows.find_model import find_and_load
+from xray_pneumonia.workflows.predict import HeatMaps, classify, dicom_rules
+
+TOKEN = "XRAY_SERVE_TOKEN"
+SHORTEST_TOKEN = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """The top-level keys of serve.yaml."""
+
+    home: Text
+    model: Text
+    host: Text
+    port: Port
+    allowed_hosts: list[str]
+    keep: Text | None
+    audit: Text
+    most_waiting: Count
+    upload_mb: Count
+    upload_seconds: Positive
+    modalities: list[str]
+    views: list[str]
+    body_parts: list[str]
+    any_preamble: bool
+    workers: Processes | None
+    limits: Node
+    tracking: Node
+
+
+def main(cfg: DictConfig) -> None:
+    """Serve until stopped.
+
+    Raises:
+        InputError: the address is not to be had, or not without a token; a package of the extra `serve` is missing.
+    """
+    anchor(cfg)
+    check(cfg, ServeConfig)
+    tokens = _tokens(cfg.host)
+    try:
+        from xray_pneumonia.serving import app, guard, reader, records, server
+    except ImportError as error:
+        raise InputError(f"xray serve: {error.name} is missing; pip install 'xray-pneumonia[serve]'") from error
+    listener = server.listen(cfg.host, cfg.port)
+    model = find_and_load(cfg.model, tracking=build(cfg.tracking), home=Path(cfg.home), engine="torch")
+    os.umask(0o077)
+    journal = records.Journal(Path(cfg.audit), Path(cfg.keep) if cfg.keep else None)
+    reading = reader.Reader(
+        lambda attempts: classify(attempts, model, None),
+        image_size=model.card.image_size,
+        rules=dicom_rules(cfg),
+        limits=build(cfg.limits),
+        workers=cfg.workers or os.cpu_count() or 1,
+    )
+    with reading:
+        service = app.Service(
+            reader=reading,
+            heat_map=_heat_maps(reading, model),
+            describe=lambda row, prevalence: _describe(row, model),
+            model=_facts(model),
+            journal=journal,
+            most_waiting=cfg.most_waiting,
+        )
+        rules = guard.Rules(
+            hosts=guard.host_names(cfg.host, cfg.allowed_hosts),
+            tokens=tokens,
+            most_bytes=cfg.upload_mb * 2**20,
+            seconds=cfg.upload_seconds,
+        )
+        _warm_up(model)
+        host, port = listener.getsockname()[:2]
+        print(f"A second opinion beside a radiologist's reading; no medical device. Audit lines: {cfg.audit}")
+        print(f"url=http://{f'[{host}]' if ':' in host else host}:{port} model={model.name}", flush=True)
+        server.run(app.make_app(service, rules), listener)
+
+
+def _tokens(host: str) -> tuple[str, ...]:
+    """Read the tokens, of which other machines need one.
+
+    Raises:
+        InputError: others could reach the server without a token, or a token is short.
+    """
+    tokens = tuple(filter(None, os.environ.get(TOKEN, "").split(",")))
+    if any(len(token) < SHORTEST_TOKEN for token in tokens):
+        raise InputError(f"{TOKEN}: use at least {SHORTEST_TOKEN} characters, as from `openssl rand -hex 16`")
+    if not tokens and not _is_local(host):
+        raise InputError(
+            f"host={host}: other machines could send films and read answers; set {TOKEN} to a secret of at least "
+            f"{SHORTEST_TOKEN} characters, or leave host=127.0.0.1"
+        )
+    return tokens
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _warm_up(model: TrainedModel) -> None:
+    """Run the model once, which takes longer than every later time."""
+    model.decide(np.zeros((1, model.card.image_size, model.card.image_size), np.uint8))
+
+
+def _heat_maps(reading: Any, model: TrainedModel) -> Callable[[Path], tuple[bytes, str]]:
+    """Make the function that draws a heat map as a layer over the film."""
+    from xray_pneumonia.serving.reader import png
+
+    maps, lock = HeatMaps(model.require_net(), Path()), threading.Lock()
+
+    def draw(path: Path) -> tuple[bytes, str]:
+        attempt = reading.decode(path)
+        if attempt.pixels is None:
+            return b"", attempt.message
+        with lock:
+            heat = maps.compute(attempt.pixels[None])
+        if heat is not None and heat.any():
+            return png(gradcam.layer(heat[0])), ""
+        if maps.informative is False:
+            return b"", "Heat maps are withheld: nets with random weights draw much the same."
+        return b"", "Nothing in this film speaks for the finding, so there is no heat map."
+
+    return draw
+
+
+def _facts(model: TrainedModel) -> dict[str, Any]:
+    """Describe the model for the page and `/v1/models`."""
+    card = model.card
+    return {
+        "name": model.name,
+        "version": (card.weights_sha256 or card.run_id)[:12],
+        "run_id": card.run_id,
+        "classes": list(card.class_names),
+        "question": f"{card.class_names[1]} or {card.class_names[0]}",
+        "image_size": card.image_size,
+        "operating_point": card.operating_point,
+        "prevalence": None,
+        "decisions": {"positive": "pneumonia", "uncertain": "look closer", "negative": "normal"},
+        "evidence": describe_evidence(card),
+        "use": f"Use: {USE}.",
+        "limitations": list(LIMITATIONS),
+    }
+
+
+def _describe(row: Mapping[str, Any], model: TrainedModel) -> dict[str, Any]:
+    """Make the JSON of an answer from a row of `xray predict`."""
+    sure = "positive" if row["label"] == model.card.class_names[1] else "negative"
+    names = ("decision", "label", "probability", "operating_point", "reason", "sha256", "width", "height")
+    return {
+        **{name: row[name] for name in names},
+        "kind": "uncertain" if row["decision"] == "look closer" else sure,
+        "flags": [{"name": flag, "meaning": FLAGS.get(flag, flag)} for flag in row["flags"]],
+        "words": MEANS[row["decision"]],
+        "model": model.name,
+        "version": (model.card.weights_sha256 or model.card.run_id)[:12],
+    }
 
 
 class BundleModel:
