@@ -98,7 +98,10 @@ def read_graph(path: Path) -> tuple[Card, Graph]:
         # from bytes: a graph that wants data from other files gets none
         data = require_plain(path, most=MAX_BYTES).read_bytes()
         session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        card = parse_card(session.get_modelmeta().custom_metadata_map.get("card", "null"), name=str(path))
+        known = session.get_modelmeta().custom_metadata_map
+        card = parse_card(known.get("card", "null"), name=str(path))
+        if json.loads(known.get("labels", "null")) != card.class_names:
+            raise InputError(f"{path}: its labels are not those of its card; export the model again")
     except InputError:
         raise
     except Exception as error:  # the runtime has many kinds
