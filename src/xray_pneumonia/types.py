@@ -8,6 +8,7 @@ import numpy.typing as npt
 from annotated_types import Ge, Gt, Interval, Le, MinLen
 
 CLASSES = ("NORMAL", "PNEUMONIA")  # the position is the label
+Classes = tuple[str, str]  # the names of labels 0 and 1 of a model
 
 Gray = npt.NDArray[np.uint8]  # images (..., H, W), 0 is black
 Vector = npt.NDArray[np.float64]
@@ -30,3 +31,8 @@ Seed = Annotated[int, Interval(ge=0, lt=2**32)]
 Side = Annotated[int, Interval(ge=16, le=2048)]
 Stages = Annotated[int, Interval(ge=1, le=12)]  # each halves the side; the largest has one pixel left
 Stage = Literal["train", "val", "test", "shift"]
+
+
+def spoken(name: str) -> str:
+    """Write a class name in a sentence or an answer: the public ones in small letters, others as they are given."""
+    return name.lower() if name in CLASSES else name
