@@ -19,7 +19,7 @@ from xray_pneumonia.workflows import pyfunc
 
 @pytest.fixture(scope="module")
 def served():
-    return serve._load_pyfunc(str(Path(xray_pneumonia.__file__).parent / "weights" / "final"))
+    return pyfunc._load_pyfunc(str(Path(xray_pneumonia.__file__).parent / "weights" / "final"))
 
 
 @pytest.fixture(scope="module")
