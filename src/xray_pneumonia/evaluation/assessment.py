@@ -9,12 +9,11 @@ from scipy.special import expit
 from xray_pneumonia.evaluation import calibration
 from xray_pneumonia.evaluation.abstention import Band, count_answers, fit_band, trade_off
 from xray_pneumonia.evaluation.calibration import Calibration, reliability
-from xray_pneumonia.evaluation.intervals import Estimate, bootstrap, delong, estimates, interval, replicate
+from xray_pneumonia.evaluation.intervals import Estimate, bootstrap, estimates, predictive_value, replicate
 from xray_pneumonia.evaluation.metrics import OF_PROBABILITIES, WeightedMetrics, predictive_values
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.evaluation.subgroups import Subgroup, subgroups
 from xray_pneumonia.evaluation.threshold import choose_threshold
-from xray_pneumonia.types import Vector
 
 FIXED = "fixed at 0.5"  # the policy of a model that was never calibrated
 
@@ -98,15 +97,15 @@ def assess(
     resampling = {"replicates": settings.replicates, "seed": settings.seed}
     before = bootstrap(raw, threshold=0.5, **resampling)
     metrics = WeightedMetrics.of(calibrated, threshold=decision.threshold)
-    samples = replicate(metrics, **resampling)
+    at_point = estimates(metrics, replicate(metrics, **resampling))
     return Assessment(
         table=calibrated,
         decision=decision,
-        at_point=estimates(metrics, samples),
+        at_point=at_point,
         at_half=bootstrap(calibrated, threshold=0.5, **resampling),
         uncalibrated={name: before[name] for name in OF_PROBABILITIES},
-        delong=delong(calibrated["label"], calibrated["logit"], calibrated["patient"]),
-        predictive_values=[_predictive_values(metrics.once(), samples, share) for share in settings.prevalences],
+        delong=at_point["auroc"],
+        predictive_values=[_predictive_values(at_point, share) for share in settings.prevalences],
         bins=reliability(calibrated),
         bins_before=reliability(raw),
         subgroups=subgroups(
@@ -125,8 +124,11 @@ def assess(
     )
 
 
-def _predictive_values(once: dict[str, float], samples: dict[str, Vector], prevalence: float) -> PredictiveValues:
-    values, replicates = (
-        predictive_values(one["sensitivity"], one["specificity"], prevalence=prevalence) for one in (once, samples)
+def _predictive_values(at: dict[str, Estimate], prevalence: float) -> PredictiveValues:
+    found, cleared, odds = at["sensitivity"], at["specificity"], (1 - prevalence) / prevalence
+    ppv, npv = (float(one) for one in predictive_values(found.value, cleared.value, prevalence=prevalence))
+    return PredictiveValues(
+        prevalence,
+        predictive_value(found, cleared, value=ppv, odds=odds),
+        predictive_value(cleared, found, value=npv, odds=1 / odds),
     )
-    return PredictiveValues(prevalence, *(interval(float(v), s) for v, s in zip(values, replicates, strict=True)))
