@@ -8,7 +8,7 @@ import pandas as pd
 
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.intervals import Estimate, delong_difference, interval, patient_weights
-from xray_pneumonia.evaluation.metrics import BLOCK, METRICS, OF_PROBABILITIES, OF_RANKS, WeightedMetrics
+from xray_pneumonia.evaluation.metrics import BLOCK, METRICS, OF_PROBABILITIES, OF_RANKS, Mask, WeightedMetrics
 from xray_pneumonia.types import Vector
 
 FEWEST = 10  # patients of each class, for any test or interval of a difference
@@ -59,23 +59,21 @@ def compare(
     models = [WeightedMetrics.of(table, threshold=point) for table, point in zip(tables, thresholds, strict=True)]
     weights = patient_weights(models[0].patients, replicates=replicates, seed=seed, images=len(first))
     samples = _joined([_gaps([model(block, names) for model in models], names) for block in weights], names)
-    called = [table["probability"].to_numpy() >= point for table, point in zip(tables, thresholds, strict=True)]
+    given = [answers([table], [point]) for table, point in zip(tables, thresholds, strict=True)]
+    called = [one["called"].to_numpy() > 0 for one in given]
     rng = np.random.default_rng([seed, 1])
     chance = _swapped(tables, called, [name for name in names if name != "auroc"], replicates=replicates, rng=rng)
     differences = []
     for name in names:
         mine, other = (model.once()[name] for model in models)
         images, patients = models[0].behind[name]
-        differing = _differing(name, tables, called)
         gap = interval(mine - other, samples[name], images=images, patients=patients)
         if name == "auroc":
             gap, p_value = delong_difference(first["label"], first["logit"], tables[1]["logit"], first["patient"])
         else:
             p_value = mid_p(mine - other, chance[name])
-        one = Difference(
-            name, mine, other, gap, p_value, "DeLong" if name == "auroc" else "swapped patients", differing
-        )
-        differences.append(_unless_few(one, first))
+        one = Difference(name, mine, other, gap, p_value, "DeLong" if name == "auroc" else "swapped patients")
+        differences.append(unless_few(one, *given))
     return holm(differences)
 
 
@@ -89,7 +87,7 @@ def _joined(blocks: Sequence[dict[str, Vector]], names: Collection[str]) -> dict
 
 def _swapped(
     tables: Sequence[pd.DataFrame],
-    called: Sequence[Vector],
+    called: Sequence[Mask],
     names: Collection[str],
     *,
     replicates: int,
@@ -123,28 +121,37 @@ def mid_p(gap: float, chance: Vector) -> float:
     return float((larger + (equal + 1) / 2) / (len(known) + 1))
 
 
-def _differing(name: str, tables: Sequence[pd.DataFrame], called: Sequence[Vector]) -> int:
-    """Count the patients whose answers differ, as far as a metric sees them."""
-    first, second = tables
-    if name in OF_RANKS or name in OF_PROBABILITIES:
-        differ = ~np.isclose(first["probability"], second["probability"], rtol=0, atol=ROUNDING)
-        return int(first.loc[differ, "patient"].nunique())
-    part = {"sensitivity": first["label"] == 1, "specificity": first["label"] == 0}.get(name, first["label"] >= 0)
-    change = pd.Series(called[0].astype(int) - called[1].astype(int), first.index)[part]
-    return int(change.groupby([first["patient"], first["label"]]).sum().ne(0).groupby(level=0).any().sum())
+def answers(tables: Sequence[pd.DataFrame], thresholds: Sequence[float]) -> pd.DataFrame:
+    """Average the answers of models to the same images, in one order: probability, and share that called PNEUMONIA."""
+    called = [table["probability"].to_numpy() >= point for table, point in zip(tables, thresholds, strict=True)]
+    probability = np.mean([table["probability"].to_numpy() for table in tables], axis=0)
+    return tables[0][["label", "patient"]].assign(called=np.mean(called, axis=0), probability=probability)
 
 
-def _unless_few(one: Difference, table: pd.DataFrame) -> Difference:
-    """Take away p-value and interval where they would rest on too few patients."""
-    fewest = int(table.groupby("label")["patient"].nunique().reindex([0, 1], fill_value=0).min())
-    why = ""
+def unless_few(one: Difference, first: pd.DataFrame, second: pd.DataFrame) -> Difference:
+    """Take away p-value and interval where they would rest on too few patients; both tables are of `answers`."""
+    differing = _differing(one.name, first, second)
+    fewest = int(first.groupby("label")["patient"].nunique().reindex([0, 1], fill_value=0).min())
     if fewest < FEWEST:
         why = f"none: {fewest} patients of the rarer class, needs {FEWEST}"
-    elif one.differing < FEWEST_DIFFERING:
-        why = f"none: {one.differing} patients differ, needs {FEWEST_DIFFERING}"
-    if not why:
-        return one
-    return replace(one, gap=replace(one.gap, low=np.nan, high=np.nan, basis=why), p_value=np.nan, test=why)
+    elif differing < FEWEST_DIFFERING:
+        why = f"none: {differing} patients differ, needs {FEWEST_DIFFERING}"
+    else:
+        return replace(one, differing=differing)
+    gap = replace(one.gap, low=np.nan, high=np.nan, basis=why)
+    return replace(one, gap=gap, p_value=np.nan, test=why, differing=differing)
+
+
+def _differing(name: str, first: pd.DataFrame, second: pd.DataFrame) -> int:
+    """Count the patients whose answers differ, as far as a metric sees them."""
+    owner = [first["patient"].to_numpy(), first["label"].to_numpy()]
+    if name in OF_RANKS or name in OF_PROBABILITIES:
+        change = pd.Series(np.abs(first["probability"].to_numpy() - second["probability"].to_numpy()))
+    else:  # two images of a patient that change places change no rate
+        change = pd.Series(first["called"].to_numpy() - second["called"].to_numpy())
+    part = {"sensitivity": owner[1] == 1, "specificity": owner[1] == 0}.get(name, owner[1] >= 0)
+    changed = change.where(part, 0.0).groupby(owner).sum().abs() > ROUNDING
+    return int(changed.groupby(level=0).any().sum())
 
 
 def holm(differences: Sequence[Difference]) -> list[Difference]:

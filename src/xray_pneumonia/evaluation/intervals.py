@@ -122,10 +122,10 @@ def proportion(value: float, samples: Vector, *, images: int, patients: int) -> 
 def mean_of_rates(sensitivity: Estimate, specificity: Estimate, mean: Estimate) -> Estimate:
     """Put an interval around the mean of two rates of different images (Zou and Donner, Stat Med 2008: MOVER)."""
     rates = (sensitivity, specificity)
-    low = mean.value - np.hypot(*(one.value - one.low for one in rates)) / 2
-    high = mean.value + np.hypot(*(one.high - one.value for one in rates)) / 2
+    low = mean.value - float(np.linalg.norm([one.value - one.low for one in rates])) / 2
+    high = mean.value + float(np.linalg.norm([one.high - one.value for one in rates])) / 2
     basis = next((one.basis for one in rates if np.isnan(one.low)), "MOVER")
-    return replace(mean, low=float(low), high=float(high), basis=basis)
+    return replace(mean, low=low, high=high, basis=basis)
 
 
 def predictive_value(right: Estimate, wrong: Estimate, *, value: float, odds: float) -> Estimate:
