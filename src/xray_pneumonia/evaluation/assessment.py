@@ -9,6 +9,7 @@ from scipy.special import expit
 from xray_pneumonia.evaluation import calibration
 from xray_pneumonia.evaluation.abstention import Band, count_answers, fit_band, trade_off
 from xray_pneumonia.evaluation.calibration import Calibration, reliability
+from xray_pneumonia.evaluation.calibration_check import CalibrationCheck, check_calibration
 from xray_pneumonia.evaluation.intervals import Estimate, bootstrap, estimates, predictive_value, replicate
 from xray_pneumonia.evaluation.metrics import OF_PROBABILITIES, WeightedMetrics, predictive_values
 from xray_pneumonia.evaluation.settings import EvaluationSettings
@@ -52,7 +53,8 @@ class Assessment:
     """All that is measured of a model on one split.
 
     `at_point` holds the metrics at the operating point, `at_half` those at 0.5, `uncalibrated` those of the raw
-    probabilities; `bins` is the reliability diagram, `bins_before` that of the raw probabilities.
+    probabilities; `calibration` says how much of the error is chance, `bins` is the reliability diagram, `bins_before`
+    that of the raw probabilities.
     """
 
     table: pd.DataFrame
@@ -65,6 +67,7 @@ class Assessment:
     bins: pd.DataFrame
     bins_before: pd.DataFrame
     subgroups: list[Subgroup]
+    calibration: CalibrationCheck
     answers: pd.DataFrame
     trade_off: pd.DataFrame
 
@@ -78,11 +81,19 @@ class Assessment:
         """Number of patients."""
         return int(self.table["patient"].nunique())
 
+    @property
+    def fewest(self) -> int:
+        """Number of patients of the rarer class."""
+        return int(self.table.groupby("label")["patient"].nunique().reindex([0, 1], fill_value=0).min())
+
     def metrics(self) -> dict[str, float]:
         """List the metrics at the operating point, with `_low` and `_high` for the intervals; NaN is left out."""
         flat: dict[str, float] = {}
         for name, one in self.at_point.items():
             flat |= {name: one.value, f"{name}_low": one.low, f"{name}_high": one.high}
+        flat |= {"calibration_floor": self.calibration.floor, "calibration_excess": self.calibration.excess}
+        flat |= {"calibration_slope": self.calibration.slope.value}
+        flat |= {"calibration_intercept": self.calibration.intercept.value}
         return {name: value for name, value in flat.items() if not np.isnan(value)}
 
 
@@ -115,6 +126,7 @@ def assess(
             replicates=max(100, settings.replicates // 2),
             seed=settings.seed,
         ),
+        calibration=check_calibration(calibrated, seed=settings.seed),
         answers=count_answers(calibrated, decision.band),
         trade_off=trade_off(
             None if validation is None else decision.calibration.apply(validation),

@@ -102,7 +102,7 @@ def _report(
 def _opened_before(run: Run) -> int | None:
     """Ask the ledger how often a test was opened before this training; None where the store does not answer."""
     try:
-        ask = partial(opened_before, run.store, experiment=run.store.experiment_name, started=run.started)
+        ask = partial(opened_before, run.store, started=run.started)
         return within(START, ask, name="the ledger")
     except Exception as error:  # each kind of store has its own
         log.warning("the ledger cannot be read, so it is unknown whether a test was opened before: %s", error)
