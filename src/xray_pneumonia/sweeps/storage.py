@@ -20,7 +20,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.tracking.store import masked
+from xray_pneumonia.masking import masked
 
 RETRY_SECONDS = 120.0  # for a database that restarts or is locked
 BUSY_TIMEOUT = 30.0  # seconds to wait at the start for a SQLite file that another program has locked

@@ -12,9 +12,16 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 
 from xray_pneumonia.errors import InputError, nearest
+from xray_pneumonia.masking import masked
 from xray_pneumonia.tracking.locations import ARTIFACTS, repair_moved, require_writable, sqlite_path, sqlite_uri
-from xray_pneumonia.tracking.store_errors import StoreUnavailable, query, require_not_just_unavailable
-from xray_pneumonia.tracking.store_errors import masked as masked
+from xray_pneumonia.tracking.store_errors import (
+    START,
+    StoreUnavailable,
+    classified,
+    query,
+    require_not_just_unavailable,
+    within,
+)
 from xray_pneumonia.types import Text
 
 if TYPE_CHECKING:
@@ -79,7 +86,7 @@ def resolve_uri(uri: str | None, home: Path) -> str:
     scheme = urlsplit(chosen).scheme
     if scheme in {"", "file"}:
         raise InputError(
-            f"tracking.uri={chosen}: MLflow no longer keeps runs in plain files; write {local} "
+            f"tracking.uri={masked(chosen)}: MLflow no longer keeps runs in plain files; write {local} "
             "(existing runs move with `mlflow migrate-filestore`)"
         )
     if scheme == "postgres":
@@ -122,6 +129,22 @@ def open_or_offline(settings: TrackingSettings, *, home: Path) -> Store:
             raise StoreUnavailable(f"{error}; start it, or set tracking.required=false to train without") from error
         log.warning("%s; the run is kept in %s until `xray doctor sync`", error, home)
         return Store(resolve_uri(settings.uri, home), "", settings.experiment_name, home.resolve())
+
+
+def try_upload(store: Store, run_id: str, file: Path, *, required: bool) -> None:
+    """Send one small file before work begins: artifacts may go elsewhere than metrics, with a login of their own.
+
+    Raises:
+        StoreUnavailable: it cannot be sent now, and must be.
+        InputError: it can never be sent.
+    """
+    try:
+        within(START, lambda: store.client.log_artifact(run_id, str(file)), name=f"tracking.uri={masked(store.uri)}")
+    except Exception as error:  # each kind of store has its own
+        refusal = classified(error, uri=store.uri)
+        if required or not isinstance(refusal, StoreUnavailable):
+            raise refusal from error
+        log.warning("%s; files are kept in %s until they can be sent", refusal, store.home)
 
 
 def open_existing(settings: TrackingSettings, *, home: Path) -> Store:

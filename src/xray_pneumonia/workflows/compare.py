@@ -22,9 +22,10 @@ from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.comparison import Difference, compare
 from xray_pneumonia.evaluation.metrics import EPOCH_METRICS, METRICS
 from xray_pneumonia.evaluation.run_groups import Entry, Group, group, pool, tabulate
+from xray_pneumonia.masking import masked
 from xray_pneumonia.tracking import stored_runs
 from xray_pneumonia.tracking.locations import ArtifactMissing
-from xray_pneumonia.tracking.store import Store, masked, open_existing
+from xray_pneumonia.tracking.store import Store, open_existing
 from xray_pneumonia.tracking.stored_runs import StoredRun
 from xray_pneumonia.types import Count, Seed
 
