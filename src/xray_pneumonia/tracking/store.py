@@ -89,6 +89,8 @@ def resolve_uri(uri: str | None, home: Path) -> str:
             f"tracking.uri={masked(chosen)}: MLflow no longer keeps runs in plain files; write {local} "
             "(existing runs move with `mlflow migrate-filestore`)"
         )
+    if scheme == "sqlite" and "?" in chosen and "=" not in chosen.partition("?")[2]:
+        raise InputError(f"tracking.uri={chosen}: in an address the sign ? ends the path; write it %3F")
     if scheme == "postgres":
         raise InputError(f"tracking.uri={masked(chosen)}: write postgresql:// instead of postgres://")
     return chosen
@@ -186,6 +188,11 @@ def mlflow_client(uri: str) -> "MlflowClient":
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # every single retry
     from mlflow import MlflowClient  # over a second to import; a wrong config is found without it
 
+    if sqlite_path(uri):
+        from mlflow.store.db import utils
+
+        # It makes the folder of an address as it is spelt, `what%3F` beside `what?`; that of the database is there.
+        utils._make_parent_dirs_if_sqlite = lambda db_uri: None
     return MlflowClient(uri)
 
 
