@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import logging
 import shutil
-import time
 import traceback
 import uuid
 from collections.abc import Iterator, Mapping
@@ -14,8 +13,9 @@ from typing import Any
 
 from xray_pneumonia.errors import Busy, Stopped
 from xray_pneumonia.masking import masked
-from xray_pneumonia.tracking.process import identity_tags
+from xray_pneumonia.tracking.process import identity_tags, now
 from xray_pneumonia.tracking.provenance import Provenance
+from xray_pneumonia.tracking.recovery import copy_back
 from xray_pneumonia.tracking.replay import STAGED, Replay
 from xray_pneumonia.tracking.spool import FOLDER, Spool, moved_path
 from xray_pneumonia.tracking.store import Store
@@ -96,9 +96,9 @@ class Run:
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
         """Log metrics, on the disk when this returns; what an earlier process logged for a step stays as it was."""
-        now = int(time.time() * 1000)
+        when = now()
         new = [
-            [key, float(value), now, step] for key, value in metrics.items() if (key, step) not in self.logged_before
+            [key, float(value), when, step] for key, value in metrics.items() if (key, step) not in self.logged_before
         ]
         if new:
             self._log(("metrics", new))
@@ -125,11 +125,7 @@ class Run:
         return {name: sorted((step, value) for (key, step), value in known.items() if key == name) for name in names}
 
     def close(self, status: str, reason: str) -> bool:
-        """Log how the run ended, and wait until it is sent; what the store does not take is kept.
-
-        Returns:
-            Whether the store has everything, verified.
-        """
+        """Log how the run ended, wait until it is sent, and tell whether the store has everything, verified."""
         # Written at once: if this process is killed while files are sent, the run has ended all the same.
         self._log(*closing_entries(self.store, self.spool, status, masked(reason)[:MAX_VALUE]))
         done = self.sender is None or self.sender.finish()
@@ -184,7 +180,7 @@ def start_run(
 
 def _create(store: Store, name: str | None, tags: Mapping[str, str]) -> Run:
     """Create a run in MLflow, or on this machine alone where MLflow is unavailable."""
-    offline_id, started = uuid.uuid4().hex, int(time.time() * 1000)
+    offline_id, started = uuid.uuid4().hex, now()
     known = {**tags, **identity_tags(), OFFLINE_ID: offline_id}
     mlflow_id, uri = None, None
     if store.experiment_id:
@@ -223,6 +219,7 @@ def _resume(store: Store, run_id: str) -> Run:
     run = Run(store, run_id, name, started, _artifact_folder(store, run_id, uri), spool, tags)
     if header is None:
         _write_header(run, found.info.run_id)
+        copy_back(store, spool, found)
     (run.folder / "traceback.txt").unlink(missing_ok=True)
     spool.append(("resume", None), ("tags", {**identity_tags(), "resumed": tags["resumed"]}))
     run.logged_before = _logged_before(run)
