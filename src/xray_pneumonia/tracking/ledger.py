@@ -39,7 +39,16 @@ class Opening:
 
 
 def record_opening(
-    store: Store, *, split: str, fingerprint: str, contents: str, experiment: str, config_sha256: str, runs: list[str]
+    store: Store,
+    *,
+    split: str,
+    fingerprint: str,
+    contents: str,
+    experiment: str,
+    config_sha256: str,
+    runs: list[str],
+    classes: str = "NORMAL, PNEUMONIA",
+    left_out: int = 0,
 ) -> list[Opening]:
     """Record that a split is about to be opened; returns all openings of the same images, this one last.
 
@@ -51,6 +60,8 @@ def record_opening(
         experiment: whose models are evaluated.
         config_sha256: of the models' configs.
         runs: ids of the models' runs.
+        classes: names of the models' classes.
+        left_out: how many images of the folder are of neither class.
     """
     if split in SEALED:
         tags = {
@@ -61,6 +72,8 @@ def record_opening(
             "ledger.config_sha256": config_sha256,
             "ledger.runs": ",".join(runs),
             "ledger.who": _who(),
+            "ledger.classes": classes,
+            "ledger.left_out": str(left_out),
         }
         with FileLock(store.home / ".ledger.lock"):
             made = store.client.create_run(ensure_experiment(store.uri, EXPERIMENT, store.home), tags=tags)

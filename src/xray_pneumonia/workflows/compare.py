@@ -21,7 +21,7 @@ from xray_pneumonia.errors import InputError, nearest
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.comparison import Difference, compare
 from xray_pneumonia.evaluation.metrics import EPOCH_METRICS, METRICS
-from xray_pneumonia.evaluation.run_groups import Entry, Group, group, pool, tabulate
+from xray_pneumonia.evaluation.run_groups import Entry, Group, group, pool, questions, tabulate
 from xray_pneumonia.tracking import stored_runs
 from xray_pneumonia.tracking.locations import ArtifactMissing
 from xray_pneumonia.tracking.store import Store, masked, open_existing
@@ -76,6 +76,8 @@ def main(cfg: DictConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     table.to_csv(folder / "runs.csv")
     show(table, list(cfg.metrics), cfg.format)
+    if len(asked := questions(entries)) > 1:
+        log.warning("these runs answer different questions, so no figures compare: %s", "; ".join(asked))
     if cfg.format != "csv":
         kept = {run.params.get("trainer.keep", "best") for run in runs}
         chosen = "best" in kept or any(run.params.get("trainer.patience") != "None" for run in runs)
@@ -136,6 +138,8 @@ def _pair(asked: Sequence[int] | None, groups: Sequence[Group]) -> tuple[int, in
 
 def _test(pair: Sequence[Group], runs: dict[str, StoredRun], cfg: DictConfig) -> list[Difference]:
     """Test two groups on the predictions that their runs stored."""
+    if len(asked := questions([entry for one in pair for entry in one.entries])) > 1:
+        raise InputError(f"pair: the two groups answer different questions, so nothing is tested: {'; '.join(asked)}")
     first, second = (_predictions(one, runs) for one in pair)
     shared = set(first["id"]) & set(second["id"])
     if not shared:
