@@ -26,6 +26,7 @@ LITERAL = {
     "predict": ("model", "input", "output"),
     "register": ("run_id", "name", "alias"),
     "reproduce": ("model", "run_id"),
+    "serve": ("model", "keep", "audit", "host"),
 }
 # Paths, names and addresses of every verb; commas separate the values of a sweep, except in a path that exists.
 PLACES = (

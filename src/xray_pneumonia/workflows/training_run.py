@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # imported when a training ends: pages and figures take secon
 COMPUTING = ("data/**/*.py", "models/*.py", "training/*.py", "evaluation/metrics.py", "workflows/training.py")
 THRESHOLD = 0.5  # of the figures that compare runs; the operating point stands in the report and the bundle
 RECORDS = "records.csv"
-LOADER_MODULE = "xray_pneumonia.workflows.serve"  # with which MLflow opens a logged bundle
+LOADER_MODULE = "xray_pneumonia.workflows.pyfunc"  # with which MLflow opens a logged bundle
 CURVES = [f"{stage}/{name}" for stage in ("train", "val") for name in ("loss", "accuracy", "auroc")]
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,8 @@ from typing import Any
 import yaml
 
 from xray_pneumonia.evaluation.assessment import Assessment
-from xray_pneumonia.evaluation.report.text import SPLITS, percent, spread, times
+from xray_pneumonia.evaluation.intervals import FEWEST, Estimate
+from xray_pneumonia.evaluation.report.text import SPLITS, number, percent, spread, times, untold
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.types import CLASSES, Classes, spoken
 
@@ -37,7 +38,7 @@ def model_facts(
 ) -> dict[str, str]:
     """List the rows of the model card, from the plain config and the tags of the training."""
     decision, data = assessment.decision, config["data"]
-    calibration = decision.calibration
+    calibration, check = decision.calibration, assessment.calibration
     return {
         "Intended use": USE,
         "Net": f"{_class_name(config['model'])}, input {data['image_size']} x {data['image_size']} gray pixels",
@@ -52,7 +53,10 @@ def model_facts(
         "Operating point": f"probability {decision.threshold:.4f}, policy {decision.policy}, chosen on validation",
         "Band of abstention": f"{decision.band.low:.4f} to {decision.band.high:.4f}, at most "
         f"{settings.abstention_error:.1%} of either class answered wrongly on validation",
-        "Intervals": f"95 %, {settings.replicates} resamplings of patients; proportions after Wilson",
+        "Intervals": f"95 %, {settings.replicates} resamplings of patients; rates after Wilson, AUROC after DeLong on "
+        f"the logit scale; none of fewer than {FEWEST} patients (of each class)",
+        "Calibration error": f"{number(check.error)} on {assessment.images} images of {assessment.patients} patients, "
+        f"of which chance alone gives {number(check.floor)}; slope {check.slope}, intercept {check.intercept}",
     }
 
 
@@ -63,10 +67,7 @@ def checklist_answers(
     at, data = assessment.at_point, config["data"]
     positive = spoken(classes[1])
     ill = int(assessment.table["label"].sum())
-    leads = ", ".join(
-        f"{name.replace('_', ' ')} {percent(at[name].value)} ({spread(at[name])})"
-        for name in ("auroc", "sensitivity", "specificity")
-    )
+    leads = ", ".join(f"{name} {_with_count(at[name])}" for name in ("auroc", "sensitivity", "specificity"))
     return {
         "title": f"deep learning, diagnosis of {positive} on frontal chest films (population: a human's to state)",
         "use": USE,
@@ -116,3 +117,8 @@ def _kept(config: Mapping[str, Any]) -> str:
 
 def _class_name(node: Mapping[str, Any]) -> str:
     return str(node.get("_target_", "?")).rpartition(".")[2]
+
+
+def _with_count(one: Estimate) -> str:
+    rate = untold(one) or f"{percent(one.value)} ({spread(one)})"
+    return f"{rate} on {one.images} images of {one.patients} patients"
