@@ -62,11 +62,10 @@ def scan(
 
 
 def scan_external(root: str | Path, *, question: Question = PUBLIC, patient: str | None = None) -> pd.DataFrame:
-    """List all images of another hospital's folder as one split, `external`.
+    """List all images of another hospital's folder as one split, `external`, whatever its splits are called.
 
     Args:
-        root: a folder with class folders, one in the public layout, or a CSV (see `scan`); whatever its splits are
-            called, all of it is external.
+        root: a folder with class folders, one in the public layout, or a CSV (see `scan`).
         question: of the model that is evaluated.
         patient: how patients are named.
 

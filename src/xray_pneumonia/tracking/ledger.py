@@ -55,9 +55,8 @@ def record_opening(
     experiment: str,
     config_sha256: str,
     runs: list[str],
-    classes: str = "NORMAL, PNEUMONIA",
-    left_out: int = 0,
     films: Collection[str] = (),
+    facts: Mapping[str, object] | None = None,
 ) -> list[Opening]:
     """Record that a split is about to be opened; returns all openings that share an image with it, this one last.
 
@@ -69,9 +68,8 @@ def record_opening(
         experiment: whose models are evaluated.
         config_sha256: of the models' configs.
         runs: ids of the models' runs.
-        classes: names of the models' classes.
-        left_out: how many images of the folder are of neither class.
         films: SHA-256 of each image, 64 hex digits.
+        facts: what else to keep of the opening, by name.
     """
     short = {_short(film) for film in films}
     if split in SEALED:
@@ -83,15 +81,18 @@ def record_opening(
             "ledger.config_sha256": config_sha256,
             "ledger.runs": ",".join(runs),
             "ledger.who": _who(),
-            "ledger.classes": classes,
-            "ledger.left_out": str(left_out),
+            **{f"ledger.{name}": str(fact) for name, fact in (facts or {}).items()},
         }
         with FileLock(store.home / ".ledger.lock"):
             if contents not in _listed(openings(store)):
                 tags |= _film_tags(sorted(short))
             made = store.client.create_run(ensure_experiment(store.uri, EXPERIMENT, store.home), tags=tags)
             store.client.set_terminated(made.info.run_id, "FINISHED")
-    known = openings(store)
+    return _sharing(openings(store), short, fingerprint, contents)
+
+
+def _sharing(known: list[Opening], short: set[str], fingerprint: str, contents: str) -> list[Opening]:
+    """Select the openings that share an image."""
     shared = {name: len(short & listed) for name, listed in _listed(known).items()}
     for place, one in enumerate(known):
         same = one.fingerprint == fingerprint or one.contents == contents

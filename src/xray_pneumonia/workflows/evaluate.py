@@ -147,9 +147,8 @@ def _open(evaluated: EvaluatedModel, held_out: HeldOut) -> list[Opening]:
         experiment=run.store.experiment_name,
         config_sha256=",".join(run.tags.get("config_sha256", "") for run in evaluated.runs),
         runs=[run.run_id for run in evaluated.runs],
-        classes=", ".join(evaluated.model.card.class_names),
-        left_out=sum(held_out.left_out.values()),
         films=set(held_out.records["sha256"]),
+        facts={"classes": ", ".join(evaluated.model.card.class_names), "left_out": sum(held_out.left_out.values())},
     )
     if len(openings) > 1:
         before = times(len(openings) - 1)
