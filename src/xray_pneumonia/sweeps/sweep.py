@@ -15,7 +15,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from xray_pneumonia import extensions
-from xray_pneumonia.config import build, check, drop_replaced
+from xray_pneumonia.config import build, check, drop_replaced, remember_references
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.sweeps import workers
 from xray_pneumonia.sweeps.parent_run import Progress, close_orphaned_runs, open_parent, recover_result
@@ -80,6 +80,7 @@ def run(
         SweepFailed: more trials failed than `sweep.max_failures`.
     """
     extensions.load(OmegaConf.to_object(config.extensions))
+    remember_references(config)
     choice = str(config.hydra.runtime.choices.get("sweep", "default"))
     sweep = Sweep(read_plan(config, arguments, choice=choice), config, context, task)
     home = Path(str(config.home)).expanduser().resolve()
