@@ -168,8 +168,9 @@ def check_net(net: Any, *, origin: str) -> dict[str, Any]:
         InputError: it names anything but a net of this package, or arguments that it does not take.
     """
     require_safe({"model": net}, origin=origin)
-    target = str(net.get("_target_")) if isinstance(net, dict) else ""
-    if not target.startswith(NETS) and not extensions.find(target):
+    if not isinstance(net, dict) or not (
+        (target := str(net.get("_target_"))).startswith(NETS) or extensions.find(target)
+    ):
         raise InputError(f"{origin}: net names no net of this package: {str(net)[:200]}")
     try:
         check(OmegaConf.create({"model": net}), NetConfig)

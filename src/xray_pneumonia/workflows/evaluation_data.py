@@ -127,7 +127,7 @@ def open_split(
 
 def asked_of(run: StoredRun) -> Question:
     """Read the question that a run's model answers from its stored config."""
-    data = load_stored(run.config, origin=f"run_id={run.run_id}", sha256=run.tags["config_sha256"]).get("data", {})
+    data = load_config(run, origin=f"run_id={run.run_id}").get("data", {})
     return Question.of(list(data.get("negative", CLASSES[:1])), list(data.get("positive", CLASSES[1:])))
 
 
