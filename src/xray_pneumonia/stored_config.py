@@ -88,8 +88,7 @@ def load_stored(text: str | bytes, *, origin: str, sha256: str | None = None) ->
 
     Raises:
         CodeChanged: modules of the user's own that it was written with have changed.
-        InputError: it is no plain YAML, it was altered, it is of another schema, it names what it may not, or modules
-            of the user's own that the command does not name.
+        InputError: it is no plain YAML, was altered, is of another schema, or names what it may not or code to import.
     """
     raw = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
     try:
