@@ -37,6 +37,8 @@ class TrainConfig:
     scheduler: Node
     trainer: Node
     evaluation: Node
+    callbacks: list[Node]
+    loggers: list[Node]
     tracking: Node
 
 
