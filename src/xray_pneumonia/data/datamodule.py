@@ -104,8 +104,6 @@ class XRayDataModule:
             raise InputError(NOT_RESIDENT)
         self.question, self._patient, self.left_out = Question.of(negative, positive), patient, dict[str, int]()
         self.sides, self._epochs = progressive or [image_size], 1
-        for side in self.sides:
-            augmentation.require_side(side)
         self._augmentation, self._seed = augmentation, seed
         self._root, self._synthetic_patients, self._max_images = root, synthetic_patients, max_images
         self.image_size, self.batch_size, self._num_workers = image_size, batch_size, num_workers

@@ -79,12 +79,15 @@ def build_training(cfg: DictConfig) -> Training:
     evaluation, tracking = build(values["evaluation"]), build(values["tracking"])
     callbacks = require_kept([build(node, key="callbacks") for node in values["callbacks"]], settings)
     require_packages(values["loggers"])
-    data: XRayDataModule = build(values["data"], build(values["augmentation"], key="augmentation"))
+    augmentation = build(values["augmentation"], key="augmentation")
+    data: XRayDataModule = build(values["data"], augmentation)
     net = _build_net(values["model"], data.image_size)
     net = to_channels_last(net) if settings.channels_last else net
     if is_foreign(values["loss"]):
         require_loss(build(values["loss"], [1, 1], key="loss"))  # before any data are read
     data.spread_over(settings.max_epochs)
+    for side in data.sides:
+        augmentation.require_side(side)
     if refused := [side for side in data.sides if not takes(net, side)]:
         raise InputError(
             f"data.progressive={data.sides}: this net takes no images of {refused[0]} pixels; choose one that pools "
