@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from heapq import nsmallest
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from xray_pneumonia.data.files import find_files, printable
 from xray_pneumonia.data.images.sandbox import Decoders
 from xray_pneumonia.evaluation.gradcam import read_overlay, thumbnail
 from xray_pneumonia.evaluation.input_gate import FLAGS
+from xray_pneumonia.evaluation.report import text
 from xray_pneumonia.evaluation.report.build import render
 from xray_pneumonia.evaluation.report.model_card import LIMITATIONS, USE
 from xray_pneumonia.evaluation.report.text import percent
@@ -25,7 +27,7 @@ SHEET = "contact_sheet.html"
 SIDE = 160  # pixels of a thumbnail, at most; the model's image size where that is smaller
 LISTED = 200  # failed files on the page, at most
 MEANS = {
-    "look closer": "uncertain, or no film of the kind it knows",
+    "look closer": "too near the operating point, or no film of the kind it knows",
     "pneumonia": "speaks for pneumonia",
     "normal": "speaks against pneumonia; other findings are unseen",
 }
@@ -91,6 +93,8 @@ def write_sheet(folder: Path, summary: Summary, model: TrainedModel, decoders: D
         card=model.card,
         band=model.band,
         rests=describe_evidence(model.card),
+        meaning=partial(text.meaning, prevalence=model.card.prevalence, threshold=model.card.operating_point),
+        promise=text.promise(model.card.promise),
         use=USE,
         limits=LIMITATIONS,
         when=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
@@ -130,6 +134,9 @@ def print_summary(summary: Summary, model: TrainedModel, folder: Path, console: 
     console.print(table)
     for name, count in summary.flags.most_common():
         console.print(f"Flag {name}: {count} ({FLAGS[name]})", highlight=False)
+    holds = text.promise(model.card.promise)
+    shown = text.meaning(0.8, prevalence=model.card.prevalence, threshold=model.card.operating_point)
+    console.print(f"A probability of {shown} {holds}", highlight=False, markup=False)
     console.print(f"Model {model.name}. {describe_evidence(model.card)}", highlight=False, markup=False)
     console.print("A second opinion beside a radiologist's reading; no medical device.", highlight=False)
     print(f"Answers: {folder / TABLE}\nContact sheet: {folder / SHEET}")

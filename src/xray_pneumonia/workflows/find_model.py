@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
+from scipy.special import logit
 
 from xray_pneumonia.config import build
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import calibration, predictions
-from xray_pneumonia.evaluation.abstention import fit_band
+from xray_pneumonia.evaluation.abstention import Band, fit_promise
 from xray_pneumonia.evaluation.assessment import FIXED, Decision, decide
 from xray_pneumonia.evaluation.settings import EvaluationSettings
-from xray_pneumonia.inference.bundle import CARD
+from xray_pneumonia.inference.bundle import CARD, read_bundle
 from xray_pneumonia.inference.ensemble import ENSEMBLE
 from xray_pneumonia.inference.loading import EngineName, load_bundle, load_model
 from xray_pneumonia.inference.model import TrainedModel, ensemble_of
@@ -180,12 +181,14 @@ def load_runs(
     model, validation = members[0], tables[0]
     if len(members) > 1:
         _require_fitting(members, tables)
-        rows = [one.calibration.logits(table["logit"]) for one, table in zip(members, tables, strict=True)]
+        members = [_naming_prevalence(one, table) for one, table in zip(members, tables, strict=True)]
+        rows = [one.calibration.evidence(table["logit"]) for one, table in zip(members, tables, strict=True)]
         validation = validation.assign(logit=np.mean(rows, axis=0))
-        run_id = ",".join(run_ids)
-        card = replace(model.card, net={}, weights_sha256="", run_id=run_id, temperature=1.0, bias=0.0)
+        card = replace(model.card, net={}, weights_sha256="", run_id=",".join(run_ids))
+        card = replace(card, temperature=1.0, bias=0.0, prevalence=0.5)  # evidence stays as it is
         model = ensemble_of(members, card, name=" + ".join(run.name for run in runs))
-    decision = _decide(model, validation, settings, operating_point=operating_point)
+    elsewhere = read_out_of_fold(settings.out_of_fold, lambda: store)
+    decision = _decide(model, validation, settings, operating_point=operating_point, out_of_fold=elsewhere)
     return EvaluatedModel(model.with_decision(decision), runs, validation)
 
 
@@ -210,6 +213,47 @@ def _load_run(run: StoredRun, validation: pd.DataFrame, settings: EvaluationSett
     return replace(model, card=replace(model.card, temperature=fitted.temperature, bias=fitted.bias))
 
 
+def _naming_prevalence(model: TrainedModel, validation: pd.DataFrame) -> TrainedModel:
+    """Turn the logits of an older model into evidence, which members of an ensemble have in common."""
+    named = model.calibration.naming(float(validation["label"].mean()))
+    return replace(model, card=replace(model.card, bias=named.bias, prevalence=named.prevalence))
+
+
+def read_out_of_fold(names: list[str], open_store: Callable[[], Store]) -> pd.DataFrame | None:
+    """Read predictions of nets on images they never saw, for the margin.
+
+    Args:
+        names: ids of runs, each on another fold; or files as `predictions/val.csv`, of which the operating point lies
+            at 0.5.
+        open_store: opens the store that holds the runs.
+
+    Returns:
+        `label`, `patient`, `distance` (logits from the net's own operating point) and `net`; None without names.
+
+    Raises:
+        InputError: there is no such run or file, or an image is in two of them.
+    """
+    tables = []
+    for name in names:
+        if RUN_ID.match(name):
+            run = read_run(open_store(), name)
+            table, decision = _validation_predictions(run), TrainedModel(name, read_bundle(run.bundle())[0]).decision
+            distance = decision.calibration.logits(table["logit"]) - logit(decision.threshold)
+        else:
+            table = predictions.read(Path(name))
+            distance = logit(table["probability"])
+        tables.append(table.assign(distance=distance, net=name))
+    if not tables:
+        return None
+    joined = pd.concat(tables, ignore_index=True)
+    if twice := joined.loc[joined["id"].duplicated(), "id"].tolist():
+        raise InputError(
+            f"evaluation.out_of_fold: {twice[0]} and {len(twice) - 1} more are in two of {len(names)} tables; name one "
+            "run for each fold"
+        )
+    return joined
+
+
 def _require_fitting(members: list[TrainedModel], tables: list[pd.DataFrame]) -> None:
     first = members[0].card
     for card, table in zip((member.card for member in members[1:]), tables[1:], strict=True):
@@ -226,7 +270,12 @@ def _require_fitting(members: list[TrainedModel], tables: list[pd.DataFrame]) ->
 
 
 def _decide(
-    model: TrainedModel, validation: pd.DataFrame, settings: EvaluationSettings, *, operating_point: str
+    model: TrainedModel,
+    validation: pd.DataFrame,
+    settings: EvaluationSettings,
+    *,
+    operating_point: str,
+    out_of_fold: pd.DataFrame | None,
 ) -> Decision:
     """Take the decision that a model carries, or choose on validation what it does not."""
     if operating_point != STORED:
@@ -235,6 +284,7 @@ def _decide(
         stored = model.decision
         if model.card.band:
             return stored
-        table = stored.calibration.apply(validation)
-        return replace(stored, band=fit_band(table, error=settings.abstention_error, threshold=stored.threshold))
-    return decide(validation, settings, fitted=model.calibration)
+        distance = stored.calibration.logits(validation["logit"]) - logit(stored.threshold)
+        promise = fit_promise(distance, validation["label"], validation["patient"], max_error=settings.max_error)
+        return replace(stored, band=Band.around(stored.threshold, promise["margin"]), promise=promise)
+    return decide(validation, settings, fitted=model.calibration, out_of_fold=out_of_fold)

@@ -31,24 +31,30 @@ class BundleModel:
         Args:
             model_input: a table or dict with the column `image` (the bytes of a PNG or JPEG file; base64 is
                 read too) or `pixels` (S x S gray values).
-            params: are not used.
+            params: `prevalence`, the share of ill patients where the probabilities are to hold; 0 or none for the
+                model's own.
 
         Returns:
-            One row for each: `probability`, `label`, `operating_point`, `answer`, `abstention`. What cannot be
-            read has probability NaN, no label, and the reason as its abstention.
+            One row for each: `probability`, `label`, `operating_point`, `prevalence`, `answer`, `abstention`. What
+            cannot be read has probability NaN, no label, and the reason as its abstention.
 
         Raises:
-            ValueError: the input is neither of these.
+            ValueError: the input is neither of these, or the prevalence no share.
+            InputError: the model cannot translate its probabilities.
         """
+        prevalence = (params or {}).get("prevalence") or None
+        if prevalence is not None and not 0 < prevalence < 1:
+            raise ValueError(f"prevalence={prevalence}: should be a share between 0 and 1, such as 0.05")
+        model = self._model.at(prevalence)
         decoded = self._decode_all(model_input)
         images = {row: one for row, one in enumerate(decoded) if not isinstance(one, ImageError)}
         stacked = np.stack(list(images.values())) if images else np.empty((0, self._side, self._side), np.uint8)
-        table = self._model.decide(stacked).drop(columns="gate").set_index(pd.Index(list(images), dtype=int))
+        table = model.decide(stacked).drop(columns="gate").set_index(pd.Index(list(images), dtype=int))
         table = table.reindex(range(len(decoded)))
         for row, error in enumerate(decoded):
             if isinstance(error, ImageError):
                 table.loc[row, ["answer", "label", "abstention"]] = ["look closer", "", f"unreadable: {error}"]
-                table.loc[row, "operating_point"] = self._model.card.operating_point
+                table.loc[row, "operating_point"] = model.card.operating_point
         return table
 
     def _decode_all(self, given: Any) -> list[Gray | ImageError]:
