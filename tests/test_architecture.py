@@ -35,6 +35,8 @@ DOORS = {
     "onnxscript": {"inference/onnx.py"},
     "onnxruntime": {"inference/graph_process.py"},
     "captum": {"evaluation/gradcam.py"},
+    "fastapi": {"serving"},
+    "uvicorn": {"serving"},
 }
 LEAVES = {"types", "errors", "confined", "__version__"}
 KNOWS = {  # room -> the rooms it may import besides the leaves
@@ -48,9 +50,10 @@ KNOWS = {  # room -> the rooms it may import besides the leaves
     "tracking": set(),
     "training": {"evaluation"},
     "inference": {"models", "evaluation", "config", "stored_config"},
+    "serving": {"data"},
     "sweeps": {"evaluation", "tracking", "config"},
     "workflows": {
-        *("data", "models", "inference", "training", "evaluation", "tracking", "sweeps"),
+        *("data", "models", "inference", "training", "evaluation", "tracking", "sweeps", "serving"),
         *("config", "stored_config", "compose"),
     },
 }

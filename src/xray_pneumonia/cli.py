@@ -20,6 +20,7 @@ VERBS = {
     "sweeps": "list the sweeps and how many of their trials are done",
     "compare": "compare runs in one table: seeds grouped, paired tests",
     "predict": "read new X-rays with a trained model, as a second opinion",
+    "serve": "answer films in the browser and over HTTP, on this machine",
     "evaluate": "evaluate a run on validation, a test split or other images",
     "doctor": "check machine, packages, store, runs; `doctor sync` sends what is unsent",
     "register": "give the model of a run a name and an alias",

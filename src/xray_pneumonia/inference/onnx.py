@@ -98,6 +98,8 @@ def read_graph(path: Path) -> tuple[Card, Graph]:
     process = GraphProcess(path, output=OUTPUTS[1], threads=torch.get_num_threads())
     try:
         card = parse_card(process.card, name=str(path))
+        if json.loads(process.labels) != card.class_names:
+            raise InputError(f"{path}: its labels are not those of its card; export the model again")
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: holds no card of a model: {error}") from error
     _require_shapes(process, card, path)

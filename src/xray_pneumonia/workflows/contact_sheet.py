@@ -1,7 +1,7 @@
 """Summarises the answers to all files: a table on the terminal, and the contact sheet, one HTML page of thumbnails."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -21,6 +21,7 @@ from xray_pneumonia.evaluation.report.model_card import LIMITATIONS, USE
 from xray_pneumonia.evaluation.report.text import percent
 from xray_pneumonia.inference.bundle import Card
 from xray_pneumonia.inference.model import TrainedModel
+from xray_pneumonia.types import spoken
 from xray_pneumonia.workflows.prediction_files import TABLE, Row
 
 SHEET = "contact_sheet.html"
@@ -93,13 +94,19 @@ def write_sheet(folder: Path, summary: Summary, model: TrainedModel, decoders: D
         card=model.card,
         band=model.band,
         rests=describe_evidence(model.card),
-        meaning=partial(text.meaning, prevalence=model.card.prevalence, threshold=model.card.operating_point),
+        meaning=word_probability(model.card),
         promise=text.promise(model.card.promise),
         use=USE,
         limits=LIMITATIONS,
         when=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
     (folder / SHEET).write_text(page, encoding="utf-8")
+
+
+def word_probability(card: Card) -> Callable[[float], str]:
+    """Make the function that words what a probability says of a film."""
+    finding = spoken(card.class_names[1])
+    return partial(text.meaning, prevalence=card.prevalence, threshold=card.operating_point, finding=finding)
 
 
 def describe_evidence(card: Card) -> str:
@@ -135,8 +142,7 @@ def print_summary(summary: Summary, model: TrainedModel, folder: Path, console: 
     for name, count in summary.flags.most_common():
         console.print(f"Flag {name}: {count} ({FLAGS[name]})", highlight=False)
     holds = text.promise(model.card.promise)
-    shown = text.meaning(0.8, prevalence=model.card.prevalence, threshold=model.card.operating_point)
-    console.print(f"A probability of {shown} {holds}", highlight=False, markup=False)
+    console.print(f"{word_probability(model.card)(0.8)} {holds}", highlight=False, markup=False)
     console.print(f"Model {model.name}. {describe_evidence(model.card)}", highlight=False, markup=False)
     console.print("A second opinion beside a radiologist's reading; no medical device.", highlight=False)
     print(f"Answers: {folder / TABLE}\nContact sheet: {folder / SHEET}")

@@ -14,13 +14,13 @@ from omegaconf import DictConfig
 from torch import nn
 
 from xray_pneumonia.config import Node, leaves, plain
+from xray_pneumonia.data.classes import counted
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.records import fingerprint
 from xray_pneumonia.stored_config import stored_text
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run
 from xray_pneumonia.tracking.store import masked
-from xray_pneumonia.types import CLASSES
 
 if TYPE_CHECKING:  # imported when a training ends: pages and figures take seconds, which no first step waits for
     from xray_pneumonia.workflows.validation import Chosen
@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # imported when a training ends: pages and figures take secon
 COMPUTING = ("data/**/*.py", "models/*.py", "training/*.py", "evaluation/metrics.py", "workflows/training.py")
 THRESHOLD = 0.5  # of the figures that compare runs; the operating point stands in the report and the bundle
 RECORDS = "records.csv"
-LOADER_MODULE = "xray_pneumonia.workflows.serve"  # with which MLflow opens a logged bundle
+LOADER_MODULE = "xray_pneumonia.workflows.pyfunc"  # with which MLflow opens a logged bundle
 CURVES = [f"{stage}/{name}" for stage in ("train", "val") for name in ("loss", "accuracy", "auroc")]
 log = logging.getLogger(__name__)
 
@@ -88,6 +88,9 @@ def record_start(run: Run, config: RunConfig, data: XRayDataModule, net: nn.Modu
     sizes = splits.agg(images=("id", "size"), patients=("patient", "nunique"))
     run.log_metrics({f"data/{split}_{what}": n for what, column in sizes.items() for split, n in column.items()})
     counts = (f"{split} {n.images} images of {n.patients} patients" for split, n in sizes.iterrows() if split != "test")
+    if data.left_out:
+        run.log_metrics({"data/left_out": sum(data.left_out.values())})
+        run.set_tags({"data.left_out": counted(data.left_out)})
     log.info("run %s: %d parameters, %s", run.run_id, parameters, ", ".join(counts))
 
 
@@ -101,14 +104,14 @@ def record_result(run: Run, trained: Trained, data: XRayDataModule) -> None:
     from xray_pneumonia.evaluation import predictions
     from xray_pneumonia.evaluation.report import figures
 
-    table, best_epoch = trained.predictions, trained.best_epoch
+    table, best_epoch, classes = trained.predictions, trained.best_epoch, data.question.names
     predictions.write(table, run.path("predictions/val.csv"))
     run.log_metrics({"best/epoch": best_epoch, **{f"best/{name}": value for name, value in trained.metrics.items()}})
     for name, figure in {
         "learning_curves": figures.learning_curves(run.metric_history(CURVES), best_epoch=best_epoch),
-        "confusion_matrix": figures.confusion_matrix(table, threshold=THRESHOLD),
+        "confusion_matrix": figures.confusion_matrix(table, threshold=THRESHOLD, classes=classes),
         "roc_and_precision_recall": figures.roc_and_precision_recall(table, threshold=THRESHOLD),
-        "worst_mistakes": figures.worst_mistakes(table, data.images, threshold=THRESHOLD),
+        "worst_mistakes": figures.worst_mistakes(table, data.images, threshold=THRESHOLD, classes=classes),
     }.items():
         figures.save(figure, run.path(f"figures/{name}.png"))
 
@@ -124,7 +127,7 @@ def record_bundle(
     decision = chosen.decision
     card = Card(
         net=dict(net_config),
-        class_names=list(CLASSES),
+        class_names=list(data.question.names),
         image_size=data.image_size,
         temperature=decision.calibration.temperature,
         bias=decision.calibration.bias,

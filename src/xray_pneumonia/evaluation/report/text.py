@@ -56,18 +56,25 @@ def summary(assessment: Assessment, *, split: str) -> list[str]:
     return sentences
 
 
-def meaning(probability: float, *, prevalence: float | None, threshold: float, elsewhere: float = 0.05) -> str:
+def meaning(
+    probability: float,
+    *,
+    prevalence: float | None,
+    threshold: float,
+    finding: str = "pneumonia",
+    elsewhere: float = 0.05,
+) -> str:
     """Word what a probability says of a film, for a radiologist; an older model cannot say for whom it holds."""
     if prevalence is None:
         return (
-            "This model was stored by an older version: its probability holds where as many films show pneumonia as in "
-            f"its validation split, and it calls a film pneumonia from {percent(threshold)} on."
+            f"This model was stored by an older version: its probability holds where as many films show {finding} as "
+            f"in its validation split, and it calls a film {finding} from {percent(threshold)} on."
         )
     share, among = f"{100 * probability:.0f}", f"{100 * prevalence:.0f}"
     rare = float(translate(probability, prevalence=prevalence, to=elsewhere))
     return (
-        f"{share} %: among patients of whom {among} in 100 have pneumonia, {share} of 100 films like this one show it. "
-        f"From {100 * threshold:.0f} % on it is called pneumonia. Where {100 * elsewhere:.0f} in 100 are ill the same "
+        f"{share} %: among patients of whom {among} in 100 have {finding}, {share} of 100 films like this one show it. "
+        f"From {100 * threshold:.0f} % on it is called {finding}. Where {100 * elsewhere:.0f} in 100 are ill the same "
         f"film means {100 * rare:.0f} %."
     )
 
