@@ -170,7 +170,7 @@ def _facts(model: TrainedModel) -> dict[str, Any]:
 
 
 def _describe(row: Mapping[str, Any], model: TrainedModel, prevalence: float | None) -> dict[str, Any]:
-    """Make the JSON of an answer from a row of `xray predict`; its probabilities hold at a prevalence, if one is known."""
+    """Make the JSON of an answer from a row of `xray predict`, shown at a prevalence or the model's own."""
     own = model.card.prevalence
     shown = prevalence if own and prevalence else own
     if own and prevalence:
