@@ -74,7 +74,7 @@ def decide(
         validation: raw predictions.
         settings: how to choose.
         fitted: a calibration that stays.
-        out_of_fold: where the margin is fitted instead, as `find_model.read_out_of_fold` makes it.
+        out_of_fold: where the margin is fitted instead, as `stored_predictions.read_out_of_fold` makes it.
     """
     share = float(validation["label"].mean())
     if fitted is None:

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -14,17 +14,18 @@ from scipy.special import logit
 
 from xray_pneumonia.config import build
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.evaluation import calibration, predictions
+from xray_pneumonia.evaluation import calibration
 from xray_pneumonia.evaluation.abstention import Band, fit_promise
 from xray_pneumonia.evaluation.assessment import FIXED, Decision, decide
 from xray_pneumonia.evaluation.settings import EvaluationSettings
-from xray_pneumonia.inference.bundle import CARD, read_bundle
+from xray_pneumonia.inference.bundle import CARD
 from xray_pneumonia.inference.ensemble import ENSEMBLE
 from xray_pneumonia.inference.loading import EngineName, load_bundle, load_model
 from xray_pneumonia.inference.model import TrainedModel, ensemble_of
 from xray_pneumonia.tracking.registry import NAMED, find_registered
 from xray_pneumonia.tracking.store import Store, TrackingSettings, open_database
 from xray_pneumonia.tracking.stored_runs import RUN_ID, StoredRun, read_run
+from xray_pneumonia.workflows.stored_predictions import read_out_of_fold, validation_predictions
 from xray_pneumonia.workflows.training_record import read_provenance
 
 STORED = "stored"  # the operating point that the model carries
@@ -176,7 +177,7 @@ def load_runs(
     if len(set(run_ids)) < len(run_ids) or not run_ids:
         raise InputError(f"run_id={run_ids}: name each run once")
     runs = [read_run(store, run_id) for run_id in run_ids]
-    tables = [_validation_predictions(run) for run in runs]
+    tables = [validation_predictions(run) for run in runs]
     members = [_load_run(run, table, settings) for run, table in zip(runs, tables, strict=True)]
     model, validation = members[0], tables[0]
     if len(members) > 1:
@@ -190,12 +191,6 @@ def load_runs(
     elsewhere = read_out_of_fold(settings.out_of_fold, lambda: store)
     decision = _decide(model, validation, settings, operating_point=operating_point, out_of_fold=elsewhere)
     return EvaluatedModel(model.with_decision(decision), runs, validation)
-
-
-def _validation_predictions(run: StoredRun) -> pd.DataFrame:
-    table = predictions.read(run.artifact("predictions/val.csv"))
-    predictions.require_usable(table, name=f"run_id={run.run_id}, predictions/val.csv")
-    return table
 
 
 def _load_run(run: StoredRun, validation: pd.DataFrame, settings: EvaluationSettings) -> TrainedModel:
@@ -217,41 +212,6 @@ def _naming_prevalence(model: TrainedModel, validation: pd.DataFrame) -> Trained
     """Turn the logits of an older model into evidence, which members of an ensemble have in common."""
     named = model.calibration.naming(float(validation["label"].mean()))
     return replace(model, card=replace(model.card, bias=named.bias, prevalence=named.prevalence))
-
-
-def read_out_of_fold(names: list[str], open_store: Callable[[], Store]) -> pd.DataFrame | None:
-    """Read predictions of nets on images they never saw, for the margin.
-
-    Args:
-        names: ids of runs, each on another fold; or files as `predictions/val.csv`, of which the operating point lies
-            at 0.5.
-        open_store: opens the store that holds the runs.
-
-    Returns:
-        `label`, `patient`, `distance` (logits from the net's own operating point) and `net`; None without names.
-
-    Raises:
-        InputError: there is no such run or file, or an image is in two of them.
-    """
-    tables = []
-    for name in names:
-        if RUN_ID.match(name):
-            run = read_run(open_store(), name)
-            table, decision = _validation_predictions(run), TrainedModel(name, read_bundle(run.bundle())[0]).decision
-            distance = decision.calibration.logits(table["logit"]) - logit(decision.threshold)
-        else:
-            table = predictions.read(Path(name))
-            distance = logit(table["probability"])
-        tables.append(table.assign(distance=distance, net=name))
-    if not tables:
-        return None
-    joined = pd.concat(tables, ignore_index=True)
-    if twice := joined.loc[joined["id"].duplicated(), "id"].tolist():
-        raise InputError(
-            f"evaluation.out_of_fold: {twice[0]} and {len(twice) - 1} more are in two of {len(names)} tables; name one "
-            "run for each fold"
-        )
-    return joined
 
 
 def _require_fitting(members: list[TrainedModel], tables: list[pd.DataFrame]) -> None:

@@ -118,7 +118,7 @@ def _check_evaluation(
     require_enough(evaluation.operating_point, ill=ill, well=well)
     if not evaluation.out_of_fold:
         return None
-    from xray_pneumonia.workflows.find_model import read_out_of_fold
+    from xray_pneumonia.workflows.stored_predictions import read_out_of_fold
 
     return read_out_of_fold(evaluation.out_of_fold, open_store)
 
