@@ -76,14 +76,3 @@ def tabulate(groups: Sequence[Group], metrics: Mapping[str, str]) -> pd.DataFram
         table[heading], table[f"{heading} sd"] = zip(*(one.mean_and_sd(metric) for one in groups), strict=True)
     table.index.name = "group"
     return table
-
-
-def pool(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Pool the predictions of a group: each image once, with the mean over the runs that predicted it.
-
-    Seeds predict the same images, which are averaged; folds predict different ones, which are joined.
-    """
-    joined = pd.concat(tables, ignore_index=True)
-    facts = {name: (name, "first") for name in ("patient", "subtype", "label")}
-    pooled = joined.groupby("id", sort=True).agg(**facts, logit=("logit", "mean"), probability=("probability", "mean"))
-    return pooled.reset_index()

@@ -8,6 +8,7 @@ import pandas as pd
 from xray_pneumonia.evaluation.intervals import Estimate, bootstrap
 
 MOST_VALUES = 8  # a column with more is cut into quarters, or passed over when it holds no numbers
+FEW = 20  # patients below which a part is marked
 SHOWN = ("auroc", "sensitivity", "specificity", "accuracy")
 
 
@@ -21,6 +22,11 @@ class Subgroup:
     patients: int
     pneumonia: int
     metrics: dict[str, Estimate]
+
+    @property
+    def few(self) -> bool:
+        """Whether too few patients are in it to tell it from the others."""
+        return self.patients < FEW
 
 
 def subgroups(

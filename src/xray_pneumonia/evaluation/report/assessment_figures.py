@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from xray_pneumonia.evaluation.abstention import ANSWERS
 from xray_pneumonia.evaluation.assessment import Assessment
-from xray_pneumonia.evaluation.intervals import Estimate, patient_weights
+from xray_pneumonia.evaluation.intervals import FEWEST, Estimate, patient_weights
 from xray_pneumonia.evaluation.report.figures import COLOURS, LINE, confusion_matrix, worst_mistakes
 from xray_pneumonia.evaluation.robustness import CLEAN
 from xray_pneumonia.types import CLASSES, Gray, Vector
@@ -35,7 +35,10 @@ def draw(report: "Report", images: Gray, *, seed: int) -> dict[str, Figure]:
         "worst_mistakes": worst_mistakes(table, images, threshold=threshold),
     }
     if assessment.subgroups:
-        rows = [(f"{one.value} ({one.images})", one.metrics["sensitivity"]) for one in assessment.subgroups]
+        rows = [
+            (f"{one.value} ({one.images} / {one.patients}{', few' if one.few else ''})", one.metrics["sensitivity"])
+            for one in assessment.subgroups
+        ]
         overall = assessment.at_point["sensitivity"].value
         drawn["subgroups"] = forest(rows, title="Sensitivity by subgroup", reference=overall)
     if report.shortcuts:
@@ -55,8 +58,11 @@ def roc_with_band(assessment: Assessment, *, seed: int, replicates: int = 300) -
     table = assessment.table
     figure = Figure(figsize=(5.2, 4.8), layout="constrained")
     axes = figure.subplots()
-    low, high = _roc_interval(table, seed=seed, replicates=replicates)
-    axes.fill_between(FALSE_POSITIVE_RATES, low, high, color=SOFT, alpha=0.5, lw=0, label="95 % of resampled patients")
+    if assessment.fewest >= FEWEST:
+        low, high = _roc_interval(table, seed=seed, replicates=replicates)
+        axes.fill_between(
+            FALSE_POSITIVE_RATES, low, high, color=SOFT, alpha=0.5, lw=0, label="95 % of resampled patients"
+        )
     fpr, tpr, _ = roc_curve(table["label"], table["logit"])
     axes.plot(fpr, tpr, color=INK, lw=1.8)
     axes.plot([0, 1], [0, 1], color=LINE, lw=1)
@@ -66,7 +72,9 @@ def roc_with_band(assessment: Assessment, *, seed: int, replicates: int = 300) -
     ):
         x, y = 1 - metrics["specificity"].value, metrics["sensitivity"].value
         axes.plot([x], [y], marker, color=WARM, mfc=fill, ms=8, label=name)
-    axes.set(xlabel="1 - specificity", ylabel="sensitivity", title=f"AUROC {assessment.at_point['auroc']}")
+    counts = f"{assessment.images} images, {assessment.patients} patients"
+    title = f"AUROC {assessment.at_point['auroc']}\n{counts}"
+    axes.set(xlabel="1 - specificity", ylabel="sensitivity", title=title)
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     axes.legend(frameon=False, loc="lower right")
     return figure
@@ -80,6 +88,7 @@ def reliability_diagram(assessment: Assessment) -> Figure:
     before, bins = assessment.bins_before, assessment.bins
     above.plot(before["probability"], before["frequency"], "s--", color=SOFT, label="before", ms=5)
     spread = np.abs(np.stack([bins["frequency"] - bins["low"], bins["high"] - bins["frequency"]]))
+    spread = np.where(bins["patients"] >= FEWEST, spread, np.nan)
     style = {"fmt": "o-", "color": INK, "capsize": 3, "label": "calibrated", "ms": 6}
     above.errorbar(bins["probability"], bins["frequency"], yerr=spread, **style)
     above.set(ylabel="truly PNEUMONIA", ylim=(-0.03, 1.03), title="What was said, and what was true")
@@ -109,7 +118,8 @@ def coverage_and_accuracy(assessment: Assessment) -> Figure:
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     curve, shares = figure.subplots(1, 2)
     line = assessment.trade_off.dropna()
-    curve.fill_between(line["coverage"], line["low"], line["high"], color=SOFT, alpha=0.5, lw=0)
+    if assessment.patients >= FEWEST:
+        curve.fill_between(line["coverage"], line["low"], line["high"], color=SOFT, alpha=0.5, lw=0)
     curve.plot(line["coverage"], line["accuracy"], "o-", color=INK)
     for share, coverage, accuracy, *_ in line.drop_duplicates("coverage").itertuples(index=False, name=None):
         curve.annotate(f"{share:.0%}", (coverage, accuracy), (4, 5), textcoords="offset points", fontsize=8)

@@ -48,8 +48,9 @@ class Context:
         config: of the training, plain values.
         tags: of its run.
         facts: more rows for the model card.
-        openings: of these images, from the ledger, the present one last: `when`, `who`, `split`, `experiment`, `runs`.
-        chosen_after: for each run, how often a test had been opened for its experiment before it was trained.
+        openings: of any of these images, from the ledger, the present one last: `when`, `who`, `split`, `experiment`,
+            `runs`, `shared` (images).
+        chosen_after: for each run, how often a test had been opened in its store before it was trained.
         leaks: images whose bytes were trained on; None where unknown.
         elsewhere: images that are in another split of the folder too; None where there is no other.
     """
@@ -110,6 +111,7 @@ class Report:
     differences: list[Difference] = field(default_factory=list)
     robustness: pd.DataFrame | None = None
     robustness_images: int = 0
+    robustness_patients: int = 0
     shortcuts: dict[str, Estimate] = field(default_factory=dict)
     gate: list[tuple[str, int, float]] = field(default_factory=list)
     maps: "Explanation | None" = None
@@ -151,6 +153,7 @@ def assess_and_report(
     if settings.robustness_images != 0:
         rows = sample(table, images=settings.robustness_images, seed=settings.seed)
         some, report.robustness_images = assessment.table.iloc[rows], len(rows)
+        report.robustness_patients = int(some["patient"].nunique())
         report.robustness = robustness(some, images[rows], decision, predict=predict, seed=settings.seed)
     if settings.report:
         _examine_images(report, images, settings, net=net, gate=gate)
@@ -245,8 +248,9 @@ def _as_json(report: Report) -> str:
         "at_0.5": {name: asdict(one) for name, one in assessment.at_half.items()},
         "uncalibrated": {name: asdict(one) for name, one in assessment.uncalibrated.items()},
         "delong": asdict(assessment.delong),
+        "calibration": asdict(assessment.calibration),
         "prevalence": [asdict(one) for one in assessment.predictive_values],
-        "subgroups": [asdict(one) for one in assessment.subgroups],
+        "subgroups": [asdict(one) | {"few": one.few} for one in assessment.subgroups],
         "shortcuts": {name: asdict(one) for name, one in report.shortcuts.items()},
         "gate": report.gate,
         "maps": report.maps.facts if report.maps else {},

@@ -7,7 +7,17 @@ from typing import Any
 import yaml
 
 from xray_pneumonia.evaluation.assessment import Assessment
-from xray_pneumonia.evaluation.report.text import SPLITS, meaning, percent, promise, spread, times
+from xray_pneumonia.evaluation.intervals import FEWEST, Estimate
+from xray_pneumonia.evaluation.report.text import (
+    SPLITS,
+    meaning,
+    number,
+    percent,
+    promise,
+    spread,
+    times,
+    untold,
+)
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 
 USE = "a second opinion beside a radiologist's reading of an upright frontal chest film; never the only reading"
@@ -26,7 +36,7 @@ def model_facts(
 ) -> dict[str, str]:
     """List the rows of the model card, from the plain config and the tags of the training."""
     decision, data = assessment.decision, config["data"]
-    calibration = decision.calibration
+    calibration, check = decision.calibration, assessment.calibration
     return {
         "Intended use": USE,
         "Net": f"{_class_name(config['model'])}, input {data['image_size']} x {data['image_size']} gray pixels",
@@ -42,7 +52,10 @@ def model_facts(
         "Operating point": f"probability {decision.threshold:.4f}, policy {decision.policy}, chosen on validation",
         "What a probability means": meaning(0.8, prevalence=calibration.prevalence, threshold=decision.threshold),
         "Look closer": f"{decision.band.low:.4f} to {decision.band.high:.4f}. {promise(decision.promise)}",
-        "Intervals": f"95 %, {settings.replicates} resamplings of patients; proportions after Wilson",
+        "Intervals": f"95 %, {settings.replicates} resamplings of patients; rates after Wilson, AUROC after DeLong on "
+        f"the logit scale; none of fewer than {FEWEST} patients (of each class)",
+        "Calibration error": f"{number(check.error)} on {assessment.images} images of {assessment.patients} patients, "
+        f"of which chance alone gives {number(check.floor)}; slope {check.slope}, intercept {check.intercept}",
     }
 
 
@@ -52,10 +65,7 @@ def checklist_answers(
     """Answer the items of the checklist that a run can answer, by the key `fact` of each."""
     at, data = assessment.at_point, config["data"]
     ill = int(assessment.table["label"].sum())
-    leads = ", ".join(
-        f"{name.replace('_', ' ')} {percent(at[name].value)} ({spread(at[name])})"
-        for name in ("auroc", "sensitivity", "specificity")
-    )
+    leads = ", ".join(f"{name} {_with_count(at[name])}" for name in ("auroc", "sensitivity", "specificity"))
     return {
         "title": "deep learning, diagnosis of pneumonia on frontal chest films (population: a human's to state)",
         "use": USE,
@@ -109,3 +119,8 @@ def _kept(config: Mapping[str, Any]) -> str:
 
 def _class_name(node: Mapping[str, Any]) -> str:
     return str(node.get("_target_", "?")).rpartition(".")[2]
+
+
+def _with_count(one: Estimate) -> str:
+    rate = untold(one) or f"{percent(one.value)} ({spread(one)})"
+    return f"{rate} on {one.images} images of {one.patients} patients"
