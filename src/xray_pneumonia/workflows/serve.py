@@ -19,10 +19,10 @@ from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import gradcam
 from xray_pneumonia.evaluation.calibration import translate
 from xray_pneumonia.evaluation.input_gate import FLAGS
-from xray_pneumonia.evaluation.report.model_card import LIMITATIONS, USE
+from xray_pneumonia.evaluation.report.model_card import USE, limitations
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.types import Count, Port, Positive, Processes, Text
-from xray_pneumonia.workflows.contact_sheet import MEANS, describe_evidence
+from xray_pneumonia.workflows.contact_sheet import describe_evidence, meanings
 from xray_pneumonia.workflows.find_model import find_and_load
 from xray_pneumonia.workflows.predict import HeatMaps, classify, dicom_rules
 from xray_pneumonia.workflows.pyfunc import _load_pyfunc  # noqa: F401
@@ -165,7 +165,7 @@ def _facts(model: TrainedModel) -> dict[str, Any]:
         "decisions": {"positive": "pneumonia", "uncertain": "look closer", "negative": "normal"},
         "evidence": describe_evidence(card),
         "use": f"Use: {USE}.",
-        "limitations": list(LIMITATIONS),
+        "limitations": list(limitations(card.classes)),
     }
 
 
@@ -183,7 +183,7 @@ def _describe(row: Mapping[str, Any], model: TrainedModel, prevalence: float | N
         "prevalence": shown,
         "kind": "uncertain" if row["decision"] == "look closer" else sure,
         "flags": [{"name": flag, "meaning": FLAGS.get(flag, flag)} for flag in row["flags"]],
-        "words": MEANS[row["decision"]],
+        "words": meanings(model.card)[row["decision"]],
         "model": model.name,
         "version": (model.card.weights_sha256 or model.card.run_id)[:12],
     }

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from xray_pneumonia.data.classes import counted
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.abstention import answered_and_wrong
@@ -92,6 +93,8 @@ def _report(
             config=config,
             tags=run.tags,
             chosen_after={run.run_id: opened} if opened else {},
+            classes=held_out.classes,
+            left_out=counted(held_out.left_out),
         ),
         net=net,
         predict=partial(run_net, net),

@@ -12,6 +12,7 @@ from xray_pneumonia.evaluation.comparison import FEWEST as FEWEST_TESTED
 from xray_pneumonia.evaluation.comparison import FEWEST_DIFFERING, Difference
 from xray_pneumonia.evaluation.intervals import FEWEST, FEWEST_RESAMPLED, Estimate, wilson
 from xray_pneumonia.evaluation.subgroups import FEW
+from xray_pneumonia.types import CLASSES, Classes, spoken
 
 __all__ = ["FEW", "FEWEST", "FEWEST_DIFFERING", "FEWEST_RESAMPLED", "FEWEST_TESTED"]  # for the template
 SPLITS = {"val": "validation", "shift": "shifted", "test": "test", "external": "external test"}
@@ -57,15 +58,16 @@ def spread(estimate: Estimate) -> str:
     return "no interval" if np.isnan(estimate.low) else f"{100 * estimate.low:.1f} to {100 * estimate.high:.1f} %"
 
 
-def summary(assessment: Assessment, *, split: str) -> list[str]:
+def summary(assessment: Assessment, *, split: str, classes: Classes = CLASSES) -> list[str]:
     """Word what the model does on this split, for a clinician."""
+    negative, positive = map(spoken, classes)
     at = assessment.at_point
     found, cleared = at["sensitivity"], at["specificity"]
     sentences = [
-        _rate(found, "chest films with pneumonia", "pneumonia", "misses", "found"),
-        _rate(cleared, "normal films", "normal", "alarms for", "cleared"),
-        *_ordering(at["auroc"]),
-        *_predictive_values(assessment),
+        _rate(found, f"chest films with {positive}", positive, "misses", "found"),
+        _rate(cleared, f"{negative} films", negative, "alarms for", "cleared"),
+        *_ordering(at["auroc"], positive),
+        *_predictive_values(assessment, positive),
         _answers(assessment),
     ]
     if split == "val":
@@ -135,17 +137,18 @@ def small_sample(*, right: int, images: int) -> str:
     return f"{right} of {images} right is {percent(right / images)}, anywhere from {percent(low)} to {percent(high)}"
 
 
-def attention(maps: dict[str, Any], *, uniform: float) -> str:
+def attention(maps: dict[str, Any], *, uniform: float, positive: str = CLASSES[1]) -> str:
     """Word how much of the attention lies on the border, and whether that is more than chance.
 
     Args:
         maps: `border`, a share, and `measured`, the number of maps with any attention.
         uniform: the share of the border in a map that is the same everywhere.
+        positive: the name of the positive class.
     """
     share, count = maps["border"], maps["measured"]
     if np.isnan(share):
         return (
-            "In none of the films does anything speak for PNEUMONIA to this model, so it has no attention to measure."
+            f"In none of the films does anything speak for {positive} to this model, so it has no attention to measure."
         )
     verdict = (
         "more than" if share > uniform + LIKE_CHANCE else "less than" if share < uniform - LIKE_CHANCE else "about as"
@@ -156,25 +159,25 @@ def attention(maps: dict[str, Any], *, uniform: float) -> str:
     )
 
 
-def _ordering(area: Estimate) -> list[str]:
+def _ordering(area: Estimate, positive: str) -> list[str]:
     if np.isnan(area.low):
         return []
     word = next(word for bound, word in VERDICTS if area.value < bound)
     return [
-        f"Shown one film with pneumonia and one without, it ranks them rightly in {percent(area.value)} of such pairs "
+        f"Shown one film with {positive} and one without, it ranks them rightly in {percent(area.value)} of such pairs "
         f"({word} on these films; 50 % is chance)."
     ]
 
 
-def _predictive_values(assessment: Assessment) -> list[str]:
+def _predictive_values(assessment: Assessment, positive: str) -> list[str]:
     rare = min(assessment.predictive_values, key=lambda values: values.prevalence, default=None)
     if rare is None or np.isnan(rare.ppv.low) or min(assessment.fewest, rare.ppv.patients) < FEWEST_TESTED:
         return []
     here = float(assessment.table["label"].mean())
     return [
-        f"Here {percent(here)} of the films show pneumonia. Where only {percent(rare.prevalence)} of patients are ill, "
-        f"{percent(rare.ppv.value)} ({spread(rare.ppv)}) of its alarms would be true, and {percent(rare.npv.value)} "
-        f"({spread(rare.npv)}) of its all-clears."
+        f"Here {percent(here)} of the films show {positive}. Where only {percent(rare.prevalence)} of patients are "
+        f"ill, {percent(rare.ppv.value)} ({spread(rare.ppv)}) of its alarms would be true, and "
+        f"{percent(rare.npv.value)} ({spread(rare.npv)}) of its all-clears."
     ]
 
 
