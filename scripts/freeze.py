@@ -16,7 +16,7 @@ import json
 import re
 import shutil
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -76,7 +76,7 @@ def freeze(store: Store, run_id: str, folder: Path, *, policy: str, code: dict[s
     if policy != STORED:
         card = load_runs(store, [run_id], judged([run]), operating_point=policy).model.card
     card = replace(card, evidence=evidence(run, card), weights_sha256=file_sha256(folder / WEIGHTS))
-    (folder / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
+    (folder / CARD).write_text(json.dumps(card.values(), indent=2) + "\n", encoding="utf-8")
     config = (folder / CONFIG).read_text(encoding="utf-8")
     for key, value in PLACES.items():
         config = re.sub(rf"^{key}: .*$", f"{key}: {value}", config, flags=re.MULTILINE)
@@ -114,7 +114,7 @@ def judge_anew(name: str, root: str, *, home: str, code: dict[str, object]) -> N
     if model.members:
         save_ensemble(folder, [member.name for member in model.members], card)
     else:
-        (folder / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
+        (folder / CARD).write_text(json.dumps(card.values(), indent=2) + "\n", encoding="utf-8")
     print(name, {key: round(value, 4) for key, value in card.evidence.items()}, card.prevalence, card.promise)
 
 
