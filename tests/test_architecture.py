@@ -41,6 +41,7 @@ DOORS = {
 LEAVES = {"types", "errors", "confined", "__version__"}
 KNOWS = {  # room -> the rooms it may import besides the leaves
     "cli": {"compose"},
+    "api": {"compose", "config", "stored_config", "data", "evaluation", "inference", "tracking", "workflows"},
     "compose": {"config", "stored_config"},
     "config": set(),
     "stored_config": {"config"},

@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -38,8 +38,16 @@ QUOTES = ("'", '"', "${")
 SPECIAL = ("'", '"', "\\", "\n", "${", ",")
 
 
-def launch(verb: str, arguments: list[str]) -> None:
+def launch(verb: str, arguments: list[str], run: Callable[[DictConfig], Any] | None = None) -> Any:
     """Compose the config of a verb with Hydra and run its workflow on it, once or as a sweep.
+
+    Args:
+        verb: names the config and, unless `run` is given, the workflow.
+        arguments: of the command line.
+        run: what runs instead of the workflow's `main`.
+
+    Returns:
+        What the (last) run returned.
 
     Raises:
         InputError: Hydra cannot compose what was asked for.
@@ -50,12 +58,14 @@ def launch(verb: str, arguments: list[str]) -> None:
     if any(argument.startswith("--e") for argument in arguments):  # Hydra completes abbreviated options
         raise InputError("--experimental-rerun unpickles a file, which could run anything; use `xray reproduce`")
     failures: list[BaseException] = []
+    returned: list[Any] = [None]
     given = arguments
     arguments, literal = _literally(verb, [_quoted(argument) for argument in arguments])
 
     def task(cfg: DictConfig) -> Any:
         cfg.update(literal)
-        return _run(verb, cfg, failures)
+        returned[0] = _run(run or import_module(f"xray_pneumonia.workflows.{verb}").main, cfg, failures)
+        return returned[0]
 
     before = sys.argv
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise to us instead of printing and leaving
@@ -75,6 +85,7 @@ def launch(verb: str, arguments: list[str]) -> None:
         sys.argv = before
     if failures:
         raise _named(failures[0], given)
+    return returned[0]
 
 
 def _literally(verb: str, arguments: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -102,14 +113,13 @@ def _quoted(argument: str) -> str:
     return argument if read == value else f'{key}="{value}"'
 
 
-def _run(verb: str, cfg: DictConfig, failures: list[BaseException]) -> Any:
+def _run(run: Callable[[DictConfig], Any], cfg: DictConfig, failures: list[BaseException]) -> Any:
     """Run the workflow; outside of a sweep its error goes to `failures`, since Hydra would print about it."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    workflow = import_module(f"xray_pneumonia.workflows.{verb}")
     try:
-        return workflow.main(cfg)
+        return run(cfg)
     except Exception as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise

@@ -60,13 +60,20 @@ class BundleModel:
         table["operating_point"] = self._model.card.operating_point
         for row, attempt in enumerate(attempts):
             if attempt.code:
-                table.loc[row, ["answer", "label", "abstention"]] = "look closer", "", f"unreadable: {attempt.message}"
+                values: dict[str, str] = {
+                    "answer": "look closer",
+                    "label": "",
+                    "abstention": f"unreadable: {attempt.message}",
+                }
+                for name, value in values.items():
+                    table.at[row, name] = value
             elif attempt.doubtful:
-                reason = table.at[row, "abstention"] or DAMAGED
-                table.loc[row, ["answer", "abstention"]] = "look closer", reason
+                table.at[row, "answer"] = "look closer"
+                table.at[row, "abstention"] = str(table.at[row, "abstention"]) or DAMAGED
         if len(rows) == len(attempts):
             return table
-        return table.astype({"probability": object}).replace({"probability": {np.nan: None}})  # JSON knows no NaN
+        known = table["probability"].astype(object)
+        return table.assign(probability=known.where(known.notna(), None))  # JSON knows no NaN
 
     def _read_all(self, given: Any) -> list[Attempt]:
         columns = {name: _unwrapped(list(given[name]), name) for name in (FILE, PIXELS) if name in given}
