@@ -37,6 +37,7 @@ MEANT_BEFORE: dict[str, dict[str, Any]] = {
         "shrink": 0,
     },
     "xray_pneumonia.data.datamodule.XRayDataModule": {
+        "follow_links": False,
         "progressive": None,
         "resident": "never",
         "positive": ["PNEUMONIA"],

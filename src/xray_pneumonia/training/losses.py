@@ -21,11 +21,18 @@ class WeightOfEach(TypedDict):
     PNEUMONIA: Positive
 
 
-ClassWeights = Literal["none", "balanced"] | WeightOfEach
+class WeightOfLabel(TypedDict):
+    """A weight for each class, whatever it is called."""
+
+    negative: Positive
+    positive: Positive
+
+
+ClassWeights = Literal["none", "balanced"] | WeightOfEach | WeightOfLabel
 
 
 def resolve_class_weights(spec: ClassWeights, counts: list[int]) -> tuple[float, float]:
-    """Turn `none`, `balanced` or a mapping into the weights of NORMAL and PNEUMONIA.
+    """Turn `none`, `balanced` or a mapping into the weights of the negative and the positive class.
 
     Balanced weights are n / (2 n_class), `counts` being the training images of each class, as in scikit-learn.
     """
@@ -33,7 +40,8 @@ def resolve_class_weights(spec: ClassWeights, counts: list[int]) -> tuple[float,
         return 1.0, 1.0
     if spec == "balanced":
         return sum(counts) / (2 * counts[0]), sum(counts) / (2 * counts[1])
-    return float(spec["NORMAL"]), float(spec["PNEUMONIA"])
+    negative, positive = ("negative", "positive") if "negative" in spec else ("NORMAL", "PNEUMONIA")
+    return float(spec[negative]), float(spec[positive])  # type: ignore[literal-required]
 
 
 class BinaryCrossEntropy(nn.Module):

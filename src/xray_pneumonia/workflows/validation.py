@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from xray_pneumonia.data.classes import counted
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.assessment import Decision, decide
@@ -24,6 +25,7 @@ from xray_pneumonia.tracking.store_errors import START, within
 from xray_pneumonia.training.predict import predict_logits
 from xray_pneumonia.workflows.evaluation_data import RECORD_COLUMNS, HeldOut, cut
 
+OPERATING = "operating/threshold"  # of calibrated probabilities; `xray compare` judges each run at its own
 ON_CARD = ("auroc", "sensitivity", "specificity")
 log = logging.getLogger(__name__)
 
@@ -53,9 +55,13 @@ def assess_validation(
     decision = decide(table, settings)
     held_out = cut(data, "val", config["data"]["root"], set(table["id"]))
     gate = held_out.fit_gate()
+    chosen = Chosen(decision, gate, decision.calibration.apply(table))
+    found = table_metrics(chosen.predictions, threshold=decision.threshold)
+    run.log_metrics({f"operating/{name}": value for name, value in found.items() if not np.isnan(value)})
+    run.log_metrics({OPERATING: decision.threshold})
     if settings.report:
         _report(run, config, net, held_out, table, decision, settings, gate)
-    return Chosen(decision, gate, decision.calibration.apply(table))
+    return chosen
 
 
 def _report(
@@ -84,6 +90,8 @@ def _report(
             config=config,
             tags=run.tags,
             chosen_after={run.run_id: opened} if opened else {},
+            classes=held_out.classes,
+            left_out=counted(held_out.left_out),
         ),
         net=net,
         predict=partial(run_net, net),
@@ -97,7 +105,7 @@ def _report(
 def _opened_before(run: Run) -> int | None:
     """Ask the ledger how often a test was opened before this training; None where the store does not answer."""
     try:
-        ask = partial(opened_before, run.store, experiment=run.store.experiment_name, started=run.started)
+        ask = partial(opened_before, run.store, started=run.started)
         return within(START, ask, name="the ledger")
     except Exception as error:  # each kind of store has its own
         log.warning("the ledger cannot be read, so it is unknown whether a test was opened before: %s", error)
