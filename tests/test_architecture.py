@@ -38,7 +38,7 @@ DOORS = {
     "fastapi": {"serving"},
     "uvicorn": {"serving"},
 }
-LEAVES = {"types", "errors", "confined", "__version__"}
+LEAVES = {"types", "errors", "confined", "masking", "__version__"}
 KNOWS = {  # room -> the rooms it may import besides the leaves
     "": {"api"},  # the package itself, on demand
     "cli": {"compose"},
@@ -100,7 +100,7 @@ def test_every_room_has_a_row():
 
 def test_tracking_names_no_room_above_it_even_as_text():
     for module in (SOURCE / "tracking").rglob("*.py"):
-        for room in set(KNOWS) - {"tracking"}:
+        for room in set(KNOWS) - {"tracking", ""}:
             assert f"xray_pneumonia.{room}" not in module.read_text(), module.name
 
 

@@ -6,6 +6,7 @@ positional parameters are handed in by the workflows.
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from importlib import import_module, resources
 from pathlib import Path
@@ -15,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from xray_pneumonia.errors import InputError, nearest
+from xray_pneumonia.masking import remember
 
 # What a config may build. A config is input, so the list stands in code, and names are exact.
 TARGETS = frozenset(
@@ -43,6 +45,7 @@ TARGETS = frozenset(
 )
 NOT_LISTED = "not on the list of what a config may build"
 Node = Mapping[str, Any]
+ADDRESSES = ("tracking.uri", "sweep.storage", "storage")  # keys whose values may hold secrets
 PACKAGE = "xray_pneumonia.conf"  # of the config files
 
 
@@ -56,9 +59,22 @@ def anchor(cfg: DictConfig) -> None:
 
     A folder may be called 2026, which Hydra reads as a number; what is no path at all is left for `check` to refuse.
     """
+    remember_references(cfg)
     cfg.home = _absolute(cfg.home)
     if "data" in cfg and not OmegaConf.is_missing(cfg.data, "root"):
         cfg.data.root = _absolute(cfg.data.root)
+
+
+def remember_references(cfg: DictConfig) -> None:
+    """Have the addresses that a config looks up in the environment stored and shown as it writes them."""
+    for key in ADDRESSES:
+        group, _, name = key.rpartition(".")
+        holder = OmegaConf.select(cfg, group) if group else cfg
+        if isinstance(holder, DictConfig) and name in holder and OmegaConf.is_interpolation(holder, name):
+            written = plain(holder, resolve=False)[name]
+            with suppress(OmegaConfBaseException):  # `check` words it
+                if "oc.env" in written:
+                    remember(str(holder[name]), written)
 
 
 def _absolute(place: object) -> object:

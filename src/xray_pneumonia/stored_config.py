@@ -91,11 +91,19 @@ def load_stored(text: str | bytes, *, origin: str, sha256: str | None = None) ->
     raw = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
     try:
         values = _read(raw, origin=origin, sha256=sha256)
+        _forget_store(values)
         require_safe(values, origin=origin)
         return OmegaConf.create(_migrated(values, origin=origin))
     except InputError as error:
         log.warning("a stored config was refused: %r", str(error))  # whatever characters it holds
         raise
+
+
+def _forget_store(values: dict[str, Any]) -> None:
+    """Drop a store that was looked up in the environment: whoever takes up the config names the store anew."""
+    tracking = values.get("tracking")
+    if isinstance(tracking, dict) and "${oc.env:" in str(tracking.get("uri")):
+        tracking["uri"] = None
 
 
 def _read(raw: bytes, *, origin: str, sha256: str | None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from xray_pneumonia.config import build, check
+from xray_pneumonia.config import build, check, remember_references
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.sweeps import workers
 from xray_pneumonia.sweeps.parent_run import Progress, close_orphaned_runs, open_parent, recover_result
@@ -76,6 +76,7 @@ def run(
         InputError: the space, the database or every trial's input is wrong.
         SweepFailed: more trials failed than `sweep.max_failures`.
     """
+    remember_references(config)
     choice = str(config.hydra.runtime.choices.get("sweep", "default"))
     sweep = Sweep(read_plan(config, arguments, choice=choice), config, context, task)
     home = Path(str(config.home)).expanduser().resolve()

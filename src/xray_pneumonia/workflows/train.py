@@ -9,8 +9,8 @@ from rich.table import Table
 
 from xray_pneumonia.config import Node, anchor, check
 from xray_pneumonia.evaluation.metrics import Monitor, monitor_mode
+from xray_pneumonia.masking import masked
 from xray_pneumonia.sweeps.settings import read_settings, take_sweep
-from xray_pneumonia.tracking.store import masked
 from xray_pneumonia.types import Seed, Text
 
 if TYPE_CHECKING:

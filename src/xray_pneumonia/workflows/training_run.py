@@ -17,10 +17,11 @@ from xray_pneumonia.config import Node, leaves, plain
 from xray_pneumonia.data.classes import counted
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.records import fingerprint
+from xray_pneumonia.masking import masked
 from xray_pneumonia.stored_config import stored_text
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run
-from xray_pneumonia.tracking.store import masked
+from xray_pneumonia.tracking.store import try_upload
 
 if TYPE_CHECKING:  # imported when a training ends: pages and figures take seconds, which no first step waits for
     from xray_pneumonia.workflows.validation import Chosen
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A config as its run keeps it, resolved and without the store's password: as plain values and as text."""
+    """A config as its run keeps it, resolved and without the store's secrets: as plain values and as text."""
 
     values: dict[str, Any]
     text: str
@@ -54,9 +55,9 @@ class RunConfig:
 
 
 def public_config(cfg: DictConfig) -> DictConfig:
-    """Leave out the password of the store."""
+    """Leave out the secrets of the store; a reference to the environment stays one, and is not looked up again."""
     public = cfg.copy()
-    public.tracking.uri = masked(cfg.tracking.uri) if cfg.tracking.uri else None
+    public.tracking.uri = masked(cfg.tracking.uri).replace("${", "\\${") if cfg.tracking.uri else None
     return public
 
 
@@ -77,6 +78,9 @@ def record_start(run: Run, config: RunConfig, data: XRayDataModule, net: nn.Modu
     """Record all that is known before the first step: config, data, code, machine."""
     parameters = sum(parameter.numel() for parameter in net.parameters())
     run.log_config(config.text)
+    if run.staged and run.mlflow_id:
+        required = config.values["tracking"]["required"]
+        try_upload(run.store, run.mlflow_id, run.path("config.yaml"), required=required)
     run.log_params({**dict(leaves(config.values)), "model/parameters": parameters})
     run.log_metrics({"model/parameters": parameters})
     run.log_provenance(collect(COMPUTING))
