@@ -43,20 +43,22 @@ KNOWS = {  # room -> the rooms it may import besides the leaves
     "": {"api"},  # the package itself, on demand
     "cli": {"compose"},
     "api": {"compose", "config", "stored_config", "data", "evaluation", "inference", "tracking", "workflows"},
-    "compose": {"config", "stored_config"},
-    "config": set(),
-    "stored_config": {"config"},
+    "compose": {"config", "extensions", "stored_config"},
+    "config": {"extensions", "signatures"},
+    "extensions": set(),
+    "signatures": set(),
+    "stored_config": {"config", "extensions"},
     "data": set(),
     "models": set(),
     "evaluation": set(),
     "tracking": set(),
     "training": {"evaluation"},
-    "inference": {"models", "evaluation", "config", "stored_config"},
+    "inference": {"models", "evaluation", "config", "extensions", "signatures", "stored_config"},
     "serving": {"data"},
-    "sweeps": {"evaluation", "tracking", "config"},
+    "sweeps": {"evaluation", "tracking", "config", "extensions", "signatures"},
     "workflows": {
         *("data", "models", "inference", "training", "evaluation", "tracking", "sweeps", "serving"),
-        *("config", "stored_config", "compose"),
+        *("config", "extensions", "stored_config", "compose"),
     },
 }
 LONGEST_FILE, LONGEST_FUNCTION = 280, 45  # lines

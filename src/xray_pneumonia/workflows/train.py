@@ -26,6 +26,7 @@ class TrainConfig:
 
     home: Text
     seed: Seed
+    extensions: list[str] | dict[str, str]  # modules as the command names them; once imported, with their hashes
     monitor: Monitor
     mode: Literal["max", "min"] | None
     data: Node
