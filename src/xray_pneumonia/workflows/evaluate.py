@@ -49,6 +49,7 @@ class EvaluateConfig:
     """The top-level keys of evaluate.yaml."""
 
     home: str
+    extensions: dict[str, str]
     run_id: str | list[str] | None
     model: str | None
     split: Split

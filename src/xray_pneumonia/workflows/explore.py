@@ -31,6 +31,7 @@ class ExploreConfig:
     """The top-level keys of explore.yaml."""
 
     home: str
+    extensions: dict[str, str]
     seed: Seed
     data: Node
     augmentation: Node
