@@ -18,12 +18,11 @@ import pandas as pd
 
 from xray_pneumonia.data.files import InputFile
 from xray_pneumonia.data.images.limits import MAX_BYTES, DicomRules, ImageError
-from xray_pneumonia.data.images.sandbox import DAMAGED, Attempt, Decoders, Limits
+from xray_pneumonia.data.images.sandbox import DAMAGED, USUAL, Attempt, Decoders
 from xray_pneumonia.inference.loading import load_model
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.types import Gray
 
-LIMITS = Limits(seconds=30.0, memory_mb=2048)  # those of conf/predict.yaml
 PROCESSES, BATCH = min(4, os.cpu_count() or 1), 64
 FILE, PIXELS = "image", "pixels"  # the columns of the input
 PROBABILITY = "probability"  # JSON knows no NaN, so it is None where there is none
@@ -86,7 +85,7 @@ class BundleModel:
     def _decoded(self, files: Iterator[InputFile]) -> Iterator[Attempt]:
         with self._lock:
             self._decoders = self._decoders or Decoders(
-                count=PROCESSES, size=self._side, rules=DicomRules(), limits=LIMITS
+                count=PROCESSES, size=self._side, rules=DicomRules(), limits=USUAL
             )
             try:
                 return iter([attempt for batch in self._decoders.batches(files, BATCH) for attempt in batch])
