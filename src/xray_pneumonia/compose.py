@@ -29,14 +29,12 @@ LITERAL = {
     "reproduce": ("model", "run_id"),
     "serve": ("model", "keep", "audit", "host"),
 }
-# Paths, names and addresses of every verb; commas separate the values of a sweep, except in a path that exists.
+# Paths, names and addresses of every verb, taken as they are but for Hydra's quotes and `${...}`.
 PLACES = (
     "data.root", "home", "data.cache_dir", "tracking.run_name", "tracking.experiment_name", "tracking.uri",
-    "sweep.storage", "sweep.name",
+    "sweep.storage", "sweep.name", "storage", "experiment_name", "sweep_name", "output",
 )  # fmt: skip
 PATTERN = "data.patient"  # a regular expression, or a word
-QUOTES = ("'", '"', "${")
-SPECIAL = ("'", '"', "\\", "\n", "${", ",")
 
 
 def launch(verb: str, arguments: list[str], run: Callable[[DictConfig], Any] | None = None) -> Any:
@@ -58,7 +56,8 @@ def launch(verb: str, arguments: list[str], run: Callable[[DictConfig], Any] | N
     failures: list[BaseException] = []
     returned: list[Any] = [None]
     given, arguments = arguments, _added(_config_dir_first(arguments))
-    arguments, literal = _literally(verb, [_quoted(argument) for argument in arguments])
+    arguments, literal = _literally(verb, arguments)
+    arguments = [_quoted(argument) for argument in arguments]
 
     def task(cfg: DictConfig) -> Any:
         cfg.update(literal)
@@ -131,14 +130,19 @@ def _quoted(argument: str) -> str:
     key, _, value = argument.partition("=")
     if key not in (*PLACES, PATTERN) or value in ("", "null"):
         return argument
-    special = QUOTES if key == PATTERN else SPECIAL
-    if any(sign in value for sign in special) and not ("," in value and '"' not in value and Path(value).exists()):
+    if value[0] in "'\"" or "${" in value or "\n" in value or _lists(key, value):
         return argument
     try:
         read = OverridesParser.create().parse_override(argument).value()
     except HydraException:
         read = None
-    return argument if read == value else f'{key}="{value}"'
+    escaped = re.sub(r'(\\*)(?="|$)', r"\1\1", value).replace('"', r"\"")
+    return argument if read == value else f'{key}="{escaped}"'
+
+
+def _lists(key: str, value: str) -> bool:
+    """Tell whether commas separate the values of a sweep: in a path of data that does not exist."""
+    return key in ("data.root", "data.cache_dir") and "," in value and not Path(value).exists()
 
 
 def _run(run: Callable[[DictConfig], Any], cfg: DictConfig, failures: list[BaseException]) -> Any:
