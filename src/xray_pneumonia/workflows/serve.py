@@ -18,10 +18,10 @@ from xray_pneumonia.config import Node, anchor, build, check
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import gradcam
 from xray_pneumonia.evaluation.input_gate import FLAGS
-from xray_pneumonia.evaluation.report.model_card import LIMITATIONS, USE
+from xray_pneumonia.evaluation.report.model_card import USE, limitations
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.types import Count, Port, Positive, Processes, Text
-from xray_pneumonia.workflows.contact_sheet import MEANS, describe_evidence
+from xray_pneumonia.workflows.contact_sheet import describe_evidence, meanings
 from xray_pneumonia.workflows.find_model import find_and_load
 from xray_pneumonia.workflows.predict import HeatMaps, classify, dicom_rules
 from xray_pneumonia.workflows.pyfunc import _load_pyfunc  # noqa: F401
@@ -153,6 +153,7 @@ def _heat_maps(reading: Any, model: TrainedModel) -> Callable[[Path], tuple[byte
 def _facts(model: TrainedModel) -> dict[str, Any]:
     """Describe the model for the page and `/v1/models`."""
     card = model.card
+    negative, positive = card.answers.values()
     return {
         "name": model.name,
         "version": (card.weights_sha256 or card.run_id)[:12],
@@ -162,10 +163,10 @@ def _facts(model: TrainedModel) -> dict[str, Any]:
         "image_size": card.image_size,
         "operating_point": card.operating_point,
         "prevalence": None,
-        "decisions": {"positive": "pneumonia", "uncertain": "look closer", "negative": "normal"},
+        "decisions": {"negative": negative, "positive": positive, "uncertain": "look closer"},
         "evidence": describe_evidence(card),
         "use": f"Use: {USE}.",
-        "limitations": list(LIMITATIONS),
+        "limitations": limitations((card.class_names[0], card.class_names[1])),
     }
 
 
@@ -177,7 +178,7 @@ def _describe(row: Mapping[str, Any], model: TrainedModel) -> dict[str, Any]:
         **{name: row[name] for name in names},
         "kind": "uncertain" if row["decision"] == "look closer" else sure,
         "flags": [{"name": flag, "meaning": FLAGS.get(flag, flag)} for flag in row["flags"]],
-        "words": MEANS[row["decision"]],
+        "words": meanings(model.card)[row["decision"]],
         "model": model.name,
         "version": (model.card.weights_sha256 or model.card.run_id)[:12],
     }
