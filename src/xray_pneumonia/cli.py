@@ -16,6 +16,7 @@ from xray_pneumonia.errors import InputError, SomeFailed, Stopped, signals
 
 VERBS = {
     "explore": "describe the data: counts, images, audit, as figures and one HTML page",
+    "index": "list the films of a published data set (layout=nih source=DIR) in a CSV",
     "train": "train one classifier; -m sweeps: a grid or a search that can resume",
     "sweeps": "list the sweeps and how many of their trials are done",
     "compare": "compare runs in one table: seeds grouped, paired tests",
