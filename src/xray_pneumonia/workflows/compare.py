@@ -21,9 +21,10 @@ from xray_pneumonia.evaluation.group_comparison import Repeat, compare_groups
 from xray_pneumonia.evaluation.metrics import EPOCH_METRICS, METRICS
 from xray_pneumonia.evaluation.run_groups import Entry, Group, group, questions, tabulate
 from xray_pneumonia.evaluation.selection import correct_for_choice
+from xray_pneumonia.masking import masked
 from xray_pneumonia.tracking import stored_runs
 from xray_pneumonia.tracking.locations import ArtifactMissing
-from xray_pneumonia.tracking.store import Store, masked, open_existing
+from xray_pneumonia.tracking.store import Store, open_existing
 from xray_pneumonia.tracking.stored_runs import StoredRun
 from xray_pneumonia.types import Count, Seed
 from xray_pneumonia.workflows.comparison_tables import THRESHOLD, Format, basis, count_images, show, show_test

@@ -20,11 +20,12 @@ from xray_pneumonia.evaluation.report.build import NUMBERS, PAGE, Context, Repor
 from xray_pneumonia.evaluation.report.text import SPLITS, number, p, tested, times, untold
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.inference.model import TrainedModel
+from xray_pneumonia.masking import masked
 from xray_pneumonia.stored_config import load_stored
 from xray_pneumonia.tracking.ledger import Opening, opened_before, record_opening
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run, start_run
-from xray_pneumonia.tracking.store import masked, open_store
+from xray_pneumonia.tracking.store import open_store
 from xray_pneumonia.training import performance
 from xray_pneumonia.types import CLASSES
 from xray_pneumonia.workflows.evaluation_data import (
@@ -48,6 +49,7 @@ class EvaluateConfig:
     """The top-level keys of evaluate.yaml."""
 
     home: str
+    extensions: dict[str, str]
     run_id: str | list[str] | None
     model: str | None
     split: Split

@@ -21,10 +21,10 @@ from xray_pneumonia.data.records import fingerprint, scan_external
 from xray_pneumonia.data.splits import in_other_splits
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.input_gate import MOST, Gate, fit_gate
-from xray_pneumonia.stored_config import load_stored
 from xray_pneumonia.tracking.stored_runs import StoredRun
 from xray_pneumonia.types import CLASSES, Classes, Gray, Text
 from xray_pneumonia.workflows.find_model import EvaluatedModel
+from xray_pneumonia.workflows.own_code import load_config
 
 Split = Literal["val", "shift", "test", "external"]
 RECORD_COLUMNS = ("mode", "width", "height", "bytes")  # joined to the predictions, for subgroups and shortcuts
@@ -127,7 +127,7 @@ def open_split(
 
 def asked_of(run: StoredRun) -> Question:
     """Read the question that a run's model answers from its stored config."""
-    data = load_stored(run.config, origin=f"run_id={run.run_id}", sha256=run.tags["config_sha256"]).get("data", {})
+    data = load_config(run, origin=f"run_id={run.run_id}").get("data", {})
     return Question.of(list(data.get("negative", CLASSES[:1])), list(data.get("positive", CLASSES[1:])))
 
 
@@ -138,7 +138,7 @@ def folder_question(folder: "EvaluationFolder", asked: Question) -> Question:
 
 def _stored_data(run: StoredRun, split: Split, folder: "EvaluationFolder", *, home: Path) -> DictConfig:
     """Read the data part of a stored config, checked like any other input, with the places of this command."""
-    whole = load_stored(run.config, origin=f"run_id={run.run_id}", sha256=run.tags["config_sha256"])
+    whole = load_config(run, origin=f"run_id={run.run_id}")
     if not {"data", "augmentation"} <= set(whole):
         raise InputError(f"run_id={run.run_id}: its config.yaml names no data")
     stored = OmegaConf.create({"data": whole.data, "augmentation": whole.augmentation})

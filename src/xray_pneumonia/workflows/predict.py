@@ -40,6 +40,7 @@ class PredictConfig:
     """The top-level keys of predict.yaml."""
 
     home: Text
+    extensions: dict[str, str]
     model: Text
     input: Text
     output: Text
@@ -76,7 +77,8 @@ def _predict(cfg: DictConfig) -> None:
     source, folder = _places(cfg)
     model = find_and_load(cfg.model, tracking=build(cfg.tracking), home=Path(cfg.home), engine=cfg.engine)
     if cfg.explain and model.net is None:
-        raise InputError("explain=true: heat maps need the net itself; use engine=torch or explain=false")
+        cure = f"extensions=[{','.join(model.card.extensions)}]" if model.card.extensions else "engine=torch"
+        raise InputError(f"explain=true: heat maps need the net itself; use {cure} or explain=false")
     decoders = Decoders(
         count=cfg.workers or os.cpu_count() or 1,
         size=model.card.image_size,
