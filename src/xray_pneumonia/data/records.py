@@ -24,6 +24,7 @@ CSV_COLUMNS = ("path", "label", "patient", "split")
 NEEDED = CSV_COLUMNS[:2]
 PARTS = "|"  # between the findings of one label in a CSV
 MASKS = {"mask", "masks", "segmentation", "segmentations", "lung_masks", "annotations"}
+SHOWN = 10  # names of classes in a message
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
 
@@ -61,11 +62,10 @@ def scan(
 
 
 def scan_external(root: str | Path, *, question: Question = PUBLIC, patient: str | None = None) -> pd.DataFrame:
-    """List all images of another hospital's folder as one split, `external`.
+    """List all images of another hospital's folder as one split, `external`, whatever its splits are called.
 
     Args:
-        root: a folder with class folders, one in the public layout, or a CSV (see `scan`); whatever its splits are
-            called, all of it is external.
+        root: a folder with class folders, one in the public layout, or a CSV (see `scan`).
         question: of the model that is evaluated.
         patient: how patients are named.
 
@@ -113,10 +113,11 @@ def _table(rows: list[Row], root: Path, question: Question) -> pd.DataFrame:
     found = {row["label"] for row in rows}
     if not found or (len(found) < 2 and (left_out or root.is_dir())):
         missing = " and ".join(name for label, name in enumerate(question.names) if label not in found)
-        there = Counter(row["class_name"] for row in rows) + left_out
+        there = Counter(str(row["class_name"]) for row in rows) + left_out
+        names = ", ".join(sorted(repr(name) for name, _ in there.most_common(SHOWN)))
         raise InputError(
             f"data.root={root}: no images of {missing}; expected the classes {' and '.join(question.names)}, found "
-            f"{counted(there)}; name yours with data.positive=[...] data.negative=[...]"
+            f"{names}; name yours with data.positive=[...] data.negative=[...]"
         )
     if left_out:
         log.warning(
