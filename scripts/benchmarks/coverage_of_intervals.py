@@ -1,4 +1,4 @@
-"""Simulates whether intervals cover and tests err as they say: python scripts/benchmarks/coverage_of_intervals.py [PART ...]."""
+"""Simulates whether intervals cover and tests err as they say; usage: coverage_of_intervals.py [PART ...]."""
 
 import sys
 from collections.abc import Callable, Iterator

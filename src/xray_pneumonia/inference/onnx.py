@@ -26,12 +26,12 @@ INPUT, OUTPUTS = "pixels", ["probability", "logit"]
 CURE = "pip install 'xray-pneumonia[onnx]'"
 
 
-class _Calibrated(nn.Module):
-    """A model's nets with its calibration, as one module."""
+class _Evidence(nn.Module):
+    """A model's nets and the linear map to its evidence, as one module."""
 
     def __init__(self, model: TrainedModel) -> None:
         super().__init__()
-        members = [_Calibrated(member) for member in model.members]
+        members = [_Evidence(member) for member in model.members]
         self.parts = nn.ModuleList(members or [copy.deepcopy(model.require_net())])
         self.temperature, self.bias = model.card.temperature, model.card.bias
 
@@ -45,10 +45,10 @@ class _Answer(nn.Module):
 
     def __init__(self, model: TrainedModel) -> None:
         super().__init__()
-        self.logits = _Calibrated(model)
+        self.evidence, self.offset = _Evidence(model), model.calibration.offset
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        logit = self.logits(pixels)
+        logit = self.evidence(pixels) + self.offset
         return torch.sigmoid(logit), logit
 
 
@@ -145,5 +145,6 @@ def _metadata(card: Card) -> dict[str, str]:
         "labels": json.dumps(card.class_names),
         "image_size": str(card.image_size),
         "operating_point": repr(card.operating_point),
+        "prevalence": json.dumps(card.prevalence),
         "band": json.dumps(card.band),
     }

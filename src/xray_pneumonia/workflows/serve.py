@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from xray_pneumonia.config import Node, anchor, build, check
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import gradcam
+from xray_pneumonia.evaluation.calibration import translate
 from xray_pneumonia.evaluation.input_gate import FLAGS
 from xray_pneumonia.evaluation.report.model_card import USE, limitations
 from xray_pneumonia.inference.model import TrainedModel
@@ -82,7 +83,7 @@ def main(cfg: DictConfig) -> None:
         service = app.Service(
             reader=reading,
             heat_map=_heat_maps(reading, model),
-            describe=lambda row, prevalence: _describe(row, model),
+            describe=lambda row, prevalence: _describe(row, model, prevalence),
             model=_facts(model),
             journal=journal,
             most_waiting=cfg.most_waiting,
@@ -162,20 +163,26 @@ def _facts(model: TrainedModel) -> dict[str, Any]:
         "question": f"{card.class_names[1]} or {card.class_names[0]}",
         "image_size": card.image_size,
         "operating_point": card.operating_point,
-        "prevalence": None,
+        "prevalence": card.prevalence,
         "decisions": {"negative": negative, "positive": positive, "uncertain": "look closer"},
         "evidence": describe_evidence(card),
         "use": f"Use: {USE}.",
-        "limitations": limitations((card.class_names[0], card.class_names[1])),
+        "limitations": list(limitations(card.classes)),
     }
 
 
-def _describe(row: Mapping[str, Any], model: TrainedModel) -> dict[str, Any]:
-    """Make the JSON of an answer from a row of `xray predict`."""
+def _describe(row: Mapping[str, Any], model: TrainedModel, prevalence: float | None) -> dict[str, Any]:
+    """Make the JSON of an answer from a row of `xray predict`, shown at a prevalence or the model's own."""
+    own = model.card.prevalence
+    shown = prevalence if own and prevalence else own
+    if own and prevalence:
+        points = translate([row["probability"], row["operating_point"]], prevalence=own, to=prevalence)
+        row = {**row, "probability": float(points[0]), "operating_point": float(points[1])}
     sure = "positive" if row["label"] == model.card.class_names[1] else "negative"
     names = ("decision", "label", "probability", "operating_point", "reason", "sha256", "width", "height")
     return {
         **{name: row[name] for name in names},
+        "prevalence": shown,
         "kind": "uncertain" if row["decision"] == "look closer" else sure,
         "flags": [{"name": flag, "meaning": FLAGS.get(flag, flag)} for flag in row["flags"]],
         "words": meanings(model.card)[row["decision"]],
