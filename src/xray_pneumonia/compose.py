@@ -24,6 +24,7 @@ from xray_pneumonia.stored_config import check_experiment
 LITERAL = {
     "evaluate": ("model",),
     "export": ("model", "run_id", "input", "output"),
+    "index": ("source", "output"),
     "predict": ("model", "input", "output"),
     "register": ("run_id", "name", "alias"),
     "reproduce": ("model", "run_id"),
@@ -34,7 +35,7 @@ PLACES = (
     "data.root", "home", "data.cache_dir", "tracking.run_name", "tracking.experiment_name", "tracking.uri",
     "sweep.storage", "sweep.name", "storage", "experiment_name", "sweep_name", "output",
 )  # fmt: skip
-PATTERN = "data.patient"  # a regular expression, or a word
+PATTERNS = ("data.patient", "patient")  # regular expressions, or words
 
 
 def launch(verb: str, arguments: list[str], run: Callable[[DictConfig], Any] | None = None) -> Any:
@@ -128,7 +129,7 @@ def _quoted(argument: str) -> str:
     from hydra.errors import HydraException
 
     key, _, value = argument.partition("=")
-    if key not in (*PLACES, PATTERN) or value in ("", "null"):
+    if key not in (*PLACES, *PATTERNS) or value in ("", "null"):
         return argument
     if value[0] in "'\"" or "${" in value or "\n" in value or _lists(key, value):
         return argument
@@ -153,7 +154,7 @@ def _run(run: Callable[[DictConfig], Any], cfg: DictConfig, failures: list[BaseE
     try:
         if "extensions" in cfg:
             cfg.extensions = extensions.load(OmegaConf.to_object(cfg.extensions))
-            drop_replaced(cfg, HydraConfig.get().overrides.task)
+            drop_replaced(cfg, _overrides())
         return run(cfg)
     except Exception as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -251,7 +252,12 @@ def _extensions(arguments: list[str]) -> Any:
 
 def asked() -> list[str]:
     """List the keys and groups that the running command sets."""
+    return [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in _overrides()]
+
+
+def _overrides() -> list[str]:
+    """List what the running command sets, as it is written: `seed=${mode}` is no key of this list."""
     from hydra.core.hydra_config import HydraConfig
 
-    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    return [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]
+    given: Any = HydraConfig.get().overrides.task if HydraConfig.initialized() else OmegaConf.create([])
+    return list(OmegaConf.to_container(given, resolve=False))
