@@ -260,4 +260,5 @@ def _overrides() -> list[str]:
     from hydra.core.hydra_config import HydraConfig
 
     given: Any = HydraConfig.get().overrides.task if HydraConfig.initialized() else OmegaConf.create([])
-    return list(OmegaConf.to_container(given, resolve=False))
+    texts: Any = OmegaConf.to_container(given, resolve=False)
+    return list(texts)
