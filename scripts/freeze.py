@@ -49,13 +49,14 @@ def main() -> None:
     """Freeze what the command line names."""
     home, *named = sys.argv[1:]
     settings = TrackingSettings(uri=None, experiment_name="xray", run_name=None, system_metrics=False, required=True)
-    store = open_database(settings, home=Path(home).resolve())
     runs = dict(pair.split("=") for pair in named)
     policy = runs.pop("operating_point", STORED)
     code = json.loads(collect(COMPUTING).environment)["code"]
     if root := runs.pop("data.root", None):
         for name in sorted(shipped_models(), key=lambda one: one.endswith("_ensemble")):  # its members first
             judge_anew(name, root, home=home, code=code)
+        return
+    store = open_database(settings, home=Path(home).resolve())
     for name, run_id in runs.items():
         freeze(store, run_id, SHIPPED / name, policy=policy, code=code)
     members = sorted(name for name in runs if re.search(r"_seed\d+$", name))
