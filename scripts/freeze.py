@@ -95,7 +95,8 @@ def freeze(store: Store, run_id: str, folder: Path, *, policy: str, code: dict[s
 def judge_anew(name: str, root: str, *, home: str, code: dict[str, object]) -> None:
     """Fit calibration, operating point and margin of a shipped model anew, on the validation split of its training."""
     with initialize_config_module("xray_pneumonia.conf", version_base="1.3"):
-        cfg = compose("evaluate", [f"home={Path(home).resolve()}", f"model={name}", f"data.root={root}"])
+        cfg = compose("evaluate", [f"home={Path(home).resolve()}", f"data.root={root}"])
+    cfg.model = name  # an override would name the config group
     evaluated = find_evaluated(open_store(build(cfg.tracking), home=Path(cfg.home)), cfg, build(cfg.evaluation))
     model, run, settings = evaluated.model, evaluated.runs[0], judged(evaluated.runs)
     held_out = open_split(

@@ -66,7 +66,8 @@ def model_facts(
         "Intervals": f"95 %, {settings.replicates} resamplings of patients; rates after Wilson, AUROC after DeLong on "
         f"the logit scale; none of fewer than {FEWEST} patients (of each class)",
         "Calibration error": f"{number(check.error)} {_shown_at(check.prevalence)}, on {assessment.images} images of "
-        f"{assessment.patients} patients, of which chance alone gives {number(check.floor)}; slope {check.slope}, intercept {check.intercept}",
+        f"{assessment.patients} patients, of which chance alone gives {number(check.floor)}; slope "
+        f"{check.slope}, intercept {check.intercept}",
     }
 
 
