@@ -100,7 +100,12 @@ def judge_anew(name: str, root: str, *, home: str, code: dict[str, object]) -> N
     evaluated = find_evaluated(open_store(build(cfg.tracking), home=Path(cfg.home)), cfg, build(cfg.evaluation))
     model, run, settings = evaluated.model, evaluated.runs[0], judged(evaluated.runs)
     held_out = open_split(
-        run, "val", root=root, broken=None, home=Path(cfg.home), image_size=model.card.image_size, validation_ids=None
+        run,
+        "val",
+        folder=plain(cfg.data),  # type: ignore[arg-type]
+        home=Path(cfg.home),
+        image_size=model.card.image_size,
+        validation_ids=None,
     )
     logits = model.uncalibrated_logits(held_out.images)
     table = predictions.tabulate(held_out.records, held_out.records.index.to_numpy(), logits)
