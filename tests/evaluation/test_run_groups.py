@@ -6,7 +6,7 @@ import statistics
 import pytest
 
 from xray_pneumonia.evaluation.report.figures import overlaid_curves
-from xray_pneumonia.evaluation.run_groups import Entry, group, tabulate
+from xray_pneumonia.evaluation.run_groups import Entry, group, questions, tabulate
 
 
 def entry(name, seed, auroc, **params):
@@ -46,3 +46,11 @@ def test_curves_are_laid_over_each_other():
     assert mean.get_xdata().tolist() == [1, 2]
     assert mean.get_ydata().tolist() == [pytest.approx(0.6), pytest.approx(0.8)]
     assert len(axes.lines) == 4  # both means, and the two runs behind the first
+
+
+def test_runs_of_different_questions_are_told_apart():
+    asked = [{}, {"data.positive": "['PNEUMONIA']", "data.negative": "['NORMAL']"}]
+    assert len(questions([Entry("", "", params, {}) for params in asked])) == 1
+    other = {"data.positive": "['virus']", "data.negative": "['bacteria']"}
+    found = questions([Entry("", "", params, {}) for params in [*asked, other]])
+    assert found == ["['PNEUMONIA'] against ['NORMAL']", "['virus'] against ['bacteria']"]

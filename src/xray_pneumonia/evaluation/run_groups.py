@@ -8,6 +8,8 @@ from statistics import fmean, stdev
 import numpy as np
 import pandas as pd
 
+from xray_pneumonia.types import CLASSES
+
 REPEATED = ("seed", "data.seed", "data.fold")  # in which the runs of a group may differ
 # Where and under which name a run happened, which does not define it.
 CIRCUMSTANCES = ("home", "tracking.", "data.cache_dir", "model/parameters", "trainer.threads", "data.root")
@@ -62,6 +64,13 @@ def differences(groups: Sequence[Group]) -> pd.DataFrame:
     varying = [key for key in keys if len({config[key] for config in configs if key in config}) > 1]
     rows = [{key.removesuffix("._target_"): _value(key, config.get(key, "-")) for key in varying} for config in configs]
     return pd.DataFrame(rows, index=range(1, len(groups) + 1))
+
+
+def questions(entries: Sequence[Entry]) -> list[str]:
+    """List the questions that runs answer; those from before there was a choice tell the public classes apart."""
+    known = [[entry.params.get(f"data.{side}") for side in ("positive", "negative")] for entry in entries]
+    public = [str([name]) for name in reversed(CLASSES)]
+    return sorted({" against ".join(one or name for one, name in zip(each, public, strict=True)) for each in known})
 
 
 def _value(key: str, value: str) -> str:

@@ -34,7 +34,7 @@ def subgroups(
 ) -> list[Subgroup]:
     """Assess every part of a table of predictions by each of the columns of the records.
 
-    A kind of pneumonia (`subtype`) is assessed against all normal images, so that AUROC has two classes.
+    A kind of pneumonia (`subtype`) is assessed against all images of label 0, so that AUROC has two classes.
     """
     found = []
     for column in columns:
@@ -49,8 +49,9 @@ def subgroups(
 def _parts(table: pd.DataFrame, column: str) -> Iterator[tuple[str, pd.DataFrame]]:
     if column == "subtype":
         normal = table[table["label"] == 0]
+        against = " or ".join(sorted(set(normal["subtype"])))
         for kind, part in table[table["label"] == 1].groupby("subtype"):
-            yield f"{kind} against normal", pd.concat([part, normal])
+            yield f"{kind} against {against}", pd.concat([part, normal])
         return
     values = table[column]
     if values.nunique() > MOST_VALUES:

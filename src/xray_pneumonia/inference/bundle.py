@@ -12,10 +12,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from xray_pneumonia import config
 from xray_pneumonia.errors import InputError
+from xray_pneumonia.evaluation.abstention import Promise
 from xray_pneumonia.evaluation.assessment import Decision
-from xray_pneumonia.types import CLASSES, Classes, Fraction, Positive, Side, spoken
+from xray_pneumonia.signatures import problems
+from xray_pneumonia.types import CLASSES, Classes, Fraction, OpenFraction, Positive, Side, spoken
 
 SCHEMA = 1  # raise it when a field changes its meaning
 WEIGHTS, CARD, GATE = "model.safetensors", "model.json", "gate.npz"
@@ -31,15 +32,19 @@ class Card:
         class_names: by label.
         image_size: height and width of what the net sees, in pixels.
         temperature: divides the logits; 1 until a calibration is fitted.
-        bias: is added after that.
-        operating_point: the probability from which an image is called PNEUMONIA.
+        bias: is added after that; the sum is the evidence.
+        prevalence: the share of ill patients among whom the probabilities hold; null in models of version 0.1.0, whose
+            bias contains that of their validation split.
+        operating_point: the probability, at that prevalence, from which an image is called PNEUMONIA.
         operating_point_policy: how it was chosen.
         band: the model abstains at calibrated probabilities between these two; empty in a model without a band.
+        promise: what the band's margin promises; null in models of version 0.1.0.
         records_fingerprint: of the records it was trained on.
         run_id: of the training; of several, joined by commas.
         versions: of the packages that wrote it.
         evidence: what it was trained and validated on, such as `val/images`, `val/patients` and `val/auroc`.
         weights_sha256: of the file of weights; empty in models written before it was kept.
+        extensions: modules of the user's own with which it was trained, and the hashes of their sources.
     """
 
     net: dict[str, Any]
@@ -56,6 +61,13 @@ class Card:
     schema: int = SCHEMA
     evidence: dict[str, float] = field(default_factory=dict)
     weights_sha256: str = ""
+    prevalence: OpenFraction | None = None
+    promise: Promise | None = None
+    extensions: dict[str, str] = field(default_factory=dict)
+
+    def values(self) -> dict[str, Any]:
+        """List the fields as they are stored; `extensions` alone is left out where it is empty."""
+        return {name: value for name, value in asdict(self).items() if value or name != "extensions"}
 
     @property
     def classes(self) -> Classes:
@@ -73,9 +85,11 @@ class Card:
             self,
             temperature=decision.calibration.temperature,
             bias=decision.calibration.bias,
+            prevalence=decision.calibration.prevalence,
             operating_point=decision.threshold,
             operating_point_policy=decision.policy,
             band=[decision.band.low, decision.band.high],
+            promise=decision.promise,
         )
 
 
@@ -83,7 +97,7 @@ def save_bundle(folder: Path, net: nn.Module, card: Card) -> None:
     """Write weights and card; the card gets the weights' hash."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in net.state_dict().items()}, folder / WEIGHTS)
-    written = asdict(card) | {"weights_sha256": file_sha256(folder / WEIGHTS)}
+    written = card.values() | {"weights_sha256": file_sha256(folder / WEIGHTS)}
     (folder / CARD).write_text(json.dumps(written, indent=2), encoding="utf-8")
 
 
@@ -121,13 +135,13 @@ def parse_card(text: str, *, name: str) -> Card:
     if values.get("schema", SCHEMA) != SCHEMA:
         raise InputError(f"{name}: schema {values.get('schema')}; this version reads {SCHEMA}")
     defaults = {one.name: one.default for one in fields(Card) if one.default is not MISSING}
-    values = {"band": [], "evidence": {}, **defaults, **values}
-    problems = config.problems(values, Card, prefix="")
-    if not problems and (len(values["band"]) not in {0, 2} or values["band"] != sorted(values["band"])):
-        problems.append(f"band={values['band']!r}: should be empty or a lower and an upper probability")
-    problems += [] if problems else _wrong_classes(values["class_names"])
-    if problems:
-        raise InputError(f"{name}: {problems[0][:500]}")
+    values = {"band": [], "evidence": {}, "extensions": {}, **defaults, **values}
+    found = problems(values, Card, prefix="")
+    if not found and (len(values["band"]) not in {0, 2} or values["band"] != sorted(values["band"])):
+        found.append(f"band={values['band']!r}: should be empty or a lower and an upper probability")
+    found += [] if found else _wrong_classes(values["class_names"])
+    if found:
+        raise InputError(f"{name}: {found[0][:500]}")
     return Card(**values)
 
 

@@ -13,6 +13,7 @@ from rich.progress import track
 from scipy.special import expit
 from torch import nn
 
+from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.abstention import Band, stored_band
 from xray_pneumonia.evaluation.assessment import Decision
 from xray_pneumonia.evaluation.calibration import Calibration
@@ -35,7 +36,7 @@ class TrainedModel:
         gate: recognises upright frontal chest films; None in a model without one.
         net: raw pixels (B, 1, S, S) -> uncalibrated logits (B,), for heat maps too; in an ensemble the first member's;
             None where only an exported graph is there.
-        members: of an ensemble, which averages their calibrated logits and calibrates the mean.
+        members: of an ensemble, which averages their evidence and calibrates the mean.
         graph: computes instead of the nets.
         folder: that it was read from.
     """
@@ -51,7 +52,7 @@ class TrainedModel:
     @property
     def calibration(self) -> Calibration:
         """What maps `uncalibrated_logits` to `logits`."""
-        return Calibration(self.card.temperature, self.card.bias)
+        return Calibration(self.card.temperature, self.card.bias, self.card.prevalence)
 
     @property
     def band(self) -> Band:
@@ -61,14 +62,31 @@ class TrainedModel:
     @property
     def decision(self) -> Decision:
         """Calibration, operating point and band."""
-        return Decision(self.calibration, self.card.operating_point, self.card.operating_point_policy, self.band)
+        card = self.card
+        return Decision(self.calibration, card.operating_point, card.operating_point_policy, self.band, card.promise)
 
     def with_decision(self, decision: Decision) -> "TrainedModel":
         """Copy the model with another calibration, operating point and band."""
         return replace(self, card=self.card.with_decision(decision))
 
+    def at(self, prevalence: float | None, *, cost: float | None = None) -> "TrainedModel":
+        """Show probabilities where a share `prevalence` of the patients is ill; see `Decision.at`.
+
+        Raises:
+            InputError: the model names no prevalence of its own, or there is a cost without a prevalence.
+        """
+        if prevalence is None:
+            if cost is not None:
+                raise InputError(f"cost={cost:g}: needs prevalence=P, the share of ill patients where it is to be used")
+            return self
+        moved, graph = self.with_decision(self.decision.at(prevalence, cost=cost)), self.graph
+        if graph is None:
+            return moved
+        step = moved.calibration.offset - self.calibration.offset
+        return replace(moved, graph=lambda images: graph(images) + step)
+
     def uncalibrated_logits(self, images: Gray, *, progress: str = "") -> Vector:
-        """Compute what `calibration` is for: the net's logits, or the mean of the members' calibrated ones.
+        """Compute what `calibration` is for: the net's logits, or the mean of the members' evidence.
 
         Args:
             images: (N, S, S) uint8, S the card's image size.
@@ -82,7 +100,9 @@ class TrainedModel:
         """
         self._require_readable(images)
         if self.members:
-            rows = [member.logits(images, progress=progress) for member in self.members]
+            rows = [
+                one.calibration.evidence(one.uncalibrated_logits(images, progress=progress)) for one in self.members
+            ]
             return np.asarray(np.mean(rows, axis=0), np.float64)
         return run_net(self.require_net(), images, progress=progress)
 
@@ -101,10 +121,10 @@ class TrainedModel:
         """Classify (N, S, S) uint8 images, or abstain.
 
         Returns:
-            One row for each: `probability` (calibrated), `label` (a class name, by the operating point),
-            `operating_point`, `answer` ("normal", "pneumonia" or the model's own classes; or "look closer"),
-            `abstention` (why the answer is "look closer", else empty) and `gate` (above 1 for what is no upright
-            frontal chest film; NaN without a gate).
+            One row for each: `probability` (at the card's prevalence), `label` (a class name, by the operating point),
+            `operating_point`, `prevalence` (None in models that name none), `answer` ("normal", "pneumonia" or the
+            model's own classes; or "look closer"), `abstention` (why the answer is "look closer", else empty) and
+            `gate` (above 1 for what is no upright frontal chest film; NaN without a gate).
 
         Raises:
             ValueError: the images have another shape or type.
@@ -118,6 +138,7 @@ class TrainedModel:
                 "probability": probability,
                 "label": np.asarray(self.card.class_names)[(probability >= self.card.operating_point).astype(int)],
                 "operating_point": self.card.operating_point,
+                "prevalence": self.card.prevalence,
                 "answer": np.where(score > 1, "look closer", answer),
                 "abstention": np.where(score > 1, STRANGE, reason),
                 "gate": score,
@@ -128,8 +149,12 @@ class TrainedModel:
         """Give the net, for heat maps too.
 
         Raises:
+            InputError: its net is code of others, which the command does not name.
             ValueError: only an exported graph is there.
         """
+        if self.net is None and self.card.extensions:
+            names = ",".join(self.card.extensions)
+            raise InputError(f"{self.name}: needs the net itself, code of your own; add extensions=[{names}]")
         if self.net is None:
             raise ValueError(f"{self.name}: is an exported graph, without a net")
         return self.net
@@ -141,7 +166,7 @@ class TrainedModel:
 
 
 def ensemble_of(members: Sequence[TrainedModel], card: Card, *, name: str, folder: Path | None = None) -> TrainedModel:
-    """Join models into one that averages their calibrated logits; the gate and heat maps are the first one's."""
+    """Join models into one that averages their evidence; the gate and heat maps are the first one's."""
     return TrainedModel(name, card, members[0].gate, members[0].net, tuple(members), folder=folder)
 
 

@@ -8,7 +8,6 @@ import copy
 import json
 import logging
 import warnings
-from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,12 +26,12 @@ INPUT, OUTPUTS = "pixels", ["probability", "logit"]
 CURE = "pip install 'xray-pneumonia[onnx]'"
 
 
-class _Calibrated(nn.Module):
-    """A model's nets with its calibration, as one module."""
+class _Evidence(nn.Module):
+    """A model's nets and the linear map to its evidence, as one module."""
 
     def __init__(self, model: TrainedModel) -> None:
         super().__init__()
-        members = [_Calibrated(member) for member in model.members]
+        members = [_Evidence(member) for member in model.members]
         self.parts = nn.ModuleList(members or [copy.deepcopy(model.require_net())])
         self.temperature, self.bias = model.card.temperature, model.card.bias
 
@@ -46,10 +45,10 @@ class _Answer(nn.Module):
 
     def __init__(self, model: TrainedModel) -> None:
         super().__init__()
-        self.logits = _Calibrated(model)
+        self.evidence, self.offset = _Evidence(model), model.calibration.offset
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        logit = self.logits(pixels)
+        logit = self.evidence(pixels) + self.offset
         return torch.sigmoid(logit), logit
 
 
@@ -142,9 +141,10 @@ def _require_shapes(process: GraphProcess, card: Card, path: Path) -> None:
 def _metadata(card: Card) -> dict[str, str]:
     """Describe the answers: the card, and what other programs look for."""
     return {
-        "card": json.dumps(asdict(card)),
+        "card": json.dumps(card.values()),
         "labels": json.dumps(card.class_names),
         "image_size": str(card.image_size),
         "operating_point": repr(card.operating_point),
+        "prevalence": json.dumps(card.prevalence),
         "band": json.dumps(card.band),
     }

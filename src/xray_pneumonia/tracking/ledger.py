@@ -56,6 +56,7 @@ def record_opening(
     config_sha256: str,
     runs: list[str],
     films: Collection[str] = (),
+    facts: Mapping[str, object] | None = None,
 ) -> list[Opening]:
     """Record that a split is about to be opened; returns all openings that share an image with it, this one last.
 
@@ -68,6 +69,7 @@ def record_opening(
         config_sha256: of the models' configs.
         runs: ids of the models' runs.
         films: SHA-256 of each image, 64 hex digits.
+        facts: what else to keep of the opening, by name.
     """
     short = {_short(film) for film in films}
     if split in SEALED:
@@ -79,13 +81,18 @@ def record_opening(
             "ledger.config_sha256": config_sha256,
             "ledger.runs": ",".join(runs),
             "ledger.who": _who(),
+            **{f"ledger.{name}": str(fact) for name, fact in (facts or {}).items()},
         }
         with FileLock(store.home / ".ledger.lock"):
             if contents not in _listed(openings(store)):
                 tags |= _film_tags(sorted(short))
             made = store.client.create_run(ensure_experiment(store.uri, EXPERIMENT, store.home), tags=tags)
             store.client.set_terminated(made.info.run_id, "FINISHED")
-    known = openings(store)
+    return _sharing(openings(store), short, fingerprint, contents)
+
+
+def _sharing(known: list[Opening], short: set[str], fingerprint: str, contents: str) -> list[Opening]:
+    """Select the openings that share an image."""
     shared = {name: len(short & listed) for name, listed in _listed(known).items()}
     for place, one in enumerate(known):
         same = one.fingerprint == fingerprint or one.contents == contents

@@ -11,7 +11,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.tracking.store import Store, masked
+from xray_pneumonia.masking import masked
+from xray_pneumonia.tracking.store import Store
 from xray_pneumonia.tracking.stored_runs import StoredRun, quoted, read_run
 
 NAMED = re.compile(r"^(?P<name>[^@/:\\]+)@(?P<alias>[\w-]+)$")
@@ -108,15 +109,16 @@ def sha256_file(path: Path) -> str:
 def _signature() -> Any:
     """State what the model takes and returns: the files' bytes or their pixels, one row of answers for each."""
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import AnyType
 
     # The bytes of a file (base64 in JSON), or S x S gray values. With a stricter type one wrong row fails all others.
     inputs = Schema([ColSpec(AnyType(), name, required=False) for name in ("image", "pixels")])
     texts = [ColSpec(DataType.string, name) for name in ("answer", "abstention")]
     numbers = [ColSpec(DataType.double, "probability"), ColSpec(DataType.string, "label")]
-    outputs = Schema([*numbers, ColSpec(DataType.double, "operating_point"), *texts])
-    return ModelSignature(inputs=inputs, outputs=outputs)
+    points = [ColSpec(DataType.double, name) for name in ("operating_point", "prevalence")]
+    params = ParamSchema([ParamSpec("prevalence", DataType.double, 0.0)])  # 0: the model's own
+    return ModelSignature(inputs=inputs, outputs=Schema([*numbers, *points, *texts]), params=params)
 
 
 @dataclass(frozen=True)

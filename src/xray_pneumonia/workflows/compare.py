@@ -19,11 +19,12 @@ from xray_pneumonia.errors import InputError, nearest
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.group_comparison import Repeat, compare_groups
 from xray_pneumonia.evaluation.metrics import EPOCH_METRICS, METRICS
-from xray_pneumonia.evaluation.run_groups import Entry, Group, group, tabulate
+from xray_pneumonia.evaluation.run_groups import Entry, Group, group, questions, tabulate
 from xray_pneumonia.evaluation.selection import correct_for_choice
+from xray_pneumonia.masking import masked
 from xray_pneumonia.tracking import stored_runs
 from xray_pneumonia.tracking.locations import ArtifactMissing
-from xray_pneumonia.tracking.store import Store, masked, open_existing
+from xray_pneumonia.tracking.store import Store, open_existing
 from xray_pneumonia.tracking.stored_runs import StoredRun
 from xray_pneumonia.types import Count, Seed
 from xray_pneumonia.workflows.comparison_tables import THRESHOLD, Format, basis, count_images, show, show_test
@@ -79,11 +80,14 @@ def main(cfg: DictConfig) -> None:
     show(counted if cfg.format == "csv" else table, list(cfg.metrics), cfg.format)
     by_id = {run.run_id: run for run in runs}
     sentences = _basis(runs, cfg, at_point=at_point)
-    if len(groups) > 1:
+    asked = questions(entries)
+    if len(groups) > 1 and len(asked) == 1:
         sentences.append(_best(groups, by_id, cfg, at_point=at_point))
+    if len(asked) > 1:
+        log.warning("these runs answer different questions, so no figures compare: %s", "; ".join(asked))
     if cfg.format != "csv":
         print("\n".join(["", *sentences]))
-    pair = _pair(cfg.pair, groups)
+    pair = _pair(cfg.pair, groups) if cfg.pair or len(asked) == 1 else None
     if pair:
         _test([groups[place - 1] for place in pair], by_id, pair, cfg, at_point=at_point)
     _draw(groups, by_id, folder / "learning_curves.png")
@@ -153,6 +157,8 @@ def _test(
     pair: Sequence[Group], runs: Mapping[str, StoredRun], places: tuple[int, int], cfg: DictConfig, *, at_point: bool
 ) -> None:
     """Test two groups on the predictions that their runs stored, and print what was found."""
+    if len(asked := questions([entry for one in pair for entry in one.entries])) > 1:
+        raise InputError(f"pair: the two groups answer different questions, so nothing is tested: {'; '.join(asked)}")
     first, second = (_repeats(one, runs, at_point=at_point) for one in pair)
     found = compare_groups(first, second, names=TESTED, replicates=cfg.replicates, seed=cfg.seed)
     if found.left_out:

@@ -1,9 +1,10 @@
 """Summarises the answers to all files: a table on the terminal, and the contact sheet, one HTML page of thumbnails."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from heapq import nsmallest
 from pathlib import Path
 
@@ -14,21 +15,28 @@ from xray_pneumonia.data.files import find_files, printable
 from xray_pneumonia.data.images.sandbox import Decoders
 from xray_pneumonia.evaluation.gradcam import read_overlay, thumbnail
 from xray_pneumonia.evaluation.input_gate import FLAGS
+from xray_pneumonia.evaluation.report import text
 from xray_pneumonia.evaluation.report.build import render
-from xray_pneumonia.evaluation.report.model_card import LIMITATIONS, USE
+from xray_pneumonia.evaluation.report.model_card import USE, limitations
 from xray_pneumonia.evaluation.report.text import percent
 from xray_pneumonia.inference.bundle import Card
 from xray_pneumonia.inference.model import TrainedModel
+from xray_pneumonia.types import spoken
 from xray_pneumonia.workflows.prediction_files import TABLE, Row
 
 SHEET = "contact_sheet.html"
 SIDE = 160  # pixels of a thumbnail, at most; the model's image size where that is smaller
 LISTED = 200  # failed files on the page, at most
-MEANS = {
-    "look closer": "uncertain, or no film of the kind it knows",
-    "pneumonia": "speaks for pneumonia",
-    "normal": "speaks against pneumonia; other findings are unseen",
-}
+
+
+def meanings(card: Card) -> dict[str, str]:
+    """Word what each answer of a model means."""
+    negative, positive = card.answers.values()
+    return {
+        "look closer": "too near the operating point, or no film of the kind it knows",
+        positive: f"speaks for {positive}",
+        negative: f"speaks against {positive}; other findings are unseen",
+    }
 
 
 @dataclass
@@ -82,7 +90,7 @@ def write_sheet(folder: Path, summary: Summary, model: TrainedModel, decoders: D
         "contact_sheet.html",
         figures={},
         outcome=summary,
-        means=MEANS,
+        means=meanings(model.card),
         pictures=pictures,
         maps=maps,
         meanings=FLAGS,
@@ -91,11 +99,20 @@ def write_sheet(folder: Path, summary: Summary, model: TrainedModel, decoders: D
         card=model.card,
         band=model.band,
         rests=describe_evidence(model.card),
+        meaning=word_probability(model.card),
+        promise=text.promise(model.card.promise),
         use=USE,
-        limits=LIMITATIONS,
+        limits=limitations(model.card.classes),
+        tones=dict(zip(meanings(model.card), ("closer", "positive", "negative"), strict=True)),
         when=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
     (folder / SHEET).write_text(page, encoding="utf-8")
+
+
+def word_probability(card: Card) -> Callable[[float], str]:
+    """Make the function that words what a probability says of a film."""
+    finding = spoken(card.class_names[1])
+    return partial(text.meaning, prevalence=card.prevalence, threshold=card.operating_point, finding=finding)
 
 
 def describe_evidence(card: Card) -> str:
@@ -103,11 +120,13 @@ def describe_evidence(card: Card) -> str:
     known = card.evidence
     if not known:
         return "The model's card does not say on how many patients it was trained and validated."
+    negative, positive = card.answers.values()
+    found = f"the {positive}s" if positive == "pneumonia" else f"the films of {positive}"
     return (
         f"Trained on {known['train/images']:.0f} films of {known['train/patients']:.0f} patients. On "
         f"{known['val/images']:.0f} films of {known['val/patients']:.0f} patients it was not trained on, from the same "
-        f"source, it found {percent(known['val/sensitivity'])} of the pneumonias and cleared "
-        f"{percent(known['val/specificity'])} of the normal films (AUROC {known['val/auroc']:.3f}); "
+        f"source, it found {percent(known['val/sensitivity'])} of {found} and cleared "
+        f"{percent(known['val/specificity'])} of the {negative} films (AUROC {known['val/auroc']:.3f}); "
         "the operating point was chosen on them, so this flatters."
     )
 
@@ -121,7 +140,7 @@ def print_summary(summary: Summary, model: TrainedModel, folder: Path, console: 
     table.add_column("files", justify="right")
     table.add_column("share", justify="right")
     table.add_column("means")
-    for name, meaning in MEANS.items():
+    for name, meaning in meanings(model.card).items():
         count = summary.decisions[name]
         table.add_row(name, str(count), percent(count / answered) if answered else "", meaning)
     for place, (code, count) in enumerate(summary.failures.most_common()):
@@ -130,6 +149,8 @@ def print_summary(summary: Summary, model: TrainedModel, folder: Path, console: 
     console.print(table)
     for name, count in summary.flags.most_common():
         console.print(f"Flag {name}: {count} ({FLAGS[name]})", highlight=False)
+    holds = text.promise(model.card.promise)
+    console.print(f"{word_probability(model.card)(0.8)} {holds}", highlight=False, markup=False)
     console.print(f"Model {model.name}. {describe_evidence(model.card)}", highlight=False, markup=False)
     console.print("A second opinion beside a radiologist's reading; no medical device.", highlight=False)
     print(f"Answers: {folder / TABLE}\nContact sheet: {folder / SHEET}")

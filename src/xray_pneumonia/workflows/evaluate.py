@@ -1,17 +1,16 @@
 """Runs `xray evaluate`: assesses a trained model on a split, with intervals, in one report."""
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
-from typing_extensions import TypedDict
 
 from xray_pneumonia.config import Node, anchor, build, check, leaves, plain
-from xray_pneumonia.data.audit import Broken
+from xray_pneumonia.data.classes import counted
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.comparison import Difference
@@ -21,14 +20,17 @@ from xray_pneumonia.evaluation.report.build import NUMBERS, PAGE, Context, Repor
 from xray_pneumonia.evaluation.report.text import SPLITS, number, p, tested, times, untold
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.inference.model import TrainedModel
+from xray_pneumonia.masking import masked
 from xray_pneumonia.stored_config import load_stored
 from xray_pneumonia.tracking.ledger import Opening, opened_before, record_opening
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run, start_run
-from xray_pneumonia.tracking.store import masked, open_store
+from xray_pneumonia.tracking.store import open_store
 from xray_pneumonia.training import performance
+from xray_pneumonia.types import CLASSES, OpenFraction, Positive
 from xray_pneumonia.workflows.evaluation_data import (
     RECORD_COLUMNS,
+    EvaluationFolder,
     HeldOut,
     Split,
     open_split,
@@ -42,23 +44,19 @@ DRIFT = 0.05  # logits of one model on one image differ less between machines
 log = logging.getLogger(__name__)
 
 
-class EvaluationFolder(TypedDict):
-    """The keys of `data`."""
-
-    root: str | None
-    broken: Broken | None
-
-
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """The top-level keys of evaluate.yaml."""
 
     home: str
+    extensions: dict[str, str]
     run_id: str | list[str] | None
     model: str | None
     split: Split
     compare_to: str | list[str] | None
     operating_point: str
+    prevalence: OpenFraction | None
+    cost: Positive | None
     data: EvaluationFolder
     evaluation: Node
     tracking: Node
@@ -73,12 +71,12 @@ def main(cfg: DictConfig) -> None:
     store = open_store(tracking, home=home)
     performance.prepare_process(keep_freed_memory=True, threads=None)
     evaluated = find_evaluated(store, cfg, settings)
+    evaluated = replace(evaluated, model=evaluated.model.at(cfg.prevalence, cost=cfg.cost))
     other = find_compared(store, cfg, settings)
     held_out = open_split(
         evaluated.runs[0],
         cfg.split,
-        root=cfg.data.root,
-        broken=cfg.data.broken,
+        folder=plain(cfg.data),  # type: ignore[arg-type]
         home=home,
         image_size=evaluated.model.card.image_size,
         validation_ids=None if evaluated.validation is None else set(evaluated.validation["id"]),
@@ -155,6 +153,7 @@ def _open(evaluated: EvaluatedModel, held_out: HeldOut) -> list[Opening]:
         config_sha256=",".join(run.tags.get("config_sha256", "") for run in evaluated.runs),
         runs=[run.run_id for run in evaluated.runs],
         films=set(held_out.records["sha256"]),
+        facts={"classes": ", ".join(evaluated.model.card.class_names), "left_out": sum(held_out.left_out.values())},
     )
     if len(openings) > 1:
         before = times(len(openings) - 1)
@@ -165,7 +164,7 @@ def _open(evaluated: EvaluatedModel, held_out: HeldOut) -> list[Opening]:
 def _predict(evaluated: EvaluatedModel, held_out: HeldOut) -> pd.DataFrame:
     logits = evaluated.model.uncalibrated_logits(held_out.images, progress="Predicting")
     table = predictions.tabulate(held_out.records, held_out.records.index.to_numpy(), logits)
-    predictions.require_usable(table, name=f"split={held_out.split}")
+    predictions.require_usable(table, name=f"split={held_out.split}", classes=evaluated.model.card.classes)
     if held_out.split == "val" and evaluated.validation is not None:
         _require_unaltered(evaluated.runs[0].run_id, evaluated.validation, table)
     known = [column for column in RECORD_COLUMNS if column in held_out.records]
@@ -211,6 +210,8 @@ def _context(evaluated: EvaluatedModel, held_out: HeldOut, openings: list[Openin
         chosen_after={run_id: count for run_id, count in counts.items() if count},
         leaks=training_leaks(runs[0], held_out.records) if held_out.split != "val" else None,
         elsewhere=held_out.elsewhere,
+        classes=evaluated.model.card.classes,
+        left_out=counted(held_out.left_out),
     )
 
 
@@ -231,6 +232,10 @@ def _print(report: Report, console: Console) -> None:
         other = _words(differences[name]) if differences else []
         rows.add_row(metric.title, *values, half or number(assessment.at_half[name].value), *other)
     console.print(rows)
+    if context.classes != CLASSES:
+        console.print(f"Positive: {context.classes[1]}; negative: {context.classes[0]}.", highlight=False, markup=False)
+    if context.left_out:
+        console.print(f"Left out, of neither class: {context.left_out}.", highlight=False, markup=False)
     check = assessment.calibration
     console.print(f"Calibration error: chance alone gives {number(check.floor)}; slope {check.slope}.", highlight=False)
     if differences:

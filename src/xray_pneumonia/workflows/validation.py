@@ -10,8 +10,10 @@ import pandas as pd
 import torch
 from torch import nn
 
+from xray_pneumonia.data.classes import counted
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.evaluation import predictions
+from xray_pneumonia.evaluation.abstention import answered_and_wrong
 from xray_pneumonia.evaluation.assessment import Decision, decide
 from xray_pneumonia.evaluation.input_gate import Gate
 from xray_pneumonia.evaluation.metrics import table_metrics
@@ -46,12 +48,14 @@ def assess_validation(
     table: pd.DataFrame,
     *,
     settings: EvaluationSettings,
+    out_of_fold: pd.DataFrame | None = None,
 ) -> Chosen:
-    """Choose calibration, operating point, band and gate on validation, and write the report into the run.
+    """Choose calibration, operating point, margin and gate on validation, and write the report into the run.
 
-    `net` has the best weights, `table` its raw predictions on validation.
+    `net` has the best weights, `table` its raw predictions on validation; `out_of_fold` is what the margin is fitted on
+    instead.
     """
-    decision = decide(table, settings)
+    decision = decide(table, settings, out_of_fold=out_of_fold)
     held_out = cut(data, "val", config["data"]["root"], set(table["id"]))
     gate = held_out.fit_gate()
     chosen = Chosen(decision, gate, decision.calibration.apply(table))
@@ -89,6 +93,8 @@ def _report(
             config=config,
             tags=run.tags,
             chosen_after={run.run_id: opened} if opened else {},
+            classes=held_out.classes,
+            left_out=counted(held_out.left_out),
         ),
         net=net,
         predict=partial(run_net, net),
@@ -129,4 +135,5 @@ def assess_shift(run: Run, net: nn.Module, data: XRayDataModule, decision: Decis
     table = decision.calibration.apply(predictions.tabulate(data.records, index, logits))
     predictions.write(table, run.path("predictions/shift.csv"))
     metrics = table_metrics(table, threshold=decision.threshold)
+    metrics["answered"], metrics["answered_error"] = answered_and_wrong(table, decision.band)
     run.log_metrics({f"shift/{name}": value for name, value in metrics.items() if not np.isnan(value)})

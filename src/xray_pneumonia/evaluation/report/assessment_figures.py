@@ -11,7 +11,7 @@ from xray_pneumonia.evaluation.assessment import Assessment
 from xray_pneumonia.evaluation.intervals import FEWEST, Estimate, patient_weights
 from xray_pneumonia.evaluation.report.figures import COLOURS, LINE, confusion_matrix, worst_mistakes
 from xray_pneumonia.evaluation.robustness import CLEAN
-from xray_pneumonia.types import CLASSES, Gray, Vector
+from xray_pneumonia.types import CLASSES, Classes, Gray, Vector, spoken
 
 if TYPE_CHECKING:
     from xray_pneumonia.evaluation.gradcam import Explanation
@@ -29,10 +29,10 @@ def draw(report: "Report", images: Gray, *, seed: int) -> dict[str, Figure]:
     table, threshold = assessment.table.reset_index(drop=True), assessment.decision.threshold
     drawn = {
         "roc": roc_with_band(assessment, seed=seed),
-        "reliability": reliability_diagram(assessment),
-        "confusion_matrix": confusion_matrix(table, threshold=round(threshold, 4)),
-        "coverage": coverage_and_accuracy(assessment),
-        "worst_mistakes": worst_mistakes(table, images, threshold=threshold),
+        "reliability": reliability_diagram(assessment, classes=report.context.classes),
+        "confusion_matrix": confusion_matrix(table, threshold=threshold, classes=report.context.classes),
+        "coverage": coverage_and_accuracy(assessment, classes=report.context.classes),
+        "worst_mistakes": worst_mistakes(table, images, threshold=threshold, classes=report.context.classes),
     }
     if assessment.subgroups:
         rows = [
@@ -80,7 +80,7 @@ def roc_with_band(assessment: Assessment, *, seed: int, replicates: int = 300) -
     return figure
 
 
-def reliability_diagram(assessment: Assessment) -> Figure:
+def reliability_diagram(assessment: Assessment, *, classes: Classes = CLASSES) -> Figure:
     """Draw frequency against probability, before and after calibration, over a histogram of the probabilities."""
     figure = Figure(figsize=(5.2, 4.8), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
@@ -91,7 +91,7 @@ def reliability_diagram(assessment: Assessment) -> Figure:
     spread = np.where(bins["patients"] >= FEWEST, spread, np.nan)
     style = {"fmt": "o-", "color": INK, "capsize": 3, "label": "calibrated", "ms": 6}
     above.errorbar(bins["probability"], bins["frequency"], yerr=spread, **style)
-    above.set(ylabel="truly PNEUMONIA", ylim=(-0.03, 1.03), title="What was said, and what was true")
+    above.set(ylabel=f"truly {classes[1]}", ylim=(-0.03, 1.03), title="What was said, and what was true")
     above.legend(frameon=False, loc="lower right")
     below.hist(assessment.table["probability"], bins=20, range=(0, 1), color=SOFT)
     below.set(xlabel="probability that was said", ylabel="images")
@@ -113,7 +113,7 @@ def forest(rows: list[tuple[str, Estimate]], *, title: str, reference: float) ->
     return figure
 
 
-def coverage_and_accuracy(assessment: Assessment) -> Figure:
+def coverage_and_accuracy(assessment: Assessment, *, classes: Classes = CLASSES) -> Figure:
     """Draw accuracy against coverage of the answers, and the shares of the answers in each class."""
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     curve, shares = figure.subplots(1, 2)
@@ -121,17 +121,22 @@ def coverage_and_accuracy(assessment: Assessment) -> Figure:
     if assessment.patients >= FEWEST:
         curve.fill_between(line["coverage"], line["low"], line["high"], color=SOFT, alpha=0.5, lw=0)
     curve.plot(line["coverage"], line["accuracy"], "o-", color=INK)
-    for error, coverage, accuracy, *_ in line.drop_duplicates("coverage").itertuples(index=False, name=None):
-        curve.annotate(f"{error:.1%}", (coverage, accuracy), (4, 5), textcoords="offset points", fontsize=8)
+    for share, coverage, accuracy, *_ in line.drop_duplicates("coverage").itertuples(index=False, name=None):
+        curve.annotate(f"{share:.0%}", (coverage, accuracy), (4, 5), textcoords="offset points", fontsize=8)
     if line.empty:
         curve.set(xlim=(0, 1), ylim=(0, 1))
-        curve.text(0.5, 0.5, "not known: bands are fitted on\nvalidation predictions", ha="center", va="center")
-    curve.set(xlabel="share of images answered", ylabel="accuracy of the answers", title="Promised error of each class")
+        curve.text(0.5, 0.5, "not known: margins are fitted on\nvalidation predictions", ha="center", va="center")
+    curve.set(
+        xlabel="share of images answered",
+        ylabel="accuracy of the answers",
+        title="Margins that answer so much of validation",
+    )
     counts = assessment.answers.to_numpy(float)
     counts = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     left = np.zeros(2)
+    named = dict(zip(("normal", "pneumonia"), map(spoken, classes), strict=True))
     for place, (answer, colour) in enumerate(zip(ANSWERS, (COLOURS["NORMAL"], "#d9d9d9", WARM), strict=True)):
-        shares.barh(CLASSES, counts[:, place], left=left, color=colour, label=answer)
+        shares.barh(classes, counts[:, place], left=left, color=colour, label=named.get(answer, answer))
         left += counts[:, place]
     shares.set(title="What becomes of each class", xlim=(0, 1), xlabel="share of the class")
     shares.grid(visible=False, axis="y")

@@ -5,11 +5,14 @@ from typing import Any
 
 import numpy as np
 
+from xray_pneumonia.evaluation.abstention import Promise, is_certified
 from xray_pneumonia.evaluation.assessment import Assessment
+from xray_pneumonia.evaluation.calibration import translate
 from xray_pneumonia.evaluation.comparison import FEWEST as FEWEST_TESTED
 from xray_pneumonia.evaluation.comparison import FEWEST_DIFFERING, Difference
 from xray_pneumonia.evaluation.intervals import FEWEST, FEWEST_RESAMPLED, Estimate, wilson
 from xray_pneumonia.evaluation.subgroups import FEW
+from xray_pneumonia.types import CLASSES, Classes, spoken
 
 __all__ = ["FEW", "FEWEST", "FEWEST_DIFFERING", "FEWEST_RESAMPLED", "FEWEST_TESTED"]  # for the template
 SPLITS = {"val": "validation", "shift": "shifted", "test": "test", "external": "external test"}
@@ -55,15 +58,16 @@ def spread(estimate: Estimate) -> str:
     return "no interval" if np.isnan(estimate.low) else f"{100 * estimate.low:.1f} to {100 * estimate.high:.1f} %"
 
 
-def summary(assessment: Assessment, *, split: str) -> list[str]:
+def summary(assessment: Assessment, *, split: str, classes: Classes = CLASSES) -> list[str]:
     """Word what the model does on this split, for a clinician."""
+    negative, positive = map(spoken, classes)
     at = assessment.at_point
     found, cleared = at["sensitivity"], at["specificity"]
     sentences = [
-        _rate(found, "chest films with pneumonia", "pneumonia", "misses", "found"),
-        _rate(cleared, "normal films", "normal", "alarms for", "cleared"),
-        *_ordering(at["auroc"]),
-        *_predictive_values(assessment),
+        _rate(found, f"chest films with {positive}", positive, "misses", "found"),
+        _rate(cleared, f"{negative} films", negative, "alarms for", "cleared"),
+        *_ordering(at["auroc"], positive),
+        *_predictive_values(assessment, positive),
         _answers(assessment),
     ]
     if split == "val":
@@ -73,6 +77,47 @@ def summary(assessment: Assessment, *, split: str) -> list[str]:
             "then another hospital, can confirm it."
         )
     return sentences
+
+
+def meaning(
+    probability: float,
+    *,
+    prevalence: float | None,
+    threshold: float,
+    finding: str = "pneumonia",
+    elsewhere: float = 0.05,
+) -> str:
+    """Word what a probability says of a film, for a radiologist; an older model cannot say for whom it holds."""
+    if prevalence is None:
+        return (
+            f"This model was stored by an older version: its probability holds where as many films show {finding} as "
+            f"in its validation split, and it calls a film {finding} from {percent(threshold)} on."
+        )
+    share, among = f"{100 * probability:.0f}", f"{100 * prevalence:.0f}"
+    rare = float(translate(probability, prevalence=prevalence, to=elsewhere))
+    return (
+        f"{share} %: among patients of whom {among} in 100 have {finding}, {share} of 100 films like this one show it. "
+        f"From {100 * threshold:.0f} % on it is called {finding}. Where {100 * elsewhere:.0f} in 100 are ill the same "
+        f"film means {100 * rare:.0f} %."
+    )
+
+
+def promise(known: Promise | None) -> str:
+    """Word what the margin of "look closer" promises, and for whom."""
+    if known is None:
+        return "No error of the answers is promised: the band is that of an older version, or the point was moved."
+    basis = f"{known['images']} films of {known['patients']} patients, "
+    basis += f"{known['folds']} nets on films they never saw" if known["folds"] else "the validation split"
+    kept = f'answers {percent(known["answered"])} of them and says "look closer" to the rest'
+    if is_certified(known):
+        return (
+            f"Of its answers at most {percent(known['max_error'])} are wrong, with 95 % confidence, on films like "
+            f"those it was tested on ({basis}; it {kept}); it does not hold at another hospital."
+        )
+    return (
+        f"Not certified: {basis}, are too few or too hard to promise at most {percent(known['max_error'])} wrong "
+        f"answers; what holds, with 95 % confidence, is {percent(known['bound'])}. It {kept}."
+    )
 
 
 def _rate(rate: Estimate, films: str, called: str, wrong: str, right: str) -> str:
@@ -92,17 +137,18 @@ def small_sample(*, right: int, images: int) -> str:
     return f"{right} of {images} right is {percent(right / images)}, anywhere from {percent(low)} to {percent(high)}"
 
 
-def attention(maps: dict[str, Any], *, uniform: float) -> str:
+def attention(maps: dict[str, Any], *, uniform: float, positive: str = CLASSES[1]) -> str:
     """Word how much of the attention lies on the border, and whether that is more than chance.
 
     Args:
         maps: `border`, a share, and `measured`, the number of maps with any attention.
         uniform: the share of the border in a map that is the same everywhere.
+        positive: the name of the positive class.
     """
     share, count = maps["border"], maps["measured"]
     if np.isnan(share):
         return (
-            "In none of the films does anything speak for PNEUMONIA to this model, so it has no attention to measure."
+            f"In none of the films does anything speak for {positive} to this model, so it has no attention to measure."
         )
     verdict = (
         "more than" if share > uniform + LIKE_CHANCE else "less than" if share < uniform - LIKE_CHANCE else "about as"
@@ -113,25 +159,25 @@ def attention(maps: dict[str, Any], *, uniform: float) -> str:
     )
 
 
-def _ordering(area: Estimate) -> list[str]:
+def _ordering(area: Estimate, positive: str) -> list[str]:
     if np.isnan(area.low):
         return []
     word = next(word for bound, word in VERDICTS if area.value < bound)
     return [
-        f"Shown one film with pneumonia and one without, it ranks them rightly in {percent(area.value)} of such pairs "
+        f"Shown one film with {positive} and one without, it ranks them rightly in {percent(area.value)} of such pairs "
         f"({word} on these films; 50 % is chance)."
     ]
 
 
-def _predictive_values(assessment: Assessment) -> list[str]:
+def _predictive_values(assessment: Assessment, positive: str) -> list[str]:
     rare = min(assessment.predictive_values, key=lambda values: values.prevalence, default=None)
     if rare is None or np.isnan(rare.ppv.low) or min(assessment.fewest, rare.ppv.patients) < FEWEST_TESTED:
         return []
     here = float(assessment.table["label"].mean())
     return [
-        f"Here {percent(here)} of the films show pneumonia. Where only {percent(rare.prevalence)} of patients are ill, "
-        f"{percent(rare.ppv.value)} ({spread(rare.ppv)}) of its alarms would be true, and {percent(rare.npv.value)} "
-        f"({spread(rare.npv)}) of its all-clears."
+        f"Here {percent(here)} of the films show {positive}. Where only {percent(rare.prevalence)} of patients are "
+        f"ill, {percent(rare.ppv.value)} ({spread(rare.ppv)}) of its alarms would be true, and "
+        f"{percent(rare.npv.value)} ({spread(rare.npv)}) of its all-clears."
     ]
 
 
@@ -142,7 +188,7 @@ def _answers(assessment: Assessment) -> str:
     return (
         f'Allowed to say "look closer", it does so for {percent((unsure + left) / max(1, films))} of the {films} '
         f"films; of the {answered} it answers, "
-        f"{wrong} {'is' if wrong == 1 else 'are'} wrong."
+        f"{wrong} {'is' if wrong == 1 else 'are'} wrong. {promise(assessment.decision.promise)}"
     )
 
 
