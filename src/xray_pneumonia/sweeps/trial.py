@@ -212,12 +212,9 @@ class Trial:
         if len(self._names) > 1:
             return False
         complete = self._trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        mine, *others = (
-            {name: row[0] for name, row in values.items()}
-            for values in (done, *(t.user_attrs.get("replicates", {}) for t in complete))
-        )
-        maximize = self.spec.objectives[self._names[0]] == "max"
-        return is_hopeless(mine, others=[one for one in others if one], maximize=maximize)
+        known = [t.user_attrs["replicates"] for t in complete if "replicates" in t.user_attrs]
+        mine, *others = ({name: row[0] for name, row in values.items()} for values in (done, *known))
+        return is_hopeless(mine, others=others, maximize=self.spec.objectives[self._names[0]] == "max")
 
     def _report(self, tags: dict[str, str], *, first: bool, suffix: str = "") -> EpochReport:
         own = {
