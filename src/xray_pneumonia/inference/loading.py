@@ -13,11 +13,12 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from xray_pneumonia.config import build
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.evaluation.input_gate import MOST_BYTES, Gate
+from xray_pneumonia.evaluation.input_gate import MOST_BYTES, FeatureGate, Gate, read_gate
 from xray_pneumonia.inference.bundle import GATE, WEIGHTS, file_sha256, read_bundle, require_plain
 from xray_pneumonia.inference.ensemble import ENSEMBLE, read_ensemble
 from xray_pneumonia.inference.model import TrainedModel, ensemble_of
 from xray_pneumonia.inference.onnx import GRAPH, read_graph, write_graph
+from xray_pneumonia.models.features import FeatureNet
 from xray_pneumonia.models.layers import to_channels_last
 from xray_pneumonia.stored_config import check_net
 
@@ -39,8 +40,11 @@ def load_model(place: Path, *, name: str, engine: EngineName = "auto") -> Traine
     if place.is_file():
         if engine == "torch":
             raise InputError(f"engine=torch: {place} is an exported graph, which onnxruntime reads; leave engine=auto")
-        card, graph = read_graph(place)
-        return TrainedModel(name, card, _load_gate(place.parent), graph=graph, folder=place.parent)
+        card, graph, measures = read_graph(place)
+        gate = _load_gate(place.parent)
+        if isinstance(gate, FeatureGate) and not measures:
+            raise InputError(f"{place}: gives no distances, which {GATE} beside it asks for; export the model again")
+        return TrainedModel(name, card, gate, graph=graph, folder=place.parent)
     model = (_load_ensemble if (place / ENSEMBLE).exists() else load_bundle)(place, name=name)
     if engine != "onnx":
         return model
@@ -56,8 +60,19 @@ def load_bundle(folder: Path, *, name: str) -> TrainedModel:
         InputError: a file is missing, damaged or altered, or the weights do not fit the net.
     """
     card, weights = read_bundle(folder)
-    gate = _load_gate(folder)
-    return TrainedModel(name, card, gate, _load_net(card.net, weights, name=str(folder)), folder=folder)
+    net, gate = _load_net(card.net, weights, name=str(folder)), _load_gate(folder)
+    if isinstance(gate, FeatureGate):
+        _require_features(net, gate, side=card.image_size, path=folder / GATE)
+    return TrainedModel(name, card, gate, net, folder=folder)
+
+
+def _require_features(net: nn.Module, gate: FeatureGate, *, side: int, path: Path) -> None:
+    try:
+        width = FeatureNet(net, side=side).width
+    except RuntimeError as error:
+        raise InputError(f"{path.parent}: its net takes no images of {side} pixels: {error}") from error
+    if not 0 < width == gate.centre.size:
+        raise InputError(f"{path}: knows {gate.centre.size} features, the net has {width}; fetch the model again")
 
 
 def _load_ensemble(folder: Path, *, name: str) -> TrainedModel:
@@ -76,12 +91,15 @@ def _load_ensemble(folder: Path, *, name: str) -> TrainedModel:
                 "again"
             )
         members.append(member)
-    return ensemble_of(members, card, name=name, folder=folder)
+    gate = _load_gate(folder)
+    if isinstance(gate, FeatureGate) and not all(isinstance(member.gate, FeatureGate) for member in members):
+        raise InputError(f"{folder / GATE}: asks for distances, and a member measures none; fetch the model again")
+    return ensemble_of(members, card, name=name, gate=gate, folder=folder)
 
 
 def _load_gate(folder: Path) -> Gate | None:
     path = folder / GATE
-    return Gate.read(require_plain(path, most=MOST_BYTES)) if path.exists() else None
+    return read_gate(require_plain(path, most=MOST_BYTES)) if path.exists() else None
 
 
 def _load_net(node: Mapping[str, Any], weights: Mapping[str, Tensor], *, name: str) -> nn.Module:

@@ -1,7 +1,8 @@
 """Exports models to ONNX and reads them back: one file that maps raw pixels to calibrated probabilities.
 
 The input is `pixels`, uint8 (B, 1, S, S) with any B; the outputs are `probability` and `logit`, both calibrated, (B,)
-in double precision. Scaling, normalisation, calibration and sigmoid are in the graph; the card is in its metadata.
+in double precision, and `distance`, which a gate that measures features compares with its limit. Scaling,
+normalisation, calibration and sigmoid are in the graph; the card and the limit are in its metadata.
 """
 
 import copy
@@ -17,13 +18,32 @@ import torch
 from torch import Tensor, nn
 
 from xray_pneumonia.errors import InputError
+from xray_pneumonia.evaluation.input_gate import FeatureGate
 from xray_pneumonia.inference.bundle import MAX_BYTES, Card, parse_card, require_plain
 from xray_pneumonia.inference.model import CPU_BATCH, Graph, TrainedModel, in_batches
+from xray_pneumonia.models.features import FeatureNet
 from xray_pneumonia.types import Gray, Vector
 
 GRAPH = "model.onnx"  # in the folder of the weights
-INPUT, OUTPUTS = "pixels", ["probability", "logit"]
+INPUT, OUTPUTS, DISTANCE = "pixels", ["probability", "logit"], "distance"
 CURE = "pip install 'xray-pneumonia[onnx]'"
+
+
+class _Measured(nn.Module):
+    """A net with the distance of its features; 0 where its gate asks for none."""
+
+    def __init__(self, model: TrainedModel) -> None:
+        super().__init__()
+        self.net = FeatureNet(copy.deepcopy(model.require_net()), side=model.card.image_size)
+        self.centre, self.matrix = nn.Buffer(torch.zeros(0)), nn.Buffer(torch.zeros(0, 0))
+        if isinstance(model.gate, FeatureGate):
+            self.centre = nn.Buffer(torch.from_numpy(model.gate.centre))
+            self.matrix = nn.Buffer(torch.from_numpy(model.gate.matrix).float())  # exact, and half the bytes
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        logit, features = self.net(pixels)
+        apart = features[:, : len(self.centre)].double() - self.centre
+        return logit.double(), (apart @ self.matrix.double()).square().sum(dim=1)
 
 
 class _Calibrated(nn.Module):
@@ -32,24 +52,24 @@ class _Calibrated(nn.Module):
     def __init__(self, model: TrainedModel) -> None:
         super().__init__()
         members = [_Calibrated(member) for member in model.members]
-        self.parts = nn.ModuleList(members or [copy.deepcopy(model.require_net())])
+        self.parts = nn.ModuleList(members or [_Measured(model)])
         self.temperature, self.bias = model.card.temperature, model.card.bias
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        mean = torch.stack([part(pixels).double() for part in self.parts]).mean(dim=0)
-        return mean / self.temperature + self.bias
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        logits, distances = zip(*(part(pixels) for part in self.parts), strict=True)
+        return torch.stack(logits).mean(dim=0) / self.temperature + self.bias, torch.stack(distances).mean(dim=0)
 
 
 class _Answer(nn.Module):
-    """Calibrated probabilities and logits."""
+    """Calibrated probabilities and logits, and distances for a gate that asks for them."""
 
     def __init__(self, model: TrainedModel) -> None:
         super().__init__()
-        self.logits = _Calibrated(model)
+        self.inner, self.measures = _Calibrated(model), isinstance(model.gate, FeatureGate)
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        logit = self.logits(pixels)
-        return torch.sigmoid(logit), logit
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        logit, distance = self.inner(pixels)
+        return (torch.sigmoid(logit), logit, distance) if self.measures else (torch.sigmoid(logit), logit)
 
 
 def write_graph(model: TrainedModel, path: Path) -> None:
@@ -72,19 +92,19 @@ def write_graph(model: TrainedModel, path: Path) -> None:
                 dynamo=True,
                 dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}},
                 input_names=[INPUT],
-                output_names=OUTPUTS,
+                output_names=[*OUTPUTS, DISTANCE] if isinstance(model.gate, FeatureGate) else OUTPUTS,
                 verbose=False,
             )
     finally:
         logging.disable(before)
     for node in program.model.graph.all_nodes():  # they name the files of this machine
         node.metadata_props.clear()
-    program.model.metadata_props.update(_metadata(model.card))
+    program.model.metadata_props.update(_metadata(model))
     program.save(path, external_data=False)
 
 
-def read_graph(path: Path) -> tuple[Card, Graph]:
-    """Read a graph that `write_graph` wrote.
+def read_graph(path: Path) -> tuple[Card, Graph, bool]:
+    """Read a graph that `write_graph` wrote, and whether it measures distances; they are 0 where it does not.
 
     Raises:
         InputError: the file is missing, damaged or no such graph, or onnxruntime is not installed.
@@ -103,12 +123,13 @@ def read_graph(path: Path) -> tuple[Card, Graph]:
         raise
     except Exception as error:  # the runtime has many kinds
         raise InputError(f"{path}: cannot be read as a graph: {' '.join(str(error).split())[:300]}") from error
-    _require_shapes(session, card, path)
+    outputs = _require_shapes(session, card, path)[1:]
 
     def run(batch: Gray) -> Vector:
-        return np.asarray(session.run(OUTPUTS[1:], {INPUT: np.ascontiguousarray(batch)[:, None]})[0], np.float64)
+        found = session.run(outputs, {INPUT: np.ascontiguousarray(batch)[:, None]})
+        return np.column_stack([found[0], found[1] if found[1:] else np.zeros(len(batch))])
 
-    return card, lambda images: in_batches(run, images, CPU_BATCH)
+    return card, lambda images: in_batches(run, images, CPU_BATCH).reshape(-1, 2), DISTANCE in outputs
 
 
 def require_writer() -> None:
@@ -137,17 +158,21 @@ def require_reader() -> Any:
     return onnxruntime
 
 
-def _require_shapes(session: Any, card: Card, path: Path) -> None:
+def _require_shapes(session: Any, card: Card, path: Path) -> list[str]:
+    """Refuse a graph of another program; returns the names of its outputs."""
     entries = [(one.name, one.type, one.shape[1:]) for one in session.get_inputs()]
     names = [one.name for one in session.get_outputs()]
     side = card.image_size
-    if entries != [(INPUT, "tensor(uint8)", [1, side, side])] or names != OUTPUTS:
+    if entries != [(INPUT, "tensor(uint8)", [1, side, side])] or names not in (OUTPUTS, [*OUTPUTS, DISTANCE]):
         raise InputError(f"{path}: takes {entries} and gives {names}; a graph of this project takes {INPUT}, {OUTPUTS}")
+    return names
 
 
-def _metadata(card: Card) -> dict[str, str]:
+def _metadata(model: TrainedModel) -> dict[str, str]:
     """Describe the answers: the card, and what other programs look for."""
-    return {
+    card, gate = model.card, model.gate
+    known = {"gate": json.dumps({"output": DISTANCE, "limit": gate.limits[0]})} if isinstance(gate, FeatureGate) else {}
+    return known | {
         "card": json.dumps(asdict(card)),
         "labels": json.dumps(card.class_names),
         "image_size": str(card.image_size),

@@ -118,8 +118,9 @@ def _signature() -> Any:
         ]
     )
     texts = [ColSpec(DataType.string, name) for name in ("answer", "abstention")]
+    score = ColSpec(DataType.double, "gate_score")  # above 1 for films of another kind than those it learned from
     numbers = [ColSpec(DataType.double, "probability"), ColSpec(DataType.string, "label")]
-    outputs = Schema([*numbers, ColSpec(DataType.double, "operating_point"), *texts])
+    outputs = Schema([*numbers, ColSpec(DataType.double, "operating_point"), *texts, score])
     return ModelSignature(inputs=inputs, outputs=outputs)
 
 

@@ -7,18 +7,21 @@ from datetime import datetime
 from heapq import nsmallest
 from pathlib import Path
 
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
 from xray_pneumonia.data.files import find_files, printable
 from xray_pneumonia.data.images.sandbox import Decoders
+from xray_pneumonia.evaluation.drift import Drift, Home, compare_with_home
 from xray_pneumonia.evaluation.gradcam import read_overlay, thumbnail
-from xray_pneumonia.evaluation.input_gate import FLAGS
+from xray_pneumonia.evaluation.quality import FLAGS
 from xray_pneumonia.evaluation.report.build import render
 from xray_pneumonia.evaluation.report.model_card import LIMITATIONS, USE
 from xray_pneumonia.evaluation.report.text import percent
 from xray_pneumonia.inference.bundle import Card
 from xray_pneumonia.inference.model import TrainedModel
+from xray_pneumonia.types import CLASSES
 from xray_pneumonia.workflows.prediction_files import TABLE, Row
 
 SHEET = "contact_sheet.html"
@@ -33,7 +36,10 @@ MEANS = {
 
 @dataclass
 class Summary:
-    """Counts of all rows, the rows that are shown (the least certain first) and the first failed files."""
+    """Counts of all rows, the rows that are shown (the least certain first) and the first failed files.
+
+    `measured` holds what `drift` rests on: of each answered file score, label, mean gray and longer side.
+    """
 
     files: int = 0
     decisions: Counter[str] = field(default_factory=Counter)
@@ -41,6 +47,8 @@ class Summary:
     failures: Counter[str] = field(default_factory=Counter)
     shown: list[Row] = field(default_factory=list)
     failed: list[Row] = field(default_factory=list)
+    measured: list[tuple[float, int, float, int]] = field(default_factory=list)
+    drift: Drift | None = None
 
     def count(self, row: Row) -> bool:
         """Count a row; returns whether it holds an answer."""
@@ -51,13 +59,20 @@ class Summary:
             return False
         self.decisions[row["decision"]] += 1
         self.flags.update(row["flags"])
+        if row.get("gate_score") is not None:
+            called = CLASSES.index(row["label"])
+            side = max(row["width"], row["height"])
+            self.measured.append((row["gate_score"], called, row["brightness"], side))
         return True
 
 
-def summarise(rows: Iterable[Row], *, shown: int) -> Summary:
-    """Count in one pass, which keeps no more rows than are shown."""
+def summarise(rows: Iterable[Row], *, shown: int, home: Home | None) -> Summary:
+    """Count in one pass, which keeps no more rows than are shown; compare the films with the model's home, if known."""
     summary = Summary()
     summary.shown = nsmallest(shown, filter(summary.count, rows), key=_certainty)
+    if home is not None and summary.measured:
+        films = pd.DataFrame(summary.measured, columns=["gate_score", "called", "brightness", "side"])
+        summary.drift = compare_with_home(films, home)
     return summary
 
 
@@ -113,7 +128,9 @@ def describe_evidence(card: Card) -> str:
 
 
 def print_summary(summary: Summary, model: TrainedModel, folder: Path, console: Console) -> None:
-    """Print counts, failures, where the answers are and how the model was validated."""
+    """Print whether the model knows such films, counts, failures, where the answers are and what they rest on."""
+    for sentence in summary.drift.sentences() if summary.drift else ():
+        console.print(sentence, highlight=False, markup=False)
     answered = sum(summary.decisions.values())
     title = f"{answered} of {summary.files} files answered; operating point {model.card.operating_point:.4f}"
     table = Table(title=title, title_justify="left", title_style="bold")

@@ -34,8 +34,8 @@ class BundleModel:
             params: are not used.
 
         Returns:
-            One row for each: `probability`, `label`, `operating_point`, `answer`, `abstention`. What cannot be
-            read has probability NaN, no label, and the reason as its abstention.
+            One row for each: `probability`, `label`, `operating_point`, `answer`, `abstention`, `gate_score`. What
+            cannot be read has probability and score NaN, no label, and the reason as its abstention.
 
         Raises:
             ValueError: the input is neither of these.
@@ -43,7 +43,8 @@ class BundleModel:
         decoded = self._decode_all(model_input)
         images = {row: one for row, one in enumerate(decoded) if not isinstance(one, ImageError)}
         stacked = np.stack(list(images.values())) if images else np.empty((0, self._side, self._side), np.uint8)
-        table = self._model.decide(stacked).drop(columns="gate").set_index(pd.Index(list(images), dtype=int))
+        table = self._model.decide(stacked).rename(columns={"gate": "gate_score"})
+        table = table.set_index(pd.Index(list(images), dtype=int))
         table = table.reindex(range(len(decoded)))
         for row, error in enumerate(decoded):
             if isinstance(error, ImageError):

@@ -139,6 +139,5 @@ def record_bundle(
     with TemporaryDirectory() as folder:
         save_bundle(Path(folder), net.cpu(), card)
         leave_evidence(run, Path(folder))
-        if chosen.gate is not None:
-            chosen.gate.write(Path(folder) / GATE)
+        chosen.gate.write(Path(folder) / GATE)
         run.log_model(Path(folder), epoch=epoch, loader_module=LOADER_MODULE)

@@ -15,14 +15,16 @@ from jinja2 import Environment, PackageLoader
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.assessment import Assessment, Decision, assess
 from xray_pneumonia.evaluation.comparison import Difference, compare
-from xray_pneumonia.evaluation.input_gate import Gate, out_of_distribution
+from xray_pneumonia.evaluation.drift import Drift, compare_with_home, describe
 from xray_pneumonia.evaluation.intervals import Estimate
 from xray_pneumonia.evaluation.metrics import METRICS
+from xray_pneumonia.evaluation.quality import InputCheck
 from xray_pneumonia.evaluation.report import text
 from xray_pneumonia.evaluation.report.model_card import LIMITATIONS, checklist_answers, fill_checklist, model_facts
 from xray_pneumonia.evaluation.robustness import robustness, sample
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.evaluation.shortcuts import shortcuts
+from xray_pneumonia.evaluation.strangers import out_of_distribution
 from xray_pneumonia.types import Gray, Vector
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from xray_pneumonia.evaluation.gradcam import Explanation, Net
 
 NUMBERS, PAGE = "evaluation.json", "report.html"
+GATE_COLUMNS = ("gate_score", "gate_reason")  # of the written predictions, in a model with a gate
 GATED = 60  # images that out-of-distribution inputs are made from
 PAGES = Environment(
     loader=PackageLoader("xray_pneumonia.evaluation.report", ""), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -101,7 +104,8 @@ class Rival:
 class Report:
     """All results of an evaluation; what was not asked for or cannot be had stays empty.
 
-    `gate` holds for each kind of input its name, the number of images, and the share that the gate stops.
+    `gate` holds for each kind of input its name, the number of images, and the share that the gate stops; `drift`
+    compares the images with those of validation, where the gate knows them.
     """
 
     context: Context
@@ -112,6 +116,7 @@ class Report:
     robustness_images: int = 0
     shortcuts: dict[str, Estimate] = field(default_factory=dict)
     gate: list[tuple[str, int, float]] = field(default_factory=list)
+    drift: Drift | None = None
     maps: "Explanation | None" = None
 
 
@@ -125,7 +130,7 @@ def assess_and_report(
     context: Context,
     net: "Net",
     predict: Callable[[Gray], Vector],
-    gate: Gate | None,
+    check: InputCheck | None,
     validation: pd.DataFrame | None,
     rival: Rival | None = None,
 ) -> Report:
@@ -133,14 +138,15 @@ def assess_and_report(
 
     Args:
         folder: gets `evaluation.json`, `predictions.csv` and, with `settings.report`, `report.html` and `figures`.
-        table: raw predictions on the split; columns of the records may be joined to it.
+        table: raw predictions on the split; columns of the records may be joined to it; with a gate, `gate_score` and
+            `gate_reason`.
         images: (N, H, W) of the same rows.
         decision: what was chosen on validation.
         settings: what is asked for.
         context: what is known of model and split besides.
         net: whose heat maps are drawn; of several models the first.
         predict: (N, H, W) -> raw logits (N,), for the corruptions.
-        gate: of the model; None where there is none.
+        check: the model's gate; None where there is none.
         validation: raw predictions on validation, where they are known.
         rival: another model to compare with.
     """
@@ -148,15 +154,19 @@ def assess_and_report(
     report = Report(context=context, assessment=assessment)
     if rival is not None:
         report.rival, report.differences = rival.name, _compare(assessment, rival, settings)
+    if check is not None and check.gate.home is not None:
+        films = describe(assessment.table, images, threshold=decision.threshold)
+        report.drift = compare_with_home(films, check.gate.home)
     if settings.robustness_images != 0:
         rows = sample(table, images=settings.robustness_images, seed=settings.seed)
         some, report.robustness_images = assessment.table.iloc[rows], len(rows)
         report.robustness = robustness(some, images[rows], decision, predict=predict, seed=settings.seed)
     if settings.report:
-        _examine_images(report, images, settings, net=net, gate=gate)
+        _examine_images(report, images, settings, net=net, check=check)
         _write_page(folder, report, images, settings)
     (folder / NUMBERS).write_text(_as_json(report), encoding="utf-8")
-    predictions.write(assessment.table[list(predictions.COLUMNS)], folder / "predictions.csv")
+    written = [name for name in (*predictions.COLUMNS, *GATE_COLUMNS) if name in assessment.table]
+    predictions.write(assessment.table[written], folder / "predictions.csv")
     return report
 
 
@@ -171,23 +181,24 @@ def _compare(assessment: Assessment, rival: Rival, settings: EvaluationSettings)
 
 
 def _examine_images(
-    report: Report, images: Gray, settings: EvaluationSettings, *, net: "Net", gate: Gate | None
+    report: Report, images: Gray, settings: EvaluationSettings, *, net: "Net", check: InputCheck | None
 ) -> None:
     """Add shortcut baselines, the gate's rates and the heat maps."""
     from xray_pneumonia.evaluation.gradcam import Explanation, explain
 
     table, threshold = report.assessment.table, report.assessment.decision.threshold
     report.shortcuts = shortcuts(table, images)
-    report.gate = [] if gate is None else _gate_rates(gate, images, seed=settings.seed)
+    report.gate = [] if check is None else _gate_rates(check, table, images, seed=settings.seed)
     report.maps = Explanation()
     if settings.maps:
         report.maps = explain(net, table, images, threshold=threshold, each=settings.maps, seed=settings.seed)
 
 
-def _gate_rates(gate: Gate, images: Gray, *, seed: int) -> list[tuple[str, int, float]]:
+def _gate_rates(check: InputCheck, table: pd.DataFrame, images: Gray, *, seed: int) -> list[tuple[str, int, float]]:
     rows = np.linspace(0, len(images) - 1, min(GATED, len(images))).astype(int)
-    kinds = {"films of this split": images, **out_of_distribution(images[rows], seed=seed)}
-    return [(name, len(kind), 1 - float(gate.passes(kind).mean())) for name, kind in kinds.items()]
+    own = ("films of this split", len(table), float(table["gate_score"].gt(1).mean()))
+    strangers = out_of_distribution(images[rows], seed=seed).items()
+    return [own, *((name, len(kind), 1 - float(check.passes(kind).mean())) for name, kind in strangers)]
 
 
 def _write_page(folder: Path, report: Report, images: Gray, settings: EvaluationSettings) -> None:
@@ -249,6 +260,7 @@ def _as_json(report: Report) -> str:
         "subgroups": [asdict(one) for one in assessment.subgroups],
         "shortcuts": {name: asdict(one) for name, one in report.shortcuts.items()},
         "gate": report.gate,
+        "drift": None if report.drift is None else asdict(report.drift),
         "maps": report.maps.facts if report.maps else {},
         "differences": [asdict(one) for one in report.differences],
         "robustness": [] if report.robustness is None else report.robustness.to_dict("records"),
