@@ -10,6 +10,7 @@ import json
 import logging
 import warnings
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.input_gate import FeatureGate
 from xray_pneumonia.inference.bundle import MAX_BYTES, Card, parse_card, require_plain
+from xray_pneumonia.inference.graph_process import GraphProcess
 from xray_pneumonia.inference.model import CPU_BATCH, Graph, TrainedModel, in_batches
 from xray_pneumonia.models.features import FeatureNet
 from xray_pneumonia.types import Gray, Vector
@@ -104,32 +106,33 @@ def write_graph(model: TrainedModel, path: Path) -> None:
 
 
 def read_graph(path: Path) -> tuple[Card, Graph, bool]:
-    """Read a graph that `write_graph` wrote, and whether it measures distances; they are 0 where it does not.
+    """Read a graph that `write_graph` wrote, and have it answer for one image.
+
+    Returns:
+        The card, what computes, and whether it measures distances, which are 0 where it does not.
 
     Raises:
-        InputError: the file is missing, damaged or no such graph, or onnxruntime is not installed.
+        InputError: the file is missing, damaged or no such graph, exceeds a limit, or onnxruntime is not installed.
     """
-    runtime = require_reader()
+    require_reader()
     try:
-        options = runtime.SessionOptions()
-        options.log_severity_level = 4
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads leave the processor
-        # from bytes: a graph that wants data from other files gets none
-        data = require_plain(path, most=MAX_BYTES).read_bytes()
-        session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        card = parse_card(session.get_modelmeta().custom_metadata_map.get("card", "null"), name=str(path))
-    except InputError:
-        raise
-    except Exception as error:  # the runtime has many kinds
-        raise InputError(f"{path}: cannot be read as a graph: {' '.join(str(error).split())[:300]}") from error
-    outputs = _require_shapes(session, card, path)[1:]
+        require_plain(path, most=MAX_BYTES)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read as a graph: {error.strerror}") from error
+    process = GraphProcess(path, wanted=[OUTPUTS[1], DISTANCE], threads=torch.get_num_threads())
+    try:
+        card = parse_card(process.card, name=str(path))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: holds no card of a model: {error}") from error
+    _require_shapes(process, card, path)
+    process.run(np.zeros((1, card.image_size, card.image_size), np.uint8))  # whatever does not end is found now
+    measures = DISTANCE in process.outputs
 
-    def run(batch: Gray) -> Vector:
-        found = session.run(outputs, {INPUT: np.ascontiguousarray(batch)[:, None]})
-        return np.column_stack([found[0], found[1] if found[1:] else np.zeros(len(batch))])
+    def compute(images: Gray) -> Vector:
+        found = in_batches(process.run, images, CPU_BATCH).reshape(len(images), 1 + measures)
+        return found if measures else np.column_stack([found, np.zeros(len(images))])
 
-    return card, lambda images: in_batches(run, images, CPU_BATCH).reshape(-1, 2), DISTANCE in outputs
+    return card, compute, measures
 
 
 def require_writer() -> None:
@@ -145,27 +148,26 @@ def require_writer() -> None:
         raise InputError(f"{error.name} is not installed, and writing graphs needs it: {CURE}") from error
 
 
-def require_reader() -> Any:
-    """Import the package that reads graphs.
+def require_reader() -> None:
+    """Check that the package which reads graphs is installed.
 
     Raises:
-        InputError: it is not installed.
+        InputError: it is not.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise InputError(f"{error.name} is not installed, and reading graphs needs it: {CURE}") from error
-    return onnxruntime
+    if find_spec("onnxruntime") is None:
+        raise InputError(f"onnxruntime is not installed, and reading graphs needs it: {CURE}")
 
 
-def _require_shapes(session: Any, card: Card, path: Path) -> list[str]:
-    """Refuse a graph of another program; returns the names of its outputs."""
-    entries = [(one.name, one.type, one.shape[1:]) for one in session.get_inputs()]
-    names = [one.name for one in session.get_outputs()]
+def _require_shapes(process: GraphProcess, card: Card, path: Path) -> None:
     side = card.image_size
-    if entries != [(INPUT, "tensor(uint8)", [1, side, side])] or names not in (OUTPUTS, [*OUTPUTS, DISTANCE]):
-        raise InputError(f"{path}: takes {entries} and gives {names}; a graph of this project takes {INPUT}, {OUTPUTS}")
-    return names
+    if process.inputs != [[INPUT, "tensor(uint8)", [1, side, side]]] or process.outputs not in (
+        OUTPUTS,
+        [*OUTPUTS, DISTANCE],
+    ):
+        raise InputError(
+            f"{path}: takes {process.inputs} and gives {process.outputs}; a graph of this project takes {INPUT}, "
+            f"{OUTPUTS}"
+        )
 
 
 def _metadata(model: TrainedModel) -> dict[str, str]:

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import logging
 import shutil
-import time
 import traceback
 import uuid
 from collections.abc import Iterator, Mapping
@@ -13,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from xray_pneumonia.errors import Busy, Stopped
-from xray_pneumonia.tracking.process import identity_tags
+from xray_pneumonia.tracking.process import identity_tags, now
 from xray_pneumonia.tracking.provenance import Provenance
+from xray_pneumonia.tracking.recovery import copy_back
 from xray_pneumonia.tracking.replay import STAGED, Replay
 from xray_pneumonia.tracking.spool import FOLDER, Spool, moved_path
 from xray_pneumonia.tracking.store import Store, masked
@@ -93,9 +93,9 @@ class Run:
 
         What an earlier process of this run logged for a step stays as it was.
         """
-        now = int(time.time() * 1000)
+        when = now()
         new = [
-            [key, float(value), now, step] for key, value in metrics.items() if (key, step) not in self.logged_before
+            [key, float(value), when, step] for key, value in metrics.items() if (key, step) not in self.logged_before
         ]
         if new:
             self._log(("metrics", new))
@@ -181,7 +181,7 @@ def start_run(
 
 def _create(store: Store, name: str | None, tags: Mapping[str, str]) -> Run:
     """Create a run in MLflow, or on this machine alone where MLflow is unavailable."""
-    offline_id, started = uuid.uuid4().hex, int(time.time() * 1000)
+    offline_id, started = uuid.uuid4().hex, now()
     known = {**tags, **identity_tags(), OFFLINE_ID: offline_id}
     mlflow_id, uri = None, None
     if store.experiment_id:
@@ -220,6 +220,7 @@ def _resume(store: Store, run_id: str) -> Run:
     run = Run(store, run_id, name, started, _artifact_folder(store, run_id, uri), spool, tags)
     if header is None:
         _write_header(run, found.info.run_id)
+        copy_back(store, spool, found)
     (run.folder / "traceback.txt").unlink(missing_ok=True)
     spool.append(("resume", None), ("tags", {**identity_tags(), "resumed": tags["resumed"]}))
     run.logged_before = _logged_before(run)

@@ -18,7 +18,7 @@ from xray_pneumonia.config import Node, anchor, build, check
 from xray_pneumonia.data.files import find_files, printable
 from xray_pneumonia.data.images.decode import DECODER_VERSION
 from xray_pneumonia.data.images.limits import DicomRules
-from xray_pneumonia.data.images.sandbox import Attempt, Decoders
+from xray_pneumonia.data.images.sandbox import DAMAGED, Attempt, Decoders
 from xray_pneumonia.errors import InputError, SomeFailed
 from xray_pneumonia.evaluation import gradcam
 from xray_pneumonia.evaluation.input_gate import FeatureGate
@@ -32,7 +32,6 @@ from xray_pneumonia.workflows.prediction_files import TABLE, PredictionFiles, Ro
 
 HEAT_MAPS = "heat_maps"
 CHOSEN = ("run_id", "weights_sha256", "operating_point", "band", "temperature", "bias", "image_size", "net")
-DOUBTFUL = {"torn", "contradictory_lut"}  # notes of the decoder that make an answer "look closer"
 COMPARED = 8  # images whose heat maps are compared with those of random weights
 log = logging.getLogger(__name__)
 
@@ -172,9 +171,9 @@ def _classified(attempts: list[Attempt], model: TrainedModel, maps: "HeatMaps | 
 
 def _doubted(row: dict[Any, Any], attempt: Attempt) -> dict[Any, Any]:
     """Withhold a sure answer about a file whose pixels may not be what was recorded."""
-    if not DOUBTFUL.intersection(attempt.notes):
+    if not attempt.doubtful:
         return row
-    return {**row, "decision": "look closer", "reason": row["reason"] or "the file may be damaged"}
+    return {**row, "decision": "look closer", "reason": row["reason"] or DAMAGED}
 
 
 def _failed(attempt: Attempt) -> Row:
