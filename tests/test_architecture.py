@@ -35,23 +35,28 @@ DOORS = {
     "onnxscript": {"inference/onnx.py"},
     "onnxruntime": {"inference/graph_process.py"},
     "captum": {"evaluation/gradcam.py"},
+    "fastapi": {"serving"},
+    "uvicorn": {"serving"},
 }
-LEAVES = {"types", "errors", "confined", "__version__"}
+LEAVES = {"types", "errors", "confined", "masking", "__version__"}
 KNOWS = {  # room -> the rooms it may import besides the leaves
     "cli": {"compose"},
-    "compose": {"config", "stored_config"},
-    "config": set(),
-    "stored_config": {"config"},
+    "compose": {"config", "extensions", "stored_config"},
+    "config": {"extensions", "signatures"},
+    "extensions": set(),
+    "signatures": set(),
+    "stored_config": {"config", "extensions"},
     "data": set(),
     "models": set(),
     "evaluation": set(),
     "tracking": set(),
     "training": {"evaluation"},
-    "inference": {"models", "evaluation", "config", "stored_config"},
-    "sweeps": {"evaluation", "tracking", "config"},
+    "inference": {"models", "evaluation", "config", "extensions", "signatures", "stored_config"},
+    "serving": {"data"},
+    "sweeps": {"evaluation", "tracking", "config", "extensions", "signatures"},
     "workflows": {
-        *("data", "models", "inference", "training", "evaluation", "tracking", "sweeps"),
-        *("config", "stored_config", "compose"),
+        *("data", "models", "inference", "training", "evaluation", "tracking", "sweeps", "serving"),
+        *("config", "extensions", "stored_config", "compose"),
     },
 }
 LONGEST_FILE, LONGEST_FUNCTION = 280, 45  # lines

@@ -13,6 +13,7 @@ from types import FrameType
 
 from xray_pneumonia import __version__
 from xray_pneumonia.errors import InputError, SomeFailed, Stopped, signals
+from xray_pneumonia.masking import masked
 
 VERBS = {
     "explore": "describe the data: counts, images, audit, as figures and one HTML page",
@@ -20,6 +21,7 @@ VERBS = {
     "sweeps": "list the sweeps and how many of their trials are done",
     "compare": "compare runs in one table: seeds grouped, paired tests",
     "predict": "read new X-rays with a trained model, as a second opinion",
+    "serve": "answer films in the browser and over HTTP, on this machine",
     "evaluate": "evaluate a run on validation, a test split or other images",
     "doctor": "check machine, packages, store, runs; `doctor sync` sends what is unsent",
     "register": "give the model of a run a name and an alias",
@@ -149,8 +151,8 @@ def _complain(message: str, error: BaseException | None = None, *, code: int = 2
     if error is not None and _debugging():
         import traceback
 
-        traceback.print_exception(error)
-    print(f"xray: {_printable(message)}", file=sys.stderr)
+        print(masked("".join(traceback.format_exception(error))), file=sys.stderr, end="")
+    print(f"xray: {_printable(masked(message))}", file=sys.stderr)
     return code
 
 

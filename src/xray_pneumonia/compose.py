@@ -12,10 +12,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from xray_pneumonia.config import PACKAGE, groups, leaves, plain
+from xray_pneumonia import extensions
+from xray_pneumonia.config import OPEN, PACKAGE, drop_replaced, groups, leaves, plain
 from xray_pneumonia.errors import InputError, nearest
 from xray_pneumonia.stored_config import check_experiment
 
@@ -26,12 +27,15 @@ LITERAL = {
     "predict": ("model", "input", "output"),
     "register": ("run_id", "name", "alias"),
     "reproduce": ("model", "run_id"),
+    "serve": ("model", "keep", "audit", "host"),
 }
 # Paths, names and addresses of every verb; commas separate the values of a sweep, except in a path that exists.
 PLACES = (
     "data.root", "home", "data.cache_dir", "tracking.run_name", "tracking.experiment_name", "tracking.uri",
     "sweep.storage", "sweep.name",
 )  # fmt: skip
+PATTERN = "data.patient"  # a regular expression, or a word
+QUOTES = ("'", '"', "${")
 SPECIAL = ("'", '"', "\\", "\n", "${", ",")
 
 
@@ -47,7 +51,7 @@ def launch(verb: str, arguments: list[str]) -> None:
     if any(argument.startswith("--e") for argument in arguments):  # Hydra completes abbreviated options
         raise InputError("--experimental-rerun unpickles a file, which could run anything; use `xray reproduce`")
     failures: list[BaseException] = []
-    given = arguments
+    given, arguments = arguments, _added(_config_dir_first(arguments))
     arguments, literal = _literally(verb, [_quoted(argument) for argument in arguments])
 
     def task(cfg: DictConfig) -> Any:
@@ -74,6 +78,26 @@ def launch(verb: str, arguments: list[str]) -> None:
         raise _named(failures[0], given)
 
 
+def _config_dir_first(arguments: list[str]) -> list[str]:
+    """Put `--config-dir DIR` first: Hydra reads no overrides on both sides of an option."""
+    found, rest = [], [*arguments]
+    for name in ("--config-dir", "-cd"):
+        while name in rest[:-1]:
+            place = rest.index(name)
+            found, rest = [f"--config-dir={rest[place + 1]}"], rest[:place] + rest[place + 2 :]
+    joined = [argument for argument in rest if argument.startswith("--config-dir=")]
+    return [*(found or joined[-1:]), *(argument for argument in rest if argument not in joined)]
+
+
+def _added(arguments: list[str]) -> list[str]:
+    """Let the command set any key of a class that it names itself (`model._target_=my_models.Net model.depth=3`)."""
+    named = {argument.partition("._target_=")[0] for argument in arguments if "._target_=" in argument}
+    free = {f"{group}." for group in named & {*OPEN}}
+    return [
+        f"++{argument.lstrip('+')}" if argument.lstrip("+").startswith((*free,)) else argument for argument in arguments
+    ]
+
+
 def _literally(verb: str, arguments: list[str]) -> tuple[list[str], dict[str, str]]:
     """Separate the arguments that Hydra's grammar must not parse."""
     parts = [(argument, *argument.partition("=")) for argument in arguments]
@@ -87,9 +111,10 @@ def _quoted(argument: str) -> str:
     from hydra.errors import HydraException
 
     key, _, value = argument.partition("=")
-    if key not in PLACES or value in ("", "null"):
+    if key not in (*PLACES, PATTERN) or value in ("", "null"):
         return argument
-    if any(sign in value for sign in SPECIAL) and not ("," in value and '"' not in value and Path(value).exists()):
+    special = QUOTES if key == PATTERN else SPECIAL
+    if any(sign in value for sign in special) and not ("," in value and '"' not in value and Path(value).exists()):
         return argument
     try:
         read = OverridesParser.create().parse_override(argument).value()
@@ -105,6 +130,9 @@ def _run(verb: str, cfg: DictConfig, failures: list[BaseException]) -> Any:
 
     workflow = import_module(f"xray_pneumonia.workflows.{verb}")
     try:
+        if "extensions" in cfg:
+            cfg.extensions = extensions.load(OmegaConf.to_object(cfg.extensions))
+            drop_replaced(cfg, HydraConfig.get().overrides.task)
         return workflow.main(cfg)
     except Exception as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -178,16 +206,26 @@ def _experiment_files(arguments: list[str]) -> Iterator[list[str]]:
             key, _, value = argument.partition("=")
             path = Path(value).expanduser()
             if key == "experiment" and path.suffix == ".yaml" and path.is_file():
+                extensions.load(_extensions(arguments))  # its targets may be theirs
                 text = path.read_bytes()
                 check_experiment(text, origin=f"experiment={value}")
                 name = f"file_{hashlib.sha256(text).hexdigest()[:8]}"  # no name of the package
                 (Path(folder) / "experiment").mkdir(exist_ok=True)
                 (Path(folder) / "experiment" / f"{name}.yaml").write_bytes(text)
                 changed.append(f"experiment={name}")
-                options = [f"--config-dir={folder}"]
+                has_own = any(each.startswith("--config-dir=") for each in arguments)
+                options = [f"hydra.searchpath=[file://{folder}]" if has_own else f"--config-dir={folder}"]
             else:
                 changed.append(argument)
         yield [*changed, *options]
+
+
+def _extensions(arguments: list[str]) -> Any:
+    """Read the modules that the command line names, before Hydra composes its config."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    given = [argument for argument in arguments if argument.startswith("extensions=")]
+    return OverridesParser.create().parse_override(given[-1]).value() if given else []
 
 
 def asked() -> list[str]:

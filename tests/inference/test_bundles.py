@@ -65,7 +65,7 @@ def test_one_pass_gives_logits_and_the_distances_that_the_gate_judges(tmp_path, 
         model.net.stem, "forward", lambda x, old=model.net.stem.forward: passes.append(len(x)) or old(x)
     )
     assert len(model.decide(images)) == 21
-    assert sum(passes) <= 21 + 2  # two blank images find the maps
+    assert sum(passes) <= 21 + 4  # blank images find the maps
     with torch.inference_mode():
         maps = [net.stem(net.pixels(torch.from_numpy(images)[:, None]))]
         for block in net.stages:

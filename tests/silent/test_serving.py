@@ -14,12 +14,12 @@ import pytest
 import xray_pneumonia
 from xray_pneumonia.data.images import sandbox
 from xray_pneumonia.data.images.limits import MAX_BYTES
-from xray_pneumonia.workflows import serve
+from xray_pneumonia.workflows import pyfunc
 
 
 @pytest.fixture(scope="module")
 def served():
-    return serve._load_pyfunc(str(Path(xray_pneumonia.__file__).parent / "weights" / "final"))
+    return pyfunc._load_pyfunc(str(Path(xray_pneumonia.__file__).parent / "weights" / "final"))
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_a_file_that_ends_its_decoder_ends_no_server(good, monkeypatch, served, 
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sandbox, "SERVE", "hole:serve")
-    [row] = rows_of(serve.BundleModel(served._model).predict({"image": [good]}))
+    [row] = rows_of(pyfunc.BundleModel(served._model).predict({"image": [good]}))
     assert "ended its decoder" in row["abstention"]
 
 

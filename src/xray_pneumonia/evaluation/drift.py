@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from xray_pneumonia.types import CLASSES, Gray, Vector
+from xray_pneumonia.types import Gray, Vector
 
 FEWEST = 10  # films, or patients where they are known
 FEWEST_OF_LABEL = 20  # validation films, to be a reference of their own
@@ -29,7 +29,7 @@ DIFFERENT = (
 class Home:
     """What validation films look like to the gate.
 
-    `scores` (2, 101) holds quantiles of the gate's scores of the films called NORMAL and PNEUMONIA, `counts` (2,)
+    `scores` (2, 101) holds quantiles of the gate's scores of the films with label 0 and 1, `counts` (2,)
     their numbers; `brightness` and `side` (3,) hold the quantiles of `RANGE` of mean gray and of the longer side of the
     files in pixels, NaN where unknown.
     """
@@ -116,13 +116,14 @@ def describe(table: pd.DataFrame, images: Gray, *, threshold: float) -> pd.DataF
     return table.assign(**told, brightness=[float(image.mean()) for image in images])
 
 
-def compare_with_home(table: pd.DataFrame, home: Home) -> Drift:
+def compare_with_home(table: pd.DataFrame, home: Home, *, positive: str) -> Drift:
     """Test films against a model's home.
 
     Args:
         table: `gate_score`, `called` (0 or 1), `brightness`, `side` and, where it is known, `patient`: of a patient's
             films the mean counts once.
         home: of the model.
+        positive: name of the class with label 1.
     """
     rank = pd.Series(np.nan, index=table.index)
     for label in (0, 1):
@@ -133,12 +134,12 @@ def compare_with_home(table: pd.DataFrame, home: Home) -> Drift:
     chance = float(rank.mean()) if units >= FEWEST else np.nan
     deviation = np.sqrt((1 / max(units, 1) + 1 / known) / 12)
     p_value = float(norm.sf((chance - ALIKE) / deviation))
-    return Drift(len(table), units, int(known), chance, p_value, _beside(table, home))
+    return Drift(len(table), units, int(known), chance, p_value, _beside(table, home, positive))
 
 
-def _beside(table: pd.DataFrame, home: Home) -> tuple[tuple[str, str, str], ...]:
+def _beside(table: pd.DataFrame, home: Home, positive: str) -> tuple[tuple[str, str, str], ...]:
     shares = (table["called"].mean(), home.counts[1] / home.counts.sum())
-    facts = [(f"called {CLASSES[1]}", f"{shares[0]:.0%}", f"{shares[1]:.0%}")]
+    facts = [(f"called {positive}", f"{shares[0]:.0%}", f"{shares[1]:.0%}")]
     for name, title, known in (("brightness", "mean gray", home.brightness), ("side", "longer side", home.side)):
         if np.isfinite(known).all() and table[name].notna().any():
             facts.append((title, f"{table[name].median():.0f}", f"{known[0]:.0f} to {known[2]:.0f}"))

@@ -8,6 +8,8 @@ from statistics import fmean, stdev
 import numpy as np
 import pandas as pd
 
+from xray_pneumonia.types import CLASSES
+
 REPEATED = ("seed", "data.seed", "data.fold")  # in which the runs of a group may differ
 # Where and under which name a run happened, which does not define it.
 CIRCUMSTANCES = ("home", "tracking.", "data.cache_dir", "model/parameters", "trainer.threads", "data.root")
@@ -64,6 +66,13 @@ def differences(groups: Sequence[Group]) -> pd.DataFrame:
     return pd.DataFrame(rows, index=range(1, len(groups) + 1))
 
 
+def questions(entries: Sequence[Entry]) -> list[str]:
+    """List the questions that runs answer; those from before there was a choice tell the public classes apart."""
+    known = [[entry.params.get(f"data.{side}") for side in ("positive", "negative")] for entry in entries]
+    public = [str([name]) for name in reversed(CLASSES)]
+    return sorted({" against ".join(one or name for one, name in zip(each, public, strict=True)) for each in known})
+
+
 def _value(key: str, value: str) -> str:
     return value.rpartition(".")[2] if key.endswith("_target_") else value
 
@@ -76,14 +85,3 @@ def tabulate(groups: Sequence[Group], metrics: Mapping[str, str]) -> pd.DataFram
         table[heading], table[f"{heading} sd"] = zip(*(one.mean_and_sd(metric) for one in groups), strict=True)
     table.index.name = "group"
     return table
-
-
-def pool(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Pool the predictions of a group: each image once, with the mean over the runs that predicted it.
-
-    Seeds predict the same images, which are averaged; folds predict different ones, which are joined.
-    """
-    joined = pd.concat(tables, ignore_index=True)
-    facts = {name: (name, "first") for name in ("patient", "subtype", "label")}
-    pooled = joined.groupby("id", sort=True).agg(**facts, logit=("logit", "mean"), probability=("probability", "mean"))
-    return pooled.reset_index()

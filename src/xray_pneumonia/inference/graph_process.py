@@ -36,7 +36,8 @@ class GraphProcess:
         self._child = Child(f"{__name__}:serve", str(path.resolve()), wanted, threads, memory_mb)
         self._receive(START, "to start")
         facts = json.loads(self._receive(LOAD_SECONDS, "to be read"))
-        self.inputs, self.outputs, self.card = facts["inputs"], facts["outputs"], facts["card"]
+        self.inputs, self.outputs = facts["inputs"], facts["outputs"]
+        self.card, self.labels = facts["card"], facts["labels"]
         self._columns = len([name for name in wanted if name in self.outputs])
 
     def run(self, batch: Gray) -> Vector:
@@ -97,7 +98,7 @@ def _facts(session: Any) -> Mapping[str, Any]:
     return {
         "inputs": [[one.name, one.type, one.shape[1:]] for one in session.get_inputs()],
         "outputs": [one.name for one in session.get_outputs()],
-        "card": session.get_modelmeta().custom_metadata_map.get("card", "null"),
+        **{name: session.get_modelmeta().custom_metadata_map.get(name, "null") for name in ("card", "labels")},
     }
 
 

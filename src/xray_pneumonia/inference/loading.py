@@ -1,7 +1,8 @@
 """Loads trained models from files: a bundle, an ensemble or an exported graph; all of them are untrusted input."""
 
+import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,17 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from xray_pneumonia.config import build
+from xray_pneumonia import extensions
+from xray_pneumonia.config import build, is_foreign
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.input_gate import MOST_BYTES, FeatureGate, Gate, read_gate
-from xray_pneumonia.inference.bundle import GATE, WEIGHTS, file_sha256, read_bundle, require_plain
+from xray_pneumonia.inference.bundle import GATE, WEIGHTS, Card, file_sha256, read_bundle, require_plain
 from xray_pneumonia.inference.ensemble import ENSEMBLE, read_ensemble
-from xray_pneumonia.inference.model import TrainedModel, ensemble_of
+from xray_pneumonia.inference.model import Graph, TrainedModel, ensemble_of
 from xray_pneumonia.inference.onnx import GRAPH, read_graph, write_graph
 from xray_pneumonia.models.features import FeatureNet
-from xray_pneumonia.models.layers import to_channels_last
+from xray_pneumonia.models.layers import as_logits, to_channels_last
 from xray_pneumonia.stored_config import check_net
 
+log = logging.getLogger(__name__)
 EngineName = Literal["auto", "torch", "onnx"]
 
 
@@ -40,10 +43,8 @@ def load_model(place: Path, *, name: str, engine: EngineName = "auto") -> Traine
     if place.is_file():
         if engine == "torch":
             raise InputError(f"engine=torch: {place} is an exported graph, which onnxruntime reads; leave engine=auto")
-        card, graph, measures = read_graph(place)
         gate = _load_gate(place.parent)
-        if isinstance(gate, FeatureGate) and not measures:
-            raise InputError(f"{place}: gives no distances, which {GATE} beside it asks for; export the model again")
+        card, graph = _read_graph(place, gate)
         return TrainedModel(name, card, gate, graph=graph, folder=place.parent)
     model = (_load_ensemble if (place / ENSEMBLE).exists() else load_bundle)(place, name=name)
     if engine != "onnx":
@@ -60,7 +61,12 @@ def load_bundle(folder: Path, *, name: str) -> TrainedModel:
         InputError: a file is missing, damaged or altered, or the weights do not fit the net.
     """
     card, weights = read_bundle(folder)
-    net, gate = _load_net(card.net, weights, name=str(folder)), _load_gate(folder)
+    gate = _load_gate(folder)
+    if extensions.missing(card.extensions) and (folder / GRAPH).is_file():
+        log.info("%s: computed by its graph; its code is used with extensions=[%s]", name, ",".join(card.extensions))
+        return TrainedModel(name, card, gate, graph=_read_own_graph(folder, card, gate), folder=folder)
+    extensions.require(card.extensions, origin=name)
+    net = _load_net(card.net, weights, name=str(folder))
     if isinstance(gate, FeatureGate):
         _require_features(net, gate, side=card.image_size, path=folder / GATE)
     return TrainedModel(name, card, gate, net, folder=folder)
@@ -75,6 +81,25 @@ def _require_features(net: nn.Module, gate: FeatureGate, *, side: int, path: Pat
         raise InputError(f"{path}: knows {gate.centre.size} features, the net has {width}; fetch the model again")
 
 
+def _read_graph(path: Path, gate: Gate | None) -> tuple[Card, Graph]:
+    card, graph, measures = read_graph(path)
+    if isinstance(gate, FeatureGate) and not measures:
+        raise InputError(f"{path}: gives no distances, which {GATE} beside it asks for; export the model again")
+    return card, graph
+
+
+def _read_own_graph(folder: Path, card: Card, gate: Gate | None) -> Graph:
+    """Read the graph that was exported from a bundle's weights.
+
+    Raises:
+        InputError: it was exported from others, or cannot be read.
+    """
+    exported, graph = _read_graph(folder / GRAPH, gate)
+    if exported != card:
+        raise InputError(f"{folder / GRAPH}: was not exported from the model of this folder; fetch the model again")
+    return graph
+
+
 def _load_ensemble(folder: Path, *, name: str) -> TrainedModel:
     card, places = read_ensemble(folder)
     members = []
@@ -84,6 +109,11 @@ def _load_ensemble(folder: Path, *, name: str) -> TrainedModel:
             raise InputError(
                 f"{folder / ENSEMBLE}: {place.name} sees {member.card.image_size} pixels, the ensemble "
                 f"{card.image_size}; an ensemble needs one image size"
+            )
+        if member.card.class_names != card.class_names:
+            raise InputError(
+                f"{folder / ENSEMBLE}: {place.name} tells {member.card.class_names} apart, the ensemble "
+                f"{card.class_names}; an ensemble needs one question"
             )
         if file_sha256(place / WEIGHTS) != sha256:
             raise InputError(
@@ -105,13 +135,14 @@ def _load_gate(folder: Path) -> Gate | None:
 def _load_net(node: Mapping[str, Any], weights: Mapping[str, Tensor], *, name: str) -> nn.Module:
     """Build the net a card names around its weights; nothing is drawn, downloaded or larger than the weights."""
     node = dict(check_net(dict(node), origin=name))
+    foreign = is_foreign(node)
     if "pretrained" in node:
         node["pretrained"] = False  # its weights are here
     try:
-        with torch.device("meta"), _limit_parameters(weights):  # shapes alone
-            net: nn.Module = build(node)
+        with nullcontext() if foreign else _shapes_alone(weights):  # the command trusts code of others
+            net: nn.Module = build(node, key="model")
         _require_fitting(net, weights)
-        net = net.to_empty(device="cpu")
+        net = as_logits(net) if foreign else net.to_empty(device="cpu")
         net.load_state_dict(weights)
     except (RuntimeError, ValueError, TypeError, OverflowError) as error:
         raise InputError(f"{name}: its weights do not fit its net: {' '.join(str(error).split())}") from error
@@ -120,8 +151,8 @@ def _load_net(node: Mapping[str, Any], weights: Mapping[str, Tensor], *, name: s
 
 
 @contextmanager
-def _limit_parameters(weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Stop the making of a net, however many layers its card asks for, that these weights can never fill."""
+def _shapes_alone(weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Make no weights, and stop the making of a net, however many layers it has, that these can never fill."""
     most = 2 * len(weights) + 100  # a net from torchvision has its ends replaced
     made = 0
 
@@ -133,7 +164,8 @@ def _limit_parameters(weights: Mapping[str, Tensor]) -> Iterator[None]:
 
     hook = register_module_parameter_registration_hook(count)
     try:
-        yield
+        with torch.device("meta"):
+            yield
     finally:
         hook.remove()
 

@@ -15,6 +15,7 @@ from rich.progress import track
 from scipy.special import expit
 from torch import Tensor, nn
 
+from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.abstention import Band, stored_band
 from xray_pneumonia.evaluation.assessment import Decision
 from xray_pneumonia.evaluation.calibration import Calibration
@@ -127,9 +128,9 @@ class TrainedModel:
 
         Returns:
             One row for each: `probability` (calibrated), `label` (a class name, by the operating point),
-            `operating_point`, `answer` ("normal", "pneumonia" or "look closer"), `abstention` (why the answer is
-            "look closer", else empty) and `gate` (above 1 for films of another kind than it learned from; NaN without
-            a gate).
+            `operating_point`, `answer` ("normal", "pneumonia" or the model's own classes; or "look closer"),
+            `abstention` (why the answer is "look closer", else empty) and `gate` (above 1 for films of another
+            kind than it learned from; NaN without a gate).
 
         Raises:
             ValueError: the images have another shape or type.
@@ -138,7 +139,7 @@ class TrainedModel:
         probability = np.asarray(expit(logits), np.float64)
         nothing = np.full(len(images), np.nan), np.full(len(images), "")
         score, stopped = self.gate.judge(images, distances) if self.gate else nothing
-        answer = self.band.answer(probability)
+        answer = np.array([self.card.answers.get(one, one) for one in self.band.answer(probability)], dtype=object)
         reason = np.where(answer == "look closer", UNCERTAIN, "")
         return pd.DataFrame(
             {
@@ -155,8 +156,12 @@ class TrainedModel:
         """Give the net, for heat maps too.
 
         Raises:
+            InputError: its net is code of others, which the command does not name.
             ValueError: only an exported graph is there.
         """
+        if self.net is None and self.card.extensions:
+            names = ",".join(self.card.extensions)
+            raise InputError(f"{self.name}: needs the net itself, code of your own; add extensions=[{names}]")
         if self.net is None:
             raise ValueError(f"{self.name}: is an exported graph, without a net")
         return self.net

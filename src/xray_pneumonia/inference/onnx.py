@@ -9,7 +9,6 @@ import copy
 import json
 import logging
 import warnings
-from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -122,6 +121,8 @@ def read_graph(path: Path) -> tuple[Card, Graph, bool]:
     process = GraphProcess(path, wanted=[OUTPUTS[1], DISTANCE], threads=torch.get_num_threads())
     try:
         card = parse_card(process.card, name=str(path))
+        if json.loads(process.labels) != card.class_names:
+            raise InputError(f"{path}: its labels are not those of its card; export the model again")
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: holds no card of a model: {error}") from error
     _require_shapes(process, card, path)
@@ -175,7 +176,7 @@ def _metadata(model: TrainedModel) -> dict[str, str]:
     card, gate = model.card, model.gate
     known = {"gate": json.dumps({"output": DISTANCE, "limit": gate.limits[0]})} if isinstance(gate, FeatureGate) else {}
     return known | {
-        "card": json.dumps(asdict(card)),
+        "card": json.dumps(card.values()),
         "labels": json.dumps(card.class_names),
         "image_size": str(card.image_size),
         "operating_point": repr(card.operating_point),

@@ -69,7 +69,7 @@ def _is_composed(layer: nn.Module) -> bool:
 
 
 def _blank(net: nn.Module, side: int) -> Tensor:
-    return torch.zeros(1, 1, side, side, dtype=torch.uint8, device=next(net.parameters()).device)
+    return torch.zeros(2, 1, side, side, dtype=torch.uint8, device=next(net.parameters()).device)
 
 
 @contextmanager

@@ -23,13 +23,14 @@ from rich.table import Table
 from xray_pneumonia.config import groups
 from xray_pneumonia.errors import Busy
 from xray_pneumonia.evaluation import predictions
+from xray_pneumonia.masking import masked
 from xray_pneumonia.sweeps.plan import Plan
 from xray_pneumonia.sweeps.space import overrides
 from xray_pneumonia.sweeps.storage import locked
 from xray_pneumonia.sweeps.study import DONE, SweepStudy
 from xray_pneumonia.tracking import stored_runs
 from xray_pneumonia.tracking.run import Run, start_run
-from xray_pneumonia.tracking.store import Store, masked
+from xray_pneumonia.tracking.store import Store
 from xray_pneumonia.tracking.sync import sync
 
 UPDATE_SECONDS = 5.0  # between two writings of the live table; each costs as much as the table is long

@@ -20,6 +20,7 @@ from pytorch_lightning.callbacks import Callback
 
 from xray_pneumonia.config import build
 from xray_pneumonia.errors import InputError, Stopped
+from xray_pneumonia.masking import masked
 from xray_pneumonia.sweeps.plan import Replicate, build_pruner, is_hopeless, list_replicates, mean_and_sd
 from xray_pneumonia.sweeps.settings import SweepSettings, TrialSpec
 from xray_pneumonia.sweeps.storage import lost_connection, open_storage, resolve, retried
@@ -261,7 +262,7 @@ class Trial:
         if lost_connection(error):  # no fault of the trial's: another one takes its place
             self._give_back()
             return
-        self._set("reason", reason[:2000])
+        self._set("reason", masked(reason)[:2000])
         self._set("input", isinstance(error, InputError))
         self._tell(TrialState.FAIL)
 

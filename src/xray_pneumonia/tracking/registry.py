@@ -11,7 +11,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.tracking.store import Store, masked
+from xray_pneumonia.masking import masked
+from xray_pneumonia.tracking.store import Store
 from xray_pneumonia.tracking.stored_runs import StoredRun, quoted, read_run
 
 NAMED = re.compile(r"^(?P<name>[^@/:\\]+)@(?P<alias>[\w-]+)$")

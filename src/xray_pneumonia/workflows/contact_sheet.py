@@ -17,21 +17,25 @@ from xray_pneumonia.evaluation.drift import Drift, Home, compare_with_home
 from xray_pneumonia.evaluation.gradcam import read_overlay, thumbnail
 from xray_pneumonia.evaluation.quality import FLAGS
 from xray_pneumonia.evaluation.report.build import render
-from xray_pneumonia.evaluation.report.model_card import LIMITATIONS, USE
+from xray_pneumonia.evaluation.report.model_card import USE, limitations
 from xray_pneumonia.evaluation.report.text import percent
 from xray_pneumonia.inference.bundle import Card
 from xray_pneumonia.inference.model import TrainedModel
-from xray_pneumonia.types import CLASSES
 from xray_pneumonia.workflows.prediction_files import TABLE, Row
 
 SHEET = "contact_sheet.html"
 SIDE = 160  # pixels of a thumbnail, at most; the model's image size where that is smaller
 LISTED = 200  # failed files on the page, at most
-MEANS = {
-    "look closer": "uncertain, or no film of the kind it knows",
-    "pneumonia": "speaks for pneumonia",
-    "normal": "speaks against pneumonia; other findings are unseen",
-}
+
+
+def meanings(card: Card) -> dict[str, str]:
+    """Word what each answer of a model means."""
+    negative, positive = card.answers.values()
+    return {
+        "look closer": "uncertain, or no film of the kind it knows",
+        positive: f"speaks for {positive}",
+        negative: f"speaks against {positive}; other findings are unseen",
+    }
 
 
 @dataclass
@@ -41,6 +45,7 @@ class Summary:
     `measured` holds what `drift` rests on: of each answered file score, label, mean gray and longer side.
     """
 
+    positive: str  # the class with label 1
     files: int = 0
     decisions: Counter[str] = field(default_factory=Counter)
     flags: Counter[str] = field(default_factory=Counter)
@@ -60,19 +65,19 @@ class Summary:
         self.decisions[row["decision"]] += 1
         self.flags.update(row["flags"])
         if row.get("gate_score") is not None:
-            called = CLASSES.index(row["label"])
+            called = int(row["label"] == self.positive)
             side = max(row["width"], row["height"])
             self.measured.append((row["gate_score"], called, row["brightness"], side))
         return True
 
 
-def summarise(rows: Iterable[Row], *, shown: int, home: Home | None) -> Summary:
+def summarise(rows: Iterable[Row], *, shown: int, positive: str, home: Home | None) -> Summary:
     """Count in one pass, which keeps no more rows than are shown; compare the films with the model's home, if known."""
-    summary = Summary()
+    summary = Summary(positive)
     summary.shown = nsmallest(shown, filter(summary.count, rows), key=_certainty)
     if home is not None and summary.measured:
         films = pd.DataFrame(summary.measured, columns=["gate_score", "called", "brightness", "side"])
-        summary.drift = compare_with_home(films, home)
+        summary.drift = compare_with_home(films, home, positive=positive)
     return summary
 
 
@@ -97,7 +102,7 @@ def write_sheet(folder: Path, summary: Summary, model: TrainedModel, decoders: D
         "contact_sheet.html",
         figures={},
         outcome=summary,
-        means=MEANS,
+        means=meanings(model.card),
         pictures=pictures,
         maps=maps,
         meanings=FLAGS,
@@ -107,7 +112,8 @@ def write_sheet(folder: Path, summary: Summary, model: TrainedModel, decoders: D
         band=model.band,
         rests=describe_evidence(model.card),
         use=USE,
-        limits=LIMITATIONS,
+        limits=limitations(model.card.classes),
+        tones=dict(zip(meanings(model.card), ("closer", "positive", "negative"), strict=True)),
         when=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
     (folder / SHEET).write_text(page, encoding="utf-8")
@@ -118,11 +124,13 @@ def describe_evidence(card: Card) -> str:
     known = card.evidence
     if not known:
         return "The model's card does not say on how many patients it was trained and validated."
+    negative, positive = card.answers.values()
+    found = f"the {positive}s" if positive == "pneumonia" else f"the films of {positive}"
     return (
         f"Trained on {known['train/images']:.0f} films of {known['train/patients']:.0f} patients. On "
         f"{known['val/images']:.0f} films of {known['val/patients']:.0f} patients it was not trained on, from the same "
-        f"source, it found {percent(known['val/sensitivity'])} of the pneumonias and cleared "
-        f"{percent(known['val/specificity'])} of the normal films (AUROC {known['val/auroc']:.3f}); "
+        f"source, it found {percent(known['val/sensitivity'])} of {found} and cleared "
+        f"{percent(known['val/specificity'])} of the {negative} films (AUROC {known['val/auroc']:.3f}); "
         "the operating point was chosen on them, so this flatters."
     )
 
@@ -138,7 +146,7 @@ def print_summary(summary: Summary, model: TrainedModel, folder: Path, console: 
     table.add_column("files", justify="right")
     table.add_column("share", justify="right")
     table.add_column("means")
-    for name, meaning in MEANS.items():
+    for name, meaning in meanings(model.card).items():
         count = summary.decisions[name]
         table.add_row(name, str(count), percent(count / answered) if answered else "", meaning)
     for place, (code, count) in enumerate(summary.failures.most_common()):

@@ -42,6 +42,7 @@ class ExportConfig:
     """The top-level keys of export.yaml."""
 
     home: str
+    extensions: dict[str, str]
     run_id: str | None
     model: str | None
     output: str

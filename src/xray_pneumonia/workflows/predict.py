@@ -25,7 +25,7 @@ from xray_pneumonia.evaluation.input_gate import FeatureGate
 from xray_pneumonia.evaluation.quality import quality_flags
 from xray_pneumonia.inference.loading import EngineName
 from xray_pneumonia.inference.model import TrainedModel
-from xray_pneumonia.types import Count, Gray, Processes, Text, Whole
+from xray_pneumonia.types import CLASSES, Count, Gray, Processes, Text, Whole
 from xray_pneumonia.workflows.contact_sheet import Summary, print_summary, summarise, write_sheet
 from xray_pneumonia.workflows.find_model import find_and_load
 from xray_pneumonia.workflows.prediction_files import TABLE, PredictionFiles, Row, make_row
@@ -41,6 +41,7 @@ class PredictConfig:
     """The top-level keys of predict.yaml."""
 
     home: Text
+    extensions: dict[str, str]
     model: Text
     input: Text
     output: Text
@@ -77,17 +78,19 @@ def _predict(cfg: DictConfig) -> None:
     source, folder = _places(cfg)
     model = find_and_load(cfg.model, tracking=build(cfg.tracking), home=Path(cfg.home), engine=cfg.engine)
     if cfg.explain and model.net is None:
-        raise InputError("explain=true: heat maps need the net itself; use engine=torch or explain=false")
+        cure = f"extensions=[{','.join(model.card.extensions)}]" if model.card.extensions else "engine=torch"
+        raise InputError(f"explain=true: heat maps need the net itself; use {cure} or explain=false")
     decoders = Decoders(
         count=cfg.workers or os.cpu_count() or 1,
         size=model.card.image_size,
-        rules=_rules(cfg),
+        rules=dicom_rules(cfg),
         limits=build(cfg.limits),
     )
     with PredictionFiles(folder, _identity(cfg, model, source)) as answers, decoders:
         _classify_all(source, answers, decoders, model, cfg)
         answers.sort(lambda: find_files(source))
-        summary = summarise(answers.rows(), shown=cfg.sheet_images, home=model.gate.home if model.gate else None)
+        home, positive = model.gate.home if model.gate else None, model.card.class_names[1]
+        summary = summarise(answers.rows(), shown=cfg.sheet_images, positive=positive, home=home)
         write_sheet(folder, summary, model, decoders, source)
     print_summary(summary, model, folder, Console(width=None if Console().is_terminal else 80))
     _raise_failures(summary, folder)
@@ -106,7 +109,8 @@ def _places(cfg: DictConfig) -> tuple[Path, Path]:
     return source, folder
 
 
-def _rules(cfg: DictConfig) -> DicomRules:
+def dicom_rules(cfg: DictConfig) -> DicomRules:
+    """Read which DICOM files are accepted from the keys that `predict` and `serve` share."""
     words = {name: tuple(word.upper() for word in cfg[name]) for name in ("modalities", "views", "body_parts")}
     return DicomRules(**words, any_preamble=cfg.any_preamble)
 
@@ -118,9 +122,10 @@ def _identity(cfg: DictConfig, model: TrainedModel, source: Path) -> dict[str, A
     return gate | {
         "input": printable(str(source)),
         **{name: card[name] for name in CHOSEN},
+        **({} if model.card.classes == CLASSES else {"class_names": card["class_names"]}),
         "engine": cfg.engine,
         "explain": cfg.explain,
-        **asdict(_rules(cfg)),
+        **asdict(dicom_rules(cfg)),
         "decoder": DECODER_VERSION,
     }
 
@@ -134,10 +139,10 @@ def _classify_all(
         log.info("goes on where it stopped: %d files are left", total)
     maps = HeatMaps(model.require_net(), answers.folder) if cfg.explain else None
     for batch in _with_progress(decoders.batches(filter(answers.lacks, find_files(source)), cfg.batch_size), total):
-        rows = iter(_classified([attempt for attempt in batch if attempt.pixels is not None], model, maps))
+        rows = iter(classify([attempt for attempt in batch if attempt.pixels is not None], model, maps))
         answers.append([next(rows) if attempt.pixels is not None else _failed(attempt) for attempt in batch])
     if maps is not None and maps.informative is None:
-        log.warning("no heat map was drawn: in none of the films does anything speak for PNEUMONIA")
+        log.warning("no heat map was drawn: in none of the films does anything speak for %s", model.card.classes[1])
 
 
 def _with_progress(batches: Iterable[list[Attempt]], total: int) -> Iterator[list[Attempt]]:
@@ -152,7 +157,7 @@ def _with_progress(batches: Iterable[list[Attempt]], total: int) -> Iterator[lis
             progress.update(task, advance=len(batch), pace=f"{speed:.0f} images/s" if speed else "")
 
 
-def _classified(attempts: list[Attempt], model: TrainedModel, maps: "HeatMaps | None") -> list[Row]:
+def classify(attempts: list[Attempt], model: TrainedModel, maps: "HeatMaps | None") -> list[Row]:
     """Make the rows of decoded files."""
     if not attempts:
         return []
@@ -185,7 +190,7 @@ class HeatMaps:
     """Draws heat maps over images, unless they do not depend on what the net has learned.
 
     `informative` says whether they do: nets with random weights draw other maps. It is None until an image with
-    evidence for PNEUMONIA was there to compare.
+    evidence for the positive class was there to compare.
     """
 
     net: nn.Module
@@ -194,10 +199,8 @@ class HeatMaps:
 
     def draw(self, attempts: list[Attempt], images: Gray) -> list[str | None]:
         """Write maps of (N, H, W) images; returns their paths in the folder, None for an image without evidence."""
-        heat = None if self.informative is False else gradcam.grad_cam(self.net, images)
-        if self.informative is None:
-            self.informative = self._compare(images, heat)
-        if heat is None or not self.informative:
+        heat = self.compute(images)
+        if heat is None:
             return [None] * len(attempts)
         (self.folder / HEAT_MAPS).mkdir(exist_ok=True)
         names = [f"{HEAT_MAPS}/{attempt.sha256[:32]}.png" for attempt in attempts]
@@ -205,6 +208,13 @@ class HeatMaps:
             if one.any():
                 gradcam.overlay(image, one, width=attempt.width, height=attempt.height).save(self.folder / name)
         return [name if one.any() else None for name, one in zip(names, heat, strict=True)]
+
+    def compute(self, images: Gray) -> gradcam.Maps | None:
+        """Compute maps (N, H, W) of images; None where there are none or they are withheld."""
+        heat = None if self.informative is False else gradcam.grad_cam(self.net, images)
+        if self.informative is None:
+            self.informative = self._compare(images, heat)
+        return heat if self.informative else None
 
     def _compare(self, images: Gray, heat: gradcam.Maps | None) -> bool | None:
         if heat is None:

@@ -19,9 +19,10 @@ from xray_pneumonia.config import Node, anchor, build, check
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.records import fingerprint
 from xray_pneumonia.errors import InputError, NotReproduced
+from xray_pneumonia.masking import masked
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run
-from xray_pneumonia.tracking.store import Store, TrackingSettings, masked, open_database, open_store
+from xray_pneumonia.tracking.store import Store, TrackingSettings, open_database, open_store
 from xray_pneumonia.tracking.stored_runs import read_run
 from xray_pneumonia.training.checkpoints import BEST
 from xray_pneumonia.types import Positive
@@ -51,6 +52,7 @@ class ReproduceConfig:
     """The top-level keys of reproduce.yaml."""
 
     home: str
+    extensions: dict[str, str]
     run_id: str | None
     model: str | None
     data: Mapping[str, str | None]

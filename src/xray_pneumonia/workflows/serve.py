@@ -1,154 +1,183 @@
-"""Serves a bundle through MLflow (`mlflow.pyfunc.load_model`, `mlflow models serve`): X-rays in, a table out.
+"""Runs `xray serve`: a page and an interface for readers of X-rays.
 
-Every logged model names this module as its loader; MLflow calls `_load_pyfunc`. What it is sent is untrusted: files are
-decoded in child processes with the limits of `xray predict`, and a row that cannot be read says why, in that row alone.
+Models logged by version 0.1.0 name this module as their loader: MLflow calls `_load_pyfunc`.
 """
 
-import base64
+import ipaddress
 import os
-from collections.abc import Iterator
-from itertools import zip_longest
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from threading import Lock
 from typing import Any
 
 import numpy as np
-import pandas as pd
+from omegaconf import DictConfig
 
-from xray_pneumonia.data.files import InputFile
-from xray_pneumonia.data.images.limits import MAX_BYTES, DicomRules, ImageError
-from xray_pneumonia.data.images.sandbox import DAMAGED, Attempt, Decoders, Limits
-from xray_pneumonia.inference.loading import load_model
+from xray_pneumonia.config import Node, anchor, build, check
+from xray_pneumonia.errors import InputError
+from xray_pneumonia.evaluation import gradcam
+from xray_pneumonia.evaluation.quality import FLAGS
+from xray_pneumonia.evaluation.report.model_card import LIMITATIONS, USE
 from xray_pneumonia.inference.model import TrainedModel
-from xray_pneumonia.types import Gray
+from xray_pneumonia.types import Count, Port, Positive, Processes, Text
+from xray_pneumonia.workflows.contact_sheet import MEANS, describe_evidence
+from xray_pneumonia.workflows.find_model import find_and_load
+from xray_pneumonia.workflows.predict import HeatMaps, classify, dicom_rules
+from xray_pneumonia.workflows.pyfunc import _load_pyfunc  # noqa: F401
 
-LIMITS = Limits(seconds=30.0, memory_mb=2048)  # those of conf/predict.yaml
-PROCESSES, BATCH = min(4, os.cpu_count() or 1), 64
-FILE, PIXELS = "image", "pixels"  # the columns
-
-
-class BundleModel:
-    """A trained model with the interface of MLflow's pyfunc."""
-
-    def __init__(self, model: TrainedModel) -> None:
-        self._model = model
-        self._side = model.card.image_size
-        self._decoders: Decoders | None = None  # started with the first file
-        self._lock = Lock()  # a server answers several requests at once
-
-    def predict(self, model_input: pd.DataFrame | dict[str, Any], params: Any = None) -> pd.DataFrame:
-        """Classify X-rays.
-
-        Args:
-            model_input: a table or dict with the column `image` (the bytes of a PNG, JPEG or DICOM file, or those in
-                base64) or `pixels` (S x S gray values); in a table with both, a row may give either.
-            params: are not used.
-
-        Returns:
-            One row for each: `probability`, `label`, `operating_point`, `answer`, `abstention`, `gate_score`. What
-            cannot be read has probability and score None, no label, and the reason as its abstention.
-
-        Raises:
-            ValueError: the input has neither column.
-        """
-        attempts = self._read_all(model_input)
-        rows = [row for row, attempt in enumerate(attempts) if attempt.pixels is not None]
-        images = np.array([attempts[row].pixels for row in rows], np.uint8).reshape(-1, self._side, self._side)
-        table = self._model.decide(images).rename(columns={"gate": "gate_score"}).set_index(pd.Index(rows, dtype=int))
-        table = table.reindex(range(len(attempts)))
-        table["operating_point"] = self._model.card.operating_point
-        for row, attempt in enumerate(attempts):
-            if attempt.code:
-                table.loc[row, ["answer", "label", "abstention"]] = "look closer", "", f"unreadable: {attempt.message}"
-            elif attempt.doubtful:
-                reason = table.at[row, "abstention"] or DAMAGED
-                table.loc[row, ["answer", "abstention"]] = "look closer", reason
-        for name in ("probability", "gate_score"):
-            if table[name].isna().any():
-                table[name] = table[name].astype(object).replace({np.nan: None})  # JSON knows no NaN
-        return table
-
-    def _read_all(self, given: Any) -> list[Attempt]:
-        columns = {name: _unwrapped(list(given[name]), name) for name in (FILE, PIXELS) if name in given}
-        if not columns:
-            raise ValueError(f"columns {sorted(given)}: give `{FILE}` (bytes of a PNG, JPEG or DICOM) or `{PIXELS}`")
-        pairs = list(zip_longest(columns.get(FILE, []), columns.get(PIXELS, [])))
-        with TemporaryDirectory() as folder:
-            named = [(Path(folder) / str(row), file) for row, (file, _) in enumerate(pairs) if not _is_missing(file)]
-            decoded = self._decoded(_written(path, file) for path, file in named) if named else iter(())
-        return [self._checked(pixels) if _is_missing(file) else next(decoded) for file, pixels in pairs]
-
-    def _decoded(self, files: Iterator[InputFile]) -> Iterator[Attempt]:
-        with self._lock:
-            self._decoders = self._decoders or Decoders(
-                count=PROCESSES, size=self._side, rules=DicomRules(), limits=LIMITS
-            )
-            try:
-                return iter([attempt for batch in self._decoders.batches(files, BATCH) for attempt in batch])
-            except BaseException:
-                self._decoders = None  # what its processes hold belongs to no later request
-                raise
-
-    def _checked(self, values: Any) -> Attempt:
-        """Take S x S gray values as they are."""
-        try:
-            return Attempt(file=InputFile("", "", ""), pixels=_gray(values, self._side))
-        except ImageError as error:
-            return Attempt(file=InputFile("", "", ""), code=error.code, message=str(error))
+TOKEN = "XRAY_SERVE_TOKEN"
+SHORTEST_TOKEN = 16
 
 
-def _unwrapped(values: list[Any], name: str) -> list[Any]:
-    """Undo that MLflow puts the lists of a dict into one row."""
-    inner = values[0] if len(values) == 1 and isinstance(values[0], list | np.ndarray) and len(values[0]) else None
-    if inner is None:
-        return values
-    wrapped = isinstance(inner[0], str | bytes) if name == FILE else np.ndim(_first(inner[0])) == 1
-    return list(inner) if wrapped else values
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """The top-level keys of serve.yaml."""
+
+    home: Text
+    extensions: dict[str, str]
+    model: Text
+    host: Text
+    port: Port
+    allowed_hosts: list[str]
+    keep: Text | None
+    audit: Text
+    most_waiting: Count
+    upload_mb: Count
+    upload_seconds: Positive
+    modalities: list[str]
+    views: list[str]
+    body_parts: list[str]
+    any_preamble: bool
+    workers: Processes | None
+    limits: Node
+    tracking: Node
 
 
-def _first(values: Any) -> Any:
-    return values[0] if isinstance(values, list | np.ndarray) and len(values) else None
+def main(cfg: DictConfig) -> None:
+    """Serve until stopped.
 
-
-def _is_missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and np.isnan(value))
-
-
-def _written(path: Path, value: Any) -> InputFile:
-    """Write a file for its decoder, which alone opens it."""
+    Raises:
+        InputError: the address is not to be had, or not without a token; a package of the extra `serve` is missing.
+    """
+    anchor(cfg)
+    check(cfg, ServeConfig)
+    tokens = _tokens(cfg.host)
     try:
-        path.write_bytes(_bytes(value))
-    except ImageError as error:
-        return InputFile(str(path), path.name, "", (error.code, str(error)))
-    except OSError as error:
-        return InputFile(str(path), path.name, "", ("unreadable", f"cannot be kept: {error.strerror}"))
-    return InputFile(str(path), path.name, "")
+        from xray_pneumonia.serving import app, guard, reader, records, server
+    except ImportError as error:
+        raise InputError(f"xray serve: {error.name} is missing; pip install 'xray-pneumonia[serve]'") from error
+    listener = server.listen(cfg.host, cfg.port)
+    model = find_and_load(cfg.model, tracking=build(cfg.tracking), home=Path(cfg.home), engine="torch")
+    os.umask(0o077)
+    journal = records.Journal(Path(cfg.audit), Path(cfg.keep) if cfg.keep else None)
+    reading = reader.Reader(
+        lambda attempts: classify(attempts, model, None),
+        image_size=model.card.image_size,
+        rules=dicom_rules(cfg),
+        limits=build(cfg.limits),
+        workers=cfg.workers or os.cpu_count() or 1,
+    )
+    with reading:
+        service = app.Service(
+            reader=reading,
+            heat_map=_heat_maps(reading, model),
+            describe=lambda row, prevalence: _describe(row, model),
+            model=_facts(model),
+            journal=journal,
+            most_waiting=cfg.most_waiting,
+        )
+        rules = guard.Rules(
+            hosts=guard.host_names(cfg.host, cfg.allowed_hosts),
+            tokens=tokens,
+            most_bytes=cfg.upload_mb * 2**20,
+            seconds=cfg.upload_seconds,
+        )
+        _warm_up(model)
+        host, port = listener.getsockname()[:2]
+        print(f"A second opinion beside a radiologist's reading; no medical device. Audit lines: {cfg.audit}")
+        print(f"url=http://{f'[{host}]' if ':' in host else host}:{port} model={model.name}", flush=True)
+        server.run(app.make_app(service, rules), listener)
 
 
-def _bytes(value: Any) -> bytes | bytearray:
-    if not isinstance(value, str | bytes | bytearray):
-        raise ImageError("not_an_image", f"is of type {type(value).__name__}; give the bytes of a file, or base64")
-    if len(value) > MAX_BYTES * (4 / 3 if isinstance(value, str) else 1) + 4:
-        raise ImageError("too_large", f"{len(value)} bytes or letters; at most {MAX_BYTES} bytes are read")
+def _tokens(host: str) -> tuple[str, ...]:
+    """Read the tokens, of which other machines need one.
+
+    Raises:
+        InputError: others could reach the server without a token, or a token is short.
+    """
+    tokens = tuple(filter(None, os.environ.get(TOKEN, "").split(",")))
+    if any(len(token) < SHORTEST_TOKEN for token in tokens):
+        raise InputError(f"{TOKEN}: use at least {SHORTEST_TOKEN} characters, as from `openssl rand -hex 16`")
+    if not tokens and not _is_local(host):
+        raise InputError(
+            f"host={host}: other machines could send films and read answers; set {TOKEN} to a secret of at least "
+            f"{SHORTEST_TOKEN} characters, or leave host=127.0.0.1"
+        )
+    return tokens
+
+
+def _is_local(host: str) -> bool:
     try:
-        return base64.b64decode(value, validate=True) if isinstance(value, str) else value
-    except ValueError as error:
-        raise ImageError("not_an_image", "is no base64") from error
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
-def _gray(values: Any, side: int) -> Gray:
-    try:
-        pixels = np.asarray(list(values))  # a column of lists comes as an array of arrays
-        pixels = (pixels[0] if pixels.ndim == 3 and len(pixels) == 1 else pixels).astype(np.float64)
-    except (ValueError, TypeError) as error:
-        given = "missing" if _is_missing(values) else f"of type {type(values).__name__}"
-        raise ImageError("not_an_image", f"is {given}; give a file or {side} x {side} gray values") from error
-    if pixels.shape != (side, side) or not (pixels % 1 == 0).all() or pixels.min() < 0 or pixels.max() > 255:
-        shape = " x ".join(map(str, pixels.shape))
-        raise ImageError("not_an_image", f"{shape} values; this model reads {side} x {side} whole numbers, 0 to 255")
-    return pixels.astype(np.uint8)
+def _warm_up(model: TrainedModel) -> None:
+    """Run the model once, which takes longer than every later time."""
+    model.decide(np.zeros((1, model.card.image_size, model.card.image_size), np.uint8))
 
 
-def _load_pyfunc(path: str) -> BundleModel:
-    return BundleModel(load_model(Path(path), name=path))
+def _heat_maps(reading: Any, model: TrainedModel) -> Callable[[Path], tuple[bytes, str]]:
+    """Make the function that draws a heat map as a layer over the film."""
+    from xray_pneumonia.serving.reader import png
+
+    maps, lock = HeatMaps(model.require_net(), Path()), threading.Lock()
+
+    def draw(path: Path) -> tuple[bytes, str]:
+        attempt = reading.decode(path)
+        if attempt.pixels is None:
+            return b"", attempt.message
+        with lock:
+            heat = maps.compute(attempt.pixels[None])
+        if heat is not None and heat.any():
+            return png(gradcam.layer(heat[0])), ""
+        if maps.informative is False:
+            return b"", "Heat maps are withheld: nets with random weights draw much the same."
+        return b"", "Nothing in this film speaks for the finding, so there is no heat map."
+
+    return draw
+
+
+def _facts(model: TrainedModel) -> dict[str, Any]:
+    """Describe the model for the page and `/v1/models`."""
+    card = model.card
+    return {
+        "name": model.name,
+        "version": (card.weights_sha256 or card.run_id)[:12],
+        "run_id": card.run_id,
+        "classes": list(card.class_names),
+        "question": f"{card.class_names[1]} or {card.class_names[0]}",
+        "image_size": card.image_size,
+        "operating_point": card.operating_point,
+        "prevalence": None,
+        "decisions": {"positive": "pneumonia", "uncertain": "look closer", "negative": "normal"},
+        "evidence": describe_evidence(card),
+        "use": f"Use: {USE}.",
+        "limitations": list(LIMITATIONS),
+    }
+
+
+def _describe(row: Mapping[str, Any], model: TrainedModel) -> dict[str, Any]:
+    """Make the JSON of an answer from a row of `xray predict`."""
+    sure = "positive" if row["label"] == model.card.class_names[1] else "negative"
+    names = ("decision", "label", "probability", "operating_point", "reason", "sha256", "width", "height")
+    return {
+        **{name: row[name] for name in names},
+        "kind": "uncertain" if row["decision"] == "look closer" else sure,
+        "flags": [{"name": flag, "meaning": FLAGS.get(flag, flag)} for flag in row["flags"]],
+        "words": MEANS[row["decision"]],
+        "model": model.name,
+        "version": (model.card.weights_sha256 or model.card.run_id)[:12],
+    }

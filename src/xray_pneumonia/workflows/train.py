@@ -9,8 +9,8 @@ from rich.table import Table
 
 from xray_pneumonia.config import Node, anchor, check
 from xray_pneumonia.evaluation.metrics import Monitor, monitor_mode
+from xray_pneumonia.masking import masked
 from xray_pneumonia.sweeps.settings import take_sweep
-from xray_pneumonia.tracking.store import masked
 from xray_pneumonia.types import Seed, Text
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ class TrainConfig:
 
     home: Text
     seed: Seed
+    extensions: list[str] | dict[str, str]  # modules as the command names them; once imported, with their hashes
     monitor: Monitor
     mode: Literal["max", "min"] | None
     data: Node

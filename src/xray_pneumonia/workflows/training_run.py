@@ -14,13 +14,15 @@ from omegaconf import DictConfig
 from torch import nn
 
 from xray_pneumonia.config import Node, leaves, plain
+from xray_pneumonia.data.classes import counted
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.records import fingerprint
+from xray_pneumonia.masking import masked
 from xray_pneumonia.stored_config import stored_text
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run
-from xray_pneumonia.tracking.store import masked
-from xray_pneumonia.types import CLASSES
+from xray_pneumonia.tracking.store import try_upload
+from xray_pneumonia.workflows.own_code import keep_sources
 
 if TYPE_CHECKING:  # imported when a training ends: pages and figures take seconds, which no first step waits for
     from xray_pneumonia.workflows.validation import Chosen
@@ -29,14 +31,14 @@ if TYPE_CHECKING:  # imported when a training ends: pages and figures take secon
 COMPUTING = ("data/**/*.py", "models/*.py", "training/*.py", "evaluation/metrics.py", "workflows/training.py")
 THRESHOLD = 0.5  # of the figures that compare runs; the operating point stands in the report and the bundle
 RECORDS = "records.csv"
-LOADER_MODULE = "xray_pneumonia.workflows.serve"  # with which MLflow opens a logged bundle
+LOADER_MODULE = "xray_pneumonia.workflows.pyfunc"  # with which MLflow opens a logged bundle
 CURVES = [f"{stage}/{name}" for stage in ("train", "val") for name in ("loss", "accuracy", "auroc")]
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A config as its run keeps it, resolved and without the store's password: as plain values and as text."""
+    """A config as its run keeps it, resolved and without the store's secrets: as plain values and as text."""
 
     values: dict[str, Any]
     text: str
@@ -54,9 +56,9 @@ class RunConfig:
 
 
 def public_config(cfg: DictConfig) -> DictConfig:
-    """Leave out the password of the store."""
+    """Leave out the secrets of the store; a reference to the environment stays one, and is not looked up again."""
     public = cfg.copy()
-    public.tracking.uri = masked(cfg.tracking.uri) if cfg.tracking.uri else None
+    public.tracking.uri = masked(cfg.tracking.uri).replace("${", "\\${") if cfg.tracking.uri else None
     return public
 
 
@@ -77,9 +79,13 @@ def record_start(run: Run, config: RunConfig, data: XRayDataModule, net: nn.Modu
     """Record all that is known before the first step: config, data, code, machine."""
     parameters = sum(parameter.numel() for parameter in net.parameters())
     run.log_config(config.text)
+    if run.staged and run.mlflow_id:
+        required = config.values["tracking"]["required"]
+        try_upload(run.store, run.mlflow_id, run.path("config.yaml"), required=required)
     run.log_params({**dict(leaves(config.values)), "model/parameters": parameters})
     run.log_metrics({"model/parameters": parameters})
     run.log_provenance(collect(COMPUTING))
+    keep_sources(run)
     run.path(RECORDS).write_text(records_table(data).to_csv(index=False), encoding="utf-8")
     root, digest = config.values["data"]["root"], fingerprint(data.records)
     run.set_tags({"records_fingerprint": digest})
@@ -88,6 +94,9 @@ def record_start(run: Run, config: RunConfig, data: XRayDataModule, net: nn.Modu
     sizes = splits.agg(images=("id", "size"), patients=("patient", "nunique"))
     run.log_metrics({f"data/{split}_{what}": n for what, column in sizes.items() for split, n in column.items()})
     counts = (f"{split} {n.images} images of {n.patients} patients" for split, n in sizes.iterrows() if split != "test")
+    if data.left_out:
+        run.log_metrics({"data/left_out": sum(data.left_out.values())})
+        run.set_tags({"data.left_out": counted(data.left_out)})
     log.info("run %s: %d parameters, %s", run.run_id, parameters, ", ".join(counts))
 
 
@@ -101,20 +110,20 @@ def record_result(run: Run, trained: Trained, data: XRayDataModule) -> None:
     from xray_pneumonia.evaluation import predictions
     from xray_pneumonia.evaluation.report import figures
 
-    table, best_epoch = trained.predictions, trained.best_epoch
+    table, best_epoch, classes = trained.predictions, trained.best_epoch, data.question.names
     predictions.write(table, run.path("predictions/val.csv"))
     run.log_metrics({"best/epoch": best_epoch, **{f"best/{name}": value for name, value in trained.metrics.items()}})
     for name, figure in {
         "learning_curves": figures.learning_curves(run.metric_history(CURVES), best_epoch=best_epoch),
-        "confusion_matrix": figures.confusion_matrix(table, threshold=THRESHOLD),
+        "confusion_matrix": figures.confusion_matrix(table, threshold=THRESHOLD, classes=classes),
         "roc_and_precision_recall": figures.roc_and_precision_recall(table, threshold=THRESHOLD),
-        "worst_mistakes": figures.worst_mistakes(table, data.images, threshold=THRESHOLD),
+        "worst_mistakes": figures.worst_mistakes(table, data.images, threshold=THRESHOLD, classes=classes),
     }.items():
         figures.save(figure, run.path(f"figures/{name}.png"))
 
 
 def record_bundle(
-    run: Run, net_config: Node, net: nn.Module, data: XRayDataModule, chosen: "Chosen", *, epoch: int
+    run: Run, config: Node, net: nn.Module, data: XRayDataModule, chosen: "Chosen", *, epoch: int
 ) -> None:
     """Record the best weights, with all that a prediction needs, as an MLflow model."""
     from xray_pneumonia.inference.bundle import GATE, Card, save_bundle
@@ -123,8 +132,9 @@ def record_bundle(
 
     decision = chosen.decision
     card = Card(
-        net=dict(net_config),
-        class_names=list(CLASSES),
+        net=dict(config["model"]),
+        extensions=dict(config["extensions"]),
+        class_names=list(data.question.names),
         image_size=data.image_size,
         temperature=decision.calibration.temperature,
         bias=decision.calibration.bias,
@@ -140,4 +150,18 @@ def record_bundle(
         save_bundle(Path(folder), net.cpu(), card)
         leave_evidence(run, Path(folder))
         chosen.gate.write(Path(folder) / GATE)
+        if card.extensions:
+            _add_graph(Path(folder))
         run.log_model(Path(folder), epoch=epoch, loader_module=LOADER_MODULE)
+
+
+def _add_graph(folder: Path) -> None:
+    """Put into the bundle of a net of others its exported graph, by which it predicts without the code."""
+    from xray_pneumonia.inference.loading import load_bundle
+    from xray_pneumonia.inference.onnx import GRAPH, write_graph
+
+    try:
+        write_graph(load_bundle(folder, name="model"), folder / GRAPH)
+    except Exception as error:  # the exporter has many kinds; and its packages may be missing
+        reason = " ".join(str(error).split())[:200]
+        log.warning("the model holds no graph, so that it predicts with extensions=[...] alone: %s", reason)

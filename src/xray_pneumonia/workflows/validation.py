@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from xray_pneumonia.data.classes import counted
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.assessment import Decision, decide
@@ -28,6 +29,7 @@ from xray_pneumonia.training.predict import predict_logits
 from xray_pneumonia.types import Vector
 from xray_pneumonia.workflows.evaluation_data import RECORD_COLUMNS, HeldOut, cut
 
+OPERATING = "operating/threshold"  # of calibrated probabilities; `xray compare` judges each run at its own
 ON_CARD = ("auroc", "sensitivity", "specificity")
 log = logging.getLogger(__name__)
 
@@ -60,9 +62,13 @@ def assess_validation(
     rows = held_out.records.set_index("id")[[name for name in RECORD_COLUMNS if name in held_out.records]]
     films = table.set_index("id").loc[held_out.records["id"]].reset_index().join(rows, on="id")
     check, films = settle_gate(check, distances, held_out, films, decision)
+    chosen = Chosen(decision, check.gate, decision.calibration.apply(table))
+    found = table_metrics(chosen.predictions, threshold=decision.threshold)
+    run.log_metrics({f"operating/{name}": value for name, value in found.items() if not np.isnan(value)})
+    run.log_metrics({OPERATING: decision.threshold})
     if settings.report:
         _report(run, config, net, held_out, films, decision, settings, check)
-    return Chosen(decision, check.gate, decision.calibration.apply(table))
+    return chosen
 
 
 def fit_gate(net: nn.Module, held_out: HeldOut) -> tuple[InputCheck, Vector]:
@@ -127,6 +133,8 @@ def _report(
             config=config,
             tags=run.tags,
             chosen_after={run.run_id: opened} if opened else {},
+            classes=held_out.classes,
+            left_out=counted(held_out.left_out),
         ),
         net=net,
         predict=partial(run_net, net),
@@ -140,7 +148,7 @@ def _report(
 def _opened_before(run: Run) -> int | None:
     """Ask the ledger how often a test was opened before this training; None where the store does not answer."""
     try:
-        ask = partial(opened_before, run.store, experiment=run.store.experiment_name, started=run.started)
+        ask = partial(opened_before, run.store, started=run.started)
         return within(START, ask, name="the ledger")
     except Exception as error:  # each kind of store has its own
         log.warning("the ledger cannot be read, so it is unknown whether a test was opened before: %s", error)

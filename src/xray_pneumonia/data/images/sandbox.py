@@ -210,7 +210,7 @@ def _parsed(answer: bytes, file: InputFile, size: int) -> Attempt:
 
 def serve(pipe: Connection, size: int, rules: dict[str, Any], memory_mb: int) -> None:
     """Run in a child process: decode files until the parent is gone."""
-    known = DicomRules(**{name: tuple(value) if isinstance(value, list) else value for name, value in rules.items()})
+    known = DicomRules(**rules)
     confine(memory_mb)
     pipe.send_bytes(READY)
     while True:
