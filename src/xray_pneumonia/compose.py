@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -39,24 +39,44 @@ QUOTES = ("'", '"', "${")
 SPECIAL = ("'", '"', "\\", "\n", "${", ",")
 
 
-def launch(verb: str, arguments: list[str]) -> None:
+def launch(verb: str, arguments: list[str], run: Callable[[DictConfig], Any] | None = None) -> Any:
     """Compose the config of a verb with Hydra and run its workflow on it, once or as a sweep.
+
+    Args:
+        verb: names the config and, unless `run` is given, the workflow.
+        arguments: of the command line.
+        run: what runs instead of the workflow's `main`.
+
+    Returns:
+        What the (last) run returned.
 
     Raises:
         InputError: Hydra cannot compose what was asked for.
     """
-    import hydra
-    from hydra.errors import HydraException
-
     if any(argument.startswith("--e") for argument in arguments):  # Hydra completes abbreviated options
         raise InputError("--experimental-rerun unpickles a file, which could run anything; use `xray reproduce`")
     failures: list[BaseException] = []
+    returned: list[Any] = [None]
     given, arguments = arguments, _added(_config_dir_first(arguments))
     arguments, literal = _literally(verb, [_quoted(argument) for argument in arguments])
 
     def task(cfg: DictConfig) -> Any:
         cfg.update(literal)
-        return _run(verb, cfg, failures)
+        returned[0] = _run(run or import_module(f"xray_pneumonia.workflows.{verb}").main, cfg, failures)
+        return returned[0]
+
+    _call_hydra(verb, arguments, task, failures)
+    if failures:
+        raise _named(failures[0], given)
+    return returned[0]
+
+
+def _call_hydra(
+    verb: str, arguments: list[str], task: Callable[[DictConfig], Any], failures: list[BaseException]
+) -> None:
+    """Let Hydra parse the arguments and call `task`; its errors become one line."""
+    import hydra
+    from hydra.errors import HydraException
 
     before = sys.argv
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise to us instead of printing and leaving
@@ -74,8 +94,6 @@ def launch(verb: str, arguments: list[str]) -> None:
         ) from error
     finally:
         sys.argv = before
-    if failures:
-        raise _named(failures[0], given)
 
 
 def _config_dir_first(arguments: list[str]) -> list[str]:
@@ -123,17 +141,16 @@ def _quoted(argument: str) -> str:
     return argument if read == value else f'{key}="{value}"'
 
 
-def _run(verb: str, cfg: DictConfig, failures: list[BaseException]) -> Any:
+def _run(run: Callable[[DictConfig], Any], cfg: DictConfig, failures: list[BaseException]) -> Any:
     """Run the workflow; outside of a sweep its error goes to `failures`, since Hydra would print about it."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    workflow = import_module(f"xray_pneumonia.workflows.{verb}")
     try:
         if "extensions" in cfg:
             cfg.extensions = extensions.load(OmegaConf.to_object(cfg.extensions))
             drop_replaced(cfg, HydraConfig.get().overrides.task)
-        return workflow.main(cfg)
+        return run(cfg)
     except Exception as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise

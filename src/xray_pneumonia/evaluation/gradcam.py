@@ -205,7 +205,7 @@ def _randomised(net: nn.Module, seed: int) -> nn.Module:
 
 
 def _batch(images: Gray, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(images))[:, None].float().to(device)
+    return torch.from_numpy(np.array(images))[:, None].float().to(device)
 
 
 def overlay(image: Gray, heat: Maps, *, width: int, height: int) -> Image.Image:

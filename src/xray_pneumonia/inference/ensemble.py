@@ -23,7 +23,7 @@ def save_ensemble(folder: Path, members: list[str], card: Card) -> None:
         members: names of the folders next to it that hold the members' bundles; the first one's heat maps are
             the ensemble's.
         card: of the ensemble: `net` is empty, calibration, operating point and band are for the mean of the members'
-            calibrated logits.
+            evidence.
 
     Raises:
         InputError: a member is named twice, or lies elsewhere.

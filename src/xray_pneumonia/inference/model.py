@@ -40,7 +40,7 @@ class TrainedModel:
         gate: recognises films of the kind that it learned from; None in a model without one.
         net: raw pixels (B, 1, S, S) -> uncalibrated logits (B,), for heat maps too; in an ensemble the first member's;
             None where only an exported graph is there.
-        members: of an ensemble, which averages their calibrated logits and calibrates the mean.
+        members: of an ensemble, which averages their evidence and calibrates the mean.
         graph: computes instead of the nets.
         folder: that it was read from.
     """
@@ -56,7 +56,7 @@ class TrainedModel:
     @property
     def calibration(self) -> Calibration:
         """What maps `uncalibrated_logits` to `logits`."""
-        return Calibration(self.card.temperature, self.card.bias)
+        return Calibration(self.card.temperature, self.card.bias, self.card.prevalence)
 
     @property
     def band(self) -> Band:
@@ -66,14 +66,31 @@ class TrainedModel:
     @property
     def decision(self) -> Decision:
         """Calibration, operating point and band."""
-        return Decision(self.calibration, self.card.operating_point, self.card.operating_point_policy, self.band)
+        card = self.card
+        return Decision(self.calibration, card.operating_point, card.operating_point_policy, self.band, card.promise)
 
     def with_decision(self, decision: Decision) -> "TrainedModel":
         """Copy the model with another calibration, operating point and band."""
         return replace(self, card=self.card.with_decision(decision))
 
+    def at(self, prevalence: float | None, *, cost: float | None = None) -> "TrainedModel":
+        """Show probabilities where a share `prevalence` of the patients is ill; see `Decision.at`.
+
+        Raises:
+            InputError: the model names no prevalence of its own, or there is a cost without a prevalence.
+        """
+        if prevalence is None:
+            if cost is not None:
+                raise InputError(f"cost={cost:g}: needs prevalence=P, the share of ill patients where it is to be used")
+            return self
+        moved, graph = self.with_decision(self.decision.at(prevalence, cost=cost)), self.graph
+        if graph is None:
+            return moved
+        step = moved.calibration.offset - self.calibration.offset
+        return replace(moved, graph=lambda images: graph(images) + np.array([step, 0.0]))
+
     def uncalibrated_logits(self, images: Gray, *, progress: str = "") -> Vector:
-        """Compute what `calibration` is for: the net's logits, or the mean of the members' calibrated ones.
+        """Compute what `calibration` is for: the net's logits, or the mean of the members' evidence.
 
         Args:
             images: (N, S, S) uint8, S the card's image size.
@@ -91,8 +108,9 @@ class TrainedModel:
         """Compute in one pass what `uncalibrated_logits` does, and distances (N,) for the gate; 0 if it needs none."""
         self._require_readable(images)
         if self.members:
-            rows = np.mean([member.calibrated(images, progress=progress) for member in self.members], axis=0)
-            return rows[:, 0], rows[:, 1]
+            found = [member.measure(images, progress=progress) for member in self.members]
+            rows = [one.calibration.evidence(logits) for one, (logits, _) in zip(self.members, found, strict=True)]
+            return np.mean(rows, axis=0), np.mean([distances for _, distances in found], axis=0)
         if not isinstance(self.gate, FeatureGate):
             return run_net(self.require_net(), images, progress=progress), np.zeros(len(images))
         logits, features = run_features(self._feature_net, images, act=self.gate.distances, progress=progress)
@@ -127,10 +145,10 @@ class TrainedModel:
         """Classify (N, S, S) uint8 images, or abstain.
 
         Returns:
-            One row for each: `probability` (calibrated), `label` (a class name, by the operating point),
-            `operating_point`, `answer` ("normal", "pneumonia" or the model's own classes; or "look closer"),
-            `abstention` (why the answer is "look closer", else empty) and `gate` (above 1 for films of another
-            kind than it learned from; NaN without a gate).
+            One row for each: `probability` (at the card's prevalence), `label` (a class name, by the operating point),
+            `operating_point`, `prevalence` (None in models that name none), `answer` ("normal", "pneumonia" or the
+            model's own classes; or "look closer"), `abstention` (why the answer is "look closer", else empty) and
+            `gate` (above 1 for films of another kind than it learned from; NaN without a gate).
 
         Raises:
             ValueError: the images have another shape or type.
@@ -146,6 +164,7 @@ class TrainedModel:
                 "probability": probability,
                 "label": np.asarray(self.card.class_names)[(probability >= self.card.operating_point).astype(int)],
                 "operating_point": self.card.operating_point,
+                "prevalence": self.card.prevalence,
                 "answer": np.where(stopped != "", "look closer", answer),
                 "abstention": np.where(stopped != "", stopped, reason),
                 "gate": score,
@@ -180,7 +199,7 @@ def ensemble_of(
     gate: Gate | None = None,
     folder: Path | None = None,
 ) -> TrainedModel:
-    """Join models into one that averages their calibrated logits and their distances; heat maps are the first one's.
+    """Join models into one that averages their evidence and their distances; heat maps are the first one's.
 
     Without a `gate` of its own it gets its members' joined one, or the first member's where they measure no distances.
     """

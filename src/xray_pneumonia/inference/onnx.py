@@ -47,12 +47,12 @@ class _Measured(nn.Module):
         return logit.double(), (apart @ self.matrix.double()).square().sum(dim=1)
 
 
-class _Calibrated(nn.Module):
-    """A model's nets with its calibration, as one module."""
+class _Evidence(nn.Module):
+    """A model's nets and the linear map to its evidence, as one module."""
 
     def __init__(self, model: TrainedModel) -> None:
         super().__init__()
-        members = [_Calibrated(member) for member in model.members]
+        members = [_Evidence(member) for member in model.members]
         self.parts = nn.ModuleList(members or [_Measured(model)])
         self.temperature, self.bias = model.card.temperature, model.card.bias
 
@@ -66,10 +66,12 @@ class _Answer(nn.Module):
 
     def __init__(self, model: TrainedModel) -> None:
         super().__init__()
-        self.inner, self.measures = _Calibrated(model), isinstance(model.gate, FeatureGate)
+        self.inner, self.offset = _Evidence(model), model.calibration.offset
+        self.measures = isinstance(model.gate, FeatureGate)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        logit, distance = self.inner(pixels)
+        evidence, distance = self.inner(pixels)
+        logit = evidence + self.offset
         return (torch.sigmoid(logit), logit, distance) if self.measures else (torch.sigmoid(logit), logit)
 
 
@@ -180,5 +182,6 @@ def _metadata(model: TrainedModel) -> dict[str, str]:
         "labels": json.dumps(card.class_names),
         "image_size": str(card.image_size),
         "operating_point": repr(card.operating_point),
+        "prevalence": json.dumps(card.prevalence),
         "band": json.dumps(card.band),
     }

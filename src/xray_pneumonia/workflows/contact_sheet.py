@@ -1,9 +1,10 @@
 """Summarises the answers to all files: a table on the terminal, and the contact sheet, one HTML page of thumbnails."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from heapq import nsmallest
 from pathlib import Path
 
@@ -16,11 +17,13 @@ from xray_pneumonia.data.images.sandbox import Decoders
 from xray_pneumonia.evaluation.drift import Drift, Home, compare_with_home
 from xray_pneumonia.evaluation.gradcam import read_overlay, thumbnail
 from xray_pneumonia.evaluation.quality import FLAGS
+from xray_pneumonia.evaluation.report import text
 from xray_pneumonia.evaluation.report.build import render
 from xray_pneumonia.evaluation.report.model_card import USE, limitations
 from xray_pneumonia.evaluation.report.text import percent
 from xray_pneumonia.inference.bundle import Card
 from xray_pneumonia.inference.model import TrainedModel
+from xray_pneumonia.types import spoken
 from xray_pneumonia.workflows.prediction_files import TABLE, Row
 
 SHEET = "contact_sheet.html"
@@ -32,7 +35,7 @@ def meanings(card: Card) -> dict[str, str]:
     """Word what each answer of a model means."""
     negative, positive = card.answers.values()
     return {
-        "look closer": "uncertain, or no film of the kind it knows",
+        "look closer": "too near the operating point, or no film of the kind it knows",
         positive: f"speaks for {positive}",
         negative: f"speaks against {positive}; other findings are unseen",
     }
@@ -111,12 +114,20 @@ def write_sheet(folder: Path, summary: Summary, model: TrainedModel, decoders: D
         card=model.card,
         band=model.band,
         rests=describe_evidence(model.card),
+        meaning=word_probability(model.card),
+        promise=text.promise(model.card.promise),
         use=USE,
         limits=limitations(model.card.classes),
         tones=dict(zip(meanings(model.card), ("closer", "positive", "negative"), strict=True)),
         when=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
     (folder / SHEET).write_text(page, encoding="utf-8")
+
+
+def word_probability(card: Card) -> Callable[[float], str]:
+    """Make the function that words what a probability says of a film."""
+    finding = spoken(card.class_names[1])
+    return partial(text.meaning, prevalence=card.prevalence, threshold=card.operating_point, finding=finding)
 
 
 def describe_evidence(card: Card) -> str:
@@ -155,6 +166,8 @@ def print_summary(summary: Summary, model: TrainedModel, folder: Path, console: 
     console.print(table)
     for name, count in summary.flags.most_common():
         console.print(f"Flag {name}: {count} ({FLAGS[name]})", highlight=False)
+    holds = text.promise(model.card.promise)
+    console.print(f"{word_probability(model.card)(0.8)} {holds}", highlight=False, markup=False)
     console.print(f"Model {model.name}. {describe_evidence(model.card)}", highlight=False, markup=False)
     console.print("A second opinion beside a radiologist's reading; no medical device.", highlight=False)
     print(f"Answers: {folder / TABLE}\nContact sheet: {folder / SHEET}")

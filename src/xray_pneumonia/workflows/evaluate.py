@@ -27,7 +27,7 @@ from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.store import open_store
 from xray_pneumonia.training import performance
-from xray_pneumonia.types import CLASSES
+from xray_pneumonia.types import CLASSES, OpenFraction, Positive
 from xray_pneumonia.workflows.evaluation_data import (
     RECORD_COLUMNS,
     EvaluationFolder,
@@ -55,6 +55,8 @@ class EvaluateConfig:
     split: Split
     compare_to: str | list[str] | None
     operating_point: str
+    prevalence: OpenFraction | None
+    cost: Positive | None
     data: EvaluationFolder
     evaluation: Node
     tracking: Node
@@ -69,6 +71,7 @@ def main(cfg: DictConfig) -> None:
     store = open_store(tracking, home=home)
     performance.prepare_process(keep_freed_memory=True, threads=None)
     evaluated = find_evaluated(store, cfg, settings)
+    evaluated = replace(evaluated, model=evaluated.model.at(cfg.prevalence, cost=cfg.cost))
     other = find_compared(store, cfg, settings)
     held_out = open_split(
         evaluated.runs[0],

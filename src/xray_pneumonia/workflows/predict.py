@@ -25,13 +25,15 @@ from xray_pneumonia.evaluation.input_gate import FeatureGate
 from xray_pneumonia.evaluation.quality import quality_flags
 from xray_pneumonia.inference.loading import EngineName
 from xray_pneumonia.inference.model import TrainedModel
-from xray_pneumonia.types import CLASSES, Count, Gray, Processes, Text, Whole
+from xray_pneumonia.types import CLASSES, Count, Gray, OpenFraction, Positive, Processes, Text, Whole
 from xray_pneumonia.workflows.contact_sheet import Summary, print_summary, summarise, write_sheet
 from xray_pneumonia.workflows.find_model import find_and_load
 from xray_pneumonia.workflows.prediction_files import TABLE, PredictionFiles, Row, make_row
 
 HEAT_MAPS = "heat_maps"
-CHOSEN = ("run_id", "weights_sha256", "operating_point", "band", "temperature", "bias", "image_size", "net")
+CHOSEN = (
+    "run_id", "weights_sha256", "operating_point", "band", "temperature", "bias", "prevalence", "image_size", "net",
+)  # fmt: skip
 COMPARED = 8  # images whose heat maps are compared with those of random weights
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,8 @@ class PredictConfig:
     output: Text
     engine: EngineName
     explain: bool
+    prevalence: OpenFraction | None
+    cost: Positive | None
     modalities: list[str]
     views: list[str]
     body_parts: list[str]
@@ -77,6 +81,7 @@ def main(cfg: DictConfig) -> None:
 def _predict(cfg: DictConfig) -> None:
     source, folder = _places(cfg)
     model = find_and_load(cfg.model, tracking=build(cfg.tracking), home=Path(cfg.home), engine=cfg.engine)
+    model = model.at(cfg.prevalence, cost=cfg.cost)
     if cfg.explain and model.net is None:
         cure = f"extensions=[{','.join(model.card.extensions)}]" if model.card.extensions else "engine=torch"
         raise InputError(f"explain=true: heat maps need the net itself; use {cure} or explain=false")

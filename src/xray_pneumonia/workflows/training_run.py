@@ -141,6 +141,8 @@ def record_bundle(
         operating_point=decision.threshold,
         operating_point_policy=decision.policy,
         band=[decision.band.low, decision.band.high],
+        prevalence=decision.calibration.prevalence,
+        promise=decision.promise,
         records_fingerprint=fingerprint(data.records),
         run_id=run.run_id,
         versions={name: version(name) for name in ("xray-pneumonia", "torch")},

@@ -13,6 +13,7 @@ from torch import nn
 from xray_pneumonia.data.classes import counted
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.evaluation import predictions
+from xray_pneumonia.evaluation.abstention import answered_and_wrong
 from xray_pneumonia.evaluation.assessment import Decision, decide
 from xray_pneumonia.evaluation.drift import Home, describe
 from xray_pneumonia.evaluation.input_gate import Gate, fit_feature_gate, fit_thumbnail_gate
@@ -51,12 +52,14 @@ def assess_validation(
     table: pd.DataFrame,
     *,
     settings: EvaluationSettings,
+    out_of_fold: pd.DataFrame | None = None,
 ) -> Chosen:
-    """Choose calibration, operating point, band and gate on validation, and write the report into the run.
+    """Choose calibration, operating point, margin and gate on validation, and write the report into the run.
 
-    `net` has the best weights, `table` its raw predictions on validation.
+    `net` has the best weights, `table` its raw predictions on validation; `out_of_fold` is what the margin is fitted on
+    instead.
     """
-    decision = decide(table, settings)
+    decision = decide(table, settings, out_of_fold=out_of_fold)
     held_out = cut(data, "val", config["data"]["root"], set(table["id"]))
     check, distances = fit_gate(net, held_out)
     rows = held_out.records.set_index("id")[[name for name in RECORD_COLUMNS if name in held_out.records]]
@@ -175,4 +178,5 @@ def assess_shift(run: Run, net: nn.Module, data: XRayDataModule, decision: Decis
     table = decision.calibration.apply(predictions.tabulate(data.records, index, logits))
     predictions.write(table, run.path("predictions/shift.csv"))
     metrics = table_metrics(table, threshold=decision.threshold)
+    metrics["answered"], metrics["answered_error"] = answered_and_wrong(table, decision.band)
     run.log_metrics({f"shift/{name}": value for name, value in metrics.items() if not np.isnan(value)})

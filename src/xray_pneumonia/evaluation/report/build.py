@@ -1,9 +1,8 @@
 """Assesses a model on a split, and writes the numbers, the figures and one self-contained HTML report."""
 
 import base64
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from xray_pneumonia.evaluation.metrics import METRICS
 from xray_pneumonia.evaluation.quality import InputCheck
 from xray_pneumonia.evaluation.report import text
 from xray_pneumonia.evaluation.report.model_card import checklist_answers, fill_checklist, limitations, model_facts
+from xray_pneumonia.evaluation.report.numbers import as_json
 from xray_pneumonia.evaluation.robustness import robustness, sample
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.evaluation.shortcuts import shortcuts
@@ -144,8 +144,7 @@ def assess_and_report(
 
     Args:
         folder: gets `evaluation.json`, `predictions.csv` and, with `settings.report`, `report.html` and `figures`.
-        table: raw predictions on the split; columns of the records may be joined to it; with a gate, `gate_score` and
-            `gate_reason`.
+        table: raw predictions on the split, with `GATE_COLUMNS` if there is a gate; columns of the records may follow.
         images: (N, H, W) of the same rows.
         decision: what was chosen on validation.
         settings: what is asked for.
@@ -160,9 +159,7 @@ def assess_and_report(
     report = Report(context=context, assessment=assessment)
     if rival is not None:
         report.rival, report.differences = rival.name, _compare(assessment, rival, settings)
-    if check is not None and check.gate.home is not None:
-        films = describe(assessment.table, images, threshold=decision.threshold)
-        report.drift = compare_with_home(films, check.gate.home, positive=context.classes[1])
+    report.drift = _drift(report, images, check)
     if settings.robustness_images != 0:
         rows = sample(table, images=settings.robustness_images, seed=settings.seed)
         some, report.robustness_images = assessment.table.iloc[rows], len(rows)
@@ -171,10 +168,16 @@ def assess_and_report(
     if settings.report:
         _examine_images(report, images, settings, net=net, check=check)
         _write_page(folder, report, images, settings)
-    (folder / NUMBERS).write_text(_as_json(report), encoding="utf-8")
-    written = [name for name in (*predictions.COLUMNS, *GATE_COLUMNS) if name in assessment.table]
-    predictions.write(assessment.table[written], folder / "predictions.csv")
+    (folder / NUMBERS).write_text(as_json(report), encoding="utf-8")
+    predictions.write(assessment.table.filter([*predictions.COLUMNS, *GATE_COLUMNS]), folder / "predictions.csv")
     return report
+
+
+def _drift(report: Report, images: Gray, check: InputCheck | None) -> Drift | None:
+    if check is None or check.gate.home is None:
+        return None
+    films = describe(report.assessment.table, images, threshold=report.assessment.decision.threshold)
+    return compare_with_home(films, check.gate.home, positive=report.context.classes[1])
 
 
 def _compare(assessment: Assessment, rival: Rival, settings: EvaluationSettings) -> list[Difference]:
@@ -249,43 +252,3 @@ def _inline(figure: "Figure") -> str:
     buffer = BytesIO()
     figure.savefig(buffer, format="png", bbox_inches="tight", dpi=90)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _as_json(report: Report) -> str:
-    context, assessment = report.context, report.assessment
-    numbers: dict[str, Any] = {
-        "model": context.model,
-        "split": context.split,
-        "classes": context.classes,
-        "left_out": context.left_out,
-        "run_ids": context.run_ids,
-        "images": assessment.images,
-        "patients": assessment.patients,
-        "openings": len(context.openings),
-        "leaks": context.leaks,
-        "elsewhere": context.elsewhere,
-        "decision": asdict(assessment.decision),
-        "at_operating_point": {name: asdict(one) for name, one in assessment.at_point.items()},
-        "at_0.5": {name: asdict(one) for name, one in assessment.at_half.items()},
-        "uncalibrated": {name: asdict(one) for name, one in assessment.uncalibrated.items()},
-        "delong": asdict(assessment.delong),
-        "calibration": asdict(assessment.calibration),
-        "prevalence": [asdict(one) for one in assessment.predictive_values],
-        "subgroups": [asdict(one) | {"few": one.few} for one in assessment.subgroups],
-        "shortcuts": {name: asdict(one) for name, one in report.shortcuts.items()},
-        "gate": report.gate,
-        "drift": None if report.drift is None else asdict(report.drift),
-        "maps": report.maps.facts if report.maps else {},
-        "differences": [asdict(one) for one in report.differences],
-        "robustness": [] if report.robustness is None else report.robustness.to_dict("records"),
-    }
-    return json.dumps(_finite(numbers), indent=2, default=float)
-
-
-def _finite(tree: Any) -> Any:
-    """Replace NaN, which is no JSON, by null."""
-    if isinstance(tree, dict):
-        return {key: _finite(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [_finite(value) for value in tree]
-    return None if isinstance(tree, float) and not np.isfinite(tree) else tree
