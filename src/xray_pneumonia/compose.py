@@ -24,6 +24,7 @@ from xray_pneumonia.stored_config import check_experiment
 LITERAL = {
     "evaluate": ("model",),
     "export": ("model", "run_id", "input", "output"),
+    "index": ("source", "output"),
     "predict": ("model", "input", "output"),
     "register": ("run_id", "name", "alias"),
     "reproduce": ("model", "run_id"),
@@ -34,7 +35,7 @@ PLACES = (
     "data.root", "home", "data.cache_dir", "tracking.run_name", "tracking.experiment_name", "tracking.uri",
     "sweep.storage", "sweep.name",
 )  # fmt: skip
-PATTERN = "data.patient"  # a regular expression, or a word
+PATTERNS = ("data.patient", "patient")  # regular expressions, or words
 QUOTES = ("'", '"', "${")
 SPECIAL = ("'", '"', "\\", "\n", "${", ",")
 
@@ -129,9 +130,9 @@ def _quoted(argument: str) -> str:
     from hydra.errors import HydraException
 
     key, _, value = argument.partition("=")
-    if key not in (*PLACES, PATTERN) or value in ("", "null"):
+    if key not in (*PLACES, *PATTERNS) or value in ("", "null"):
         return argument
-    special = QUOTES if key == PATTERN else SPECIAL
+    special = QUOTES if key in PATTERNS else SPECIAL
     if any(sign in value for sign in special) and not ("," in value and '"' not in value and Path(value).exists()):
         return argument
     try:

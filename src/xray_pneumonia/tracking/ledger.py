@@ -137,7 +137,9 @@ def _opening(started: int, tags: Mapping[str, str]) -> Opening:
     names = ("who", "split", "fingerprint", "contents", "experiment", "config_sha256", "runs")
     parts = sorted((int(key.rpartition(".")[2]), value) for key, value in tags.items() if key.startswith(FILMS))
     films = "".join(value for _, value in parts)
-    return Opening(started, *(tags.get(f"ledger.{name}", "") for name in names), films)
+    who, *rest = (tags.get(f"ledger.{name}", "") for name in names)
+    split, fingerprint, contents, experiment, config_sha256, runs = rest
+    return Opening(started, who, split, fingerprint, contents, experiment, config_sha256, runs, films)
 
 
 def _short(sha256: str) -> str:
