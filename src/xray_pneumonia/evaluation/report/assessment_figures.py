@@ -30,7 +30,7 @@ def draw(report: "Report", images: Gray, *, seed: int) -> dict[str, Figure]:
     drawn = {
         "roc": roc_with_band(assessment, seed=seed),
         "reliability": reliability_diagram(assessment, classes=report.context.classes),
-        "confusion_matrix": confusion_matrix(table, threshold=round(threshold, 4), classes=report.context.classes),
+        "confusion_matrix": confusion_matrix(table, threshold=threshold, classes=report.context.classes),
         "coverage": coverage_and_accuracy(assessment, classes=report.context.classes),
         "worst_mistakes": worst_mistakes(table, images, threshold=threshold, classes=report.context.classes),
     }
