@@ -115,10 +115,11 @@ def _signature() -> Any:
     # The bytes of a file (base64 in JSON), or S x S gray values. With a stricter type one wrong row fails all others.
     inputs = Schema([ColSpec(AnyType(), name, required=False) for name in ("image", "pixels")])
     texts = [ColSpec(DataType.string, name) for name in ("answer", "abstention")]
+    score = ColSpec(DataType.double, "gate_score")  # above 1 for films of another kind than those it learned from
     numbers = [ColSpec(DataType.double, "probability"), ColSpec(DataType.string, "label")]
     points = [ColSpec(DataType.double, name) for name in ("operating_point", "prevalence")]
     params = ParamSchema([ParamSpec("prevalence", DataType.double, 0.0)])  # 0: the model's own
-    return ModelSignature(inputs=inputs, outputs=Schema([*numbers, *points, *texts]), params=params)
+    return ModelSignature(inputs=inputs, outputs=Schema([*numbers, *points, *texts, score]), params=params)
 
 
 @dataclass(frozen=True)
