@@ -40,7 +40,9 @@ DOORS = {
 }
 LEAVES = {"types", "errors", "confined", "masking", "__version__"}
 KNOWS = {  # room -> the rooms it may import besides the leaves
+    "": {"api"},  # the package itself, on demand
     "cli": {"compose"},
+    "api": {"compose", "config", "stored_config", "data", "evaluation", "inference", "tracking", "workflows"},
     "compose": {"config", "extensions", "stored_config"},
     "config": {"extensions", "libraries", "signatures"},
     "extensions": set(),
@@ -95,13 +97,13 @@ def test_rooms_know_only_what_they_may(module: Path):
 
 
 def test_every_room_has_a_row():
-    rooms = {room_of(name_of(module)) for module in MODULES} - LEAVES - {""}
+    rooms = {room_of(name_of(module)) for module in MODULES} - LEAVES
     assert rooms == set(KNOWS)
 
 
 def test_tracking_names_no_room_above_it_even_as_text():
     for module in (SOURCE / "tracking").rglob("*.py"):
-        for room in set(KNOWS) - {"tracking"}:
+        for room in set(KNOWS) - {"tracking", ""}:
             assert f"xray_pneumonia.{room}" not in module.read_text(), module.name
 
 

@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -24,39 +24,59 @@ from xray_pneumonia.stored_config import check_experiment
 LITERAL = {
     "evaluate": ("model",),
     "export": ("model", "run_id", "input", "output"),
+    "index": ("source", "output"),
     "predict": ("model", "input", "output"),
     "register": ("run_id", "name", "alias"),
     "reproduce": ("model", "run_id"),
     "serve": ("model", "keep", "audit", "host"),
 }
-# Paths, names and addresses of every verb; commas separate the values of a sweep, except in a path that exists.
+# Paths, names and addresses of every verb, taken as they are but for Hydra's quotes and `${...}`.
 PLACES = (
     "data.root", "home", "data.cache_dir", "tracking.run_name", "tracking.experiment_name", "tracking.uri",
-    "sweep.storage", "sweep.name",
+    "sweep.storage", "sweep.name", "storage", "experiment_name", "sweep_name", "output",
 )  # fmt: skip
-PATTERN = "data.patient"  # a regular expression, or a word
-QUOTES = ("'", '"', "${")
-SPECIAL = ("'", '"', "\\", "\n", "${", ",")
+PATTERNS = ("data.patient", "patient")  # regular expressions, or words
 
 
-def launch(verb: str, arguments: list[str]) -> None:
+def launch(verb: str, arguments: list[str], run: Callable[[DictConfig], Any] | None = None) -> Any:
     """Compose the config of a verb with Hydra and run its workflow on it, once or as a sweep.
+
+    Args:
+        verb: names the config and, unless `run` is given, the workflow.
+        arguments: of the command line.
+        run: what runs instead of the workflow's `main`.
+
+    Returns:
+        What the (last) run returned.
 
     Raises:
         InputError: Hydra cannot compose what was asked for.
     """
-    import hydra
-    from hydra.errors import HydraException
-
     if any(argument.startswith("--e") for argument in arguments):  # Hydra completes abbreviated options
         raise InputError("--experimental-rerun unpickles a file, which could run anything; use `xray reproduce`")
     failures: list[BaseException] = []
+    returned: list[Any] = [None]
     given, arguments = arguments, _added(_config_dir_first(arguments))
-    arguments, literal = _literally(verb, [_quoted(argument) for argument in arguments])
+    arguments, literal = _literally(verb, arguments)
+    arguments = [_quoted(argument) for argument in arguments]
 
     def task(cfg: DictConfig) -> Any:
         cfg.update(literal)
-        return _run(verb, cfg, failures)
+        returned[0] = _run(run or import_module(f"xray_pneumonia.workflows.{verb}").main, cfg, failures)
+        return returned[0]
+
+    _call_hydra(verb, arguments, task, failures)
+    if failures:
+        raise _named(failures[0], given)
+    return returned[0]
+
+
+def _call_hydra(
+    verb: str, arguments: list[str], task: Callable[[DictConfig], Any], failures: list[BaseException]
+) -> None:
+    """Let Hydra parse the arguments and call `task`; its errors become one line."""
+    import hydra
+    from hydra.errors import HydraException
 
     before = sys.argv
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise to us instead of printing and leaving
@@ -74,8 +94,6 @@ def launch(verb: str, arguments: list[str]) -> None:
         ) from error
     finally:
         sys.argv = before
-    if failures:
-        raise _named(failures[0], given)
 
 
 def _config_dir_first(arguments: list[str]) -> list[str]:
@@ -111,29 +129,33 @@ def _quoted(argument: str) -> str:
     from hydra.errors import HydraException
 
     key, _, value = argument.partition("=")
-    if key not in (*PLACES, PATTERN) or value in ("", "null"):
+    if key not in (*PLACES, *PATTERNS) or value in ("", "null"):
         return argument
-    special = QUOTES if key == PATTERN else SPECIAL
-    if any(sign in value for sign in special) and not ("," in value and '"' not in value and Path(value).exists()):
+    if value[0] in "'\"" or "${" in value or "\n" in value or _lists(key, value):
         return argument
     try:
         read = OverridesParser.create().parse_override(argument).value()
     except HydraException:
         read = None
-    return argument if read == value else f'{key}="{value}"'
+    escaped = re.sub(r'(\\*)(?="|$)', r"\1\1", value).replace('"', r"\"")
+    return argument if read == value else f'{key}="{escaped}"'
 
 
-def _run(verb: str, cfg: DictConfig, failures: list[BaseException]) -> Any:
+def _lists(key: str, value: str) -> bool:
+    """Tell whether commas separate the values of a sweep: in a path of data that does not exist."""
+    return key in ("data.root", "data.cache_dir") and "," in value and not Path(value).exists()
+
+
+def _run(run: Callable[[DictConfig], Any], cfg: DictConfig, failures: list[BaseException]) -> Any:
     """Run the workflow; outside of a sweep its error goes to `failures`, since Hydra would print about it."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    workflow = import_module(f"xray_pneumonia.workflows.{verb}")
     try:
         if "extensions" in cfg:
             cfg.extensions = extensions.load(OmegaConf.to_object(cfg.extensions))
-            drop_replaced(cfg, HydraConfig.get().overrides.task)
-        return workflow.main(cfg)
+            drop_replaced(cfg, _overrides())
+        return run(cfg)
     except Exception as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
@@ -230,7 +252,13 @@ def _extensions(arguments: list[str]) -> Any:
 
 def asked() -> list[str]:
     """List the keys and groups that the running command sets."""
+    return [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in _overrides()]
+
+
+def _overrides() -> list[str]:
+    """List what the running command sets, as it is written: `seed=${mode}` is no key of this list."""
     from hydra.core.hydra_config import HydraConfig
 
-    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    return [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]
+    given: Any = HydraConfig.get().overrides.task if HydraConfig.initialized() else OmegaConf.create([])
+    texts: Any = OmegaConf.to_container(given, resolve=False)
+    return list(texts)

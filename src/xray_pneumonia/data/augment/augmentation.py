@@ -76,9 +76,10 @@ class Augmentation:
                 changed[row] = transform.apply(changed[row], parameters[row])
         return self._more(changed, entropy=[seed, epoch], records=rows)
 
-    def require_side(self, side: int) -> None:
-        """Check that images of `side` pixels keep their shape and type; else an InputError says what does not."""
-        self._more.require_side(side)
+    def require_sides(self, sides: Iterable[int]) -> None:
+        """Check that images of these sizes keep their shape and type; else an InputError says what does not."""
+        for side in sides:
+            self._more.require_side(side)
 
 
 def _by_albumentations(pipeline: Any, images: Gray, *, entropy: list[int], records: Iterable[int]) -> Gray:

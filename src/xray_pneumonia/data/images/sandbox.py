@@ -44,6 +44,9 @@ class Limits:
     memory_mb: Count
 
 
+USUAL = Limits(seconds=30.0, memory_mb=2048)  # those of conf/predict.yaml
+
+
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
     """The result of one file: `pixels` (size, size) and notes on their decoding, or an error `code` and its meaning."""
