@@ -192,7 +192,18 @@ def _experiment_files(arguments: list[str]) -> Iterator[list[str]]:
 
 def asked() -> list[str]:
     """List the keys and groups that the running command sets."""
+    return [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides()]
+
+
+def overrides() -> list[str]:
+    """List the overrides of the running command."""
     from hydra.core.hydra_config import HydraConfig
 
-    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    return [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def choices() -> dict[str, str | None]:
+    """List which file each config group of the running command was read from."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return dict(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else {}

@@ -24,6 +24,7 @@ PROCESSORS = os.cpu_count() or 1
 MOST_PROCESSES = max(32, 4 * PROCESSORS)
 Workers = Annotated[int, Interval(ge=0, le=MOST_PROCESSES)]  # processes; more than a machine has only wait
 Processes = Annotated[int, Interval(ge=1, le=MOST_PROCESSES)]
+Port = Annotated[int, Interval(ge=1, le=65535)]
 Text = Annotated[str, MinLen(1)]  # a name, path or address
 Seed = Annotated[int, Interval(ge=0, lt=2**32)]
 Side = Annotated[int, Interval(ge=16, le=2048)]

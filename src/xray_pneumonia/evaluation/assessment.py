@@ -80,11 +80,8 @@ class Assessment:
         return int(self.table["patient"].nunique())
 
     def metrics(self) -> dict[str, float]:
-        """List the metrics at the operating point, with `_low` and `_high` for the intervals; NaN is left out."""
-        flat: dict[str, float] = {}
-        for name, one in self.at_point.items():
-            flat |= {name: one.value, f"{name}_low": one.low, f"{name}_high": one.high}
-        return {name: value for name, value in flat.items() if not np.isnan(value)}
+        """List the metrics at the operating point; their intervals stand in the report, and NaN is left out."""
+        return {name: one.value for name, one in self.at_point.items() if not np.isnan(one.value)}
 
 
 def assess(

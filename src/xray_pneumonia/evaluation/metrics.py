@@ -114,6 +114,7 @@ METRICS = {  # title, direction, function, every_epoch, proportion_of
     "calibration_error": Metric("calibration error", "min", _calibration_error),
 }
 EPOCH_METRICS = tuple(name for name, metric in METRICS.items() if metric.every_epoch)
+RANKING = ("auroc", "average_precision")  # what neither calibration nor a threshold changes
 OF_PROBABILITIES = ("brier", "log_loss", "calibration_error")  # what calibration changes
 
 # What can choose the best epoch: all that is logged after every validation.

@@ -4,14 +4,13 @@ The ledger is an experiment of the store with one run for each opening, so it wo
 MLflow UI. Deleted entries still count.
 """
 
-import getpass
-import os
 import platform
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from filelock import FileLock
 
+from xray_pneumonia.tracking.process import user
 from xray_pneumonia.tracking.store import Store, ensure_experiment
 
 EXPERIMENT = "ledger"
@@ -60,7 +59,7 @@ def record_opening(
             "ledger.experiment": experiment,
             "ledger.config_sha256": config_sha256,
             "ledger.runs": ",".join(runs),
-            "ledger.who": _who(),
+            "ledger.who": f"{user()}@{platform.node()}",
         }
         with FileLock(store.home / ".ledger.lock"):
             made = store.client.create_run(ensure_experiment(store.uri, EXPERIMENT, store.home), tags=tags)
@@ -96,11 +95,3 @@ def opened_before(store: Store, *, experiment: str, started: int) -> int:
 def _opening(started: int, tags: dict[str, str]) -> Opening:
     names = ("who", "split", "fingerprint", "contents", "experiment", "config_sha256", "runs")
     return Opening(started, *(tags.get(f"ledger.{name}", "") for name in names))
-
-
-def _who() -> str:
-    try:
-        name = getpass.getuser()
-    except (OSError, KeyError):  # a container without a name for its user
-        name = str(os.getuid())
-    return f"{name}@{platform.node()}"

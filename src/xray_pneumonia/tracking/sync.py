@@ -9,9 +9,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from xray_pneumonia.tracking.locations import repair_moved
+from xray_pneumonia.tracking.locations import STAGED, repair_moved
 from xray_pneumonia.tracking.process import alive
-from xray_pneumonia.tracking.replay import STAGED, Replay, inventory
+from xray_pneumonia.tracking.replay import Replay, inventory
 from xray_pneumonia.tracking.spool import Spool, spools, store_uri
 from xray_pneumonia.tracking.store import Store, masked
 from xray_pneumonia.tracking.store_errors import first_line

@@ -21,7 +21,7 @@ from xray_pneumonia.data.records import fingerprint
 from xray_pneumonia.errors import InputError, NotReproduced
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run
-from xray_pneumonia.tracking.store import Store, TrackingSettings, masked, open_database, open_store
+from xray_pneumonia.tracking.store import Store, TrackingSettings, open_database, open_store
 from xray_pneumonia.tracking.stored_runs import read_run
 from xray_pneumonia.training.checkpoints import BEST
 from xray_pneumonia.types import Positive
@@ -150,7 +150,7 @@ def main(cfg: DictConfig) -> None:
     trained = train(asked, watch=reproduction)
     comparison = reproduction.comparison
     _print(record, comparison, Console(width=None if Console().is_terminal else 100))
-    print(f"See it: mlflow ui --backend-store-uri {masked(store.uri)}")
+    print(f"See it: {trained.see_it}")
     print(f"run_id={trained.run_id} verdict={comparison.level}", flush=True)
     if comparison.level == "different":
         raise NotReproduced(f"{record.name}: {comparison}")

@@ -16,21 +16,25 @@ from torch import nn
 from xray_pneumonia.config import Node, leaves, plain
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.records import fingerprint
+from xray_pneumonia.evaluation.assessment import Decision
 from xray_pneumonia.stored_config import stored_text
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run
 from xray_pneumonia.tracking.store import masked
 from xray_pneumonia.types import CLASSES
+from xray_pneumonia.workflows.choices import changes, group_choices
 
 if TYPE_CHECKING:  # imported when a training ends: pages and figures take seconds, which no first step waits for
     from xray_pneumonia.workflows.validation import Chosen
 
 # The code that computes weights and metrics; the rest of the package names, stores and draws.
 COMPUTING = ("data/**/*.py", "models/*.py", "training/*.py", "evaluation/metrics.py", "workflows/training.py")
-THRESHOLD = 0.5  # of the figures that compare runs; the operating point stands in the report and the bundle
+THRESHOLD = 0.5  # of the metrics that compare runs, `best/...`; those at the operating point are `operating/...`
+COLUMNS = dict.fromkeys(("id", "patient", "split", "sha256"), "string") | {"label": "long"}  # of a dataset in MLflow
 RECORDS = "records.csv"
 LOADER_MODULE = "xray_pneumonia.workflows.serve"  # with which MLflow opens a logged bundle
 CURVES = [f"{stage}/{name}" for stage in ("train", "val") for name in ("loss", "accuracy", "auroc")]
+DESCRIPTION = "mlflow.note.content"
 log = logging.getLogger(__name__)
 
 
@@ -65,30 +69,70 @@ class Trained:
     """What a training leaves behind: the run, and the kept epoch with its predictions on validation."""
 
     run_id: str
-    uri: str
+    see_it: str  # the address of the run, or the command that shows it
     best_epoch: int
     epochs: int
     predictions: pd.DataFrame
-    metrics: dict[str, float]
+    metrics: dict[str, float]  # at a threshold of 0.5
+    operating: dict[str, float]  # those that depend on calibration and operating point, at the operating point
+    decision: Decision
+    report: Path | None  # None where none was asked for
     monitored: float  # the monitored metric at the kept epoch
+
+    @property
+    def summary(self) -> str:
+        """Word the result in one line, with what it rests on."""
+        table, at, half = self.predictions, self.operating, self.metrics
+        rates = (f"{name} {at[name]:.4f} ({half[name]:.4f})" for name in ("sensitivity", "specificity"))
+        return (
+            f"AUROC {half['auroc']:.4f}; at the operating point {self.decision.threshold:.4f} (at 0.5) "
+            f"{', '.join(rates)}; validation, {len(table)} images of {table['patient'].nunique()} patients."
+        )
 
 
 def record_start(run: Run, config: RunConfig, data: XRayDataModule, net: nn.Module) -> None:
     """Record all that is known before the first step: config, data, code, machine."""
     parameters = sum(parameter.numel() for parameter in net.parameters())
     run.log_config(config.text)
-    run.log_params({**dict(leaves(config.values)), "model/parameters": parameters})
-    run.log_metrics({"model/parameters": parameters})
+    records = data.records
+    sizes = records[records["split"] != ""].groupby("split").agg(images=("id", "size"), patients=("patient", "nunique"))
+    counts = {f"data/{split}_{what}": n for what, column in sizes.items() for split, n in column.items()}
+    run.log_params({**parameters_of(config.values), "model/parameters": parameters, **counts})
+    run.set_tags({"changes": changes(), DESCRIPTION: describe(run, "Running.", None)})
     run.log_provenance(collect(COMPUTING))
     run.path(RECORDS).write_text(records_table(data).to_csv(index=False), encoding="utf-8")
-    root, digest = config.values["data"]["root"], fingerprint(data.records)
+    record_dataset(run, records, root=config.values["data"]["root"], stage="train")
+    named = (f"{split} {n.images} images of {n.patients} patients" for split, n in sizes.iterrows() if split != "test")
+    log.info("run %s: %d parameters, %s", run.run_id, parameters, ", ".join(named))
+
+
+def parameters_of(config: dict[str, Any]) -> dict[str, Any]:
+    """List the parameters of a run: the leaves of its config, with the groups' choices for their `_target_`."""
+    named = {key: value for key, value in leaves(config) if not key.endswith("_target_")}
+    return {**group_choices(config), **named}
+
+
+def record_dataset(run: Run, records: pd.DataFrame, *, root: str, stage: str) -> str:
+    """Record the data of a run by fingerprint, with their columns and how many there are of what.
+
+    Returns:
+        The fingerprint, 64 hex digits.
+    """
+    digest = fingerprint(records)
+    parts = records.groupby(["split", "class_name"]).size()
+    profile = {"num_rows": len(records), "patients": int(records["patient"].nunique())}
+    profile |= {f"{split} {name}".strip(): int(n) for (split, name), n in parts.items()}  # type: ignore[misc]
     run.set_tags({"records_fingerprint": digest})
-    run.log_dataset(name=Path(root).name, digest=digest, source=root, stage="train")
-    splits = data.records[data.records["split"] != ""].groupby("split")
-    sizes = splits.agg(images=("id", "size"), patients=("patient", "nunique"))
-    run.log_metrics({f"data/{split}_{what}": n for what, column in sizes.items() for split, n in column.items()})
-    counts = (f"{split} {n.images} images of {n.patients} patients" for split, n in sizes.iterrows() if split != "test")
-    log.info("run %s: %d parameters, %s", run.run_id, parameters, ", ".join(counts))
+    run.log_dataset(name=Path(root).name, digest=digest, source=root, stage=stage, columns=COLUMNS, profile=profile)
+    return digest
+
+
+def describe(run: Run, result: str, report: Path | None) -> str:
+    """Write a run's description: the result, what is new in its config, and where its report is."""
+    name = report.relative_to(run.folder).as_posix() if report else "predictions/val.csv"
+    link = f"#/experiments/{run.store.experiment_id}/runs/{run.mlflow_id}/artifacts/{name}"
+    new = run.tags.get("changes") or changes()
+    return "  \n".join([result, f"New: `{new}`", f"{'Report' if report else 'Predictions'}: [{name}]({link})"])
 
 
 def records_table(data: XRayDataModule) -> pd.DataFrame:
@@ -101,14 +145,18 @@ def record_result(run: Run, trained: Trained, data: XRayDataModule) -> None:
     from xray_pneumonia.evaluation import predictions
     from xray_pneumonia.evaluation.report import figures
 
-    table, best_epoch = trained.predictions, trained.best_epoch
+    table, best_epoch, threshold = trained.predictions, trained.best_epoch, trained.decision.threshold
     predictions.write(table, run.path("predictions/val.csv"))
-    run.log_metrics({"best/epoch": best_epoch, **{f"best/{name}": value for name, value in trained.metrics.items()}})
+    loss = dict(run.metric_history(["val/loss"])["val/loss"]).get(best_epoch, np.nan)
+    run.log_metrics({"best/epoch": best_epoch, "best/loss": loss})
+    run.log_metrics({f"best/{name}": value for name, value in trained.metrics.items()})
+    run.log_metrics({f"operating/{name}": value for name, value in trained.operating.items() if not np.isnan(value)})
+    run.set_tags({DESCRIPTION: describe(run, trained.summary, trained.report)})
     for name, figure in {
         "learning_curves": figures.learning_curves(run.metric_history(CURVES), best_epoch=best_epoch),
-        "confusion_matrix": figures.confusion_matrix(table, threshold=THRESHOLD),
-        "roc_and_precision_recall": figures.roc_and_precision_recall(table, threshold=THRESHOLD),
-        "worst_mistakes": figures.worst_mistakes(table, data.images, threshold=THRESHOLD),
+        "confusion_matrix": figures.confusion_matrix(table, threshold=threshold),
+        "roc_and_precision_recall": figures.roc_and_precision_recall(table, threshold=threshold),
+        "worst_mistakes": figures.worst_mistakes(table, data.images, threshold=threshold),
     }.items():
         figures.save(figure, run.path(f"figures/{name}.png"))
 

@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.assessment import Decision, decide
 from xray_pneumonia.evaluation.input_gate import Gate
 from xray_pneumonia.evaluation.metrics import table_metrics
-from xray_pneumonia.evaluation.report.build import Context, assess_and_report
+from xray_pneumonia.evaluation.report.build import PAGE, Context, assess_and_report
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.inference.model import run_net
 from xray_pneumonia.tracking.ledger import opened_before
@@ -35,6 +36,7 @@ class Chosen:
     decision: Decision
     gate: Gate | None
     predictions: pd.DataFrame
+    report: Path | None  # None where none was asked for
 
 
 def assess_validation(
@@ -53,13 +55,15 @@ def assess_validation(
     decision = decide(table, settings)
     held_out = cut(data, "val", config["data"]["root"], set(table["id"]))
     gate = held_out.fit_gate()
-    if settings.report:
-        _report(run, config, net, held_out, table, decision, settings, gate)
-    return Chosen(decision, gate, decision.calibration.apply(table))
+    report = run.path(f"evaluation/val/{PAGE}") if settings.report else None
+    if report:
+        _report(run, report.parent, config, net, held_out, table, decision, settings, gate)
+    return Chosen(decision, gate, decision.calibration.apply(table), report)
 
 
 def _report(
     run: Run,
+    folder: Path,
     config: dict[str, Any],
     net: nn.Module,
     held_out: HeldOut,
@@ -71,8 +75,8 @@ def _report(
     rows = held_out.records.set_index("id")[[name for name in RECORD_COLUMNS if name in held_out.records]]
     table = table.set_index("id").loc[held_out.records["id"]].reset_index().join(rows, on="id")
     opened = _opened_before(run)
-    report = assess_and_report(
-        run.path("evaluation/val/evaluation.json").parent,
+    assess_and_report(
+        folder,
         table,
         held_out.images,
         decision,
@@ -90,7 +94,6 @@ def _report(
         gate=gate,
         validation=table,
     )
-    run.log_metrics({f"operating/{name}": value for name, value in report.assessment.metrics().items()})
     run.set_tags({"chosen_after_opening": "unknown" if opened is None else bool(opened)})
 
 

@@ -1,0 +1,102 @@
+"""Names runs, and finds them by name, alias, `last`, `best` or the first digits of their id."""
+
+import re
+import secrets
+from contextlib import suppress
+from dataclasses import replace
+
+from xray_pneumonia.errors import InputError
+from xray_pneumonia.tracking.registry import NAMED
+from xray_pneumonia.tracking.store import Store, masked
+from xray_pneumonia.tracking.store_errors import query
+from xray_pneumonia.tracking.stored_runs import RUN_ID, StoredRun, get, quoted, search
+
+DIGITS = re.compile(r"[0-9a-f]{8,31}\Z")
+LEDGER = "ledger"  # the experiment of the openings of test splits
+LAST, BEST = "last", "best"
+VALUE = "best/auroc"  # of `best`
+TRAININGS = ["tags.verb = 'train'", "attributes.status = 'FINISHED'"]
+
+
+def free_name(store: Store, name: str) -> str:
+    """Return a name, with a suffix where a run of the experiment has it already and the store says so."""
+    with suppress(InputError):
+        if store.experiment_id and query(store.uri, lambda: search(store, [f"attributes.run_name = {quoted(name)}"])):
+            return f"{name}-{secrets.token_hex(2)}"  # the module `random` is seeded: all would draw the same
+    return name
+
+
+def find_run_id(store: Store, text: str, *, key: str = "run_id") -> str:
+    """Find the id of the run that a text names; the ids of 32 digits pass as they are.
+
+    Args:
+        store: whose experiment `last` and `best` are of; names are looked for there first, then everywhere.
+        text: an id or its first eight digits, a name, an alias or NAME@ALIAS of the registry, `last` (the finished
+            training that started last) or `best` (the one with the highest validation AUROC, none that was pruned).
+        key: of the command line, for messages.
+
+    Raises:
+        InputError: there is no such run, or there are several.
+    """
+    if RUN_ID.match(text):
+        return text
+    experiments = {one.experiment_id: one.name for one in store.client.search_experiments()}
+    own = [replace(store, experiment_id=i, experiment_name=n) for i, n in experiments.items()]
+    own.sort(key=lambda one: one.experiment_name != store.experiment_name)
+    found = _extreme(own[:1], text) if text in {LAST, BEST} else _named(own, text)
+    if len(found) == 1:
+        return found.popitem()[0]
+    where = f"in {masked(store.uri)}"
+    if not found:
+        known = "a run id, its first eight digits, a name, an alias, last or best names one; `xray runs` lists them"
+        raise InputError(f"{key}={text}: there is no such run {where}; {known}")
+    each = ", ".join(f"{run_id[:8]} ({what})" for run_id, what in found.items())
+    raise InputError(f"{key}={text}: names {len(found)} runs {where}: {each}; give eight digits")
+
+
+def _extreme(stores: list[Store], text: str) -> dict[str, str]:
+    """Find the last or best finished training of an experiment."""
+    runs = [run for store in stores for run in search(store, TRAININGS)]
+    if text == BEST:
+        runs = [run for run in runs if VALUE in run.metrics and run.state != "pruned"]
+        runs.sort(key=lambda run: run.metrics[VALUE])
+    return {run.run_id: run.when for run in runs[-1:]}
+
+
+def _named(stores: list[Store], text: str) -> dict[str, str]:
+    """Find the runs that a text may name, with what tells them apart."""
+    client = stores[0].client
+    found: dict[str, str] = {}
+    digits = f"attributes.run_id LIKE '{text}%'" if DIGITS.match(text) else ""
+    for condition in filter(None, [digits, f"attributes.run_name = {quoted(text)}"]):
+        for store in stores:
+            found |= {run.run_id: f"{run.name}, {run.when}" for run in search(store, [condition])}
+            if found and condition != digits:
+                break  # those of the experiment come before those of others
+    if "@" in text or not found:
+        named = NAMED.match(text)
+        for model in client.search_registered_models():
+            alias = named["alias"] if named else text
+            if alias in model.aliases and (named is None or named["name"] == model.name):
+                version = client.get_model_version_by_alias(model.name, alias)
+                found[str(version.run_id)] = f"{model.name}@{alias}"
+    return found
+
+
+def last_touched(store: Store) -> list[StoredRun]:
+    """Find the run that was started or ended last in any experiment but the ledger; of a sweep all its trainings."""
+    client = store.client
+    ids = [one.experiment_id for one in client.search_experiments() if one.name != LEDGER]
+    found = [
+        run
+        for column in ("start_time", "end_time")
+        for run in client.search_runs(ids, order_by=[f"attributes.{column} DESC"], max_results=1)
+    ]
+    if not found:
+        return []
+    last = max(found, key=lambda run: max(run.info.start_time, run.info.end_time or 0))
+    run = get(store, last.info.run_id)
+    if run.tags.get("verb") not in {"sweep", "trial", "train"} or "sweep.name" not in run.tags:
+        return [run]
+    name = quoted(run.tags["sweep.name"])
+    return search(run.store, [f"tags.sweep.name = {name}", "tags.verb = 'train'"]) or [run]
