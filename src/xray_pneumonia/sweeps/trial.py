@@ -95,7 +95,7 @@ class EpochReport(Callback):
 def _pruned_tags(run: Run, epochs: int) -> dict[str, str]:
     """Make a pruned run look like no finished training."""
     note = f"Pruned after {epochs} epochs. {run.tags['mlflow.note.content']}"
-    return {"mlflow.runName": f"{run.name} (pruned)", stored_runs.STATE: "pruned", "mlflow.note.content": note}
+    return {"mlflow.runName": f"pruned: {run.name}", stored_runs.STATE: "pruned", "mlflow.note.content": note}
 
 
 def _result_tags(values: list[float], *, pruned: bool) -> dict[str, str]:

@@ -20,9 +20,8 @@ COLUMNS = (
     "params.`augmentation`",
     "params.`optimizer.lr`",
     "tags.`state`",
-    "attributes.`Dataset`",
-    "attributes.`Version`",
 )
+NARROW = 105  # pixels, so that all columns fit beside each other
 CURVES = {
     "val/auroc": ["val/auroc"],
     "loss": ["train/loss", "val/loss"],
@@ -57,7 +56,7 @@ def _state(searched: Sequence[str]) -> dict[str, Any]:
         "modelVersionFilter": "All Runs",
         "selectedColumns": list(COLUMNS),
         "columnOrder": [],
-        "columnWidths": {},
+        "columnWidths": dict.fromkeys(COLUMNS, NARROW),
         "runsHiddenMode": "FIRST_20_RUNS",
         "compareRunCharts": [*lines, _card("PARALLEL", search, "Searched parameters", **parallel)],
         "compareRunSections": [

@@ -42,6 +42,11 @@ def runs_path(store: Store, run_ids: Sequence[str]) -> str:
     return f"/#/compare-runs?runs={ids}&experiments={experiments}&{SHOWN}"
 
 
+def artifact_path(store: Store, run_id: str, name: str) -> str:
+    """Write the path of the page of a file of a run, from any other page of the server."""
+    return f"#/experiments/{store.experiment_id}/runs/{run_id}/artifacts/{name}?{SHOWN}"
+
+
 def see_it(store: Store, run_ids: Sequence[str], *, last: bool = True) -> str:
     """Tell where runs can be seen: their address where a server runs, else the command that starts one.
 

@@ -20,6 +20,7 @@ from xray_pneumonia.evaluation.assessment import Decision
 from xray_pneumonia.stored_config import stored_text
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run
+from xray_pneumonia.tracking.server import artifact_path
 from xray_pneumonia.tracking.store import masked
 from xray_pneumonia.types import CLASSES
 from xray_pneumonia.workflows.choices import changes, group_choices
@@ -83,10 +84,10 @@ class Trained:
     def summary(self) -> str:
         """Word the result in one line, with what it rests on."""
         table, at, half = self.predictions, self.operating, self.metrics
-        rates = (f"{name} {at[name]:.4f} ({half[name]:.4f})" for name in ("sensitivity", "specificity"))
+        rates = ", ".join(f"{name} {at[name]:.4f} ({half[name]:.4f})" for name in ("sensitivity", "specificity"))
         return (
-            f"AUROC {half['auroc']:.4f}; at the operating point {self.decision.threshold:.4f} (at 0.5) "
-            f"{', '.join(rates)}; validation, {len(table)} images of {table['patient'].nunique()} patients."
+            f"At {self.decision.threshold:.4f} (at 0.5): {rates}; AUROC {half['auroc']:.4f}; validation, "
+            f"{len(table)} images of {table['patient'].nunique()} patients."
         )
 
 
@@ -130,7 +131,7 @@ def record_dataset(run: Run, records: pd.DataFrame, *, root: str, stage: str) ->
 def describe(run: Run, result: str, report: Path | None) -> str:
     """Write a run's description: the result, what is new in its config, and where its report is."""
     name = report.relative_to(run.folder).as_posix() if report else "predictions/val.csv"
-    link = f"#/experiments/{run.store.experiment_id}/runs/{run.mlflow_id}/artifacts/{name}"
+    link = artifact_path(run.store, str(run.mlflow_id), name)
     new = run.tags.get("changes") or changes()
     return "  \n".join([result, f"New: `{new}`", f"{'Report' if report else 'Predictions'}: [{name}]({link})"])
 
