@@ -33,10 +33,12 @@ DOORS = {
     "optuna": {"sweeps"},
     "onnx": {"inference/onnx.py"},
     "onnxscript": {"inference/onnx.py"},
-    "onnxruntime": {"inference/onnx.py"},
+    "onnxruntime": {"inference/graph_process.py"},
     "captum": {"evaluation/gradcam.py"},
+    "fastapi": {"serving"},
+    "uvicorn": {"serving"},
 }
-LEAVES = {"types", "errors", "__version__"}
+LEAVES = {"types", "errors", "confined", "__version__"}
 KNOWS = {  # room -> the rooms it may import besides the leaves
     "cli": {"compose"},
     "compose": {"config", "stored_config"},
@@ -48,9 +50,10 @@ KNOWS = {  # room -> the rooms it may import besides the leaves
     "tracking": set(),
     "training": {"evaluation"},
     "inference": {"models", "evaluation", "config", "stored_config"},
+    "serving": {"data"},
     "sweeps": {"evaluation", "tracking", "config"},
     "workflows": {
-        *("data", "models", "inference", "training", "evaluation", "tracking", "sweeps"),
+        *("data", "models", "inference", "training", "evaluation", "tracking", "sweeps", "serving"),
         *("config", "stored_config", "compose"),
     },
 }

@@ -205,7 +205,7 @@ def test_commands_of_the_readme_run_in_their_order(tmp_path):
 
 
 def activate() -> str:
-    """Write shell functions: `xray` with the overrides of `TINY`, `mlflow ui` that ends once it answers."""
+    """Write shell functions: `xray` with the overrides of `TINY`; what serves ends once it answers."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -215,12 +215,14 @@ def activate() -> str:
 xray() {{
   echo "xray $*" >&2
   case $1 in
+  serve) until_it_answers {sys.executable} -m xray_pneumonia.cli "$@" port={port}; return ;;
   {tiny}
   esac
   {sys.executable} -m xray_pneumonia.cli "$@"
 }}
-mlflow() {{
-  setsid {sys.executable} -m mlflow "$@" --port {port} --workers 1 > mlflow.log 2>&1 &
+mlflow() {{ until_it_answers {sys.executable} -m mlflow "$@" --port {port} --workers 1; }}
+until_it_answers() {{
+  setsid "$@" > server.log 2>&1 &
   server=$! answer=1
   for _ in $(seq 120); do
     if {sys.executable} -c "{health}" 2> /dev/null; then answer=0; break; fi

@@ -22,6 +22,7 @@ VERBS = {
     "runs": "list runs: state, result, what each changes of its experiment",
     "ui": "serve MLflow's pages of the store; print the address of the last runs",
     "predict": "read new X-rays with a trained model, as a second opinion",
+    "serve": "answer films in the browser and over HTTP, on this machine",
     "evaluate": "evaluate a run on validation, a test split or other images",
     "doctor": "check machine, packages, store, runs; `doctor sync` sends what is unsent",
     "register": "give the model of a run a name and an alias",

@@ -26,12 +26,15 @@ LITERAL = {
     "predict": ("model", "input", "output"),
     "register": ("run_id", "name", "alias"),
     "reproduce": ("model", "run_id"),
+    "serve": ("model", "keep", "audit", "host"),
 }
 # Paths, names and addresses of every verb; commas separate the values of a sweep, except in a path that exists.
 PLACES = (
     "data.root", "home", "data.cache_dir", "tracking.run_name", "tracking.experiment_name", "tracking.uri",
     "sweep.storage", "sweep.name",
 )  # fmt: skip
+PATTERN = "data.patient"  # a regular expression, or a word
+QUOTES = ("'", '"', "${")
 SPECIAL = ("'", '"', "\\", "\n", "${", ",")
 
 
@@ -87,9 +90,10 @@ def _quoted(argument: str) -> str:
     from hydra.errors import HydraException
 
     key, _, value = argument.partition("=")
-    if key not in PLACES or value in ("", "null"):
+    if key not in (*PLACES, PATTERN) or value in ("", "null"):
         return argument
-    if any(sign in value for sign in SPECIAL) and not ("," in value and '"' not in value and Path(value).exists()):
+    special = QUOTES if key == PATTERN else SPECIAL
+    if any(sign in value for sign in special) and not ("," in value and '"' not in value and Path(value).exists()):
         return argument
     try:
         read = OverridesParser.create().parse_override(argument).value()

@@ -5,6 +5,7 @@ import os
 import pandas as pd
 import pytest
 
+from xray_pneumonia.data.classes import Question
 from xray_pneumonia.data.records import fingerprint, sample_by_patient, scan
 from xray_pneumonia.errors import InputError
 
@@ -67,17 +68,84 @@ def test_no_images(tmp_path, files):
         scan(layout(tmp_path, files))
 
 
+def test_folders_of_other_classes_are_left_out_and_counted(tmp_path, caplog):
+    table = scan(layout(tmp_path, [*FILES, "train/COVID/a.jpeg", "train/normal/b.jpeg"]))
+    assert table.attrs["left_out"] == {"COVID": 1}
+    assert "1 images are neither NORMAL nor PNEUMONIA and are left out: 1 COVID" in caplog.text
+    assert len(table) == len(FILES) + 1
+
+
+def test_a_misspelt_class_folder_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"'PNEUMONIA '; .* did you mean PNEUMONIA"):
+        scan(layout(tmp_path, [*FILES, "train/PNEUMONIA /a.jpeg"]))
+
+
+OWN = Question.of(["normal"], ["Tuberculosis", "TB"])
+
+
+def test_own_class_folders_in_any_case_without_splits(tmp_path):
+    table = scan(layout(tmp_path, ["Normal/a.jpeg", "TB/c.jpeg", "TUBERCULOSIS/b.jpeg", "other/d.jpeg"]), question=OWN)
+    assert table["label"].tolist() == [0, 1, 1]
+    assert table["class_name"].tolist() == ["normal", "Tuberculosis or TB", "Tuberculosis or TB"]
+    assert table["subtype"].tolist() == ["normal", "TB", "Tuberculosis"]
+    assert set(table["split"]) == {"train"}
+
+
+def test_subtypes_of_the_public_names_are_classes(tmp_path):
+    question = Question.of(["bacteria"], ["virus"])
+    table = scan(layout(tmp_path, FILES), question=question)
+    assert table[["label", "subtype"]].to_numpy().tolist() == [[0, "bacteria"], [1, "virus"]]
+    assert table.attrs["left_out"] == {"NORMAL": 4, "PNEUMONIA": 1}
+
+
 @pytest.mark.parametrize(
-    ("wrong", "shown"),
+    ("negative", "positive", "message"),
     [
-        ("train/normal/a.jpeg", "'normal'"),
-        ("train/PNEUMONIA /a.jpeg", "'PNEUMONIA '"),
-        ("train/COVID/a.jpeg", "'COVID'"),
+        ([], ["TB"], "needs a class"),
+        (["tb"], ["TB"], "no class stands in both"),
+        (["PNEUMONIA"], ["NORMAL"], "swap them"),
+        (["look closer"], ["TB"], "other than 'look closer'"),
     ],
 )
-def test_class_folders_must_be_as_expected(tmp_path, wrong, shown):
-    with pytest.raises(InputError, match="expected the class folders NORMAL and PNEUMONIA, found .*" + shown):
-        scan(layout(tmp_path, [*FILES, wrong]))
+def test_a_wrong_question_is_refused(negative, positive, message):
+    with pytest.raises(InputError, match=message):
+        Question.of(negative, positive)
+
+
+def test_labels_that_the_question_does_not_know_are_an_error(tmp_path):
+    layout(tmp_path, ["a.jpeg", "b.jpeg"])
+    csv = tmp_path / "records.csv"
+    csv.write_text("path,label\na.jpeg,0\nb.jpeg,1\n")
+    with pytest.raises(InputError, match=r"line 2: label='0'.*to read 0 and 1 as normal and Tuberculosis or TB, add"):
+        scan(csv, question=OWN)
+    table = scan(csv, question=Question.of(["healthy", 0], ["TB", 1]))
+    assert table["class_name"].tolist() == ["healthy", "TB"]
+    csv.write_text("path,label\n" + "".join(f"{n}.jpeg,COVID\n" for n in range(7)))
+    with pytest.raises(InputError, match=r"no images of bacteria and virus; .* found 7"):
+        scan(csv, question=Question.of(["bacteria"], ["virus"]))
+
+
+def test_path_and_label_are_enough_and_findings_may_be_several(tmp_path):
+    csv = tmp_path / "records.csv"
+    csv.write_text("path,label\nperson7_virus_1.jpeg,1\nb.jpeg,Normal\nc.jpeg,Mass|Pneumonia\nd.jpeg,Mass\n")
+    table = scan(layout(tmp_path, []) / "records.csv").set_index("id")
+    assert table["patient"].to_dict() == {"person7_virus_1.jpeg": "person7", "b.jpeg": "b", "c.jpeg": "c"}
+    assert table["label"].tolist() == [0, 1, 1]
+    assert set(table["split"]) == {"train"}
+    assert table.attrs["left_out"] == {"Mass": 1}
+
+
+def test_patients_come_from_a_pattern(tmp_path):
+    csv = tmp_path / "records.csv"
+    csv.write_text("path,label,patient\np1/a.jpeg,0,x\np1/b.jpeg,1,y\n")
+    assert scan(csv)["patient"].tolist() == ["x", "y"]
+    assert scan(csv, patient="column")["patient"].tolist() == ["x", "y"]
+    assert scan(csv, patient=r"^(p\d+)/")["patient"].tolist() == ["p1", "p1"]
+    for wrong, message in (("(", "no pattern"), ("q", "names no patient in 'p1/a.jpeg'")):
+        with pytest.raises(InputError, match=f"data.patient=.*{message}"):
+            scan(csv, patient=wrong)
+    with pytest.raises(InputError, match="a folder has no columns"):
+        scan(layout(tmp_path / "folder", FILES), patient="column")
 
 
 def test_class_folders_without_a_split_get_the_cure(tmp_path):
@@ -86,7 +154,7 @@ def test_class_folders_without_a_split_get_the_cure(tmp_path):
 
 
 def test_a_missing_class_folder_is_named(tmp_path):
-    with pytest.raises(InputError, match="found 'NORMAL'"):
+    with pytest.raises(InputError, match=r"no images of PNEUMONIA; .* found 1 NORMAL"):
         scan(layout(tmp_path, ["train/NORMAL/a.jpeg"]))
 
 
@@ -139,7 +207,7 @@ def test_a_csv_may_come_from_a_spreadsheet(tmp_path, separator):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,label\na,0\n", "needs each of the columns path, label, patient, split once, found path, label"),
+        ("path,patient\na,0\n", "needs the columns path and label once, .* found path, patient"),
         ("path,Path,label,patient,split\na,b,0,p,train\n", "once, found path, path"),
         ("path,label,patient,split\n", "a header and no rows"),
         ("path,label,patient,split\na\0b,0,p,train\n", r"line 2: path='a\\x00b' names no file"),

@@ -203,9 +203,8 @@ def test_mlflow_loads_it_and_gets_calibrated_answers(home, run, xrays, films):
     assert table["probability"].isna().tolist() == [False, True, False, True]
     assert table["abstention"].iloc[1] == "unreadable: its content is neither PNG nor JPEG nor DICOM"
     assert table["answer"].iloc[1] == "look closer"
-    for wrong in ({"image": [None]}, {"pixels": [[[0, 1], [2, 3]]]}, {"pixels": np.full((1, 32, 32), 0.5)}):
-        with pytest.raises(ValueError, match=r"give `image`|whole numbers"):
-            served.predict(wrong)
+    with pytest.raises(ValueError, match="give `image`"):
+        served.predict({"file": ["x"]})
 
 
 @pytest.mark.long

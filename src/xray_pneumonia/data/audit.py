@@ -7,7 +7,6 @@ key alone, so they are stored in its folder.
 import json
 import os
 from dataclasses import asdict, dataclass, field
-from pathlib import PurePosixPath
 from typing import Literal
 
 import numpy as np
@@ -16,11 +15,11 @@ import pandas as pd
 
 from xray_pneumonia.data.duplicates import near_pairs
 from xray_pneumonia.data.images.cache import ImageCache
-from xray_pneumonia.data.records import PATIENT
+from xray_pneumonia.data.patients import unknown
 from xray_pneumonia.errors import DataRefused
-from xray_pneumonia.types import CLASSES, Gray
+from xray_pneumonia.types import Gray
 
-AUDIT_VERSION = 4  # raise it whenever the same cache gives other findings, or words
+AUDIT_VERSION = 5  # raise it whenever the same cache gives other findings, or words
 SHORTCUT_AUROC = 0.7
 SHOWN = 10  # examples listed of each finding
 
@@ -123,12 +122,17 @@ def _classes(records: pd.DataFrame) -> list[Finding]:
             "error",
             "one_class",
             1,
-            f"split {split} holds {CLASSES[part['label'].iloc[0]]} only; AUROC is undefined; add images of "
-            f"{CLASSES[1 - part['label'].iloc[0]]} to it, or leave the whole split out of the data",
+            f"split {split} holds {part['class_name'].iloc[0]} only; AUROC is undefined; add images of "
+            f"{_other(records, part)} to it, or leave the whole split out of the data",
         )
         for split, part in records.groupby("split")
         if part["label"].nunique() < 2
     ]
+
+
+def _other(records: pd.DataFrame, part: pd.DataFrame) -> str:
+    other = records.loc[records["label"] != part["label"].iloc[0], "class_name"]
+    return str(other.iloc[0]) if len(other) else "the other class"
 
 
 def _exact_pairs(records: pd.DataFrame) -> Pairs:
@@ -179,15 +183,11 @@ def _shared_patients(records: pd.DataFrame) -> Finding:
 
 def _unknown_patients(records: pd.DataFrame) -> Finding:
     """Find images with no patient but their own name, which are split as if each were of another patient."""
-    names = [PurePosixPath(name) for name in records["id"]]
-    own = [
-        name.stem == patient and not PATIENT.match(name.name)
-        for name, patient in zip(names, records["patient"], strict=True)
-    ]
-    alone = records[np.array(own, bool)]  # a list that is empty would choose columns
+    alone = records[unknown(records)]
     message = (
         "images whose names follow no known scheme, so each counts as one patient: `by patient` means by file, "
-        "and figures flatter where a patient has several; name the patients in a CSV's column `patient` (data.root=CSV)"
+        "and figures flatter where a patient has several; name the patients in a CSV's column `patient` "
+        "(data.root=CSV), by a pattern (data.patient=REGEX), or by the hashed PatientID of DICOM (data.patient=dicom)"
     )
     examples = alone["id"].head(SHOWN).tolist()
     return Finding("warning", "unknown_patients", len(alone), message, examples)

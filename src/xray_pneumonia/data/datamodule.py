@@ -2,23 +2,29 @@
 
 import logging
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
 import torch
+from annotated_types import MinLen
 
 from xray_pneumonia.data import splits, synthetic
 from xray_pneumonia.data.audit import Audit, Broken, audit
 from xray_pneumonia.data.augment.augmentation import Augmentation
+from xray_pneumonia.data.classes import Question
 from xray_pneumonia.data.images.cache import ImageCache, open_cache
 from xray_pneumonia.data.loaders import Batches, BatchLoader, EpochSampler
 from xray_pneumonia.data.records import sample_by_patient, scan
 from xray_pneumonia.data.shifts import Shift, hold_out
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.types import CLASSES, Count, Gray, OpenFraction, Seed, Side, Stage, Text, Whole, Workers
+from xray_pneumonia.types import Count, Gray, OpenFraction, Seed, Side, Stage, Text, Whole, Workers
 
 MIN_VAL_IMAGES = 100  # fewer cannot choose anything: 15 of 16 right is anywhere from 70 % to 100 %
+NOT_RESIDENT = (
+    "data.resident=always: images are no longer kept on the model's device, which no GPU has proven to be faster; use "
+    "data.resident=never: a thread prepares batches while the model trains"
+)
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +34,11 @@ class XRayDataModule:
 
     Args:
         augmentation: of training images.
-        root: a folder in the public layout, or a CSV (see `records.scan`).
+        root: a folder in the public layout or with folders called as the classes, or a CSV (see `records.scan`).
+        positive: the class names that are label 1; what is in neither list is left out and counted.
+        negative: the class names that are label 0.
+        patient: how patients are named: null by the name's scheme or the CSV's column, `column`, `dicom` (the hashed
+            PatientID), or a regular expression whose first group is searched in the path.
         synthetic_patients: generate X-rays of so many patients at `root` first; null for real files.
         image_size: height and width of the images, in pixels.
         progressive: train on smaller images first: sides in pixels that share the epochs in equal parts, the last of
@@ -60,6 +70,9 @@ class XRayDataModule:
         augmentation: Augmentation,
         *,
         root: Text,
+        positive: Annotated[list[Text | int], MinLen(1)],
+        negative: Annotated[list[Text | int], MinLen(1)],
+        patient: Text | None,
         synthetic_patients: Count | None,
         image_size: Side,
         progressive: list[Side] | None,
@@ -88,10 +101,8 @@ class XRayDataModule:
                 f"data.progressive={progressive}: needs growing sides, the last of them data.image_size={image_size}"
             )
         if resident == "always":
-            raise InputError(
-                "data.resident=always: images are no longer kept on the model's device, which no GPU has proven to be "
-                "faster; use data.resident=never: a thread prepares batches while the model trains"
-            )
+            raise InputError(NOT_RESIDENT)
+        self.question, self._patient, self.left_out = Question.of(negative, positive), patient, dict[str, int]()
         self.sides, self._epochs = progressive or [image_size], 1
         self._augmentation, self._seed = augmentation, seed
         self._root, self._synthetic_patients, self._max_images = root, synthetic_patients, max_images
@@ -104,7 +115,8 @@ class XRayDataModule:
         """Scan, decode and audit: sets `records`, whose splits are the folder's own, `images` and `audit`."""
         if self._synthetic_patients is not None:
             synthetic.generate(self._root, patients=self._synthetic_patients, seed=0)
-        found = scan(self._root)
+        found = scan(self._root, question=self.question, patient=self._patient)
+        self.left_out = found.attrs["left_out"]
         if self._max_images is not None and self._max_images < len(found):
             found = sample_by_patient(found, self._max_images, self._split_seed)
         self._cache = open_cache(found, folder=self._cache_dir, image_size=self.image_size)
@@ -160,7 +172,7 @@ class XRayDataModule:
             part = self.records[self.records["split"] == split]
             counts = [int((part["label"] == label).sum()) for label in (0, 1)]
             if not all(counts):
-                found = " and ".join(f"{count} {name}" for count, name in zip(counts, CLASSES, strict=True))
+                found = " and ".join(f"{count} {name}" for count, name in zip(counts, self.question.names, strict=True))
                 raise InputError(
                     f"the {split} split needs images of both classes, and holds {found}, of "
                     f"{part['patient'].nunique()} patients; {self._cure(split)}, or add patients of the other class"

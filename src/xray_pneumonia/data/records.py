@@ -1,41 +1,46 @@
 """Scan a folder or a CSV into the table of records: one row for each image file."""
 
-import codecs
 import hashlib
 import logging
 import os
-import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from xray_pneumonia.data.classes import PUBLIC, Question, counted
 from xray_pneumonia.data.files import is_hidden, printable, stamp_of, walk
+from xray_pneumonia.data.patients import COLUMN, NO_PATIENT, Rule, by_scheme, rule_of, warn_of_look_alikes
+from xray_pneumonia.data.tables import read_table
 from xray_pneumonia.errors import InputError, nearest
 from xray_pneumonia.types import CLASSES
 
 SPLITS = ("train", "val", "test")
 LAYOUT = f"{'|'.join(SPLITS)}/{'|'.join(CLASSES)}"
 CSV_COLUMNS = ("path", "label", "patient", "split")
+NEEDED = CSV_COLUMNS[:2]
+PARTS = "|"  # between the findings of one label in a CSV
 MASKS = {"mask", "masks", "segmentation", "segmentations", "lung_masks", "annotations"}
-NO_PATIENT = {"", "nan", "none", "null", "na", "n/a"}
-NUMBER = re.compile(r"0*(\d+)(?:\.0*)?")
-SHOWN = 5  # pairs of patients that look alike
 log = logging.getLogger(__name__)
-PATIENT = re.compile(r"^(person\d+)_(bacteria|virus)_|^((?:NORMAL2-)?IM-\d+)-")
+Row = dict[str, Any]
 
 
-def scan(root: str | Path) -> pd.DataFrame:
-    """List the image files below `root`, sorted by id, without opening any of them.
+def scan(root: str | Path, *, question: Question = PUBLIC, patient: str | None = None) -> pd.DataFrame:
+    """List the image files below `root`, sorted by id; none is opened but for `patient="dicom"`.
 
     Args:
-        root: a folder with `train|val|test/NORMAL|PNEUMONIA`, or a CSV file (commas, semicolons or tabs) with the
-            columns path (relative to the CSV's folder), label (0, 1 or the class name), patient and split.
+        root: a folder with `train|val|test/CLASS`, or with CLASS alone, or a CSV file (commas, semicolons or tabs) with
+            the columns path (relative to the CSV's folder), label (0, 1, a class name, or several joined by |) and,
+            where there are, patient and split.
+        question: which classes are label 0 and 1; images of other classes are left out and counted.
+        patient: how patients are named (see `patients.rule_of`).
 
     Returns:
         Columns `id`, `path`, `label`, `class_name`, `patient`, `subtype`, `split`, `bytes` and `stamp` (what the file
-        system knows of the file: it changes when the file does).
+        system knows of the file: it changes when the file does). Its `attrs["left_out"]` counts what was left out.
 
     Raises:
         InputError: the folder, the classes or the columns are not as expected.
@@ -46,18 +51,20 @@ def scan(root: str | Path) -> pd.DataFrame:
             f"data.root={root}: no such folder; fetch the public X-rays with `xray download`, name a folder "
             "with data.root=DIR, or try generated X-rays: `xray train data=synthetic`"
         )
-    rows = list(_csv_rows(root) if root.is_file() else _folder_rows(_unnest(root)))
-    if not rows:
-        raise InputError(f"data.root={root}: no images; expected files in {LAYOUT}")
-    return _table(rows)
+    if root.is_file():
+        return _table(list(_csv_rows(root, question, patient)), root, question)
+    inner = _unnest(root)
+    return _table(list(_folder_rows(inner, question, _folder_rule(patient))), inner, question)
 
 
-def scan_external(root: str | Path) -> pd.DataFrame:
+def scan_external(root: str | Path, *, question: Question = PUBLIC, patient: str | None = None) -> pd.DataFrame:
     """List all images of another hospital's folder as one split, `external`.
 
     Args:
-        root: a folder with `NORMAL|PNEUMONIA`, one in the public layout, or a CSV (see `scan`); whatever its
-            splits are called, all of it is external.
+        root: a folder with class folders, one in the public layout, or a CSV (see `scan`); whatever its splits are
+            called, all of it is external.
+        question: of the model that is evaluated.
+        patient: how patients are named.
 
     Raises:
         InputError: the folder, the classes or the columns are not as expected.
@@ -65,12 +72,9 @@ def scan_external(root: str | Path) -> pd.DataFrame:
     root = Path(root)
     inner = _unnest(root) if root.is_dir() else root
     if not root.exists() or root.is_file() or any((inner / split).is_dir() for split in SPLITS):
-        return scan(root).assign(split="external")
-    cure = f"rename them, or describe the files in a CSV with the columns {', '.join(CSV_COLUMNS)}"
-    rows = list(_class_rows(root, root, split="external", name=f"data.root={root}", cure=cure))
-    if not rows:
-        raise InputError(f"data.root={root}: no images in {' and '.join(CLASSES)}")
-    return _table(rows)
+        return scan(root, question=question, patient=patient).assign(split="external")
+    rows = list(_class_rows(root, root, question, _folder_rule(patient), split="external"))
+    return _table(rows, root, question)
 
 
 def fingerprint(records: pd.DataFrame) -> str:
@@ -95,12 +99,32 @@ def sample_by_patient(records: pd.DataFrame, max_images: int, seed: int) -> pd.D
     return records[records["patient"].isin(chosen)].reset_index(drop=True)
 
 
-def _table(rows: list[dict[str, object]]) -> pd.DataFrame:
-    rows.sort(key=lambda row: str(row["id"]))
+def _table(rows: list[Row], root: Path, question: Question) -> pd.DataFrame:
+    """Keep the rows that have a label, and count the others by their class."""
+    if not rows:
+        raise InputError(
+            f"data.root={root}: no images; expected files in {LAYOUT}, or in folders called as your classes"
+        )
+    left_out = Counter(str(row["class_name"]) for row in rows if row["label"] is None)
+    rows = sorted((row for row in rows if row["label"] is not None), key=lambda row: str(row["id"]))
+    found = {row["label"] for row in rows}
+    if not found or (len(found) < 2 and (left_out or root.is_dir())):
+        missing = " and ".join(name for label, name in enumerate(question.names) if label not in found)
+        there = Counter(row["class_name"] for row in rows) + left_out
+        raise InputError(
+            f"data.root={root}: no images of {missing}; expected the classes {' and '.join(question.names)}, found "
+            f"{counted(there)}; name yours with data.positive=[...] data.negative=[...]"
+        )
+    if left_out:
+        log.warning(
+            "%s: %d images are neither %s and are left out: %s",
+            root, left_out.total(), " nor ".join(question.names), counted(left_out),
+        )  # fmt: skip
     paths = [row.pop("path") for row in rows]
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows).astype({"label": int})
     table["path"] = pd.Series(paths, dtype=object)  # a name may hold bytes that are no text
-    table["class_name"] = [CLASSES[label] for label in table["label"]]
+    table["class_name"] = table.pop("class_name")
+    table.attrs["left_out"] = dict(left_out)
     return table
 
 
@@ -112,31 +136,36 @@ def _unnest(root: Path) -> Path:
     return inner[0] if len(inner) == 1 else root
 
 
-def _folder_rows(root: Path) -> Iterator[dict[str, object]]:
+def _folder_rule(patient: str | None) -> Rule:
+    if patient == COLUMN:
+        raise InputError(f"data.patient={COLUMN}: a folder has no columns; name a CSV with data.root=CSV")
+    return rule_of(patient)
+
+
+def _folder_rows(root: Path, question: Question, rule: Rule) -> Iterator[Row]:
     splits = [name for name in SPLITS if (root / name).is_dir()]
+    names = sorted(folder.name for folder in _folders(root))
+    if not splits and question.match(names) is None and len(names) > 1 and names != sorted(CLASSES):
+        log.warning("data.root=%s: has no folder `train`, so all of its images are for training and validation", root)
+        yield from _class_rows(root, root, question, rule, split="train")
+        return
     if not splits:
-        names = sorted(folder.name for folder in _folders(root))
         cure = "; put both below `train` to train on them, or judge a model on them with split=external"
         raise InputError(
             f"data.root={root}: no images: no folder `train`; expected {LAYOUT}, "
             f"found {', '.join(names) or 'no folders'}{cure if names == sorted(CLASSES) else ''}"
         )
     for split in splits:
-        folder = root / split
-        yield from _class_rows(root, folder, split=split, name=str(folder), cure="rename or remove what differs")
+        yield from _class_rows(root, root / split, question, rule, split=split)
 
 
-def _class_rows(root: Path, folder: Path, *, split: str, name: str, cure: str) -> Iterator[dict[str, object]]:
+def _class_rows(root: Path, folder: Path, question: Question, rule: Rule, *, split: str) -> Iterator[Row]:
     """Describe the files in the class folders of a folder."""
-    found = sorted(inner.name for inner in _folders(folder))
-    if found != sorted(CLASSES):
-        raise InputError(
-            f"{name}: expected the class folders {' and '.join(CLASSES)}, "
-            f"found {', '.join(map(repr, found)) or 'none'}; {cure}"
-        )
-    for label, class_name in enumerate(CLASSES):
-        for path in _files(folder / class_name):
-            yield _row(root, path, label=label, split=split)
+    for inner in sorted(_folders(folder)):
+        if doubt := question.doubt(inner.name):
+            raise InputError(f"{folder}: has a folder {inner.name!r}; {doubt}; rename or move it")
+        for path in _files(inner):
+            yield _row(root, path, question, [inner.name], split=split, rule=rule)
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -162,31 +191,35 @@ def _files(folder: Path) -> Iterator[Path]:
         ) from error
 
 
-def _csv_rows(csv: Path) -> Iterator[dict[str, object]]:
-    labels = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, **{name.casefold(): label for label, name in enumerate(CLASSES)}}
-    seen: dict[object, tuple[int, dict[str, object]]] = {}
-    for line, cells in enumerate(_csv_table(csv).to_dict("records"), start=2):
-        row = {name: unicodedata.normalize("NFC", str(cells[name])).strip() for name in CSV_COLUMNS[1:]}
-        row |= {"path": cells["path"]}
-        label, split = labels.get(row["label"].casefold()), row["split"].casefold()
-        if label is None or split not in SPLITS or row["patient"].casefold() in NO_PATIENT:
-            wrong = row["label"].upper() if label is None else split
-            near = nearest(wrong, CLASSES if label is None else SPLITS) or nearest(wrong[:3], SPLITS)
+def _csv_rows(csv: Path, question: Question, patient: str | None) -> Iterator[Row]:
+    table, rule = _csv_table(csv), rule_of(patient)
+    by_column = "patient" in table and patient in {None, COLUMN}
+    if patient == COLUMN and not by_column:
+        raise InputError(f"data.patient={COLUMN}: {csv} has no column patient, but {', '.join(table.columns)}")
+    seen: dict[object, tuple[int, Row]] = {}
+    for line, cells in enumerate(table.to_dict("records"), start=2):
+        row = {name: unicodedata.normalize("NFC", str(cells.get(name, ""))).strip() for name in CSV_COLUMNS[1:]}
+        row["split"] = row["split"].casefold() if "split" in table else "train"
+        names = [name.strip() for name in row["label"].split(PARTS)]
+        doubt = question.match(names) is None and next(filter(None, map(question.doubt, names)), "")
+        if (
+            not row["label"]
+            or doubt
+            or row["split"] not in SPLITS
+            or (by_column and row["patient"].casefold() in NO_PATIENT)
+        ):
             raise InputError(
                 f"{csv}, line {line}: label={row['label']!r} split={row['split']!r} patient={row['patient']!r}; "
-                f"label is 0, 1, {' or '.join(CLASSES)}, split one of {', '.join(SPLITS)}, patient not empty{near}"
+                f"{doubt or 'label is a class'}, split one of {', '.join(SPLITS)}, patient not empty"
+                f"{nearest(row['split'], SPLITS) or nearest(row['split'][:3], SPLITS)}"
             )
-        if not row["path"].strip() or "\0" in row["path"]:
-            raise InputError(f"{csv}, line {line}: path={row['path']!r} names no file")
-        if "\\" in row["path"] and not (csv.parent / row["path"]).exists():
-            raise InputError(f"{csv}, line {line}: path={row['path']!r} has a backslash; write / between folders")
-        found = _row(csv.parent, csv.parent / row["path"], label=label, split=split)
+        found = _row(csv.parent, _csv_path(csv, line, cells["path"]), question, names, split=row["split"], rule=rule)
         if not found["path"] and str(found["id"]).startswith(".."):
             raise InputError(
-                f"{csv}, line {line}: path={row['path']!r} lies outside the folder of the CSV, and nothing outside of "
-                "it is read; put the CSV into a folder that holds all its files"
+                f"{csv}, line {line}: path={cells['path']!r} lies outside the folder of the CSV, and nothing "
+                "outside of it is read; put the CSV into a folder that holds all its files"
             )
-        found |= {"patient": row["patient"]}
+        found |= {"patient": row["patient"]} if by_column else {}
         first, before = seen.setdefault(found["id"], (line, found))
         if first == line:
             yield found
@@ -194,59 +227,44 @@ def _csv_rows(csv: Path) -> Iterator[dict[str, object]]:
             log.warning("%s: names %r twice, in the equal lines %d and %d; one counts", csv, found["id"], first, line)
         else:
             raise InputError(f"{csv}: names {found['id']!r} twice, in the lines {first} and {line}; remove one")
-    _warn_of_look_alikes({str(row["patient"]) for _, row in seen.values()}, csv)
+    warn_of_look_alikes({str(row["patient"]) for _, row in seen.values()}, csv)
 
 
-def _warn_of_look_alikes(patients: set[str], csv: Path) -> None:
-    """Name patients that only case, leading zeros or a decimal point tell apart: they may be one, on two sides."""
-    alike: dict[str, list[str]] = {}
-    for patient in sorted(patients):
-        number = NUMBER.fullmatch(patient)
-        alike.setdefault(number.group(1) if number else patient.casefold(), []).append(patient)
-    if pairs := [names for names in alike.values() if len(names) > 1]:
-        shown = "; ".join(" and ".join(map(repr, names)) for names in pairs[:SHOWN])
-        log.warning("%s: %d patients have several names, or several patients look alike: %s", csv, len(pairs), shown)
+def _csv_path(csv: Path, line: int, path: str) -> Path:
+    if not path.strip() or "\0" in path:
+        raise InputError(f"{csv}, line {line}: path={path!r} names no file")
+    if "\\" in path and not (csv.parent / path).exists():
+        raise InputError(f"{csv}, line {line}: path={path!r} has a backslash; write / between folders")
+    return csv.parent / path
 
 
 def _csv_table(csv: Path) -> pd.DataFrame:
-    """Read a table whose columns are separated by what its header has most of, their names in any case."""
-    with csv.open("rb") as raw:
-        if raw.read(2) in {codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE}:
-            raise InputError(f"data.root={csv}: is written in UTF-16; save it as UTF-8")
-    try:
-        with csv.open(encoding="utf-8-sig") as file:
-            separator = max(",;\t", key=file.readline().count)
-        table = pd.read_csv(
-            csv, sep=separator, dtype=str, keep_default_na=False, compression=None, encoding="utf-8-sig"
-        )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+    table = read_table(csv)
+    counts = {column: list(table.columns).count(column) for column in CSV_COLUMNS}
+    if max(counts.values()) > 1 or not all(counts[column] for column in NEEDED):
         raise InputError(
-            f"data.root={csv}: is neither a folder of images nor a CSV table in UTF-8 ({error}); unpack an archive and "
-            "name its folder, or the CSV that lists the images"
-        ) from error
-    table.columns = pd.Index([str(name).strip().lower() for name in table.columns])
-    if any(list(table.columns).count(column) != 1 for column in CSV_COLUMNS):
-        raise InputError(
-            f"{csv}: needs each of the columns {', '.join(CSV_COLUMNS)} once, found {', '.join(table.columns)}"
+            f"{csv}: needs the columns {' and '.join(NEEDED)} once, patient and split at most once, found "
+            f"{', '.join(table.columns)}"
         )
-    if table.empty:
-        raise InputError(f"{csv}: holds a header and no rows; write one line for each image")
     return table
 
 
-def _row(root: Path, path: Path, *, label: int, split: str) -> dict[str, object]:
-    """Describe one file by its name and by what the file system says, without opening it."""
-    name = PATIENT.match(path.name)
-    kind = (name.group(2) if name else None) or "unknown"
+def _row(root: Path, path: Path, question: Question, names: list[str], *, split: str, rule: Rule) -> Row:
+    """Describe one file by its names and by what the file system says; `label` is None where no class is asked for."""
     size, stamp = stamp_of(path)
-    relative = os.path.relpath(path, root)
+    relative = printable(os.path.relpath(path, root))
     inside = os.path.realpath(path).startswith(os.path.realpath(root) + os.sep)
+    known = str(path) if inside else ""  # never followed: it leads out of the data
+    kind = by_scheme(path.name)[1]
+    label, matched = question.match([*names, kind]) or (None, "")
+    subtype = kind or (matched if not question.public else "unknown")
     return {
-        "id": printable(relative),
-        "path": str(path) if inside else "",  # never followed: it leads out of the data
+        "id": relative,
+        "path": known,
         "label": label,
-        "patient": (name.group(1) or name.group(3)) if name else printable(path.stem),
-        "subtype": "normal" if label == 0 else kind,
+        "class_name": PARTS.join(names) if label is None else question.names[label],
+        "patient": rule(known, relative),
+        "subtype": "normal" if question.public and label == 0 else subtype,
         "split": split,
         "bytes": size,
         "stamp": stamp,

@@ -210,15 +210,25 @@ def _batch(images: Gray, device: torch.device) -> Tensor:
 
 def overlay(image: Gray, heat: Maps, *, width: int, height: int) -> Image.Image:
     """Lay a heat map (H, W), from 0 to 1, over an image (H, W), in the shape of its file (pixels)."""
-    place = np.clip(heat, 0, 1) * (len(RAMP) - 1)
-    below = np.minimum(place.astype(int), len(RAMP) - 2)
-    rest = (place - below)[..., None]
-    colour = RAMP[below] * (1 - rest) + RAMP[below + 1] * rest
+    colour = _coloured(heat)
     share = (STRENGTH * np.clip(heat, 0, 1))[..., None]
     mixed = image[..., None] * (1 - share) + colour * share
     scale = OVERLAY_SIDE / max(width, height)
     sides = (max(1, round(width * scale)), max(1, round(height * scale)))
     return Image.fromarray(np.rint(mixed).astype(np.uint8)).resize(sides, Image.Resampling.BICUBIC)
+
+
+def _coloured(heat: Maps) -> npt.NDArray[np.float64]:
+    place = np.clip(heat, 0, 1) * (len(RAMP) - 1)
+    below = np.minimum(place.astype(int), len(RAMP) - 2)
+    rest = (place - below)[..., None]
+    return np.asarray(RAMP[below] * (1 - rest) + RAMP[below + 1] * rest)
+
+
+def layer(heat: Maps) -> Gray:
+    """Colour a heat map (H, W), from 0 to 1, as a layer (H, W, 4) whose opacity is the heat."""
+    opacity = 255 * np.clip(heat, 0, 1)[..., None]
+    return np.rint(np.concatenate([_coloured(heat), opacity], axis=2)).astype(np.uint8)
 
 
 def thumbnail(image: Image.Image | Gray, *, side: int) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from xray_pneumonia import config
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.assessment import Decision
-from xray_pneumonia.types import CLASSES, Fraction, Positive, Side
+from xray_pneumonia.types import CLASSES, Classes, Fraction, Positive, Side, spoken
 
 SCHEMA = 1  # raise it when a field changes its meaning
 WEIGHTS, CARD, GATE = "model.safetensors", "model.json", "gate.npz"
@@ -56,6 +56,16 @@ class Card:
     schema: int = SCHEMA
     evidence: dict[str, float] = field(default_factory=dict)
     weights_sha256: str = ""
+
+    @property
+    def classes(self) -> Classes:
+        """The class names by label."""
+        return self.class_names[0], self.class_names[1]
+
+    @property
+    def answers(self) -> dict[str, str]:
+        """How the answers of a `Band` are worded with these classes."""
+        return dict(zip(("normal", "pneumonia"), map(spoken, self.classes), strict=True))
 
     def with_decision(self, decision: Decision) -> "Card":
         """Copy the card with another calibration, operating point and band."""
@@ -115,11 +125,20 @@ def parse_card(text: str, *, name: str) -> Card:
     problems = config.problems(values, Card, prefix="")
     if not problems and (len(values["band"]) not in {0, 2} or values["band"] != sorted(values["band"])):
         problems.append(f"band={values['band']!r}: should be empty or a lower and an upper probability")
-    if not problems and values["class_names"] != list(CLASSES):
-        problems.append(f"class_names={values['class_names']}: this version knows {list(CLASSES)}, in this order")
+    problems += [] if problems else _wrong_classes(values["class_names"])
     if problems:
         raise InputError(f"{name}: {problems[0][:500]}")
     return Card(**values)
+
+
+def _wrong_classes(names: list[str]) -> list[str]:
+    """Say what is wrong with class names, which stand in tables, pages and answers."""
+    keys = [name.casefold() for name in names]
+    if len(set(keys)) != 2 or len(names) != 2 or not all(one.isprintable() and 0 < len(one) <= 200 for one in names):
+        return [f"class_names={names}: should be two printable names, the negative one first"]
+    if keys == [name.casefold() for name in reversed(CLASSES)]:
+        return [f"class_names={names}: this version knows {list(CLASSES)}, in this order"]
+    return []
 
 
 def require_plain(path: Path, *, most: int) -> Path:

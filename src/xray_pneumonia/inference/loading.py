@@ -70,6 +70,11 @@ def _load_ensemble(folder: Path, *, name: str) -> TrainedModel:
                 f"{folder / ENSEMBLE}: {place.name} sees {member.card.image_size} pixels, the ensemble "
                 f"{card.image_size}; an ensemble needs one image size"
             )
+        if member.card.class_names != card.class_names:
+            raise InputError(
+                f"{folder / ENSEMBLE}: {place.name} tells {member.card.class_names} apart, the ensemble "
+                f"{card.class_names}; an ensemble needs one question"
+            )
         if file_sha256(place / WEIGHTS) != sha256:
             raise InputError(
                 f"{folder / ENSEMBLE}: the weights of {place.name} are not those it was made with; fetch the model "

@@ -102,16 +102,16 @@ class TrainedModel:
 
         Returns:
             One row for each: `probability` (calibrated), `label` (a class name, by the operating point),
-            `operating_point`, `answer` ("normal", "pneumonia" or "look closer"), `abstention` (why the answer is
-            "look closer", else empty) and `gate` (above 1 for what is no upright frontal chest film; NaN without a
-            gate).
+            `operating_point`, `answer` ("normal", "pneumonia" or the model's own classes; or "look closer"),
+            `abstention` (why the answer is "look closer", else empty) and `gate` (above 1 for what is no upright
+            frontal chest film; NaN without a gate).
 
         Raises:
             ValueError: the images have another shape or type.
         """
         probability = self.probabilities(images)
         score = self.gate.scores(images) if self.gate and len(images) else np.full(len(images), np.nan)
-        answer = self.band.answer(probability)
+        answer = np.array([self.card.answers.get(one, one) for one in self.band.answer(probability)], dtype=object)
         reason = np.where(answer == "look closer", UNCERTAIN, "")
         return pd.DataFrame(
             {

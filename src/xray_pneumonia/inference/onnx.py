@@ -9,6 +9,7 @@ import json
 import logging
 import warnings
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from torch import Tensor, nn
 
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.inference.bundle import MAX_BYTES, Card, parse_card, require_plain
+from xray_pneumonia.inference.graph_process import GraphProcess
 from xray_pneumonia.inference.model import CPU_BATCH, Graph, TrainedModel, in_batches
-from xray_pneumonia.types import Gray, Vector
 
 GRAPH = "model.onnx"  # in the folder of the weights
 INPUT, OUTPUTS = "pixels", ["probability", "logit"]
@@ -84,31 +85,26 @@ def write_graph(model: TrainedModel, path: Path) -> None:
 
 
 def read_graph(path: Path) -> tuple[Card, Graph]:
-    """Read a graph that `write_graph` wrote.
+    """Read a graph that `write_graph` wrote, and have it answer for one image.
 
     Raises:
-        InputError: the file is missing, damaged or no such graph, or onnxruntime is not installed.
+        InputError: the file is missing, damaged or no such graph, exceeds a limit, or onnxruntime is not installed.
     """
-    runtime = require_reader()
+    require_reader()
     try:
-        options = runtime.SessionOptions()
-        options.log_severity_level = 4
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads leave the processor
-        # from bytes: a graph that wants data from other files gets none
-        data = require_plain(path, most=MAX_BYTES).read_bytes()
-        session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        card = parse_card(session.get_modelmeta().custom_metadata_map.get("card", "null"), name=str(path))
-    except InputError:
-        raise
-    except Exception as error:  # the runtime has many kinds
-        raise InputError(f"{path}: cannot be read as a graph: {' '.join(str(error).split())[:300]}") from error
-    _require_shapes(session, card, path)
-
-    def run(batch: Gray) -> Vector:
-        return np.asarray(session.run(OUTPUTS[1:], {INPUT: np.ascontiguousarray(batch)[:, None]})[0], np.float64)
-
-    return card, lambda images: in_batches(run, images, CPU_BATCH)
+        require_plain(path, most=MAX_BYTES)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read as a graph: {error.strerror}") from error
+    process = GraphProcess(path, output=OUTPUTS[1], threads=torch.get_num_threads())
+    try:
+        card = parse_card(process.card, name=str(path))
+        if json.loads(process.labels) != card.class_names:
+            raise InputError(f"{path}: its labels are not those of its card; export the model again")
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: holds no card of a model: {error}") from error
+    _require_shapes(process, card, path)
+    process.run(np.zeros((1, card.image_size, card.image_size), np.uint8))  # whatever does not end is found now
+    return card, lambda images: in_batches(process.run, images, CPU_BATCH)
 
 
 def require_writer() -> None:
@@ -124,25 +120,23 @@ def require_writer() -> None:
         raise InputError(f"{error.name} is not installed, and writing graphs needs it: {CURE}") from error
 
 
-def require_reader() -> Any:
-    """Import the package that reads graphs.
+def require_reader() -> None:
+    """Check that the package which reads graphs is installed.
 
     Raises:
-        InputError: it is not installed.
+        InputError: it is not.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise InputError(f"{error.name} is not installed, and reading graphs needs it: {CURE}") from error
-    return onnxruntime
+    if find_spec("onnxruntime") is None:
+        raise InputError(f"onnxruntime is not installed, and reading graphs needs it: {CURE}")
 
 
-def _require_shapes(session: Any, card: Card, path: Path) -> None:
-    entries = [(one.name, one.type, one.shape[1:]) for one in session.get_inputs()]
-    names = [one.name for one in session.get_outputs()]
+def _require_shapes(process: GraphProcess, card: Card, path: Path) -> None:
     side = card.image_size
-    if entries != [(INPUT, "tensor(uint8)", [1, side, side])] or names != OUTPUTS:
-        raise InputError(f"{path}: takes {entries} and gives {names}; a graph of this project takes {INPUT}, {OUTPUTS}")
+    if process.inputs != [[INPUT, "tensor(uint8)", [1, side, side]]] or process.outputs != OUTPUTS:
+        raise InputError(
+            f"{path}: takes {process.inputs} and gives {process.outputs}; a graph of this project takes {INPUT}, "
+            f"{OUTPUTS}"
+        )
 
 
 def _metadata(card: Card) -> dict[str, str]:

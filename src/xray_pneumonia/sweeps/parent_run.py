@@ -168,7 +168,7 @@ class Progress:
         tags = {"sweep.best.trial": trial.number, "sweep.best.value": value}
         tags |= {f"sweep.best.{key}": text for key, text in trial.params.items()}
         point = " ".join(f"{key}={text}" for key, text in trial.params.items())
-        result = f"Best: `{self._plan.name} {trial.number}`, {self._objective} {value}, `{point}`; `best.yaml` trains it again."
+        result = f"Best: `{self._plan.name} {trial.number}`, {self._objective} {value}, `{point}`; see `best.yaml`."
         note = _note(self._plan, self._plan.describe())
         self._parent.set_tags({**tags, "mlflow.note.content": f"{result}\n\n{note}"})
 

@@ -76,6 +76,17 @@ def repair_moved(uri: str, home: Path) -> None:
         connection.commit()
 
 
+def lacks_run(path: Path, run_id: str) -> bool:
+    """Tell whether a SQLite store that was removed, emptied or swapped no longer knows a run; creates no file."""
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=0)
+        ) as connection:
+            return not connection.execute("SELECT 1 FROM runs WHERE run_uuid = ?", (run_id,)).fetchall()
+    except sqlite3.Error as error:
+        return not path.exists() or "no such table" in str(error)
+
+
 def _locations(connection: sqlite3.Connection) -> list[str]:
     try:
         for table, column in LOCATIONS:

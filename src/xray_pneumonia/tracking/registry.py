@@ -134,14 +134,10 @@ def _signature() -> Any:
     """State what the model takes and returns: the files' bytes or their pixels, one row of answers for each."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
-    from mlflow.types.schema import Array
+    from mlflow.types.schema import AnyType
 
-    inputs = Schema(
-        [
-            ColSpec(DataType.binary, "image", required=False),  # of a PNG or JPEG file
-            ColSpec(Array(Array(DataType.long)), "pixels", required=False),  # S x S gray values
-        ]
-    )
+    # The bytes of a file (base64 in JSON), or S x S gray values. With a stricter type one wrong row fails all others.
+    inputs = Schema([ColSpec(AnyType(), name, required=False) for name in ("image", "pixels")])
     texts = [ColSpec(DataType.string, name) for name in ("answer", "abstention")]
     numbers = [ColSpec(DataType.double, "probability"), ColSpec(DataType.string, "label")]
     outputs = Schema([*numbers, ColSpec(DataType.double, "operating_point"), *texts])

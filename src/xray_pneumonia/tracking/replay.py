@@ -4,8 +4,9 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from itertools import groupby, islice
 from pathlib import Path
@@ -17,8 +18,9 @@ from rich.console import Console
 from rich.progress import track
 
 from xray_pneumonia.tracking.locations import STAGED
+from xray_pneumonia.tracking.recovery import lacks_entries, lost_run, require_not_deleted
 from xray_pneumonia.tracking.registry import Unverified, has_model, log_model, sha256_file
-from xray_pneumonia.tracking.spool import Entry, Spool
+from xray_pneumonia.tracking.spool import Entry, Spool, moved_path
 from xray_pneumonia.tracking.store import Store, ensure_experiment
 from xray_pneumonia.tracking.store_errors import refuses_value
 from xray_pneumonia.tracking.stored_runs import OFFLINE_ID
@@ -63,6 +65,17 @@ class Replay:
         Args:
             unsure: the store may have the first of these entries already.
         """
+        try:
+            self._send_in_order(unsure=unsure)
+        except Exception as error:
+            if self._spool.mlflow_id is None or not lost_run(self._store, self._spool.mlflow_id, error):
+                raise
+            log.warning("run %s: the store lost it; it is made again from %s", self._spool.run_id, self._spool.folder)
+            self._spool.forget_store()
+            self._store = replace(self._store, experiment_id="")
+            self._send_in_order(unsure=True)
+
+    def _send_in_order(self, *, unsure: bool) -> None:
         while entries := list(islice(self._spool.entries(self._spool.sent), AT_ONCE)):
             for what, group in groupby(entries, lambda entry: entry.what):
                 # An entry of metrics holds a few dozen.
@@ -77,7 +90,10 @@ class Replay:
         try:
             self._handlers[what](run_id, [entry.value for entry in entries], unsure)
         except Exception as error:
-            if not refuses_value(error) or self._client.get_run(run_id).info.lifecycle_stage != "active":
+            if not refuses_value(error):
+                raise
+            require_not_deleted(self._store, run_id)
+            if what == "model":  # without it no run is finished
                 raise
             if len(entries) > 1:
                 for entry in entries:
@@ -104,11 +120,10 @@ class Replay:
         """Return the id of the run in MLflow, creating the run where MLflow has none."""
         if self._spool.mlflow_id is None:
             # The request that created it may have been answered by silence, or its sender killed.
-            found = self._client.search_runs([self._experiment_id], f"tags.{OFFLINE_ID} = '{self._spool.run_id}'")
+            found = self._client.search_runs([self._experiment_id()], f"tags.{OFFLINE_ID} = '{self._spool.run_id}'")
             self._spool.identify(found[0].info.run_id if found else self._created())
         return str(self._spool.mlflow_id)
 
-    @cached_property
     def _experiment_id(self) -> str:
         if self._store.experiment_id:
             return self._store.experiment_id
@@ -117,8 +132,9 @@ class Replay:
 
     def _created(self) -> str:
         header = self._spool.header or {}
+        tags = {**header["tags"], OFFLINE_ID: self._spool.run_id}  # under which it is found, should MLflow's id change
         run = self._client.create_run(
-            self._experiment_id, start_time=header["start"], run_name=header["name"], tags=header["tags"]
+            self._experiment_id(), start_time=header["start"], run_name=header["name"], tags=tags
         )
         return str(run.info.run_id)
 
@@ -164,14 +180,16 @@ class Replay:
                 log_model(self._store, run_id, folder, epoch=value["epoch"], loader_module=loader)
 
     def _artifacts(self, run_id: str, values: list[dict[str, list[Any]]], unsure: bool) -> None:
+        if not self._superseded(values[-1]):
+            self._upload(run_id, self._staged, values[-1], unsure=unsure)
+
+    def _upload(self, run_id: str, folder: Path, files: Mapping[str, Sequence[Any]], *, unsure: bool) -> None:
         """Upload each file and read it back; the run is not FINISHED before all are there, byte for byte."""
-        if self._superseded(values[-1]):
-            return
         with _timeout(UPLOAD_TIMEOUT):
-            for name, (_, sha256) in values[-1].items():
+            for name, (_, sha256) in files.items():
                 if not (unsure and self._fetched_sha256(run_id, name) == sha256):
-                    folder = str(Path(name).parent)
-                    self._client.log_artifact(run_id, str(self._staged / name), None if folder == "." else folder)
+                    below = str(Path(name).parent)
+                    self._client.log_artifact(run_id, str(folder / name), None if below == "." else below)
                     if self._fetched_sha256(run_id, name) != sha256:
                         raise Unverified(f"{name} in the store is not what was sent")
                 self.progressed = time.monotonic()
@@ -195,6 +213,19 @@ class Replay:
             self._client.delete_tag(run_id, "reason")
 
     def _end(self, run_id: str, values: list[dict[str, Any]], _: bool) -> None:
+        if not self._spool.refused and lacks_entries(
+            self._store, self._spool, run_id
+        ):  # its database was swapped for an older copy
+            log.warning("run %s: the store lost a part of it, which is sent again", self._spool.run_id)
+            for entry in [entry for entry in self._spool.entries() if entry.what != "end"]:
+                self._send(entry.what, [entry], unsure=True)
+            if lacks_entries(self._store, self._spool, run_id):
+                raise Unverified("the store does not hold what it was sent")
+        header = self._spool.header or {}
+        folder = moved_path(Path(header["folder"]), header, self._store.home)
+        uri = self._client.get_run(run_id).info.artifact_uri
+        if run_id != self._spool.run_id and not header["staged"] and folder.as_uri() != uri:  # it was made again
+            self._upload(run_id, folder, inventory(folder), unsure=True)
         self._client.set_terminated(run_id, values[-1]["status"], end_time=values[-1]["time"])
 
 

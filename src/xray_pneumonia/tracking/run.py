@@ -5,7 +5,6 @@ import hashlib
 import json
 import logging
 import shutil
-import time
 import traceback
 import uuid
 from collections.abc import Iterator, Mapping
@@ -15,8 +14,9 @@ from typing import Any
 
 from xray_pneumonia.errors import Busy, Stopped
 from xray_pneumonia.tracking.locations import STAGED, artifact_folder
-from xray_pneumonia.tracking.process import identity_tags
+from xray_pneumonia.tracking.process import identity_tags, now
 from xray_pneumonia.tracking.provenance import Provenance, source_tags
+from xray_pneumonia.tracking.recovery import copy_back
 from xray_pneumonia.tracking.replay import Replay
 from xray_pneumonia.tracking.spool import FOLDER, Spool, moved_path
 from xray_pneumonia.tracking.store import Store, masked
@@ -95,9 +95,9 @@ class Run:
 
         What an earlier process of this run logged for a step stays as it was.
         """
-        now = int(time.time() * 1000)
+        when = now()
         new = [
-            [key, float(value), now, step] for key, value in metrics.items() if (key, step) not in self.logged_before
+            [key, float(value), when, step] for key, value in metrics.items() if (key, step) not in self.logged_before
         ]
         if new:
             self._log(("metrics", new))
@@ -199,7 +199,7 @@ def start_run(
 
 def _create(store: Store, name: str | None, tags: Mapping[str, str]) -> Run:
     """Create a run in MLflow, or on this machine alone where MLflow is unavailable."""
-    offline_id, started = uuid.uuid4().hex, int(time.time() * 1000)
+    offline_id, started = uuid.uuid4().hex, now()
     known = {**source_tags(tags.get("verb", "")), **tags, **identity_tags(), STATE: "running", OFFLINE_ID: offline_id}
     mlflow_id, uri = None, None
     if store.experiment_id:
@@ -239,6 +239,7 @@ def _resume(store: Store, run_id: str) -> Run:
     run = Run(store, run_id, name, started, artifact_folder(store.home, run_id, uri), spool, tags)
     if header is None:
         _write_header(run, found.info.run_id)
+        copy_back(store, spool, found)
     (run.folder / "traceback.txt").unlink(missing_ok=True)
     spool.append(("resume", None), ("tags", new))
     run.logged_before = _logged_before(run)

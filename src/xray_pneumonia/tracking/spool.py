@@ -134,6 +134,12 @@ class Spool:
         self._mlflow_id = mlflow_id
         self._replace("identity", mlflow_id)
 
+    def forget_store(self) -> None:
+        """Note that the store has nothing of this run any more."""
+        self._mlflow_id = None
+        for name in ("identity", "sent"):
+            (self.folder / name).unlink(missing_ok=True)
+
     def refuse(self, entry: Entry, reason: str) -> None:
         """Set aside what the store will never take, so that the rest gets through."""
         line = json.dumps({"what": entry.what, "value": entry.value, "reason": reason}).encode() + b"\n"

@@ -168,6 +168,14 @@ def mlflow_client(uri: str) -> "MlflowClient":
     return MlflowClient(uri)
 
 
+def renew_database(uri: str, home: Path) -> None:
+    """Make the tables of a SQLite database that was removed or emptied under MLflow, which has it open."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    for _ in range(2):  # connections to the file that was removed see its tables still
+        SqlAlchemyStore(uri, (home / ARTIFACTS).as_uri()).engine.dispose()
+
+
 def _require_database(uri: str) -> None:
     """Refuse a file that is no SQLite database before anything touches it."""
     path = sqlite_path(uri)

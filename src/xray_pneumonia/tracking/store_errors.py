@@ -39,7 +39,7 @@ def masked(uri: str) -> str:
 
 def first_line(error: BaseException) -> str:
     """Shorten a store's message to one line without its password; add the cure where its connections run out."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("(raised as a")]
     line = masked((lines or [type(error).__name__])[0])
     core = re.search(r"\(Caused by (.*)\)$", line)  # urllib3 wraps what happened in three layers of what it tried
     message = (core.group(1) if core else line)[:300]
@@ -49,6 +49,11 @@ def first_line(error: BaseException) -> str:
 def refuses_value(error: BaseException) -> bool:
     """Tell whether the store will never take the value that it was sent, however often it is sent."""
     return getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE"
+
+
+def is_unknown(error: BaseException) -> bool:
+    """Tell whether the store knows no such run, experiment or model."""
+    return getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST"
 
 
 def classified(error: BaseException, *, uri: str) -> InputError:

@@ -10,7 +10,7 @@ from typing import Any
 
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.tracking.locations import ArtifactMissing, inside, local_folder
-from xray_pneumonia.tracking.process import identity_tags
+from xray_pneumonia.tracking.process import identity_tags, now
 from xray_pneumonia.tracking.store import Store, masked
 
 RUN_ID = re.compile(r"[0-9a-f]{32}\Z")
@@ -195,7 +195,7 @@ def close(store: Store, run_id: str, *, status: str, reason: str, state: str | N
     """End a run whose process is gone."""
     for key, value in {"reason": reason, STATE: state or STATES[status]}.items():
         store.client.set_tag(run_id, key, value)
-    store.client.set_terminated(run_id, status)
+    store.client.set_terminated(run_id, status, max(now(), store.client.get_run(run_id).info.start_time))
 
 
 def mark_running(store: Store, run_id: str) -> None:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from xray_pneumonia.tracking.locations import STAGED, repair_moved
-from xray_pneumonia.tracking.process import alive
+from xray_pneumonia.tracking.process import alive, now
 from xray_pneumonia.tracking.replay import Replay, inventory
 from xray_pneumonia.tracking.spool import Spool, spools, store_uri
 from xray_pneumonia.tracking.store import Store, masked
@@ -175,10 +175,10 @@ def _sync(spool: Spool, store: Store, unavailable: dict[str, str], loader_module
 
 def closing_entries(store: Store, spool: Spool, status: str, reason: str) -> list[tuple[str, Any]]:
     """List the last entries of a run: why it ended, the files that have to be sent, its status."""
-    staged = store.home / STAGED / spool.run_id
+    staged, started = store.home / STAGED / spool.run_id, (spool.header or {"start": 0})["start"]
     tags = [("tags", {"reason": reason})] if reason else []
     files = [("artifacts", inventory(staged))] if staged.is_dir() else []
-    return [*tags, *files, ("end", {"status": status, "time": int(time.time() * 1000)})]
+    return [*tags, *files, ("end", {"status": status, "time": max(now(), started)})]
 
 
 def stale(store: Store, home: Path) -> list[StoredRun]:

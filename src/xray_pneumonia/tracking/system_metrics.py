@@ -2,10 +2,11 @@
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Protocol
+
+from xray_pneumonia.tracking.process import now
 
 EVERY = 2.0  # seconds
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class SystemMetrics:
                 log.warning("no more system metrics: %s", error)
                 return
             if not self._done.is_set():
-                self._log_metrics(values, step=int(time.time() - self._since / 1000))
+                self._log_metrics(values, step=(now() - self._since) // 1000)
 
 
 def _collector() -> Callable[[], dict[str, float]]:

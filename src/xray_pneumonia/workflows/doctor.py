@@ -68,9 +68,9 @@ def main(cfg: DictConfig) -> None:
     _machine(report)
     _packages(report)
     _disks(report, home)
-    store = _store(report, tracking, home)
-    if cfg.sync:
+    if cfg.sync:  # makes a database again that was removed or emptied
         _sync(report, tracking, home)
+    store = _store(report, tracking, home)
     waiting = _unsent(report, home, syncing=cfg.sync)
     stale = _stale(report, store, home, mark=cfg.mark) if store else 0
     _leftovers(report, home)

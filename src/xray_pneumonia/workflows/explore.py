@@ -12,13 +12,14 @@ from rich.table import Table
 
 from xray_pneumonia.config import Node, anchor, build, check, leaves
 from xray_pneumonia.data.augment.augmentation import Augmentation
+from xray_pneumonia.data.classes import counted
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.evaluation.report import figures
 from xray_pneumonia.evaluation.report.build import render
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.server import see_it
 from xray_pneumonia.tracking.store import open_store
-from xray_pneumonia.types import CLASSES, Seed
+from xray_pneumonia.types import Seed
 from xray_pneumonia.workflows.training_run import record_dataset
 
 SHOWN = 12  # sample images of each class
@@ -73,20 +74,21 @@ def _record(run: Run, cfg: DictConfig, data: XRayDataModule, augmentation: Augme
         findings=data.audit.findings,
         shortcuts=data.audit.shortcuts,
         sizes=_sizes(data.records),
+        left_out=counted(data.left_out),
     )
     run.path("explore.html").write_text(page, encoding="utf-8")
 
 
 def _draw(data: XRayDataModule, augmentation: Augmentation, seed: int) -> "dict[str, Figure]":
     readable = data.records[data.records["error"] == ""]
-    drawn = {"Class balance": figures.class_balance(data.records)}
-    for label, name in enumerate(CLASSES):
+    drawn = {"Class balance": figures.class_balance(data.records, classes=data.question.names)}
+    for label, name in enumerate(data.question.names):
         part = readable[readable["label"] == label]
         rows = part.sample(min(SHOWN, len(part)), random_state=seed)
         drawn[f"Samples {name}"] = figures.sample_grid(data.images[rows.index.to_numpy()], rows)
         if augmentation.active and len(rows):
             drawn[f"Augmented {name}"] = _augmented(data, augmentation, int(rows.index[0]), seed)
-    drawn["Sizes"] = figures.sizes_and_modes(readable)
+    drawn["Sizes"] = figures.sizes_and_modes(readable, classes=data.question.names)
     return drawn
 
 
@@ -107,11 +109,13 @@ def _print(data: XRayDataModule, console: Console) -> None:
     """Print counts and findings."""
     title = f"{len(data.records)} images of {data.records['patient'].nunique()} patients"
     table = Table(title=title, title_justify="left")
-    for column in ("split", *CLASSES, "patients"):
+    for column in ("split", *data.question.names, "patients"):
         table.add_column(column, justify="left" if column == "split" else "right")
     for split, part in data.records.groupby("split"):
-        numbers = [int((part["label"] == label).sum()) for label in range(len(CLASSES))]
+        numbers = [int((part["label"] == label).sum()) for label in (0, 1)]
         table.add_row(str(split), *map(str, numbers), str(part["patient"].nunique()))
     console.print(table)
+    if data.left_out:
+        console.print(f"Left out, of neither class: {counted(data.left_out)}", highlight=False, markup=False)
     nothing = "The audit found nothing: no broken file, no duplicate, no leak."
     console.print("\n".join(map(str, data.audit.findings)) or nothing, highlight=False, markup=False)

@@ -218,6 +218,11 @@ def _require_fitting(members: list[TrainedModel], tables: list[pd.DataFrame]) ->
                 f"run_id: {first.run_id} and {card.run_id} validate on different images, so one may have trained on "
                 "what the other is judged by; use runs with the same data.split_seed, folds and data.root"
             )
+        if card.class_names != first.class_names:
+            raise InputError(
+                f"run_id: {card.run_id} tells {' and '.join(card.class_names)} apart, {first.run_id} "
+                f"{' and '.join(first.class_names)}; an ensemble needs one question"
+            )
         if card.image_size != first.image_size:
             raise InputError(
                 f"run_id: {card.run_id} sees {card.image_size} pixels, {first.run_id} {first.image_size}; an ensemble "

@@ -18,7 +18,7 @@ from xray_pneumonia.config import Node, anchor, build, check
 from xray_pneumonia.data.files import find_files, printable
 from xray_pneumonia.data.images.decode import DECODER_VERSION
 from xray_pneumonia.data.images.limits import DicomRules
-from xray_pneumonia.data.images.sandbox import Attempt, Decoders
+from xray_pneumonia.data.images.sandbox import DAMAGED, Attempt, Decoders
 from xray_pneumonia.errors import InputError, SomeFailed
 from xray_pneumonia.evaluation import gradcam
 from xray_pneumonia.evaluation.input_gate import quality_flags
@@ -31,7 +31,6 @@ from xray_pneumonia.workflows.prediction_files import TABLE, PredictionFiles, Ro
 
 HEAT_MAPS = "heat_maps"
 CHOSEN = ("run_id", "weights_sha256", "operating_point", "band", "temperature", "bias", "image_size", "net")
-DOUBTFUL = {"torn", "contradictory_lut"}  # notes of the decoder that make an answer "look closer"
 COMPARED = 8  # images whose heat maps are compared with those of random weights
 log = logging.getLogger(__name__)
 
@@ -81,7 +80,7 @@ def _predict(cfg: DictConfig) -> None:
     decoders = Decoders(
         count=cfg.workers or os.cpu_count() or 1,
         size=model.card.image_size,
-        rules=_rules(cfg),
+        rules=dicom_rules(cfg),
         limits=build(cfg.limits),
     )
     with PredictionFiles(folder, _identity(cfg, model, source)) as answers, decoders:
@@ -106,7 +105,8 @@ def _places(cfg: DictConfig) -> tuple[Path, Path]:
     return source, folder
 
 
-def _rules(cfg: DictConfig) -> DicomRules:
+def dicom_rules(cfg: DictConfig) -> DicomRules:
+    """Read which DICOM files are accepted from the keys that `predict` and `serve` share."""
     words = {name: tuple(word.upper() for word in cfg[name]) for name in ("modalities", "views", "body_parts")}
     return DicomRules(**words, any_preamble=cfg.any_preamble)
 
@@ -119,7 +119,7 @@ def _identity(cfg: DictConfig, model: TrainedModel, source: Path) -> dict[str, A
         **{name: card[name] for name in CHOSEN},
         "engine": cfg.engine,
         "explain": cfg.explain,
-        **asdict(_rules(cfg)),
+        **asdict(dicom_rules(cfg)),
         "decoder": DECODER_VERSION,
     }
 
@@ -133,7 +133,7 @@ def _classify_all(
         log.info("goes on where it stopped: %d files are left", total)
     maps = HeatMaps(model.require_net(), answers.folder) if cfg.explain else None
     for batch in _with_progress(decoders.batches(filter(answers.lacks, find_files(source)), cfg.batch_size), total):
-        rows = iter(_classified([attempt for attempt in batch if attempt.pixels is not None], model, maps))
+        rows = iter(classify([attempt for attempt in batch if attempt.pixels is not None], model, maps))
         answers.append([next(rows) if attempt.pixels is not None else _failed(attempt) for attempt in batch])
     if maps is not None and maps.informative is None:
         log.warning("no heat map was drawn: in none of the films does anything speak for PNEUMONIA")
@@ -151,7 +151,7 @@ def _with_progress(batches: Iterable[list[Attempt]], total: int) -> Iterator[lis
             progress.update(task, advance=len(batch), pace=f"{speed:.0f} images/s" if speed else "")
 
 
-def _classified(attempts: list[Attempt], model: TrainedModel, maps: "HeatMaps | None") -> list[Row]:
+def classify(attempts: list[Attempt], model: TrainedModel, maps: "HeatMaps | None") -> list[Row]:
     """Make the rows of decoded files."""
     if not attempts:
         return []
@@ -168,9 +168,9 @@ def _classified(attempts: list[Attempt], model: TrainedModel, maps: "HeatMaps | 
 
 def _doubted(row: dict[Any, Any], attempt: Attempt) -> dict[Any, Any]:
     """Withhold a sure answer about a file whose pixels may not be what was recorded."""
-    if not DOUBTFUL.intersection(attempt.notes):
+    if not attempt.doubtful:
         return row
-    return {**row, "decision": "look closer", "reason": row["reason"] or "the file may be damaged"}
+    return {**row, "decision": "look closer", "reason": row["reason"] or DAMAGED}
 
 
 def _failed(attempt: Attempt) -> Row:
@@ -191,10 +191,8 @@ class HeatMaps:
 
     def draw(self, attempts: list[Attempt], images: Gray) -> list[str | None]:
         """Write maps of (N, H, W) images; returns their paths in the folder, None for an image without evidence."""
-        heat = None if self.informative is False else gradcam.grad_cam(self.net, images)
-        if self.informative is None:
-            self.informative = self._compare(images, heat)
-        if heat is None or not self.informative:
+        heat = self.compute(images)
+        if heat is None:
             return [None] * len(attempts)
         (self.folder / HEAT_MAPS).mkdir(exist_ok=True)
         names = [f"{HEAT_MAPS}/{attempt.sha256[:32]}.png" for attempt in attempts]
@@ -202,6 +200,13 @@ class HeatMaps:
             if one.any():
                 gradcam.overlay(image, one, width=attempt.width, height=attempt.height).save(self.folder / name)
         return [name if one.any() else None for name, one in zip(names, heat, strict=True)]
+
+    def compute(self, images: Gray) -> gradcam.Maps | None:
+        """Compute maps (N, H, W) of images; None where there are none or they are withheld."""
+        heat = None if self.informative is False else gradcam.grad_cam(self.net, images)
+        if self.informative is None:
+            self.informative = self._compare(images, heat)
+        return heat if self.informative else None
 
     def _compare(self, images: Gray, heat: gradcam.Maps | None) -> bool | None:
         if heat is None:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from xray_pneumonia.config import Node, leaves, plain
+from xray_pneumonia.data.classes import counted
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.records import fingerprint
 from xray_pneumonia.evaluation.assessment import Decision
@@ -22,7 +23,6 @@ from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run
 from xray_pneumonia.tracking.server import artifact_path
 from xray_pneumonia.tracking.store import masked
-from xray_pneumonia.types import CLASSES
 from xray_pneumonia.workflows.choices import changes, group_choices
 
 if TYPE_CHECKING:  # imported when a training ends: pages and figures take seconds, which no first step waits for
@@ -33,7 +33,7 @@ COMPUTING = ("data/**/*.py", "models/*.py", "training/*.py", "evaluation/metrics
 THRESHOLD = 0.5  # of the metrics that compare runs, `best/...`; those at the operating point are `operating/...`
 COLUMNS = dict.fromkeys(("id", "patient", "split", "sha256"), "string") | {"label": "long"}  # of a dataset in MLflow
 RECORDS = "records.csv"
-LOADER_MODULE = "xray_pneumonia.workflows.serve"  # with which MLflow opens a logged bundle
+LOADER_MODULE = "xray_pneumonia.workflows.pyfunc"  # with which MLflow opens a logged bundle
 CURVES = [f"{stage}/{name}" for stage in ("train", "val") for name in ("loss", "accuracy", "auroc")]
 DESCRIPTION = "mlflow.note.content"
 log = logging.getLogger(__name__)
@@ -103,6 +103,9 @@ def record_start(run: Run, config: RunConfig, data: XRayDataModule, net: nn.Modu
     run.log_provenance(collect(COMPUTING))
     run.path(RECORDS).write_text(records_table(data).to_csv(index=False), encoding="utf-8")
     record_dataset(run, records, root=config.values["data"]["root"], stage="train")
+    if data.left_out:
+        run.log_params({"data/left_out": sum(data.left_out.values())})
+        run.set_tags({"data.left_out": counted(data.left_out)})
     named = (f"{split} {n.images} images of {n.patients} patients" for split, n in sizes.iterrows() if split != "test")
     log.info("run %s: %d parameters, %s", run.run_id, parameters, ", ".join(named))
 
@@ -122,7 +125,7 @@ def record_dataset(run: Run, records: pd.DataFrame, *, root: str, stage: str) ->
     digest = fingerprint(records)
     parts = records.groupby(["split", "class_name"]).size()
     profile = {"num_rows": len(records), "patients": int(records["patient"].nunique())}
-    profile |= {f"{split} {name}".strip(): int(n) for (split, name), n in parts.items()}  # type: ignore[misc]
+    profile |= {" ".join(map(str, part)).strip(): int(n) for part, n in zip(parts.index, parts, strict=True)}
     run.set_tags({"records_fingerprint": digest})
     run.log_dataset(name=Path(root).name, digest=digest, source=root, stage=stage, columns=COLUMNS, profile=profile)
     return digest
@@ -146,7 +149,8 @@ def record_result(run: Run, trained: Trained, data: XRayDataModule) -> None:
     from xray_pneumonia.evaluation import predictions
     from xray_pneumonia.evaluation.report import figures
 
-    table, best_epoch, threshold = trained.predictions, trained.best_epoch, trained.decision.threshold
+    table, best_epoch, classes = trained.predictions, trained.best_epoch, data.question.names
+    threshold = trained.decision.threshold
     predictions.write(table, run.path("predictions/val.csv"))
     loss = dict(run.metric_history(["val/loss"])["val/loss"]).get(best_epoch, np.nan)
     run.log_metrics({"best/epoch": best_epoch, "best/loss": loss})
@@ -155,9 +159,9 @@ def record_result(run: Run, trained: Trained, data: XRayDataModule) -> None:
     run.set_tags({DESCRIPTION: describe(run, trained.summary, trained.report)})
     for name, figure in {
         "learning_curves": figures.learning_curves(run.metric_history(CURVES), best_epoch=best_epoch),
-        "confusion_matrix": figures.confusion_matrix(table, threshold=threshold),
+        "confusion_matrix": figures.confusion_matrix(table, threshold=threshold, classes=classes),
         "roc_and_precision_recall": figures.roc_and_precision_recall(table, threshold=threshold),
-        "worst_mistakes": figures.worst_mistakes(table, data.images, threshold=threshold),
+        "worst_mistakes": figures.worst_mistakes(table, data.images, threshold=threshold, classes=classes),
     }.items():
         figures.save(figure, run.path(f"figures/{name}.png"))
 
@@ -173,7 +177,7 @@ def record_bundle(
     decision = chosen.decision
     card = Card(
         net=dict(net_config),
-        class_names=list(CLASSES),
+        class_names=list(data.question.names),
         image_size=data.image_size,
         temperature=decision.calibration.temperature,
         bias=decision.calibration.bias,

@@ -92,7 +92,7 @@ def test_refused_files_alone_and_no_files_at_all(tmp_path):
     ],
 )
 def test_what_a_bad_file_does_to_its_decoder_stays_there(tmp_path, monkeypatch, content, code):
-    monkeypatch.setattr(sandbox, "serve", serve_badly)
+    monkeypatch.setattr(sandbox, "SERVE", f"{__name__}:serve_badly")
     for number in range(20):
         (tmp_path / f"{number:02}.png").write_bytes(png(number))
     (tmp_path / "05.png").write_bytes(content)
@@ -119,5 +119,5 @@ def test_leaving_early_leaves_no_process(tmp_path):
         (tmp_path / f"{number:03}.png").write_bytes(png())
     with Decoders(count=2, size=32, rules=DicomRules(), limits=LIMITS) as decoders:
         next(decoders.batches(find_files(tmp_path), 5))
-        children = [worker.process for worker in decoders._workers]
-    assert not any(child.is_alive() for child in children)
+        children = [worker.child.process for worker in decoders._workers]
+    assert not any(child.returncode is None for child in children)

@@ -4,7 +4,6 @@ Patients' data stay in the file: only the tags below are read, and no message re
 standard and UIDs.
 """
 
-import logging
 import re
 from dataclasses import dataclass
 from io import BytesIO
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from pydicom import Dataset, config, dcmread, uid
+from pydicom import Dataset, dcmread, uid
 from pydicom.encaps import get_frame
 from pydicom.filereader import read_dataset
 from pydicom.pixels.decoders.base import get_decoder
@@ -31,9 +30,6 @@ from xray_pneumonia.data.images.limits import (
     require_sane_sides,
 )
 from xray_pneumonia.types import Gray
-
-config.settings.reading_validation_mode = config.IGNORE  # its warnings quote what a tag says
-logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # and so does its log
 
 # Words of ViewPosition that exclude a frontal film (PS3.3 C.8.1.1), whatever the other words are.
 NOT_FRONTAL = {"LL", "RL", "LLD", "RLD", "LLO", "RLO", "LAT", "LATERAL", "OBLIQUE", "DECUBITUS"}

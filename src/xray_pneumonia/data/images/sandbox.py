@@ -1,30 +1,22 @@
-"""Decode untrusted files in child processes with limits of time and memory, which cannot write.
-
-Whatever a file does to a decoder (hang, fill the memory, crash, run code) happens in a process that holds nothing else:
-the file is reported and another process takes over. Children answer in plain bytes, never in pickles.
-"""
+"""Decode untrusted files in child processes: a file that ends its decoder is reported, another process takes over."""
 
 import json
 import os
 import re
-import resource
-import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
-from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from threading import Event
 from typing import Any, Self
 
 import numpy as np
 
+from xray_pneumonia.confined import READY, START, Child, confine
 from xray_pneumonia.data.files import InputFile
 from xray_pneumonia.data.images import decode
 from xray_pneumonia.data.images.limits import DicomRules, ImageError
@@ -32,8 +24,10 @@ from xray_pneumonia.types import Count, Gray, Positive
 
 AHEAD = 256  # files that may be decoded before the first of them is taken
 QUEUED = 8  # files that a child holds at once, so that it need not wait for the parent
-START = 120.0  # seconds a child may take to start, on a machine that is busy
 POLL = 0.5  # seconds after which a wait looks whether the answers are still wanted
+SERVE = f"{__name__}:serve"  # what the children run
+DOUBTFUL = {"torn", "contradictory_lut"}  # notes on pixels of which no sure answer is given
+DAMAGED = "the file may be damaged"  # why there is none
 SHA256 = re.compile("([0-9a-f]{64})?")
 
 
@@ -64,11 +58,15 @@ class Attempt:
     pixels: Gray | None = None
     notes: tuple[str, ...] = ()
 
+    @property
+    def doubtful(self) -> bool:
+        """Whether no sure answer may be given, since the pixels may not be what was recorded."""
+        return not DOUBTFUL.isdisjoint(self.notes)
+
 
 @dataclass
 class _Worker:
-    process: BaseProcess
-    pipe: Connection
+    child: Child
     queue: deque[int] = field(default_factory=deque)  # positions of the files it holds; it works on the first one
     ready: bool = False
     since: float = field(default_factory=time.monotonic)  # when it last began something
@@ -88,7 +86,7 @@ class Decoders:
     """
 
     def __init__(self, *, count: int, size: int, rules: DicomRules, limits: Limits) -> None:
-        self._settings = (size, rules, limits.memory_mb)
+        self._settings = (size, asdict(rules), limits.memory_mb)
         self._size, self._limits = size, limits
         self._files: dict[int, InputFile] = {}  # by their position, until they are yielded
         self._stop, self._thread = Event(), ThreadPoolExecutor(1, thread_name_prefix="decoding")
@@ -101,10 +99,7 @@ class Decoders:
         self._stop.set()
         self._thread.shutdown()
         for worker in self._workers:
-            worker.pipe.close()
-            worker.process.kill()
-        for worker in self._workers:
-            worker.process.join()
+            worker.child.end()
 
     def batches(self, files: Iterable[InputFile], size: int) -> Iterator[list[Attempt]]:
         """Decode files while the caller works on the batch before; yields them in order, `size` at a time."""
@@ -150,15 +145,15 @@ class Decoders:
             worker.since = time.monotonic()
         worker.queue.append(position)
         with suppress(OSError):  # it died, which the next wait finds
-            worker.pipe.send_bytes(os.fsencode(self._files[position].path))
+            worker.child.pipe.send_bytes(os.fsencode(self._files[position].path))
 
     def _wait(self) -> Iterator[tuple[int, Attempt]]:
         """Wait for answers, deaths and timeouts; yields positions and results."""
         busy = [worker for worker in self._workers if worker.queue]
         left = min((self._allowed(worker) - worker.elapsed() for worker in busy), default=0.0)
-        answered = wait([worker.pipe for worker in busy], timeout=min(POLL, max(0.0, left)))
+        answered = wait([worker.child.pipe for worker in busy], timeout=min(POLL, max(0.0, left)))
         for worker in busy:
-            if worker.pipe in answered:
+            if worker.child.pipe in answered:
                 yield from self._receive(worker)
             elif worker.elapsed() > self._allowed(worker):
                 message = f"took more than {self._limits.seconds:g} s (limits.seconds)"
@@ -169,7 +164,7 @@ class Decoders:
 
     def _receive(self, worker: _Worker) -> Iterator[tuple[int, Attempt]]:
         try:
-            answer = worker.pipe.recv_bytes(self._size**2 + 2**16)
+            answer = worker.child.pipe.recv_bytes(self._size**2 + 2**16)
         except (EOFError, OSError):
             message = f"ended its decoder; it may need more than {self._limits.memory_mb} MB (limits.memory_mb)"
             yield self._replace(worker, code="decoder_died", message=message)
@@ -182,11 +177,9 @@ class Decoders:
 
     def _replace(self, worker: _Worker, *, code: str, message: str) -> tuple[int, Attempt]:
         """Start a new worker for one that died or must; the file that it was working on is to blame."""
-        worker.process.kill()
-        worker.process.join()
-        worker.pipe.close()
+        worker.child.end()
         if not worker.ready:
-            raise RuntimeError(f"a decoding process did not start (exit code {worker.process.exitcode})")
+            raise RuntimeError(f"a decoding process did not start (exit code {worker.child.process.returncode})")
         failed, *others = worker.queue
         replacement = self._start()
         self._workers[self._workers.index(worker)] = replacement
@@ -195,12 +188,7 @@ class Decoders:
         return failed, Attempt(file=self._files[failed], code=code, message=message)
 
     def _start(self) -> _Worker:
-        context = get_context("spawn")  # a fork would copy what the parent holds, its locks included
-        here, there = context.Pipe()
-        process = context.Process(target=serve, args=(there, *self._settings), daemon=True)
-        process.start()
-        there.close()
-        return _Worker(process, here)
+        return _Worker(Child(SERVE, *self._settings))
 
 
 def _parsed(answer: bytes, file: InputFile, size: int) -> Attempt:
@@ -220,28 +208,13 @@ def _parsed(answer: bytes, file: InputFile, size: int) -> Attempt:
     return Attempt(file=file, pixels=pixels, width=width, height=height, notes=notes, **texts)
 
 
-def serve(pipe: Connection, size: int, rules: DicomRules, memory_mb: int) -> None:
-    """Run as a child process: decode files until the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    sys.dont_write_bytecode = True
-    _confine(memory_mb)
-    with suppress(EOFError, OSError):
-        pipe.send_bytes(b"ready")
-        while True:
-            pipe.send_bytes(decode_file(pipe.recv_bytes(), size, rules))
-
-
-def _confine(memory_mb: int) -> None:
-    """Limit memory, forbid writing, leave no core file with a patient's image, and be silent."""
-    limits = {resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0}
-    if sys.platform.startswith("linux"):  # elsewhere the address space has no limit that holds
-        with open("/proc/self/statm", encoding="ascii") as facts:
-            limits[resource.RLIMIT_AS] = int(facts.read().split()[0]) * resource.getpagesize() + memory_mb * 2**20
-    for kind, most in limits.items():
-        hard = resource.getrlimit(kind)[1]
-        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(kind, (most, most))
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # C libraries write what they think of a file
+def serve(pipe: Connection, size: int, rules: dict[str, Any], memory_mb: int) -> None:
+    """Run in a child process: decode files until the parent is gone."""
+    known = DicomRules(**{name: tuple(value) if isinstance(value, list) else value for name, value in rules.items()})
+    confine(memory_mb)
+    pipe.send_bytes(READY)
+    while True:
+        pipe.send_bytes(decode_file(pipe.recv_bytes(), size, known))
 
 
 def decode_file(path: bytes, size: int, rules: DicomRules) -> bytes:

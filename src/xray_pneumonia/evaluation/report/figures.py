@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from xray_pneumonia.types import CLASSES, Gray
+from xray_pneumonia.types import CLASSES, Classes, Gray
 
 COLOURS = {"NORMAL": "#2a7f9e", "PNEUMONIA": "#d1603d", "train": "#8a8f98", "val": "#2b3a55"}
 LINE = "#c9c9c9"  # of what is a reference only
@@ -75,7 +75,7 @@ def _curve_of_group(axes: Axes, curves: list[dict[int, float]], label: str, colo
     axes.plot(epochs, mean, "o-", ms=3, color=colour, label=label)
 
 
-def confusion_matrix(predictions: pd.DataFrame, *, threshold: float) -> Figure:
+def confusion_matrix(predictions: pd.DataFrame, *, threshold: float, classes: Classes = CLASSES) -> Figure:
     """Draw counts, with the share of each true class."""
     from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
@@ -83,13 +83,13 @@ def confusion_matrix(predictions: pd.DataFrame, *, threshold: float) -> Figure:
     counts = confusion_matrix(predictions["label"], called, labels=[0, 1])
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure = Figure(figsize=(4.6, 4), layout="constrained")
-    display = ConfusionMatrixDisplay(shares, display_labels=CLASSES)
+    display = ConfusionMatrixDisplay(shares, display_labels=classes)
     display.plot(ax=figure.subplots(), cmap="Blues", colorbar=False, im_kw={"vmin": 0, "vmax": 1})
     for text, count, share in zip(display.text_.flat, counts.flat, shares.flat, strict=True):
         text.set(text=f"{count}\n{share:.1%}", fontsize=13, color="white" if share > 0.5 else "black")
     title = f"{_basis(predictions)}, threshold {threshold:g}"
     display.ax_.set(xlabel="called", ylabel="truth", title=title)
-    display.ax_.set_yticks([0, 1], CLASSES, rotation=90, va="center")
+    display.ax_.set_yticks([0, 1], classes, rotation=90, va="center")
     display.ax_.grid(visible=False)
     return figure
 
@@ -120,23 +120,25 @@ def roc_and_precision_recall(predictions: pd.DataFrame, *, threshold: float) -> 
     return figure
 
 
-def worst_mistakes(predictions: pd.DataFrame, images: Gray, *, threshold: float, count: int = 12) -> Figure:
+def worst_mistakes(
+    predictions: pd.DataFrame, images: Gray, *, threshold: float, classes: Classes = CLASSES, count: int = 12
+) -> Figure:
     """Show the images that were called wrong with most confidence; the table's index numbers the images (N, H, W)."""
     wrong = predictions[(predictions["probability"] >= threshold) != (predictions["label"] == 1)]
     wrong = wrong.assign(miss=(wrong["probability"] - wrong["label"]).abs()).nlargest(count, "miss")
     facts = zip(wrong["label"], wrong["probability"], wrong["patient"], strict=True)
-    titles = [f"{CLASSES[label]}\ncalled with p={probability:.3f}\n{patient}" for label, probability, patient in facts]
-    colours = [COLOURS[CLASSES[label]] for label in wrong["label"]]
+    titles = [f"{classes[label]}\ncalled with p={probability:.3f}\n{patient}" for label, probability, patient in facts]
+    colours = [COLOURS[CLASSES[label]] for label in wrong["label"]]  # by label, whatever the names
     return grid(images[wrong.index.to_numpy(np.int64)], titles, colours, empty="no mistakes at this threshold")
 
 
-def class_balance(records: pd.DataFrame) -> Figure:
+def class_balance(records: pd.DataFrame, *, classes: Classes = CLASSES) -> Figure:
     """Draw the number of images of each class in each split."""
-    counts = pd.crosstab(records["split"], records["class_name"]).reindex(columns=list(CLASSES), fill_value=0)
+    counts = pd.crosstab(records["split"], records["class_name"]).reindex(columns=list(classes), fill_value=0)
     counts = counts.loc[[split for split in ("train", "val", "test") if split in counts.index]]
     figure = Figure(figsize=(2.8 * len(counts) + 1, 3.4), layout="constrained")
     for axes, (split, row) in zip(np.atleast_1d(figure.subplots(1, len(counts))), counts.iterrows(), strict=True):
-        bars = axes.bar(CLASSES, row, color=[COLOURS[name] for name in CLASSES])
+        bars = axes.bar(classes, row, color=[COLOURS[name] for name in CLASSES])
         axes.bar_label(bars, [f"{n}\n{n / max(1, row.sum()):.0%}" for n in row], fontsize=9)
         axes.set(title=f"{split}: {row.sum()} images")
         axes.margins(y=0.2)
@@ -144,15 +146,15 @@ def class_balance(records: pd.DataFrame) -> Figure:
     return figure
 
 
-def sizes_and_modes(records: pd.DataFrame) -> Figure:
+def sizes_and_modes(records: pd.DataFrame, *, classes: Classes = CLASSES) -> Figure:
     """Draw the distributions of image and file sizes by class."""
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     megapixels, kilobytes = figure.subplots(1, 2)
-    for label, name in enumerate(CLASSES):
+    for label, name in enumerate(classes):
         part = records[records["label"] == label]
         for axes, values in ((megapixels, part["width"] * part["height"] / 1e6), (kilobytes, part["bytes"] / 1e3)):
             weights = np.full(len(values), 1 / max(1, len(values)))
-            axes.hist(values, bins=30, weights=weights, alpha=0.6, color=COLOURS[name], label=name)
+            axes.hist(values, bins=30, weights=weights, alpha=0.6, color=COLOURS[CLASSES[label]], label=name)
     megapixels.set(title="Size of the images", xlabel="megapixels", ylabel="share of the class")
     kilobytes.set(title="Size of the files", xlabel="kilobytes")
     kilobytes.legend(frameon=False)
@@ -162,7 +164,7 @@ def sizes_and_modes(records: pd.DataFrame) -> Figure:
 def sample_grid(images: Gray, records: pd.DataFrame) -> Figure:
     """Show images (N, H, W) with subtype and patient."""
     titles = [f"{row.subtype}\n{row.patient}" for row in records.itertuples()]
-    return grid(images, titles, [COLOURS[name] for name in records["class_name"]])
+    return grid(images, titles, [COLOURS[CLASSES[label]] for label in records["label"]])
 
 
 def grid(images: Gray, titles: list[str], colours: list[str], *, empty: str = "nothing to show") -> Figure:

@@ -1,0 +1,153 @@
+"""Serves a bundle through MLflow (`mlflow.pyfunc.load_model`, `mlflow models serve`): X-rays in, a table out.
+
+Every logged model names this module as its loader; MLflow calls `_load_pyfunc`. What it is sent is untrusted: files are
+decoded in child processes with the limits of `xray predict`, and a row that cannot be read says why, in that row alone.
+"""
+
+import base64
+import os
+from collections.abc import Iterator
+from itertools import zip_longest
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from xray_pneumonia.data.files import InputFile
+from xray_pneumonia.data.images.limits import MAX_BYTES, DicomRules, ImageError
+from xray_pneumonia.data.images.sandbox import DAMAGED, Attempt, Decoders, Limits
+from xray_pneumonia.inference.loading import load_model
+from xray_pneumonia.inference.model import TrainedModel
+from xray_pneumonia.types import Gray
+
+LIMITS = Limits(seconds=30.0, memory_mb=2048)  # those of conf/predict.yaml
+PROCESSES, BATCH = min(4, os.cpu_count() or 1), 64
+FILE, PIXELS = "image", "pixels"  # the columns
+
+
+class BundleModel:
+    """A trained model with the interface of MLflow's pyfunc."""
+
+    def __init__(self, model: TrainedModel) -> None:
+        self._model = model
+        self._side = model.card.image_size
+        self._decoders: Decoders | None = None  # started with the first file
+        self._lock = Lock()  # a server answers several requests at once
+
+    def predict(self, model_input: pd.DataFrame | dict[str, Any], params: Any = None) -> pd.DataFrame:
+        """Classify X-rays.
+
+        Args:
+            model_input: a table or dict with the column `image` (the bytes of a PNG, JPEG or DICOM file, or those in
+                base64) or `pixels` (S x S gray values); in a table with both, a row may give either.
+            params: are not used.
+
+        Returns:
+            One row for each: `probability`, `label`, `operating_point`, `answer`, `abstention`. What cannot be
+            read has probability None, no label, and the reason as its abstention.
+
+        Raises:
+            ValueError: the input has neither column.
+        """
+        attempts = self._read_all(model_input)
+        rows = [row for row, attempt in enumerate(attempts) if attempt.pixels is not None]
+        images = np.array([attempts[row].pixels for row in rows], np.uint8).reshape(-1, self._side, self._side)
+        table = self._model.decide(images).drop(columns="gate").set_index(pd.Index(rows, dtype=int))
+        table = table.reindex(range(len(attempts)))
+        table["operating_point"] = self._model.card.operating_point
+        for row, attempt in enumerate(attempts):
+            if attempt.code:
+                table.loc[row, ["answer", "label", "abstention"]] = "look closer", "", f"unreadable: {attempt.message}"
+            elif attempt.doubtful:
+                reason = table.at[row, "abstention"] or DAMAGED
+                table.loc[row, ["answer", "abstention"]] = "look closer", reason
+        if len(rows) == len(attempts):
+            return table
+        return table.astype({"probability": object}).replace({"probability": {np.nan: None}})  # JSON knows no NaN
+
+    def _read_all(self, given: Any) -> list[Attempt]:
+        columns = {name: _unwrapped(list(given[name]), name) for name in (FILE, PIXELS) if name in given}
+        if not columns:
+            raise ValueError(f"columns {sorted(given)}: give `{FILE}` (bytes of a PNG, JPEG or DICOM) or `{PIXELS}`")
+        pairs = list(zip_longest(columns.get(FILE, []), columns.get(PIXELS, [])))
+        with TemporaryDirectory() as folder:
+            named = [(Path(folder) / str(row), file) for row, (file, _) in enumerate(pairs) if not _is_missing(file)]
+            decoded = self._decoded(_written(path, file) for path, file in named) if named else iter(())
+        return [self._checked(pixels) if _is_missing(file) else next(decoded) for file, pixels in pairs]
+
+    def _decoded(self, files: Iterator[InputFile]) -> Iterator[Attempt]:
+        with self._lock:
+            self._decoders = self._decoders or Decoders(
+                count=PROCESSES, size=self._side, rules=DicomRules(), limits=LIMITS
+            )
+            try:
+                return iter([attempt for batch in self._decoders.batches(files, BATCH) for attempt in batch])
+            except BaseException:
+                self._decoders = None  # what its processes hold belongs to no later request
+                raise
+
+    def _checked(self, values: Any) -> Attempt:
+        """Take S x S gray values as they are."""
+        try:
+            return Attempt(file=InputFile("", "", ""), pixels=_gray(values, self._side))
+        except ImageError as error:
+            return Attempt(file=InputFile("", "", ""), code=error.code, message=str(error))
+
+
+def _unwrapped(values: list[Any], name: str) -> list[Any]:
+    """Undo that MLflow puts the lists of a dict into one row."""
+    inner = values[0] if len(values) == 1 and isinstance(values[0], list | np.ndarray) and len(values[0]) else None
+    if inner is None:
+        return values
+    wrapped = isinstance(inner[0], str | bytes) if name == FILE else np.ndim(_first(inner[0])) == 1
+    return list(inner) if wrapped else values
+
+
+def _first(values: Any) -> Any:
+    return values[0] if isinstance(values, list | np.ndarray) and len(values) else None
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and np.isnan(value))
+
+
+def _written(path: Path, value: Any) -> InputFile:
+    """Write a file for its decoder, which alone opens it."""
+    try:
+        path.write_bytes(_bytes(value))
+    except ImageError as error:
+        return InputFile(str(path), path.name, "", (error.code, str(error)))
+    except OSError as error:
+        return InputFile(str(path), path.name, "", ("unreadable", f"cannot be kept: {error.strerror}"))
+    return InputFile(str(path), path.name, "")
+
+
+def _bytes(value: Any) -> bytes | bytearray:
+    if not isinstance(value, str | bytes | bytearray):
+        raise ImageError("not_an_image", f"is of type {type(value).__name__}; give the bytes of a file, or base64")
+    if len(value) > MAX_BYTES * (4 / 3 if isinstance(value, str) else 1) + 4:
+        raise ImageError("too_large", f"{len(value)} bytes or letters; at most {MAX_BYTES} bytes are read")
+    try:
+        return base64.b64decode(value, validate=True) if isinstance(value, str) else value
+    except ValueError as error:
+        raise ImageError("not_an_image", "is no base64") from error
+
+
+def _gray(values: Any, side: int) -> Gray:
+    try:
+        pixels = np.asarray(list(values))  # a column of lists comes as an array of arrays
+        pixels = (pixels[0] if pixels.ndim == 3 and len(pixels) == 1 else pixels).astype(np.float64)
+    except (ValueError, TypeError) as error:
+        given = "missing" if _is_missing(values) else f"of type {type(values).__name__}"
+        raise ImageError("not_an_image", f"is {given}; give a file or {side} x {side} gray values") from error
+    if pixels.shape != (side, side) or not (pixels % 1 == 0).all() or pixels.min() < 0 or pixels.max() > 255:
+        shape = " x ".join(map(str, pixels.shape))
+        raise ImageError("not_an_image", f"{shape} values; this model reads {side} x {side} whole numbers, 0 to 255")
+    return pixels.astype(np.uint8)
+
+
+def _load_pyfunc(path: str) -> BundleModel:
+    return BundleModel(load_model(Path(path), name=path))
