@@ -21,11 +21,12 @@ from xray_pneumonia.stored_config import check_experiment
 
 # Keys that hold a path or a name, as they are: Hydra would take `image (1).png` for a call, and `model` for the group.
 LITERAL = {
-    "evaluate": ("model",),
+    "evaluate": ("model", "run_id", "compare_to"),
     "export": ("model", "run_id", "input", "output"),
     "predict": ("model", "input", "output"),
     "register": ("run_id", "name", "alias"),
     "reproduce": ("model", "run_id"),
+    "train": ("resume",),
     "serve": ("model", "keep", "audit", "host"),
 }
 # Paths, names and addresses of every verb; commas separate the values of a sweep, except in a path that exists.
@@ -33,6 +34,10 @@ PLACES = (
     "data.root", "home", "data.cache_dir", "tracking.run_name", "tracking.experiment_name", "tracking.uri",
     "sweep.storage", "sweep.name",
 )  # fmt: skip
+LISTS, LISTED = (
+    ("run_id", "run_ids", "compare_to"),
+    re.compile(r"[^\[\],\s][^\[\],]*"),
+)  # eight digits look like a number
 PATTERN = "data.patient"  # a regular expression, or a word
 QUOTES = ("'", '"', "${")
 SPECIAL = ("'", '"', "\\", "\n", "${", ",")
@@ -80,7 +85,8 @@ def launch(verb: str, arguments: list[str]) -> None:
 def _literally(verb: str, arguments: list[str]) -> tuple[list[str], dict[str, str]]:
     """Separate the arguments that Hydra's grammar must not parse."""
     parts = [(argument, *argument.partition("=")) for argument in arguments]
-    literal = {key: value for _, key, equals, value in parts if equals and key in LITERAL.get(verb, ())}
+    known = LITERAL.get(verb, ())
+    literal = {key: text for _, key, _, text in parts if key in known and text[:1] not in ("", "[") and text != "null"}
     return [argument for argument, key, _, _ in parts if key not in literal], literal
 
 
@@ -90,6 +96,8 @@ def _quoted(argument: str) -> str:
     from hydra.errors import HydraException
 
     key, _, value = argument.partition("=")
+    if key in LISTS and value.startswith("[") and not {"'", '"'} & set(value):
+        return f"{key}={LISTED.sub(lambda found: repr(found.group()), value)}"
     if key not in (*PLACES, PATTERN) or value in ("", "null"):
         return argument
     special = QUOTES if key == PATTERN else SPECIAL
@@ -184,7 +192,8 @@ def _experiment_files(arguments: list[str]) -> Iterator[list[str]]:
             if key == "experiment" and path.suffix == ".yaml" and path.is_file():
                 text = path.read_bytes()
                 check_experiment(text, origin=f"experiment={value}")
-                name = f"file_{hashlib.sha256(text).hexdigest()[:8]}"  # no name of the package
+                stem = re.sub(r"\W+", "_", path.stem, flags=re.ASCII)
+                name = f"{stem}_{hashlib.sha256(text).hexdigest()[:8]}"  # no name of the package
                 (Path(folder) / "experiment").mkdir(exist_ok=True)
                 (Path(folder) / "experiment" / f"{name}.yaml").write_bytes(text)
                 changed.append(f"experiment={name}")

@@ -9,13 +9,17 @@ from xray_pneumonia.errors import InputError
 from xray_pneumonia.tracking.registry import NAMED
 from xray_pneumonia.tracking.store import Store, masked
 from xray_pneumonia.tracking.store_errors import query
-from xray_pneumonia.tracking.stored_runs import RUN_ID, StoredRun, get, quoted, search
+from xray_pneumonia.tracking.stored_runs import RUN_ID, StoredRun, get, quoted, read_run, search
 
 DIGITS = re.compile(r"[0-9a-f]{8,31}\Z")
 LEDGER = "ledger"  # the experiment of the openings of test splits
 LAST, BEST = "last", "best"
 VALUE = "best/auroc"  # of `best`
 TRAININGS = ["tags.verb = 'train'", "attributes.status = 'FINISHED'"]
+
+
+class NoSuchRun(InputError):
+    """No run goes by this name."""
 
 
 def free_name(store: Store, name: str) -> str:
@@ -49,9 +53,14 @@ def find_run_id(store: Store, text: str, *, key: str = "run_id") -> str:
     where = f"in {masked(store.uri)}"
     if not found:
         known = "a run id, its first eight digits, a name, an alias, last or best names one; `xray runs` lists them"
-        raise InputError(f"{key}={text}: there is no such run {where}; {known}")
+        raise NoSuchRun(f"{key}={text}: there is no such run {where}; {known}")
     each = ", ".join(f"{run_id[:8]} ({what})" for run_id, what in found.items())
     raise InputError(f"{key}={text}: names {len(found)} runs {where}: {each}; give eight digits")
+
+
+def read_named(store: Store, text: str, *, key: str = "run_id", unfinished: bool = False) -> StoredRun:
+    """Read the run that a text names as for `find_run_id`, checked by `read_run`; raises what they do."""
+    return read_run(store, find_run_id(store, text, key=key), unfinished=unfinished)
 
 
 def _extreme(stores: list[Store], text: str) -> dict[str, str]:
@@ -65,22 +74,25 @@ def _extreme(stores: list[Store], text: str) -> dict[str, str]:
 
 def _named(stores: list[Store], text: str) -> dict[str, str]:
     """Find the runs that a text may name, with what tells them apart."""
-    client = stores[0].client
-    found: dict[str, str] = {}
-    digits = f"attributes.run_id LIKE '{text}%'" if DIGITS.match(text) else ""
-    for condition in filter(None, [digits, f"attributes.run_name = {quoted(text)}"]):
-        for store in stores:
-            found |= {run.run_id: f"{run.name}, {run.when}" for run in search(store, [condition])}
-            if found and condition != digits:
-                break  # those of the experiment come before those of others
-    if "@" in text or not found:
-        named = NAMED.match(text)
-        for model in client.search_registered_models():
-            alias = named["alias"] if named else text
-            if alias in model.aliases and (named is None or named["name"] == model.name):
-                version = client.get_model_version_by_alias(model.name, alias)
-                found[str(version.run_id)] = f"{model.name}@{alias}"
-    return found
+    conditions = (
+        [f"attributes.run_name = {quoted(text)}"] if not {"'", '"'} <= set(text) else []
+    )  # MLflow has no escapes
+    if DIGITS.match(text):
+        conditions.append(f"attributes.run_id LIKE '{text}%'")
+    for condition in conditions:
+        for store in stores:  # those of the experiment come before those of others
+            if runs := search(store, [condition]):
+                return {run.run_id: f"{run.name}, {run.when}" for run in runs}
+    return _aliased(stores[0], text)
+
+
+def _aliased(store: Store, text: str) -> dict[str, str]:
+    """Find the runs of the registered models that carry an alias."""
+    named = NAMED.match(text)
+    name, alias = (named["name"], named["alias"]) if named else (None, text)
+    models = [one for one in store.client.search_registered_models() if alias in one.aliases]
+    versions = [store.client.get_model_version_by_alias(one.name, alias) for one in models if name in {None, one.name}]
+    return {str(version.run_id): f"{version.name}@{alias}" for version in versions}
 
 
 def last_touched(store: Store) -> list[StoredRun]:

@@ -23,7 +23,7 @@ from xray_pneumonia.tracking.process import alive, identity
 from xray_pneumonia.tracking.store import Store, masked
 
 HOST = "127.0.0.1"
-USUAL_PORT = 5000  # MLflow's own, so that a bookmark may go on working
+PORTS = range(5000, 5020)  # MLflow's own and the next, so that a bookmark may go on working
 STARTING = 90.0  # seconds that the server may take to answer
 RECORD, LOG = "ui.json", "ui.log"  # in the home: the server that runs, and what it printed
 SHOWN = "workflowType=machine_learning"  # else the pages are those for language models
@@ -65,6 +65,11 @@ def see_it(store: Store, run_ids: Sequence[str], *, last: bool = True) -> str:
         *([] if last else [f"run_ids=[{','.join(run_ids)}]"]),
     ]
     return shlex.join(["xray", "ui", *words])
+
+
+def link(store: Store, run_ids: Sequence[str]) -> str:
+    """Write the address of runs on the server that runs, or on the one that `xray ui` would start now."""
+    return (address(store) or f"http://{HOST}:{_free_port(None)}") + runs_path(store, run_ids)
 
 
 def address(store: Store) -> str | None:
@@ -113,7 +118,7 @@ def serve(store: Store, port: int | None) -> Iterator[tuple[str, "subprocess.Pop
 
 
 def _free_port(asked: int | None) -> int:
-    for port in (USUAL_PORT, 0) if asked is None else (asked,):
+    for port in (*PORTS, 0) if asked is None else (asked,):
         with socket.socket() as probe, suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that ended a moment ago holds it
             probe.bind((HOST, port))

@@ -214,7 +214,11 @@ def _stored(store: Store, run: Any) -> StoredRun:
         run.info.start_time,
         config="",
         tags=dict(run.data.tags),
-        metrics=dict(run.data.metrics),
+        # How many images and patients there are: parameters, which version 0.1.0 logged as metrics.
+        metrics={
+            **{key: float(n) for key, n in run.data.params.items() if key.startswith("data/")},
+            **run.data.metrics,
+        },
         params=dict(run.data.params),
         artifact_uri=run.info.artifact_uri,
     )

@@ -32,6 +32,12 @@ def group_choices(config: Mapping[str, Any]) -> dict[str, str]:
     return {group: _choice(group, flat, composed.get(group)) for group in GROUPS if f"{group}._target_" in flat}
 
 
+def parameters_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """List the parameters of a run: the leaves of its config (see `group_choices`), with choices for `_target_`."""
+    named = {key: value for key, value in leaves(config) if not key.endswith("_target_")}
+    return {**group_choices(config), **named}
+
+
 def _choice(group: str, flat: Mapping[str, str], composed: str | None) -> str:
     target, known = flat[f"{group}._target_"], _packaged(group)
     fitting = {name: values for name, values in known.items() if values["_target_"] == target}

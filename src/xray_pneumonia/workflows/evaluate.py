@@ -26,6 +26,7 @@ from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.server import see_it
 from xray_pneumonia.tracking.store import open_store
 from xray_pneumonia.training import performance
+from xray_pneumonia.workflows.choices import parameters_of
 from xray_pneumonia.workflows.evaluation_data import (
     RECORD_COLUMNS,
     HeldOut,
@@ -35,7 +36,7 @@ from xray_pneumonia.workflows.evaluation_data import (
     training_leaks,
 )
 from xray_pneumonia.workflows.find_model import EvaluatedModel, find_compared, find_evaluated
-from xray_pneumonia.workflows.training_run import COMPUTING, parameters_of, public_config, record_dataset
+from xray_pneumonia.workflows.training_run import COMPUTING, public_config, record_dataset
 
 DRIFT = 0.05  # logits of one model on one image differ less between machines
 log = logging.getLogger(__name__)

@@ -21,8 +21,8 @@ from xray_pneumonia.data.records import fingerprint
 from xray_pneumonia.errors import InputError, NotReproduced
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run
+from xray_pneumonia.tracking.run_names import read_named
 from xray_pneumonia.tracking.store import Store, TrackingSettings, open_database, open_store
-from xray_pneumonia.tracking.stored_runs import read_run
 from xray_pneumonia.training.checkpoints import BEST
 from xray_pneumonia.types import Positive
 from xray_pneumonia.workflows.find_model import find_model
@@ -162,7 +162,7 @@ def _find(cfg: DictConfig, tracking: TrackingSettings) -> TrainingRecord:
         raise InputError("run_id, model: name one of them: run_id=ID, model=NAME@ALIAS or model=FOLDER")
     if cfg.model is not None:
         return read_record(find_model(cfg.model, tracking=tracking, home=Path(cfg.home)))
-    return read_record(read_run(open_database(tracking, home=Path(cfg.home)), cfg.run_id))
+    return read_record(read_named(open_database(tracking, home=Path(cfg.home)), cfg.run_id))
 
 
 def _config(record: TrainingRecord, cfg: DictConfig, *, experiment: str) -> DictConfig:

@@ -13,7 +13,7 @@ import pandas as pd
 from omegaconf import DictConfig
 from torch import nn
 
-from xray_pneumonia.config import Node, leaves, plain
+from xray_pneumonia.config import Node, plain
 from xray_pneumonia.data.classes import counted
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.records import fingerprint
@@ -23,7 +23,7 @@ from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run
 from xray_pneumonia.tracking.server import artifact_path
 from xray_pneumonia.tracking.store import masked
-from xray_pneumonia.workflows.choices import changes, group_choices
+from xray_pneumonia.workflows.choices import changes, parameters_of
 
 if TYPE_CHECKING:  # imported when a training ends: pages and figures take seconds, which no first step waits for
     from xray_pneumonia.workflows.validation import Chosen
@@ -108,12 +108,6 @@ def record_start(run: Run, config: RunConfig, data: XRayDataModule, net: nn.Modu
         run.set_tags({"data.left_out": counted(data.left_out)})
     named = (f"{split} {n.images} images of {n.patients} patients" for split, n in sizes.iterrows() if split != "test")
     log.info("run %s: %d parameters, %s", run.run_id, parameters, ", ".join(named))
-
-
-def parameters_of(config: dict[str, Any]) -> dict[str, Any]:
-    """List the parameters of a run: the leaves of its config, with the groups' choices for their `_target_`."""
-    named = {key: value for key, value in leaves(config) if not key.endswith("_target_")}
-    return {**group_choices(config), **named}
 
 
 def record_dataset(run: Run, records: pd.DataFrame, *, root: str, stage: str) -> str:
