@@ -126,7 +126,8 @@ def test_a_run_says_what_it_is(trained, client, folder, xray, tiny, monkeypatch)
     assert re.search(rf"resnet-none-s0 +│ {trained.run_id[:8]} │ train .*complete", listed.out)
     monkeypatch.setattr(ui, "serve", lambda store, port: contextlib.nullcontext(("http://here", mock.Mock())))
     shown = xray("ui", tiny[1], "run_ids=[resnet-none-s0]")
-    assert shown.out.splitlines()[-1] == f"See it: http://here/#/experiments/1/runs/{trained.run_id}?{server.SHOWN}"
+    page = f"http://here/#/experiments/{run.info.experiment_id}/runs/{trained.run_id}?{server.SHOWN}"
+    assert shown.out.splitlines()[-1] == f"See it: {page}"
 
 
 def test_the_logged_model_answers_as_the_run_did(trained, client, folder, home, xrays):

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import logging
 import shutil
 import traceback
@@ -10,6 +9,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from xray_pneumonia.errors import Busy, Stopped
@@ -21,11 +21,12 @@ from xray_pneumonia.tracking.replay import Replay
 from xray_pneumonia.tracking.spool import FOLDER, Spool, moved_path
 from xray_pneumonia.tracking.store import Store, masked
 from xray_pneumonia.tracking.store_errors import StoreUnavailable, first_line
-from xray_pneumonia.tracking.stored_runs import OFFLINE_ID, STATE, STATES, find_run
+from xray_pneumonia.tracking.stored_runs import OFFLINE_ID, STATE, find_run
 from xray_pneumonia.tracking.sync import Sender, closing_entries
 from xray_pneumonia.tracking.system_metrics import SystemMetrics
 
 MAX_VALUE = 6000  # characters of a parameter, MLflow's limit
+NOTHING: Mapping[str, str] = MappingProxyType({})
 SETTLE = 2.0  # seconds that whoever writes tags waits for a healthy store
 log = logging.getLogger(__name__)
 
@@ -103,22 +104,11 @@ class Run:
             self._log(("metrics", new))
 
     def log_dataset(
-        self, *, name: str, digest: str, source: str, stage: str, columns: Mapping[str, str], profile: Mapping[str, int]
+        self, *, name: str, digest: str, source: str, stage: str, described: Mapping[str, str] = NOTHING
     ) -> None:
-        """Name the data of the run as an MLflow dataset input.
-
-        Args:
-            name: of the data.
-            digest: their fingerprint.
-            source: the folder or file.
-            stage: what they are used for.
-            columns: of the records, with MLflow's names of their types.
-            profile: how many images and patients there are, by part.
-        """
+        """Name the data of the run as an MLflow dataset input; `schema` and `profile`, in JSON, describe them."""
         facts = {"name": name, "digest": digest[:36], "source": source, "stage": stage}
-        schema = [{"name": column, "type": kind, "required": True} for column, kind in columns.items()]
-        described = {"schema": json.dumps({"mlflow_colspec": schema}), "profile": json.dumps(profile)}
-        self._log(("dataset", facts | described), settle=SETTLE)
+        self._log(("dataset", {**facts, **described}), settle=SETTLE)
 
     def log_provenance(self, provenance: Provenance) -> None:
         """Log commit, uncommitted changes, versions and machine."""
@@ -143,10 +133,9 @@ class Run:
         Returns:
             Whether the store has everything, verified.
         """
-        if not (status == "FINISHED" and self.tags.get(STATE) == "pruned"):
-            self.set_tags({STATE: STATES[status]})
+        pruned = self.tags.get(STATE) == "pruned"
         # Written at once: if this process is killed while files are sent, the run has ended all the same.
-        self._log(*closing_entries(self.store, self.spool, status, reason[:MAX_VALUE]))
+        self._log(*closing_entries(self.store, self.spool, status, reason[:MAX_VALUE], pruned=pruned))
         done = self.sender is None or self.sender.finish()
         if self.mlflow_id and self.mlflow_id != self.run_id:
             log.warning("run %s: in MLflow it is %s", self.run_id, self.mlflow_id)

@@ -52,7 +52,9 @@ def find_run_id(store: Store, text: str, *, key: str = "run_id") -> str:
         return found.popitem()[0]
     where = f"in {masked(store.uri)}"
     if not found:
-        known = "a run id, its first eight digits, a name, an alias, last or best names one; `xray runs` lists them"
+        known = (
+            "give a run id of 32 hex digits or the first eight, a name, an alias, last or best; `xray runs` lists them"
+        )
         raise NoSuchRun(f"{key}={text}: there is no such run {where}; {known}")
     each = ", ".join(f"{run_id[:8]} ({what})" for run_id, what in found.items())
     raise InputError(f"{key}={text}: names {len(found)} runs {where}: {each}; give eight digits")

@@ -26,7 +26,7 @@ from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.server import see_it
 from xray_pneumonia.tracking.store import open_store
 from xray_pneumonia.training import performance
-from xray_pneumonia.workflows.choices import parameters_of
+from xray_pneumonia.workflows.choices import changes, parameters_of
 from xray_pneumonia.workflows.evaluation_data import (
     RECORD_COLUMNS,
     HeldOut,
@@ -36,7 +36,14 @@ from xray_pneumonia.workflows.evaluation_data import (
     training_leaks,
 )
 from xray_pneumonia.workflows.find_model import EvaluatedModel, find_compared, find_evaluated
-from xray_pneumonia.workflows.training_run import COMPUTING, public_config, record_dataset
+from xray_pneumonia.workflows.training_run import (
+    COMPUTING,
+    DESCRIPTION,
+    describe,
+    public_config,
+    record_dataset,
+    summarise,
+)
 
 DRIFT = 0.05  # logits of one model on one image differ less between machines
 log = logging.getLogger(__name__)
@@ -127,11 +134,15 @@ def evaluate(
         validation=table if held_out.split == "val" and evaluated.validation is None else evaluated.validation,
         rival=None if other is None else _predict_rival(other.model, held_out, table),
     )
-    metrics = report.assessment.metrics()
+    assessed = report.assessment
+    metrics = assessed.metrics()
     if held_out.split == "val":  # the names that its training gave these numbers
-        run.log_metrics({f"{'best' if name in RANKING else 'operating'}/{name}": n for name, n in metrics.items()})
+        run.log_metrics({f"{'val' if name in RANKING else 'operating'}/{name}": n for name, n in metrics.items()})
     else:
         run.log_metrics({f"{held_out.split}/{name}": value for name, value in metrics.items()})
+    at, half = ({name: one.value for name, one in part.items()} for part in (assessed.at_point, assessed.at_half))
+    result = summarise(assessed.table, at, half, assessed.decision.threshold, split=SPLITS[held_out.split])
+    run.set_tags({DESCRIPTION: describe(run, result, folder / (PAGE if settings.report else NUMBERS))})
     run.set_tags({"openings": len(openings), "chosen_after_opening": any(context.chosen_after.values())})
     return report
 
@@ -140,6 +151,7 @@ def _record_origin(run: Run, cfg: DictConfig, held_out: HeldOut) -> None:
     public = public_config(cfg)
     run.log_config(OmegaConf.to_yaml(public, resolve=True))
     run.log_params(parameters_of(plain(public)))
+    run.set_tags({"changes": changes()})
     run.log_provenance(collect(COMPUTING))
     record_dataset(run, held_out.records, root=held_out.root, stage=held_out.split)
 

@@ -1,7 +1,9 @@
 """Record a training in its run: config, data, code and machine at the start; results and model at the end."""
 
 import hashlib
+import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -83,12 +85,8 @@ class Trained:
     @property
     def summary(self) -> str:
         """Word the result in one line, with what it rests on."""
-        table, at, half = self.predictions, self.operating, self.metrics
-        rates = ", ".join(f"{name} {at[name]:.4f} ({half[name]:.4f})" for name in ("sensitivity", "specificity"))
-        return (
-            f"At {self.decision.threshold:.4f} (at 0.5): {rates}; AUROC {half['auroc']:.4f}; validation, "
-            f"{len(table)} images of {table['patient'].nunique()} patients."
-        )
+        at = {**self.metrics, **self.operating}
+        return summarise(self.predictions, at, self.metrics, self.decision.threshold, split="validation")
 
 
 def record_start(run: Run, config: RunConfig, data: XRayDataModule, net: nn.Module) -> None:
@@ -99,7 +97,8 @@ def record_start(run: Run, config: RunConfig, data: XRayDataModule, net: nn.Modu
     sizes = records[records["split"] != ""].groupby("split").agg(images=("id", "size"), patients=("patient", "nunique"))
     counts = {f"data/{split}_{what}": n for what, column in sizes.items() for split, n in column.items()}
     run.log_params({**parameters_of(config.values), "model/parameters": parameters, **counts})
-    run.set_tags({"changes": changes(), DESCRIPTION: describe(run, "Running.", None)})
+    run.set_tags({"changes": changes()})
+    run.set_tags({DESCRIPTION: describe(run, "Running.", None)})
     run.log_provenance(collect(COMPUTING))
     run.path(RECORDS).write_text(records_table(data).to_csv(index=False), encoding="utf-8")
     record_dataset(run, records, root=config.values["data"]["root"], stage="train")
@@ -108,6 +107,15 @@ def record_start(run: Run, config: RunConfig, data: XRayDataModule, net: nn.Modu
         run.set_tags({"data.left_out": counted(data.left_out)})
     named = (f"{split} {n.images} images of {n.patients} patients" for split, n in sizes.iterrows() if split != "test")
     log.info("run %s: %d parameters, %s", run.run_id, parameters, ", ".join(named))
+
+
+def summarise(
+    table: pd.DataFrame, at: Mapping[str, float], half: Mapping[str, float], threshold: float, *, split: str
+) -> str:
+    """Word metrics at the operating point and at 0.5 in one line, with the images that they rest on."""
+    rates = ", ".join(f"{name} {at[name]:.4f} ({half[name]:.4f})" for name in ("sensitivity", "specificity"))
+    basis = f"{split}, {len(table)} images of {table['patient'].nunique()} patients"
+    return f"At {threshold:.4f} (at 0.5): {rates}; AUROC {at['auroc']:.4f}; {basis}."
 
 
 def record_dataset(run: Run, records: pd.DataFrame, *, root: str, stage: str) -> str:
@@ -121,7 +129,9 @@ def record_dataset(run: Run, records: pd.DataFrame, *, root: str, stage: str) ->
     profile = {"num_rows": len(records), "patients": int(records["patient"].nunique())}
     profile |= {" ".join(map(str, part)).strip(): int(n) for part, n in zip(parts.index, parts, strict=True)}
     run.set_tags({"records_fingerprint": digest})
-    run.log_dataset(name=Path(root).name, digest=digest, source=root, stage=stage, columns=COLUMNS, profile=profile)
+    columns = [{"name": name, "type": kind, "required": True} for name, kind in COLUMNS.items()]
+    described = {"schema": json.dumps({"mlflow_colspec": columns}), "profile": json.dumps(profile)}
+    run.log_dataset(name=Path(root).name, digest=digest, source=root, stage=stage, described=described)
     return digest
 
 
@@ -129,7 +139,7 @@ def describe(run: Run, result: str, report: Path | None) -> str:
     """Write a run's description: the result, what is new in its config, and where its report is."""
     name = report.relative_to(run.folder).as_posix() if report else "predictions/val.csv"
     link = artifact_path(run.store, str(run.mlflow_id), name)
-    new = run.tags.get("changes") or changes()
+    new = run.tags.get("changes", "unknown: begun by an older version")
     return "  \n".join([result, f"New: `{new}`", f"{'Report' if report else 'Predictions'}: [{name}]({link})"])
 
 
