@@ -48,6 +48,6 @@ long: setup
 bench: setup
 	$(BIN)/python scripts/benchmarks/bench.py $(or $(DATA),$(error DATA=DIR must name the X-rays)) $(if $(FILMS),--originals $(FILMS))
 
-lock:  # needs uv; names no index
-	uv pip compile --universal --generate-hashes --no-emit-index-url --python-version 3.11 --all-extras \
-		pyproject.toml --output-file requirements.lock
+lock:  # needs uv; names no index; without the extra s3, whose botocore wants an older python-dateutil
+	uv pip compile --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
+		$(addprefix --extra ,dev dicom onnx joblib slurm postgresql) pyproject.toml --output-file requirements.lock

@@ -13,6 +13,7 @@ from types import FrameType
 
 from xray_pneumonia import __version__
 from xray_pneumonia.errors import InputError, SomeFailed, Stopped, signals
+from xray_pneumonia.masking import masked
 
 VERBS = {
     "explore": "describe the data: counts, images, audit, as figures and one HTML page",
@@ -152,8 +153,8 @@ def _complain(message: str, error: BaseException | None = None, *, code: int = 2
     if error is not None and _debugging():
         import traceback
 
-        traceback.print_exception(error)
-    print(f"xray: {_printable(message)}", file=sys.stderr)
+        print(masked("".join(traceback.format_exception(error))), file=sys.stderr, end="")
+    print(f"xray: {_printable(masked(message))}", file=sys.stderr)
     return code
 
 

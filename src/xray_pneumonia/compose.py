@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -12,10 +12,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from xray_pneumonia.config import PACKAGE, groups, leaves, plain
+from xray_pneumonia import extensions
+from xray_pneumonia.config import OPEN, PACKAGE, drop_replaced, groups, leaves, plain
 from xray_pneumonia.errors import InputError, nearest
 from xray_pneumonia.stored_config import check_experiment
 
@@ -43,24 +44,44 @@ QUOTES = ("'", '"', "${")
 SPECIAL = ("'", '"', "\\", "\n", "${", ",")
 
 
-def launch(verb: str, arguments: list[str]) -> None:
+def launch(verb: str, arguments: list[str], run: Callable[[DictConfig], Any] | None = None) -> Any:
     """Compose the config of a verb with Hydra and run its workflow on it, once or as a sweep.
+
+    Args:
+        verb: names the config and, unless `run` is given, the workflow.
+        arguments: of the command line.
+        run: what runs instead of the workflow's `main`.
+
+    Returns:
+        What the (last) run returned.
 
     Raises:
         InputError: Hydra cannot compose what was asked for.
     """
-    import hydra
-    from hydra.errors import HydraException
-
     if any(argument.startswith("--e") for argument in arguments):  # Hydra completes abbreviated options
         raise InputError("--experimental-rerun unpickles a file, which could run anything; use `xray reproduce`")
     failures: list[BaseException] = []
-    given = arguments
+    returned: list[Any] = [None]
+    given, arguments = arguments, _added(_config_dir_first(arguments))
     arguments, literal = _literally(verb, [_quoted(argument) for argument in arguments])
 
     def task(cfg: DictConfig) -> Any:
         cfg.update(literal)
-        return _run(verb, cfg, failures)
+        returned[0] = _run(run or import_module(f"xray_pneumonia.workflows.{verb}").main, cfg, failures)
+        return returned[0]
+
+    _call_hydra(verb, arguments, task, failures)
+    if failures:
+        raise _named(failures[0], given)
+    return returned[0]
+
+
+def _call_hydra(
+    verb: str, arguments: list[str], task: Callable[[DictConfig], Any], failures: list[BaseException]
+) -> None:
+    """Let Hydra parse the arguments and call `task`; its errors become one line."""
+    import hydra
+    from hydra.errors import HydraException
 
     before = sys.argv
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise to us instead of printing and leaving
@@ -78,8 +99,26 @@ def launch(verb: str, arguments: list[str]) -> None:
         ) from error
     finally:
         sys.argv = before
-    if failures:
-        raise _named(failures[0], given)
+
+
+def _config_dir_first(arguments: list[str]) -> list[str]:
+    """Put `--config-dir DIR` first: Hydra reads no overrides on both sides of an option."""
+    found, rest = [], [*arguments]
+    for name in ("--config-dir", "-cd"):
+        while name in rest[:-1]:
+            place = rest.index(name)
+            found, rest = [f"--config-dir={rest[place + 1]}"], rest[:place] + rest[place + 2 :]
+    joined = [argument for argument in rest if argument.startswith("--config-dir=")]
+    return [*(found or joined[-1:]), *(argument for argument in rest if argument not in joined)]
+
+
+def _added(arguments: list[str]) -> list[str]:
+    """Let the command set any key of a class that it names itself (`model._target_=my_models.Net model.depth=3`)."""
+    named = {argument.partition("._target_=")[0] for argument in arguments if "._target_=" in argument}
+    free = {f"{group}." for group in named & {*OPEN}}
+    return [
+        f"++{argument.lstrip('+')}" if argument.lstrip("+").startswith((*free,)) else argument for argument in arguments
+    ]
 
 
 def _literally(verb: str, arguments: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -110,14 +149,16 @@ def _quoted(argument: str) -> str:
     return argument if read == value else f'{key}="{value}"'
 
 
-def _run(verb: str, cfg: DictConfig, failures: list[BaseException]) -> Any:
+def _run(run: Callable[[DictConfig], Any], cfg: DictConfig, failures: list[BaseException]) -> Any:
     """Run the workflow; outside of a sweep its error goes to `failures`, since Hydra would print about it."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    workflow = import_module(f"xray_pneumonia.workflows.{verb}")
     try:
-        return workflow.main(cfg)
+        if "extensions" in cfg:
+            cfg.extensions = extensions.load(OmegaConf.to_object(cfg.extensions))
+            drop_replaced(cfg, HydraConfig.get().overrides.task)
+        return run(cfg)
     except Exception as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
@@ -190,6 +231,7 @@ def _experiment_files(arguments: list[str]) -> Iterator[list[str]]:
             key, _, value = argument.partition("=")
             path = Path(value).expanduser()
             if key == "experiment" and path.suffix == ".yaml" and path.is_file():
+                extensions.load(_extensions(arguments))  # its targets may be theirs
                 text = path.read_bytes()
                 check_experiment(text, origin=f"experiment={value}")
                 stem = re.sub(r"\W+", "_", path.stem, flags=re.ASCII)
@@ -197,10 +239,19 @@ def _experiment_files(arguments: list[str]) -> Iterator[list[str]]:
                 (Path(folder) / "experiment").mkdir(exist_ok=True)
                 (Path(folder) / "experiment" / f"{name}.yaml").write_bytes(text)
                 changed.append(f"experiment={name}")
-                options = [f"--config-dir={folder}"]
+                has_own = any(each.startswith("--config-dir=") for each in arguments)
+                options = [f"hydra.searchpath=[file://{folder}]" if has_own else f"--config-dir={folder}"]
             else:
                 changed.append(argument)
         yield [*changed, *options]
+
+
+def _extensions(arguments: list[str]) -> Any:
+    """Read the modules that the command line names, before Hydra composes its config."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    given = [argument for argument in arguments if argument.startswith("extensions=")]
+    return OverridesParser.create().parse_override(given[-1]).value() if given else []
 
 
 def asked() -> list[str]:

@@ -5,16 +5,19 @@ positional parameters are handed in by the workflows.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from importlib import import_module, resources
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from xray_pneumonia import extensions
 from xray_pneumonia.errors import InputError, nearest
+from xray_pneumonia.masking import remember
+from xray_pneumonia.signatures import problems
 
 # What a config may build. A config is input, so the list stands in code, and names are exact.
 TARGETS = frozenset(
@@ -42,7 +45,10 @@ TARGETS = frozenset(
     }
 )
 NOT_LISTED = "not on the list of what a config may build"
+# Keys below which classes and functions of others may stand: those of `extensions`, and these of libraries.
+OPEN = ("model", "loss", "optimizer", "scheduler", "augmentation", "callbacks", "loggers")
 Node = Mapping[str, Any]
+ADDRESSES = ("tracking.uri", "sweep.storage", "storage")  # keys whose values may hold secrets
 PACKAGE = "xray_pneumonia.conf"  # of the config files
 
 
@@ -56,9 +62,22 @@ def anchor(cfg: DictConfig) -> None:
 
     A folder may be called 2026, which Hydra reads as a number; what is no path at all is left for `check` to refuse.
     """
+    remember_references(cfg)
     cfg.home = _absolute(cfg.home)
     if "data" in cfg and not OmegaConf.is_missing(cfg.data, "root"):
         cfg.data.root = _absolute(cfg.data.root)
+
+
+def remember_references(cfg: DictConfig) -> None:
+    """Have the addresses that a config looks up in the environment stored and shown as it writes them."""
+    for key in ADDRESSES:
+        group, _, name = key.rpartition(".")
+        holder = OmegaConf.select(cfg, group) if group else cfg
+        if isinstance(holder, DictConfig) and name in holder and OmegaConf.is_interpolation(holder, name):
+            written = plain(holder, resolve=False)[name]
+            with suppress(OmegaConfBaseException):  # `check` words it
+                if "oc.env" in written:
+                    remember(str(holder[name]), written)
 
 
 def _absolute(place: object) -> object:
@@ -87,84 +106,63 @@ def check(cfg: DictConfig, root: type) -> dict[str, Any]:
     found = [f"{key}=???: needs a value" for key in missing] + problems(values, root, prefix="")
     for key, node in _targets(values):
         name = node["_target_"]
-        if may_build(name):
+        if may_build(name, key):
             settings = {key: value for key, value in node.items() if key != "_target_"}
-            found += problems(settings, locate(name), prefix=key)
+            found += problems(settings, locate(name), prefix=key, handed_in=_handed_in(name, key))
         else:
-            found.append(f"{key}_target_={name!r}: {NOT_LISTED}{nearest(str(name), TARGETS)}")
+            found.append(f"{key}_target_={name!r}: {unlisted(name)}")
     if found:
         raise InputError("\n  ".join(["the config is wrong:", *found]) if len(found) > 1 else found[0])
     return values
 
 
-def problems(values: dict[str, Any], target: Callable[..., Any], *, prefix: str) -> list[str]:
-    """Validate values against the keyword-only parameters of a target.
+def unlisted(name: object) -> str:
+    """Word that a target is not on the list, with the nearest that is, or how to name code of one's own."""
+    module = str(name).rpartition(".")[0]
+    near = nearest(str(name), [*TARGETS, *extensions.targets()])
+    own = not near and all(map(str.isidentifier, module.split("."))) and not module.startswith("xray_pneumonia")
+    if extension := extensions.owner(str(name)):
+        near = f"; {extension.module.__file__} has {', '.join(extension.targets()) or 'none'}"
+    elif own:
+        near = f"; where it is code of your own, add extensions=[{module}] to the command"
+    return f"{NOT_LISTED}{near}"
+
+
+def _handed_in(name: str, key: str) -> int | None:
+    """Count the first parameters of a target of others that workflows hand in; None for a target of this package."""
+    if name in TARGETS:
+        return None
+    group, target = key.partition(".")[0], locate(name)
+    names = [*inspect.signature(target).parameters]
+    if group in {"loss", "augmentation"} and inspect.isfunction(target):
+        return 2  # it is called with logits and labels, or image and generator, and not to build something
+    if group == "scheduler":
+        return 1 + (names[1:2] == ["horizon"])
+    return int(group == "optimizer" or (group == "loss" and names[:1] == ["counts"]))
+
+
+def may_build(name: object, key: str = "") -> bool:
+    """Tell whether a `_target_` is on the list, or below a key of `OPEN` in a module that the command names.
+
+    A list or mapping in its place is not.
+    """
+    if not isinstance(name, str):
+        return False
+    return name in TARGETS or (key.partition(".")[0] in OPEN and extensions.find(name) is not None)
+
+
+def is_foreign(node: Node) -> bool:
+    """Tell whether a node names a class or function of others."""
+    return node["_target_"] not in TARGETS
+
+
+def build(node: Node, *handed_in: Any, key: str = "") -> Any:
+    """Build what a config group names; `handed_in` are the positional arguments that no config holds.
 
     Args:
-        values: what a config sets.
-        target: a class or function with annotated parameters.
-        prefix: the dotted key of the node, with its last dot.
-
-    Returns:
-        One line for each wrong key: the key, its value, what it should be.
-    """
-    from pydantic import ValidationError
-
-    names, adapter = _adapter(target)
-    try:
-        adapter.validate_python(values)
-    except ValidationError as error:
-        return _worded(error.errors(), values, names, prefix=prefix)
-    return []
-
-
-@cache
-def _adapter(target: Callable[..., Any]) -> tuple[list[str], Any]:
-    """Make pydantic's validator of the keyword-only parameters of a target, which takes it milliseconds."""
-    from pydantic import ConfigDict, TypeAdapter, with_config
-    from typing_extensions import TypedDict
-
-    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
-    names = [p.name for p in inspect.signature(target).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    rules = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-    schema = with_config(rules)(TypedDict("schema", {name: hints[name] for name in names}))  # type: ignore[misc, operator]
-    return names, TypeAdapter(schema)
-
-
-def _worded(errors: list[Any], values: dict[str, Any], names: list[str], *, prefix: str) -> list[str]:
-    """Word pydantic's errors: one line for each key, with its value and what it should be."""
-    lines: dict[str, list[str]] = {}
-    for error in errors:
-        path, value = _real_path(error["loc"], values)
-        key = f"{prefix}{'.'.join(map(str, path))}={value!r}"
-        what = error["msg"].replace("Input should", "should")
-        if error["type"] == "extra_forbidden":
-            what = f"unknown key{nearest(str(path[-1]), names, prefix)}"
-        elif error["type"] == "missing":
-            key = key if path else prefix.rstrip(".") or "the config"
-            what = f"lacks {error['loc'][-1]}"
-        lines.setdefault(key, []).append(what)
-    return [f"{key}: {' or '.join(parts)}" for key, parts in lines.items()]
-
-
-def _real_path(loc: tuple[int | str, ...], values: Any) -> tuple[list[int | str], Any]:
-    """Cut from pydantic's location what names a branch of a union instead of a key."""
-    path: list[int | str] = []
-    for step in loc:
-        known = values if isinstance(values, dict) else dict(enumerate(values)) if isinstance(values, list) else {}
-        if step in known:
-            path.append(step)
-            values = known[step]
-    return path, values
-
-
-def may_build(name: object) -> bool:
-    """Tell whether a `_target_` is on the list; a list or mapping in its place is not."""
-    return isinstance(name, str) and name in TARGETS
-
-
-def build(node: Node, *handed_in: Any) -> Any:
-    """Build what a config group names; `handed_in` are the positional arguments that no config holds.
+        node: a config group, or what stands below one.
+        handed_in: of code of others, as many as its signature takes.
+        key: the group's, in which code of others may stand.
 
     Raises:
         InputError: anything in the node names a target that is not on the list, or is left to be looked up.
@@ -172,12 +170,16 @@ def build(node: Node, *handed_in: Any) -> Any:
     from hydra.utils import instantiate
 
     values = plain(node) if isinstance(node, DictConfig) else dict(node)
-    for key, inner in _targets(values):
-        if not may_build(inner["_target_"]):
-            raise InputError(f"{key}_target_={inner['_target_']!r}: {NOT_LISTED}")
+    for path, inner in _targets(values):
+        if not may_build(inner["_target_"], key):
+            raise InputError(f"{path}_target_={inner['_target_']!r}: {NOT_LISTED}")
     if "${" in repr(values):
         raise InputError(f"{values['_target_']}: its values are built as they are; nothing is looked up: {values}")
-    return instantiate(values, _partial_=True, _convert_="all")(*handed_in)
+    made = instantiate(values, _partial_=True, _convert_="all")
+    count = _handed_in(values["_target_"], key)
+    if key == "loss" and count == 2:  # a function is the loss itself
+        return made
+    return made(*handed_in[:count])
 
 
 def plain(cfg: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
@@ -194,6 +196,22 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{key}", value
 
 
+def drop_replaced(cfg: DictConfig, overrides: Iterable[str]) -> None:
+    """Drop what a group's file sets where the command names another class than its: `model._target_=my_models.Net`.
+
+    What the command sets as well remains.
+    """
+    asked = [override.lstrip("+").partition("=")[0] for override in overrides]
+    for key in asked:
+        group, _, last = key.rpartition(".")
+        node = OmegaConf.select(cfg, group) if last == "_target_" and group in OPEN else None
+        if not isinstance(node, DictConfig) or not is_foreign(node):
+            continue
+        with open_dict(cfg):
+            for name in set(map(str, node)) - {each.split(".")[1] for each in asked if each.startswith(f"{group}.")}:
+                del node[name]
+
+
 def _targets(tree: Any, prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """Find every node with a `_target_`, in mappings and lists, however deep."""
     if isinstance(tree, dict):
@@ -207,6 +225,8 @@ def _targets(tree: Any, prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]
 
 
 def locate(name: str) -> Callable[..., Any]:
-    """Import what a target on the list names."""
+    """Import what a target on the list names, or find it in the modules of the command."""
+    if name not in TARGETS:
+        return extensions.find(name)  # type: ignore[return-value]
     module, _, attribute = name.rpartition(".")
     return getattr(import_module(module), attribute)  # type: ignore[no-any-return]

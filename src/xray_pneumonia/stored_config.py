@@ -6,7 +6,7 @@ Every config that comes from a run, a bundle or another folder than the package'
 import hashlib
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from importlib.metadata import version
@@ -16,8 +16,9 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
 
-from xray_pneumonia.config import NOT_LISTED, PACKAGE, TARGETS, Node, check, groups, may_build
-from xray_pneumonia.errors import InputError, nearest
+from xray_pneumonia import extensions
+from xray_pneumonia.config import PACKAGE, Node, check, groups, may_build, unlisted
+from xray_pneumonia.errors import InputError
 
 SCHEMA = 1  # raise it when a key changes its meaning or goes away; `_migrated` refuses or translates older ones
 MAX_BYTES = 2**20
@@ -28,7 +29,7 @@ RENAMED = {"xray_pneumonia.data.decoding.Limits": "xray_pneumonia.data.images.sa
 # Keys that came after the first configs were stored, by the target that takes them, with the value that means
 # what was done before; "" is the whole config.
 MEANT_BEFORE: dict[str, dict[str, Any]] = {
-    "": {},
+    "": {"extensions": {}},
     "xray_pneumonia.data.augment.Augmentation": {
         "engine": "albumentations",
         "device": "cpu",
@@ -37,6 +38,7 @@ MEANT_BEFORE: dict[str, dict[str, Any]] = {
         "shrink": 0,
     },
     "xray_pneumonia.data.datamodule.XRayDataModule": {
+        "follow_links": False,
         "progressive": None,
         "resident": "never",
         "positive": ["PNEUMONIA"],
@@ -85,16 +87,26 @@ def load_stored(text: str | bytes, *, origin: str, sha256: str | None = None) ->
         Plain values in the keys of the present schema, still to be checked against the workflow's class.
 
     Raises:
-        InputError: it is no plain YAML, it was altered, it is of another schema, or it names what it may not.
+        CodeChanged: modules of the user's own that it was written with have changed.
+        InputError: it is no plain YAML, was altered, is of another schema, or names what it may not or code to import.
     """
     raw = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
     try:
         values = _read(raw, origin=origin, sha256=sha256)
-        require_safe(values, origin=origin)
+        _forget_store(values)
+        extensions.require(values.get("extensions", {}), origin=origin)
+        require_safe(values, origin=origin, modules=values.get("extensions", {}))
         return OmegaConf.create(_migrated(values, origin=origin))
     except InputError as error:
         log.warning("a stored config was refused: %r", str(error))  # whatever characters it holds
         raise
+
+
+def _forget_store(values: dict[str, Any]) -> None:
+    """Drop a store that was looked up in the environment: whoever takes up the config names the store anew."""
+    tracking = values.get("tracking")
+    if isinstance(tracking, dict) and "${oc.env:" in str(tracking.get("uri")):
+        tracking["uri"] = None
 
 
 def _read(raw: bytes, *, origin: str, sha256: str | None) -> dict[str, Any]:
@@ -136,6 +148,8 @@ def check_experiment(raw: bytes, *, origin: str) -> None:
             raise InputError(
                 f"{origin}: defaults: {item!r}: names no choice of the package; its groups are {', '.join(known)}"
             )
+    if "extensions" in values:
+        raise InputError(f"{origin}: extensions: code is named on the command line alone: extensions=[my_models]")
     require_safe(values, origin=origin, references=True)
 
 
@@ -152,8 +166,10 @@ def check_net(net: Any, *, origin: str) -> dict[str, Any]:
     Raises:
         InputError: it names anything but a net of this package, or arguments that it does not take.
     """
-    require_safe(net, origin=origin)
-    if not isinstance(net, dict) or not str(net.get("_target_")).startswith(NETS):
+    require_safe({"model": net}, origin=origin)
+    if not isinstance(net, dict) or not (
+        (target := str(net.get("_target_"))).startswith(NETS) or extensions.find(target)
+    ):
         raise InputError(f"{origin}: net names no net of this package: {str(net)[:200]}")
     try:
         check(OmegaConf.create({"model": net}), NetConfig)
@@ -200,13 +216,14 @@ def read_plain_yaml(text: str) -> Any:
     return _PlainLoader(text).get_single_data()
 
 
-def require_safe(tree: Any, *, origin: str, references: bool = False) -> None:
+def require_safe(tree: Any, *, origin: str, references: bool = False, modules: Mapping[str, str] | None = None) -> None:
     """Walk a tree of plain values: exact targets from the list in the code, and nothing that is looked up later.
 
     Args:
         tree: of dicts, lists and scalars.
         origin: what to call it in messages.
         references: allow `${another.key}`; resolvers such as `${oc.env:HOME}` never are.
+        modules: of the user's own that it was written with; None for any that the command names.
 
     Raises:
         InputError: a target that is not on the list, an interpolation, a key of Hydra's, or a value of another type.
@@ -215,8 +232,10 @@ def require_safe(tree: Any, *, origin: str, references: bool = False) -> None:
         key = ".".join(map(str, path))
         name = path[-1] if path else ""
         if name == "_target_":
-            if not may_build(value) and value not in [*RENAMED]:
-                raise InputError(f"{origin}: {key}={value!r}: {NOT_LISTED}{nearest(str(value), TARGETS)}")
+            if not may_build(value, key) and value not in [*RENAMED]:
+                raise InputError(f"{origin}: {key}={value!r}: {unlisted(value)}")
+            if (extension := extensions.owner(str(value))) and modules is not None and extension.name not in modules:
+                raise InputError(f"{origin}: {key}={value!r}: is of a module that it was not written with")
         elif name == "hydra" or (isinstance(name, str) and name.startswith("_")):
             raise InputError(f"{origin}: {key}: keys of Hydra's have no place in a stored config")
         texts = [part for part in (name, value) if isinstance(part, str)]

@@ -3,8 +3,8 @@ import pandas as pd
 import pytest
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.evaluation.comparison import compare
-from xray_pneumonia.evaluation.intervals import delong_difference
+from xray_pneumonia.evaluation.comparison import Difference, compare, holm
+from xray_pneumonia.evaluation.intervals import Estimate, delong_difference
 
 
 def tables(seed=0, images=300, *, worse=0.0):
@@ -35,7 +35,49 @@ def test_a_worse_model_is_found_out():
 def test_a_model_does_not_differ_from_itself():
     first, _ = tables()
     found = compared(first, first)
-    assert all(one.gap.value == 0 and one.p_value == 1 for one in found.values())
+    assert all(one.gap.value == 0 and np.isnan(one.p_value) for one in found.values())
+    assert found["brier"].test == "none: 0 patients differ, needs 6"
+
+
+def differing(count, *, normals=200, ill=20):
+    """Two models that answer some of the normal patients differently, all one way."""
+    label = np.repeat([0, 1], [normals, ill])
+    made = []
+    for extra in (0, count):
+        logit = np.where(label == 1, 2.0, -2.0)
+        logit[:extra] = 1.0
+        frame = {"id": np.arange(len(label)).astype(str), "patient": np.arange(len(label)), "label": label}
+        made.append(pd.DataFrame(frame | {"logit": logit, "probability": 1 / (1 + np.exp(-logit))}))
+    return made
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+def test_too_few_patients_that_differ_give_no_p_value(count):
+    found = compared(*differing(count))
+    for name in ("specificity", "accuracy", "brier", "f1"):
+        assert np.isnan([found[name].p_value, found[name].p_holm, found[name].gap.low]).all(), name
+        assert found[name].test == f"none: {count} patients differ, needs 6"
+    assert (found["specificity"].gap.images, found["sensitivity"].gap.images) == (200, 20)
+
+
+def test_six_patients_that_differ_one_way_give_the_exact_mid_p():
+    found = compared(*differing(6), replicates=20_000, names=("specificity",))["specificity"]
+    assert found.p_value == pytest.approx(1 / 64, rel=0.15)  # 2 of 64 swaps are as large, counted half
+    assert found.test == "swapped patients"
+
+
+def test_no_test_without_ten_patients_of_each_class():
+    found = compared(*differing(50, ill=9))
+    assert all(np.isnan(one.p_value) and np.isnan(one.gap.low) for one in found.values())
+    assert found["auroc"].test == "none: 9 patients of the rarer class, needs 10"
+
+
+def test_p_values_are_corrected_for_their_number():
+    given = [
+        Difference(name, 1, 1, Estimate(0, np.nan, np.nan), p, "")
+        for name, p in {"a": 0.03, "b": 0.01, "c": 0.04, "d": np.nan}.items()
+    ]
+    assert [one.p_holm for one in holm(given)] == pytest.approx([0.06, 0.03, 0.06, np.nan], nan_ok=True)
 
 
 def test_rows_are_matched_by_id():

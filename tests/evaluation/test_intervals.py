@@ -5,14 +5,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from scipy.special import expit, logit
 from sklearn.metrics import roc_auc_score
 
 from xray_pneumonia.evaluation.intervals import (
+    Estimate,
     bootstrap,
     delong,
     delong_difference,
     interval,
     patient_weights,
+    predictive_value,
     replicate,
     wilson,
 )
@@ -73,13 +76,70 @@ def test_all_right_is_not_certainty():
     assert found["sensitivity"].value == 1
     assert found["sensitivity"].low < 0.95
     assert found["sensitivity"].high == pytest.approx(1)
-    assert np.isnan(found["auroc"].low)
+    assert found["auroc"].low == wilson(*[table.groupby("label")["patient"].nunique().min()] * 2)[0]
 
 
 def test_undefined_has_no_interval():
-    assert np.isnan(interval(np.nan, np.ones(5)).low)
-    assert str(interval(np.nan, np.ones(5))) == "undefined"
-    assert str(interval(0.5, np.linspace(0, 1, 101))) == "0.500 (0.025 to 0.975)"
+    rest = {"images": 40, "patients": 20}
+    assert str(interval(np.nan, np.ones(5), **rest)) == "undefined"
+    assert str(interval(0.5, np.linspace(0, 1, 101), **rest)) == "0.500 (0.025 to 0.975)"
+    assert str(interval(0.5, np.linspace(0, 1, 101), images=40, patients=19)) == "0.500 (no interval)"
+
+
+def few(label, logit, patient):
+    table = pd.DataFrame({"label": label, "logit": logit, "patient": patient})
+    return table.assign(
+        probability=1 / (1 + np.exp(-table["logit"].astype(float))), id=np.arange(len(table)).astype(str)
+    )
+
+
+def test_one_patient_has_no_interval_anywhere():
+    found = bootstrap(few([1, 1, 1, 0, 0, 0], [1, 2, -1, -1, -2, 1], ["a"] * 6), threshold=0.5, replicates=200, seed=0)
+    assert found["accuracy"].value == pytest.approx(4 / 6)
+    assert all(np.isnan([one.low, one.high]).all() for one in found.values())
+    assert (found["sensitivity"].images, found["sensitivity"].patients) == (3, 1)
+    one_normal = few([1, 1, 1, 0, 0], [1, 2, -1, -1, -2], ["a", "b", "c", "d", "d"])
+    found = bootstrap(one_normal, threshold=0.5, replicates=200, seed=0)
+    assert np.isnan([found[name].low for name in ("specificity", "auroc", "balanced_accuracy")]).all()
+    assert not np.isnan(found["sensitivity"].low)
+
+
+def test_dependent_images_are_never_worth_more_than_independent_ones():
+    right = np.array([1, 0] * 19 + [1, 1])  # 21 of 40; 19 of 20 patients have one right and one wrong
+    table = few(np.ones(40), np.where(right, 1.0, -1.0), np.repeat(np.arange(20), 2))
+    found = bootstrap(table, threshold=0.5, replicates=500, seed=0)["sensitivity"]
+    assert found.low <= 0.375
+    assert found.high >= 0.671
+    effective = 40 * (stats.norm.ppf(0.975) / stats.t.ppf(0.975, 19)) ** 2
+    assert (found.low, found.high) == pytest.approx(wilson(21 / 40 * effective, effective))
+
+
+@pytest.mark.parametrize(("each", "low"), [(3, 0.4385), (10, 0.7225)])  # Wilson's, 3 of 3 and 10 of 10
+def test_ranking_few_images_rightly_is_not_certainty(each, low):
+    found = delong([0] * each + [1] * each, np.arange(2 * each))
+    assert (found.value, found.high) == (1, pytest.approx(1))
+    assert found.low == pytest.approx(low, abs=1e-4)
+
+
+def test_balanced_accuracy_combines_the_limits_of_both_rates():
+    table = few([1] * 30 + [0] * 20, [1] * 24 + [-1] * 6 + [-1] * 18 + [1] * 2, np.arange(50))
+    found = bootstrap(table, threshold=0.5, replicates=400, seed=0)
+    rates = [found["sensitivity"], found["specificity"]]
+    assert found["balanced_accuracy"].value == pytest.approx(0.85)
+    assert found["balanced_accuracy"].low == pytest.approx(0.85 - np.hypot(*(one.value - one.low for one in rates)) / 2)
+    assert found["balanced_accuracy"].high == pytest.approx(
+        0.85 + np.hypot(*(one.high - one.value for one in rates)) / 2
+    )
+
+
+def test_predictive_values_have_the_limits_of_a_ratio():
+    found, cleared = Estimate(0.98, 0.95, 0.99, "", 579, 300), Estimate(1.0, 0.98, 1.0, "", 200, 150)
+    ppv = predictive_value(found, cleared, value=1.0, odds=19)
+    most = 0.02 / np.sqrt(0.95 * (2 * 0.98 - 0.95))  # of (1 - specificity) / sensitivity, by hand
+    assert (ppv.low, ppv.high) == (pytest.approx(1 / (1 + 19 * most)), 1.0)
+    assert (ppv.images, ppv.patients) == (779, 150)
+    never = predictive_value(Estimate(0.0, 0.0, 0.1), Estimate(0.9, 0.8, 0.95), value=0.0, odds=19)
+    assert (never.low, never.high) == (0.0, pytest.approx(1 / (1 + 19 * np.sqrt(0.75))))
 
 
 def naive_delong(label, score):
@@ -93,15 +153,16 @@ def test_delong_equals_its_definition():
     area, variance = naive_delong(table["label"].to_numpy(), table["logit"].to_numpy())
     found = delong(table["label"], table["logit"])
     assert found.value == pytest.approx(area, abs=1e-9)
-    assert found.value - found.low == pytest.approx(stats.norm.ppf(0.975) * np.sqrt(variance), abs=1e-9)
+    freedom = min(np.bincount(table["label"])) - 1
+    half = stats.t.ppf(0.975, freedom) * np.sqrt(variance) / (area * (1 - area))
+    assert [found.low, found.high] == pytest.approx(expit(logit(area) + np.array([-half, half])), abs=1e-9)
     alone = delong(table["label"], table["logit"], table["patient"])
     assert alone.low == pytest.approx(found.low, abs=1e-9)
 
 
 def test_delong_stays_within_what_an_area_can_be():
     worst = delong([0, 0, 0, 1, 1], [5, 2, 3, 1, 4])
-    assert worst.low == 0
-    assert worst.low <= worst.value <= worst.high
+    assert 0 <= worst.low <= worst.value <= worst.high <= 1
     nothing = delong([1, 1], [1, 2])
     assert np.isnan([nothing.value, nothing.low, nothing.high]).all()
 

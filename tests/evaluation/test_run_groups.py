@@ -1,14 +1,12 @@
-"""Runs side by side: groups, what differs, mean and spread, pooled predictions."""
+"""Runs side by side: groups, what differs, mean and spread."""
 
 import math
 import statistics
 
-import numpy as np
-import pandas as pd
 import pytest
 
 from xray_pneumonia.evaluation.report.figures import overlaid_curves
-from xray_pneumonia.evaluation.run_groups import Entry, group, pool, tabulate
+from xray_pneumonia.evaluation.run_groups import Entry, group, questions, tabulate
 
 
 def entry(name, seed, auroc, **params):
@@ -39,28 +37,6 @@ def test_the_table_shows_what_differs_and_nothing_else():
     assert table["runs"].tolist() == [1, 2]
 
 
-def predictions(ids, logits):
-    return pd.DataFrame(
-        {
-            "id": ids,
-            "patient": [name[0] for name in ids],
-            "subtype": "normal",
-            "label": [0] * len(ids),
-            "logit": logits,
-            "probability": 1 / (1 + np.exp(-np.array(logits))),
-        }
-    )
-
-
-def test_seeds_are_averaged_and_folds_are_joined():
-    pooled = pool(
-        [predictions(["a1", "b1"], [0.0, 1.0]), predictions(["a1", "b1"], [2.0, 1.0]), predictions(["c1"], [5.0])]
-    )
-    assert pooled["id"].tolist() == ["a1", "b1", "c1"]
-    assert pooled["logit"].tolist() == [1.0, 1.0, 5.0]
-    assert pooled["patient"].tolist() == ["a", "b", "c"]
-
-
 def test_curves_are_laid_over_each_other():
     history = {"val/auroc": [(1, 0.5), (2, 0.7)]}
     other = {"val/auroc": [(1, 0.7), (2, 0.9), (3, 0.9)]}
@@ -70,3 +46,11 @@ def test_curves_are_laid_over_each_other():
     assert mean.get_xdata().tolist() == [1, 2]
     assert mean.get_ydata().tolist() == [pytest.approx(0.6), pytest.approx(0.8)]
     assert len(axes.lines) == 4  # both means, and the two runs behind the first
+
+
+def test_runs_of_different_questions_are_told_apart():
+    asked = [{}, {"data.positive": "['PNEUMONIA']", "data.negative": "['NORMAL']"}]
+    assert len(questions([Entry("", "", params, {}) for params in asked])) == 1
+    other = {"data.positive": "['virus']", "data.negative": "['bacteria']"}
+    found = questions([Entry("", "", params, {}) for params in [*asked, other]])
+    assert found == ["['PNEUMONIA'] against ['NORMAL']", "['virus'] against ['bacteria']"]

@@ -54,5 +54,11 @@ def test_a_part_with_one_class_says_so():
     assert not np.isnan(lowest.metrics["specificity"].value)
 
 
+def test_parts_of_few_patients_are_marked():
+    assert {one.value: one.few for one in judged(["mode"])} == {"L": False, "RGB": False}
+    small = subgroups(table().head(76), columns=["mode"], threshold=0.5, replicates=100, seed=0)
+    assert [(one.patients, one.few) for one in small] == [(38, False), (19, True)]
+
+
 def test_names_make_no_subgroups():
     assert judged(["name"]) == []

@@ -13,10 +13,11 @@ from safetensors.torch import save_file
 
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.inference.bundle import read_bundle
+from xray_pneumonia.masking import masked
 from xray_pneumonia.stored_config import MAX_BYTES, stored_text
 from xray_pneumonia.tracking.locations import ArtifactMissing
 from xray_pneumonia.tracking.run import start_run
-from xray_pneumonia.tracking.store import TrackingSettings, masked, open_store
+from xray_pneumonia.tracking.store import TrackingSettings, open_store
 from xray_pneumonia.tracking.stored_runs import get, read_run
 
 SETTINGS = {

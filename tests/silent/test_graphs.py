@@ -61,7 +61,8 @@ def graph(tmp_path):
         pixels = value("pixels", types.UINT8, ["batch", 1, 32, 32])
         model = make_model(make_graph(nodes, "it", [pixels], outputs, constants), ir_version=10)
         model.opset_import[0].version = 18
-        model.metadata_props.add(key="card", value=json.dumps(asdict(CARD)))
+        for key, told in {"card": asdict(CARD), "labels": CARD.class_names}.items():
+            model.metadata_props.add(key=key, value=json.dumps(told))
         onnx.save(model, tmp_path / "model.onnx")
         return tmp_path / "model.onnx"
 

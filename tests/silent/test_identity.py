@@ -1,9 +1,13 @@
 """Text as identity or address, in one normal form: patients, labels, paths, addresses, secrets (kind D)."""
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+
+from xray_pneumonia.data.records import scan
+from xray_pneumonia.errors import InputError
 
 
 @pytest.fixture
@@ -127,3 +131,45 @@ def test_keys_that_hold_paths_and_names_are_taken_literally(xray, tiny, xrays, t
     outcome = xray("train", *asked, *literal)
     assert outcome.code == 0, outcome.err
     assert "," in folder or Path(f"{tmp_path}/cache of {folder}").is_dir()
+
+
+@pytest.fixture
+def linked(xrays, tmp_path):
+    """The generated images as data managers leave them: each a link to a file of a store outside of the folder."""
+    (tmp_path / "store").mkdir()
+    for number, file in enumerate(sorted(xrays.rglob("*.jpeg"))):
+        link = tmp_path / "linked" / file.relative_to(xrays)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, tmp_path / "store" / f"{number:x}")
+        link.symlink_to(tmp_path / "store" / f"{number:x}")
+    return tmp_path / "linked"
+
+
+def test_linked_images_are_trained_on_where_the_user_says_so(xray, tiny, xrays, linked):
+    asked = [*(each for each in tiny if not each.startswith("data.root=")), "trainer.max_epochs=1"]
+    refused = xray("train", *asked, f"data.root={linked}")
+    assert refused.code == 2
+    assert "data.follow_links=true" in refused.err
+    followed = xray("train", *asked, f"data.root={linked}", "data.follow_links=true")
+    assert followed.code == 0, followed.err
+    plain = xray("train", *asked, f"data.root={xrays}")
+    assert images_of(followed).split("parameters, ")[1] == images_of(plain).split("parameters, ")[1]
+
+
+def test_a_link_whose_content_is_not_here_is_named_and_predict_follows_none(xray, tiny, linked):
+    next(linked.parent.joinpath("store").iterdir()).unlink()
+    asked = [*(each for each in tiny if not each.startswith("data.root=")), f"data.root={linked}"]
+    outcome = xray("train", *asked, "data.follow_links=true")
+    assert outcome.code == 2
+    assert "broken_files (1)" in outcome.err
+    outcome = xray("predict", f"input={linked}/train/NORMAL", "output=out", "workers=1")
+    assert outcome.code == 2
+    assert "link_outside_root 32" in outcome.err
+
+
+def test_a_csv_names_nothing_outside_of_its_folder_even_where_links_are_followed(xrays, linked):
+    file = next(xrays.rglob("*.jpeg"))
+    table = linked / "table.csv"
+    table.write_text(f"path,label,patient,split\n{os.path.relpath(file, linked)},0,p,train\n")
+    with pytest.raises(InputError, match="outside the folder"):
+        scan(table, follow_links=True)

@@ -8,6 +8,11 @@ import sys
 
 import pytest
 from mlflow import MlflowClient
+from PIL import Image, ImageDraw
+
+from xray_pneumonia.data.audit import audit
+from xray_pneumonia.data.images.cache import open_cache
+from xray_pneumonia.data.records import scan
 
 SMALL = ["data=synthetic", "data.synthetic_patients=20", "data.image_size=32", "trainer=smoke", "evaluation=quick"]
 WITHOUT_ROOTS_RIGHTS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]
@@ -92,3 +97,19 @@ def test_a_class_folder_that_holds_masks_is_refused(xray, tiny, xrays, tmp_path)
     outcome = xray("train", *tiny, f"data.root={root}")
     assert outcome.code == 2
     assert "train/NORMAL: holds a folder 'masks'" in outcome.err
+
+
+def test_masks_among_the_images_are_named_by_the_audit(xrays, tmp_path):
+    root = tmp_path / "xrays"
+    shutil.copytree(xrays, root)
+    plain = audit(open_cache(scan(root), folder=tmp_path / "cache", image_size=32))
+    mask = Image.new("L", (300, 260))
+    ImageDraw.Draw(mask).ellipse((40, 30, 140, 230), fill=255)
+    ImageDraw.Draw(mask).ellipse((170, 30, 270, 230), fill=255)
+    mask.save(root / "train" / "NORMAL" / "lungs.png")
+    mask.rotate(3).save(root / "train" / "NORMAL" / "lungs.jpeg")
+    found = audit(open_cache(scan(root), folder=tmp_path / "cache", image_size=32))
+    [finding] = [one for one in found.findings if one.code == "masks"]
+    assert (finding.count, {*finding.examples}) == (2, {"train/NORMAL/lungs.png", "train/NORMAL/lungs.jpeg"})
+    assert "move them out" in finding.message
+    assert "masks" not in {one.code for one in plain.findings}

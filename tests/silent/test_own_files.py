@@ -1,10 +1,18 @@
 """Files of our own are not believed: caches, predictions, databases that were damaged (kind C)."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+
+from xray_pneumonia.data.audit import audit
+from xray_pneumonia.data.images import cache
+from xray_pneumonia.data.images.cache import open_cache
+from xray_pneumonia.data.records import scan
 
 
 def header(path):
@@ -20,19 +28,58 @@ DAMAGES = {
 }
 
 
+@pytest.fixture
+def records(xrays):
+    return scan(xrays)
+
+
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_a_damaged_cache_is_made_again(xray, tiny, tmp_path, kind):
-    asked = ["train", *tiny, f"data.cache_dir={tmp_path}/cache"]
-    first = xray(*asked)
-    [cached] = (tmp_path / "cache").glob("*/images.npy")
+def test_a_damaged_cache_is_made_again(records, tmp_path, caplog, kind):
+    first = open_cache(records, folder=tmp_path, image_size=32)
+    cached = first.folder / "images.npy"
     whole = cached.read_bytes()
-    cached.chmod(0o644)
     cached.write_bytes(DAMAGES[kind](whole, header(cached)))
-    again = xray(*asked)
-    assert again.code == 0, again.err
-    assert "damaged" in again.err
+    again = open_cache(records, folder=tmp_path, image_size=32)
+    assert caplog.text.count("is damaged") == 1
     assert cached.read_bytes() == whole
-    assert again.out.splitlines()[-1].split()[1] == first.out.splitlines()[-1].split()[1]
+    assert (again.images == np.load(cached)).all()
+
+
+def test_a_cache_that_was_copied_is_compared_as_a_whole_once(records, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "BLOCK", 4096)
+    open_cache(records, folder=tmp_path / "a", image_size=64)
+    hashed, hash_blocks = [], cache._hash_blocks
+    monkeypatch.setattr(cache, "_hash_blocks", lambda *given: hashed.append(len(given[1])) or hash_blocks(*given))
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    for _ in range(2):
+        open_cache(records, folder=tmp_path / "b", image_size=64)
+    assert hashed[0] > cache.SAMPLED >= hashed[-2]
+
+
+def test_a_damaged_audit_is_made_again(records, tmp_path):
+    opened = open_cache(records, folder=tmp_path, image_size=32)
+    first = audit(opened)
+    [file] = opened.folder.glob("audit-*.json")
+    for damage in (b"", b"[]", bytes(20), file.read_bytes()[:40]):
+        file.write_bytes(damage)
+        assert audit(opened) == first
+
+
+def test_a_full_disk_is_named_before_the_cache_is_mapped(xrays, tmp_path):
+    if os.geteuid() or subprocess.run(["unshare", "-m", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("may not mount here")
+    code = (
+        "import sys; from xray_pneumonia.data.images.cache import open_cache; "
+        "from xray_pneumonia.data.records import scan; "
+        "open_cache(scan(sys.argv[1]), folder=sys.argv[2], image_size=256)"
+    )
+    (tmp_path / "disk").mkdir()
+    inside = 'mount -t tmpfs -o size=1m tmpfs disk && "$@"; code=$?; find disk -name "*.npy"; exit $code'
+    command = ["unshare", "-m", "sh", "-c", inside, "sh", sys.executable, "-c", code, str(xrays), "disk/cache"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")  # not SIGBUS, and the space is given back
+    needed = len(scan(xrays)) * 256**2
+    assert f"InputError: data.cache_dir=disk/cache: the decoded images need {needed} bytes, and 10" in done.stderr
 
 
 @pytest.mark.parametrize("tail", [b'{"path": "\xc3', b"[1, 2]\n", b"null\n", b'{"path": 3}\n', b"\x00\x00\n"])

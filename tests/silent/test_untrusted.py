@@ -49,6 +49,22 @@ def test_an_experiment_file_names_nothing_that_runs_code(xray, tmp_path, canary,
     assert "mine.yaml" in outcome.err
 
 
+@pytest.mark.parametrize("named", ["--config-dir={}", "hydra.searchpath=['file://{}']"])
+def test_a_folder_that_the_command_names_is_trusted_but_builds_nothing_off_the_list(xray, tmp_path, canary, named):
+    folder = tmp_path / "mine" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "evil.yaml").write_text(f"{HEAD}model: {{_target_: joblib.load, filename: evil.pkl}}\n")
+    (folder / "loud.yaml").write_text(f"{HEAD}hydra: {{verbose: true}}\n")
+    options = [named.format(folder.parent), *SMALL]
+    outcome = xray("train", *options, "experiment=evil")
+    assert (outcome.code, canary.exists()) == (2, False), outcome.err
+    assert "joblib.load" in outcome.err
+    assert xray("train", *options, "experiment=loud", "--cfg", "job").code == 0
+    outcome = xray("train", *SMALL, f"experiment={folder}/loud.yaml")  # the same as a file is input
+    assert outcome.code == 2
+    assert "hydra" in outcome.err
+
+
 def test_an_honest_experiment_file_composes(xray, tmp_path):
     defaults = "defaults:\n  - override /model: cnn\n  - override /loss: bce\n  - _self_\n\n"
     (tmp_path / "mine.yaml").write_text(f"{HEAD}{defaults}seed: 3\noptimizer: {{lr: 0.01}}\n")

@@ -5,7 +5,8 @@ import sqlite3
 import pytest
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.tracking.store import TrackingSettings, masked, open_store, resolve_uri
+from xray_pneumonia.masking import masked
+from xray_pneumonia.tracking.store import TrackingSettings, open_store, resolve_uri
 
 
 def settings(**changes):

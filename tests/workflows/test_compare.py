@@ -11,9 +11,10 @@ from rich.console import Console
 
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.intervals import delong_difference
+from xray_pneumonia.evaluation.metrics import table_metrics
 from xray_pneumonia.tracking.run import start_run
 from xray_pneumonia.tracking.store import TrackingSettings, open_store
-from xray_pneumonia.workflows import compare as workflow
+from xray_pneumonia.workflows import comparison_tables as workflow
 
 LABELS = np.arange(60) % 2
 
@@ -77,13 +78,69 @@ def test_seeds_make_a_group_and_what_differs_a_column(compare, written):
     assert np.isnan(rows["auroc sd"].tolist()[1])
     assert "1 trials that a sweep ended early are left out" in done.err
 
+    assert rows["val images"].tolist() == [60, 60]
+    tested = pd.read_csv(io.StringIO(test), index_col=0)
+    assert set(tested["about"]) == {"two configs, over 2 and 1 seeds and the patients"}
+    assert set(tested["test"]) == {"t over seeds and patients"}
+    assert tested["images"].tolist() == [60, 60, 30, 30]
     tables = {name: predictions.read(_artifacts(home, ids[name]) / "predictions/val.csv") for name in ids}
-    mean = (tables["wide 1"]["logit"] + tables["wide 2"]["logit"]).to_numpy() / 2
-    _, p_value = delong_difference(LABELS, mean, tables["narrow"]["logit"], tables["narrow"]["patient"])
+    each = [table_metrics(tables[name], threshold=0.5)["accuracy"] for name in ("wide 1", "wide 2")]
+    assert tested.loc["accuracy", "group 1"] == pytest.approx(np.mean(each), abs=1e-4)  # the mean of the table's runs
+    assert (home / "comparison" / "xray" / "learning_curves.png").stat().st_size > 4_000
+
+
+def test_two_models_are_tested_as_such_and_what_p_rests_on_is_printed(compare, written):
+    home, ids = written
+    asked = f"run_ids=[{ids['wide 1']},{ids['narrow']}]"
+    test = compare(asked, "format=csv").out.split("\n\n")[1]
+    tables = [predictions.read(_artifacts(home, ids[name]) / "predictions/val.csv") for name in ("wide 1", "narrow")]
+    _, p_value = delong_difference(LABELS, tables[0]["logit"], tables[1]["logit"], tables[0]["patient"])
     tested = pd.read_csv(io.StringIO(test), index_col=0)
     assert tested.loc["auroc", "test"] == "DeLong"
     assert tested.loc["auroc", "p"] == pytest.approx(p_value, rel=0.01)
-    assert (home / "comparison" / "xray" / "learning_curves.png").stat().st_size > 4_000
+    assert (tested["p, Holm"] >= tested["p"]).sum() == 3
+    assert tested.loc["specificity", "test"].endswith("patients differ, needs 6")
+    said = compare(asked, "format=markdown").out
+    assert "60 shared images of 30 patients, paired by image; about these two models, not how they were trained" in said
+    assert "3 metrics tested" in said
+    assert "auroc: best of 2 says" in said
+    assert "corrected 0." in said
+
+
+@pytest.fixture(scope="module")
+def uneven(written):
+    """Two runs that share two images of one patient, each with an operating point of its own."""
+    home, _ = written
+    settings = TrackingSettings(uri=None, experiment_name="uneven", run_name=None, system_metrics=False, required=False)
+    store = open_store(settings, home=home)
+    for place, (rows, point) in enumerate([(slice(0, 30), 0.7), (slice(28, 60), 0.2)]):
+        with start_run(store, name=f"run {place}", tags={"verb": "train"}, system_metrics=False) as run:
+            table = answers(1.0, place)[rows]
+            found = table_metrics(table, threshold=point)
+            run.log_params({"model.width": str(place), "seed": "1"})
+            run.log_metrics({f"operating/{name}": found[name] for name in ("accuracy", "sensitivity", "specificity")})
+            run.log_metrics({"operating/threshold": point, "best/auroc": found["auroc"], "best/accuracy": 0.123})
+            predictions.write(table, run.path("predictions/val.csv"))
+    return f"home={home}", "experiment_name=uneven", "format=markdown"
+
+
+def test_runs_that_share_one_patient_are_not_tested(xray, uneven):
+    done = xray("compare", *uneven)
+    assert done.code == 0, done.err
+    assert "2 shared images of 1 patients" in done.out
+    assert "2 are shared, 58 are left out" in done.err
+    assert "none: 1 patients of the rarer class, needs 10" in done.out
+    assert "| sensitivity | - | - | - | - | - | 1 | 1 | 0 |" in done.out  # no rate of one patient
+    assert "auroc: best of 2 says" in done.out
+    assert "flattered by the choice (they were validated on different images)" in done.out
+
+
+def test_table_and_test_judge_a_run_at_its_own_operating_point(xray, uneven):
+    done = xray("compare", *uneven)
+    assert "0.1230" not in done.out
+    assert "at each run's own operating point, chosen on them" in done.out
+    expected = table_metrics(answers(1.0, 0)[:30], threshold=0.7)["accuracy"]
+    assert f"{expected:.4f}" in done.out
 
 
 def _artifacts(home, run_id):

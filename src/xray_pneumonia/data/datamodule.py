@@ -52,6 +52,7 @@ class XRayDataModule:
         fold: which fold validates, counted from 0.
         max_images: work on a sample of about so many images, whole patients; null for all.
         broken: refuse to train when a file cannot be read, or leave such files out (quarantine).
+        follow_links: read files that are links out of the folder, as Hugging Face, DVC and git-annex leave them.
         drop_test_patients: leave patients out of training who also occur in the folder's test split.
         num_workers: processes that prepare batches; 0 for a thread of the main process.
         resident: where decoded images are kept: `never` on the model's device; `auto`, of configs stored by version
@@ -84,6 +85,7 @@ class XRayDataModule:
         fold: Whole,
         max_images: Count | None,
         broken: Broken,
+        follow_links: bool,
         drop_test_patients: bool,
         num_workers: Workers,
         resident: Literal["auto", "never", "always"],
@@ -91,9 +93,7 @@ class XRayDataModule:
         seed: Seed,
     ) -> None:
         if folds is not None and not (folds >= 2 and fold < folds):
-            raise InputError(
-                f"data.folds={folds} data.fold={fold}: needs at least 2 folds and a fold from 0 to folds-1"
-            )
+            raise InputError(f"data.folds={folds} data.fold={fold}: needs 2 folds or more and a fold from 0 to folds-1")
         if folds is None and fold:
             raise InputError(f"data.fold={fold}: means nothing without data.folds; say how many folds there are")
         if progressive is not None and progressive != sorted({*progressive, image_size}):
@@ -109,13 +109,14 @@ class XRayDataModule:
         self.image_size, self.batch_size, self._num_workers = image_size, batch_size, num_workers
         self._split, self._val_fraction, self._split_seed = split, val_fraction, split_seed
         self._folds, self._fold = folds, fold
-        self._broken, self._drop_test_patients, self._cache_dir = broken, drop_test_patients, cache_dir
+        self._broken, self._drop_test_patients = broken, drop_test_patients
+        self._cache_dir, self._follow_links = cache_dir, follow_links
 
     def open(self) -> None:
         """Scan, decode and audit: sets `records`, whose splits are the folder's own, `images` and `audit`."""
         if self._synthetic_patients is not None:
             synthetic.generate(self._root, patients=self._synthetic_patients, seed=0)
-        found = scan(self._root, question=self.question, patient=self._patient)
+        found = scan(self._root, question=self.question, patient=self._patient, follow_links=self._follow_links)
         self.left_out = found.attrs["left_out"]
         if self._max_images is not None and self._max_images < len(found):
             found = sample_by_patient(found, self._max_images, self._split_seed)

@@ -24,11 +24,14 @@ CSV_COLUMNS = ("path", "label", "patient", "split")
 NEEDED = CSV_COLUMNS[:2]
 PARTS = "|"  # between the findings of one label in a CSV
 MASKS = {"mask", "masks", "segmentation", "segmentations", "lung_masks", "annotations"}
+SHOWN = 10  # names of classes in a message
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
 
 
-def scan(root: str | Path, *, question: Question = PUBLIC, patient: str | None = None) -> pd.DataFrame:
+def scan(
+    root: str | Path, *, question: Question = PUBLIC, patient: str | None = None, follow_links: bool = False
+) -> pd.DataFrame:
     """List the image files below `root`, sorted by id; none is opened but for `patient="dicom"`.
 
     Args:
@@ -37,6 +40,7 @@ def scan(root: str | Path, *, question: Question = PUBLIC, patient: str | None =
             where there are, patient and split.
         question: which classes are label 0 and 1; images of other classes are left out and counted.
         patient: how patients are named (see `patients.rule_of`).
+        follow_links: read files behind links that lead out of the folder, too.
 
     Returns:
         Columns `id`, `path`, `label`, `class_name`, `patient`, `subtype`, `split`, `bytes` and `stamp` (what the file
@@ -52,17 +56,16 @@ def scan(root: str | Path, *, question: Question = PUBLIC, patient: str | None =
             "with data.root=DIR, or try generated X-rays: `xray train data=synthetic`"
         )
     if root.is_file():
-        return _table(list(_csv_rows(root, question, patient)), root, question)
+        return _table(list(_csv_rows(root, question, patient, follow_links)), root, question)
     inner = _unnest(root)
-    return _table(list(_folder_rows(inner, question, _folder_rule(patient))), inner, question)
+    return _table(list(_folder_rows(inner, question, _folder_rule(patient), follow_links)), inner, question)
 
 
 def scan_external(root: str | Path, *, question: Question = PUBLIC, patient: str | None = None) -> pd.DataFrame:
-    """List all images of another hospital's folder as one split, `external`.
+    """List all images of another hospital's folder as one split, `external`, whatever its splits are called.
 
     Args:
-        root: a folder with class folders, one in the public layout, or a CSV (see `scan`); whatever its splits are
-            called, all of it is external.
+        root: a folder with class folders, one in the public layout, or a CSV (see `scan`).
         question: of the model that is evaluated.
         patient: how patients are named.
 
@@ -73,7 +76,7 @@ def scan_external(root: str | Path, *, question: Question = PUBLIC, patient: str
     inner = _unnest(root) if root.is_dir() else root
     if not root.exists() or root.is_file() or any((inner / split).is_dir() for split in SPLITS):
         return scan(root, question=question, patient=patient).assign(split="external")
-    rows = list(_class_rows(root, root, question, _folder_rule(patient), split="external"))
+    rows = list(_class_rows(root, root, question, _folder_rule(patient), False, split="external"))
     return _table(rows, root, question)
 
 
@@ -110,10 +113,11 @@ def _table(rows: list[Row], root: Path, question: Question) -> pd.DataFrame:
     found = {row["label"] for row in rows}
     if not found or (len(found) < 2 and (left_out or root.is_dir())):
         missing = " and ".join(name for label, name in enumerate(question.names) if label not in found)
-        there = Counter(row["class_name"] for row in rows) + left_out
+        there = Counter(str(row["class_name"]) for row in rows) + left_out
+        names = ", ".join(sorted(repr(name) for name, _ in there.most_common(SHOWN)))
         raise InputError(
             f"data.root={root}: no images of {missing}; expected the classes {' and '.join(question.names)}, found "
-            f"{counted(there)}; name yours with data.positive=[...] data.negative=[...]"
+            f"{names}; name yours with data.positive=[...] data.negative=[...]"
         )
     if left_out:
         log.warning(
@@ -142,12 +146,12 @@ def _folder_rule(patient: str | None) -> Rule:
     return rule_of(patient)
 
 
-def _folder_rows(root: Path, question: Question, rule: Rule) -> Iterator[Row]:
+def _folder_rows(root: Path, question: Question, rule: Rule, links: bool) -> Iterator[Row]:
     splits = [name for name in SPLITS if (root / name).is_dir()]
     names = sorted(folder.name for folder in _folders(root))
     if not splits and question.match(names) is None and len(names) > 1 and names != sorted(CLASSES):
         log.warning("data.root=%s: has no folder `train`, so all of its images are for training and validation", root)
-        yield from _class_rows(root, root, question, rule, split="train")
+        yield from _class_rows(root, root, question, rule, links, split="train")
         return
     if not splits:
         cure = "; put both below `train` to train on them, or judge a model on them with split=external"
@@ -156,16 +160,16 @@ def _folder_rows(root: Path, question: Question, rule: Rule) -> Iterator[Row]:
             f"found {', '.join(names) or 'no folders'}{cure if names == sorted(CLASSES) else ''}"
         )
     for split in splits:
-        yield from _class_rows(root, root / split, question, rule, split=split)
+        yield from _class_rows(root, root / split, question, rule, links, split=split)
 
 
-def _class_rows(root: Path, folder: Path, question: Question, rule: Rule, *, split: str) -> Iterator[Row]:
+def _class_rows(root: Path, folder: Path, question: Question, rule: Rule, links: bool, *, split: str) -> Iterator[Row]:
     """Describe the files in the class folders of a folder."""
     for inner in sorted(_folders(folder)):
         if doubt := question.doubt(inner.name):
             raise InputError(f"{folder}: has a folder {inner.name!r}; {doubt}; rename or move it")
         for path in _files(inner):
-            yield _row(root, path, question, [inner.name], split=split, rule=rule)
+            yield _row(root, path, question, [inner.name], links, split=split, rule=rule)
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -191,7 +195,7 @@ def _files(folder: Path) -> Iterator[Path]:
         ) from error
 
 
-def _csv_rows(csv: Path, question: Question, patient: str | None) -> Iterator[Row]:
+def _csv_rows(csv: Path, question: Question, patient: str | None, links: bool) -> Iterator[Row]:
     table, rule = _csv_table(csv), rule_of(patient)
     by_column = "patient" in table and patient in {None, COLUMN}
     if patient == COLUMN and not by_column:
@@ -213,8 +217,9 @@ def _csv_rows(csv: Path, question: Question, patient: str | None) -> Iterator[Ro
                 f"{doubt or 'label is a class'}, split one of {', '.join(SPLITS)}, patient not empty"
                 f"{nearest(row['split'], SPLITS) or nearest(row['split'][:3], SPLITS)}"
             )
-        found = _row(csv.parent, _csv_path(csv, line, cells["path"]), question, names, split=row["split"], rule=rule)
-        if not found["path"] and str(found["id"]).startswith(".."):
+        path = _csv_path(csv, line, cells["path"])
+        found = _row(csv.parent, path, question, names, links, split=row["split"], rule=rule)
+        if not found["path"] and found["id"].startswith(".."):
             raise InputError(
                 f"{csv}, line {line}: path={cells['path']!r} lies outside the folder of the CSV, and nothing "
                 "outside of it is read; put the CSV into a folder that holds all its files"
@@ -249,12 +254,12 @@ def _csv_table(csv: Path) -> pd.DataFrame:
     return table
 
 
-def _row(root: Path, path: Path, question: Question, names: list[str], *, split: str, rule: Rule) -> Row:
+def _row(root: Path, path: Path, question: Question, names: list[str], links: bool, *, split: str, rule: Rule) -> Row:
     """Describe one file by its names and by what the file system says; `label` is None where no class is asked for."""
     size, stamp = stamp_of(path)
     relative = printable(os.path.relpath(path, root))
     inside = os.path.realpath(path).startswith(os.path.realpath(root) + os.sep)
-    known = str(path) if inside else ""  # never followed: it leads out of the data
+    known = str(path) if inside or (links and not relative.startswith("..")) else ""  # else it leads out of the data
     kind = by_scheme(path.name)[1]
     label, matched = question.match([*names, kind]) or (None, "")
     subtype = kind or (matched if not question.public else "unknown")

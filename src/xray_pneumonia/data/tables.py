@@ -14,7 +14,7 @@ def read_table(csv: Path) -> pd.DataFrame:
     Raises:
         InputError: it is no table in UTF-8, or has no rows.
     """
-    packed = "gzip" if csv.suffix == ".gz" else None
+    packed = csv.suffix == ".gz"
     with csv.open("rb") as raw:
         if raw.read(2) in {codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE}:
             raise InputError(f"data.root={csv}: is written in UTF-16; save it as UTF-8")
@@ -24,7 +24,12 @@ def read_table(csv: Path) -> pd.DataFrame:
             with csv.open(encoding="utf-8-sig") as file:
                 separator = max(",;\t", key=file.readline().count)
         table = pd.read_csv(
-            csv, sep=separator, dtype=str, keep_default_na=False, compression=packed, encoding="utf-8-sig"
+            csv,
+            sep=separator,
+            dtype=str,
+            keep_default_na=False,
+            compression="gzip" if packed else None,
+            encoding="utf-8-sig",
         )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise InputError(

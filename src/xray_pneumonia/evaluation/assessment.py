@@ -9,12 +9,12 @@ from scipy.special import expit
 from xray_pneumonia.evaluation import calibration
 from xray_pneumonia.evaluation.abstention import Band, count_answers, fit_band, trade_off
 from xray_pneumonia.evaluation.calibration import Calibration, reliability
-from xray_pneumonia.evaluation.intervals import Estimate, bootstrap, delong, estimates, interval, replicate
+from xray_pneumonia.evaluation.calibration_check import CalibrationCheck, check_calibration
+from xray_pneumonia.evaluation.intervals import Estimate, bootstrap, estimates, predictive_value, replicate
 from xray_pneumonia.evaluation.metrics import OF_PROBABILITIES, WeightedMetrics, predictive_values
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.evaluation.subgroups import Subgroup, subgroups
 from xray_pneumonia.evaluation.threshold import choose_threshold
-from xray_pneumonia.types import Vector
 
 FIXED = "fixed at 0.5"  # the policy of a model that was never calibrated
 
@@ -53,7 +53,8 @@ class Assessment:
     """All that is measured of a model on one split.
 
     `at_point` holds the metrics at the operating point, `at_half` those at 0.5, `uncalibrated` those of the raw
-    probabilities; `bins` is the reliability diagram, `bins_before` that of the raw probabilities.
+    probabilities; `calibration` says how much of the error is chance, `bins` is the reliability diagram, `bins_before`
+    that of the raw probabilities.
     """
 
     table: pd.DataFrame
@@ -66,6 +67,7 @@ class Assessment:
     bins: pd.DataFrame
     bins_before: pd.DataFrame
     subgroups: list[Subgroup]
+    calibration: CalibrationCheck
     answers: pd.DataFrame
     trade_off: pd.DataFrame
 
@@ -79,9 +81,18 @@ class Assessment:
         """Number of patients."""
         return int(self.table["patient"].nunique())
 
+    @property
+    def fewest(self) -> int:
+        """Number of patients of the rarer class."""
+        return int(self.table.groupby("label")["patient"].nunique().reindex([0, 1], fill_value=0).min())
+
     def metrics(self) -> dict[str, float]:
         """List the metrics at the operating point; their intervals stand in the report, and NaN is left out."""
-        return {name: one.value for name, one in self.at_point.items() if not np.isnan(one.value)}
+        flat = {name: one.value for name, one in self.at_point.items()}
+        flat |= {"calibration_floor": self.calibration.floor, "calibration_excess": self.calibration.excess}
+        flat |= {"calibration_slope": self.calibration.slope.value}
+        flat |= {"calibration_intercept": self.calibration.intercept.value}
+        return {name: value for name, value in flat.items() if not np.isnan(value)}
 
 
 def assess(
@@ -95,15 +106,15 @@ def assess(
     resampling = {"replicates": settings.replicates, "seed": settings.seed}
     before = bootstrap(raw, threshold=0.5, **resampling)
     metrics = WeightedMetrics.of(calibrated, threshold=decision.threshold)
-    samples = replicate(metrics, **resampling)
+    at_point = estimates(metrics, replicate(metrics, **resampling))
     return Assessment(
         table=calibrated,
         decision=decision,
-        at_point=estimates(metrics, samples),
+        at_point=at_point,
         at_half=bootstrap(calibrated, threshold=0.5, **resampling),
         uncalibrated={name: before[name] for name in OF_PROBABILITIES},
-        delong=delong(calibrated["label"], calibrated["logit"], calibrated["patient"]),
-        predictive_values=[_predictive_values(metrics.once(), samples, share) for share in settings.prevalences],
+        delong=at_point["auroc"],
+        predictive_values=[_predictive_values(at_point, share) for share in settings.prevalences],
         bins=reliability(calibrated),
         bins_before=reliability(raw),
         subgroups=subgroups(
@@ -113,6 +124,7 @@ def assess(
             replicates=max(100, settings.replicates // 2),
             seed=settings.seed,
         ),
+        calibration=check_calibration(calibrated, seed=settings.seed),
         answers=count_answers(calibrated, decision.band),
         trade_off=trade_off(
             None if validation is None else decision.calibration.apply(validation),
@@ -122,8 +134,11 @@ def assess(
     )
 
 
-def _predictive_values(once: dict[str, float], samples: dict[str, Vector], prevalence: float) -> PredictiveValues:
-    values, replicates = (
-        predictive_values(one["sensitivity"], one["specificity"], prevalence=prevalence) for one in (once, samples)
+def _predictive_values(at: dict[str, Estimate], prevalence: float) -> PredictiveValues:
+    found, cleared, odds = at["sensitivity"], at["specificity"], (1 - prevalence) / prevalence
+    ppv, npv = (float(one) for one in predictive_values(found.value, cleared.value, prevalence=prevalence))
+    return PredictiveValues(
+        prevalence,
+        predictive_value(found, cleared, value=ppv, odds=odds),
+        predictive_value(cleared, found, value=npv, odds=1 / odds),
     )
-    return PredictiveValues(prevalence, *(interval(float(v), s) for v, s in zip(values, replicates, strict=True)))

@@ -27,10 +27,10 @@ UNIFORM = 1 - (1 - 2 * RIM) ** 2  # the share of the border in a map that is the
 MOST_ALIKE = 0.5  # rank correlation from which on a map says nothing about what the model learned
 MEASURED = 200  # images whose maps are measured
 CASES = {
-    "found": "ill, called PNEUMONIA",
-    "cleared": "well, called NORMAL",
-    "missed": "ill, called NORMAL",
-    "alarmed": "well, called PNEUMONIA",
+    "found": "positive, called so",
+    "cleared": "negative, called so",
+    "missed": "positive, called negative",
+    "alarmed": "negative, called positive",
     "unsure": "closest to the operating point",
 }
 OVERLAY_SIDE = 320  # pixels of an overlay's longer side
@@ -84,8 +84,8 @@ def explain(
     }
     if np.isnan(likeness):
         facts["none"] = (
-            "the maps are withheld: nothing in these films speaks for PNEUMONIA to this model, or to nets with random "
-            "weights, so there is nothing to compare"
+            "the maps are withheld: nothing in these films speaks for the positive class to this model, or to nets "
+            "with random weights, so there is nothing to compare"
         )
     elif likeness > MOST_ALIKE:
         facts["none"] = (
@@ -205,7 +205,7 @@ def _randomised(net: nn.Module, seed: int) -> nn.Module:
 
 
 def _batch(images: Gray, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(images))[:, None].float().to(device)
+    return torch.from_numpy(np.array(images))[:, None].float().to(device)
 
 
 def overlay(image: Gray, heat: Maps, *, width: int, height: int) -> Image.Image:

@@ -6,7 +6,7 @@ missing, no image that was called PNEUMONIA) is NaN, never 0.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias
@@ -114,7 +114,7 @@ METRICS = {  # title, direction, function, every_epoch, proportion_of
     "calibration_error": Metric("calibration error", "min", _calibration_error),
 }
 EPOCH_METRICS = tuple(name for name, metric in METRICS.items() if metric.every_epoch)
-RANKING = ("auroc", "average_precision")  # what neither calibration nor a threshold changes
+OF_RANKS = {"auroc", "average_precision"}  # which cost more than all others together
 OF_PROBABILITIES = ("brier", "log_loss", "calibration_error")  # what calibration changes
 
 # What can choose the best epoch: all that is logged after every validation.
@@ -163,6 +163,7 @@ class WeightedMetrics:
         truth = np.asarray(label) > 0.5
         codes, patients = pd.factorize(np.asarray(patient))
         self.codes, self.patients, self.images = codes.astype(np.int64), len(patients), len(truth)
+        self.label, self.score = truth, score
         columns = _columns(truth, np.asarray(probability, np.float64), called)
         sums = [np.bincount(self.codes, column, minlength=self.patients) for column in columns]
         self._sums = np.stack(sums, axis=1)  # (P, columns)
@@ -172,8 +173,8 @@ class WeightedMetrics:
         self._ties = np.concatenate([[0], changes]) if len(changes) + 1 < len(truth) else None
         everyone = np.ones(len(truth), bool)
         parts = {"images": everyone, "pneumonia": truth, "normal": ~truth, "called": called, "not called": ~called}
-        behind = {name: len(np.unique(codes[part])) for name, part in parts.items()}
-        self.patients_behind = {name: behind[one.proportion_of] for name, one in METRICS.items() if one.proportion_of}
+        counts = {name: (int(part.sum()), len(np.unique(codes[part]))) for name, part in parts.items()}
+        self.behind = {name: counts[one.proportion_of or "images"] for name, one in METRICS.items()}  # images, patients
 
     @classmethod
     def of(cls, table: pd.DataFrame, *, threshold: float) -> Self:
@@ -182,16 +183,18 @@ class WeightedMetrics:
         score = table["logit"].to_numpy(np.float64)
         return cls(table["label"], table["probability"], table["patient"], called=called, score=score)
 
-    def __call__(self, weights: Vector) -> dict[str, Vector]:
-        """Weigh (B, P) patients; returns (B,) values for each of `METRICS`."""
-        rows = weights[:, self._ordered]  # (B, N), from the highest score down
-        positive = rows * self._truth
+    def __call__(self, weights: Vector, names: Collection[str] = ()) -> dict[str, Vector]:
+        """Weigh (B, P) patients; returns (B,) values for each of `METRICS`, or of those named."""
+        names = names or tuple(METRICS)
+        ordered = self._ordered if OF_RANKS & set(names) else self._ordered[:0]
+        rows = weights[:, ordered]  # (B, N), from the highest score down
+        positive = rows * self._truth[: len(ordered)]
         negative = rows - positive
-        if self._ties is not None:
+        if self._ties is not None and len(ordered):
             positive = np.add.reduceat(positive, self._ties, axis=1)
             negative = np.add.reduceat(negative, self._ties, axis=1)
         weighted = Weighted(weights @ self._sums, positive, negative)
-        return {name: metric.function(weighted) for name, metric in METRICS.items()}
+        return {name: METRICS[name].function(weighted) for name in names}
 
     def once(self) -> dict[str, float]:
         """Compute the metrics of the table as it is."""

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from xray_pneumonia.errors import InputError
+from xray_pneumonia.types import CLASSES, Classes
 
 COLUMNS = ("id", "patient", "subtype", "label", "logit", "probability")
 
@@ -48,7 +49,7 @@ def read(path: Path) -> pd.DataFrame:
     return table
 
 
-def require_usable(table: pd.DataFrame, *, name: str) -> None:
+def require_usable(table: pd.DataFrame, *, name: str, classes: Classes = CLASSES) -> None:
     """Refuse a table on which figures would be undefined or wrong.
 
     Raises:
@@ -57,7 +58,8 @@ def require_usable(table: pd.DataFrame, *, name: str) -> None:
     if table["label"].nunique() < 2:
         counts = table["label"].value_counts().to_dict()
         raise InputError(
-            f"{name}: needs images of both classes, found {counts.get(0, 0)} NORMAL and {counts.get(1, 0)} PNEUMONIA; "
+            f"{name}: needs images of both classes, found {counts.get(0, 0)} {classes[0]} and {counts.get(1, 0)} "
+            f"{classes[1]}; "
             "add the missing class, or read single images with `xray predict`"
         )
     broken = table[~np.isfinite(table["logit"])]

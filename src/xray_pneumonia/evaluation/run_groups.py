@@ -8,6 +8,8 @@ from statistics import fmean, stdev
 import numpy as np
 import pandas as pd
 
+from xray_pneumonia.types import CLASSES
+
 REPEATED = ("seed", "data.seed", "data.fold")  # in which the runs of a group may differ
 # Where and under which name a run happened, which does not define it.
 CIRCUMSTANCES = ("home", "tracking.", "data.cache_dir", "data.root", "data/", "model/parameters", "trainer.threads")
@@ -73,6 +75,13 @@ def _varies(key: str, configs: Sequence[Mapping[str, str]]) -> bool:
     return any(len(several) > 1 for several in values.values())
 
 
+def questions(entries: Sequence[Entry]) -> list[str]:
+    """List the questions that runs answer; those from before there was a choice tell the public classes apart."""
+    known = [[entry.params.get(f"data.{side}") for side in ("positive", "negative")] for entry in entries]
+    public = [str([name]) for name in reversed(CLASSES)]
+    return sorted({" against ".join(one or name for one, name in zip(each, public, strict=True)) for each in known})
+
+
 def tabulate(groups: Sequence[Group], metrics: Mapping[str, str]) -> pd.DataFrame:
     """Table the groups: how many runs, what differs, mean and standard deviation of `metrics` (heading to name)."""
     table = differences(groups)
@@ -81,14 +90,3 @@ def tabulate(groups: Sequence[Group], metrics: Mapping[str, str]) -> pd.DataFram
         table[heading], table[f"{heading} sd"] = zip(*(one.mean_and_sd(metric) for one in groups), strict=True)
     table.index.name = "group"
     return table
-
-
-def pool(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Pool the predictions of a group: each image once, with the mean over the runs that predicted it.
-
-    Seeds predict the same images, which are averaged; folds predict different ones, which are joined.
-    """
-    joined = pd.concat(tables, ignore_index=True)
-    facts = {name: (name, "first") for name in ("patient", "subtype", "label")}
-    pooled = joined.groupby("id", sort=True).agg(**facts, logit=("logit", "mean"), probability=("probability", "mean"))
-    return pooled.reset_index()

@@ -8,6 +8,7 @@ import pandas as pd
 from xray_pneumonia.evaluation.intervals import Estimate, bootstrap
 
 MOST_VALUES = 8  # a column with more is cut into quarters, or passed over when it holds no numbers
+FEW = 20  # patients below which a part is marked
 SHOWN = ("auroc", "sensitivity", "specificity", "accuracy")
 
 
@@ -22,13 +23,18 @@ class Subgroup:
     pneumonia: int
     metrics: dict[str, Estimate]
 
+    @property
+    def few(self) -> bool:
+        """Whether too few patients are in it to tell it from the others."""
+        return self.patients < FEW
+
 
 def subgroups(
     table: pd.DataFrame, *, columns: list[str], threshold: float, replicates: int, seed: int
 ) -> list[Subgroup]:
     """Assess every part of a table of predictions by each of the columns of the records.
 
-    A kind of pneumonia (`subtype`) is assessed against all normal images, so that AUROC has two classes.
+    A kind of pneumonia (`subtype`) is assessed against all images of label 0, so that AUROC has two classes.
     """
     found = []
     for column in columns:
@@ -43,8 +49,9 @@ def subgroups(
 def _parts(table: pd.DataFrame, column: str) -> Iterator[tuple[str, pd.DataFrame]]:
     if column == "subtype":
         normal = table[table["label"] == 0]
+        against = " or ".join(sorted(set(normal["subtype"])))
         for kind, part in table[table["label"] == 1].groupby("subtype"):
-            yield f"{kind} against normal", pd.concat([part, normal])
+            yield f"{kind} against {against}", pd.concat([part, normal])
         return
     values = table[column]
     if values.nunique() > MOST_VALUES:

@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from xray_pneumonia import config
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.assessment import Decision
+from xray_pneumonia.signatures import problems
 from xray_pneumonia.types import CLASSES, Classes, Fraction, Positive, Side, spoken
 
 SCHEMA = 1  # raise it when a field changes its meaning
@@ -40,6 +40,7 @@ class Card:
         versions: of the packages that wrote it.
         evidence: what it was trained and validated on, such as `val/images`, `val/patients` and `val/auroc`.
         weights_sha256: of the file of weights; empty in models written before it was kept.
+        extensions: modules of the user's own with which it was trained, and the hashes of their sources.
     """
 
     net: dict[str, Any]
@@ -56,6 +57,11 @@ class Card:
     schema: int = SCHEMA
     evidence: dict[str, float] = field(default_factory=dict)
     weights_sha256: str = ""
+    extensions: dict[str, str] = field(default_factory=dict)
+
+    def values(self) -> dict[str, Any]:
+        """List the fields as they are stored; `extensions` alone is left out where it is empty."""
+        return {name: value for name, value in asdict(self).items() if value or name != "extensions"}
 
     @property
     def classes(self) -> Classes:
@@ -83,7 +89,7 @@ def save_bundle(folder: Path, net: nn.Module, card: Card) -> None:
     """Write weights and card; the card gets the weights' hash."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in net.state_dict().items()}, folder / WEIGHTS)
-    written = asdict(card) | {"weights_sha256": file_sha256(folder / WEIGHTS)}
+    written = card.values() | {"weights_sha256": file_sha256(folder / WEIGHTS)}
     (folder / CARD).write_text(json.dumps(written, indent=2), encoding="utf-8")
 
 
@@ -121,13 +127,13 @@ def parse_card(text: str, *, name: str) -> Card:
     if values.get("schema", SCHEMA) != SCHEMA:
         raise InputError(f"{name}: schema {values.get('schema')}; this version reads {SCHEMA}")
     defaults = {one.name: one.default for one in fields(Card) if one.default is not MISSING}
-    values = {"band": [], "evidence": {}, **defaults, **values}
-    problems = config.problems(values, Card, prefix="")
-    if not problems and (len(values["band"]) not in {0, 2} or values["band"] != sorted(values["band"])):
-        problems.append(f"band={values['band']!r}: should be empty or a lower and an upper probability")
-    problems += [] if problems else _wrong_classes(values["class_names"])
-    if problems:
-        raise InputError(f"{name}: {problems[0][:500]}")
+    values = {"band": [], "evidence": {}, "extensions": {}, **defaults, **values}
+    found = problems(values, Card, prefix="")
+    if not found and (len(values["band"]) not in {0, 2} or values["band"] != sorted(values["band"])):
+        found.append(f"band={values['band']!r}: should be empty or a lower and an upper probability")
+    found += [] if found else _wrong_classes(values["class_names"])
+    if found:
+        raise InputError(f"{name}: {found[0][:500]}")
     return Card(**values)
 
 

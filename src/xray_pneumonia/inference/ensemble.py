@@ -5,7 +5,6 @@ Members are bundles in folders next to the ensemble's own, so that no weights ar
 
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ def save_ensemble(folder: Path, members: list[str], card: Card) -> None:
     places = _member_folders(folder, members)
     known = [{"name": place.name, "weights_sha256": file_sha256(place / WEIGHTS)} for place in places]
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"members": known, "card": asdict(card)}, indent=2)
+    text = json.dumps({"members": known, "card": card.values()}, indent=2)
     (folder / ENSEMBLE).write_text(text, encoding="utf-8")
 
 

@@ -1,7 +1,8 @@
 """Loads trained models from files: a bundle, an ensemble or an exported graph; all of them are untrusted input."""
 
+import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,16 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from xray_pneumonia.config import build
+from xray_pneumonia import extensions
+from xray_pneumonia.config import build, is_foreign
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.input_gate import MOST_BYTES, Gate
-from xray_pneumonia.inference.bundle import GATE, WEIGHTS, file_sha256, read_bundle, require_plain
+from xray_pneumonia.inference.bundle import GATE, WEIGHTS, Card, file_sha256, read_bundle, require_plain
 from xray_pneumonia.inference.ensemble import ENSEMBLE, read_ensemble
-from xray_pneumonia.inference.model import TrainedModel, ensemble_of
+from xray_pneumonia.inference.model import Graph, TrainedModel, ensemble_of
 from xray_pneumonia.inference.onnx import GRAPH, read_graph, write_graph
-from xray_pneumonia.models.layers import to_channels_last
+from xray_pneumonia.models.layers import as_logits, to_channels_last
 from xray_pneumonia.stored_config import check_net
 
+log = logging.getLogger(__name__)
 EngineName = Literal["auto", "torch", "onnx"]
 
 
@@ -57,7 +60,23 @@ def load_bundle(folder: Path, *, name: str) -> TrainedModel:
     """
     card, weights = read_bundle(folder)
     gate = _load_gate(folder)
+    if extensions.missing(card.extensions) and (folder / GRAPH).is_file():
+        log.info("%s: computed by its graph; its code is used with extensions=[%s]", name, ",".join(card.extensions))
+        return TrainedModel(name, card, gate, graph=_read_own_graph(folder, card), folder=folder)
+    extensions.require(card.extensions, origin=name)
     return TrainedModel(name, card, gate, _load_net(card.net, weights, name=str(folder)), folder=folder)
+
+
+def _read_own_graph(folder: Path, card: Card) -> Graph:
+    """Read the graph that was exported from a bundle's weights.
+
+    Raises:
+        InputError: it was exported from others, or cannot be read.
+    """
+    exported, graph = read_graph(folder / GRAPH)
+    if exported != card:
+        raise InputError(f"{folder / GRAPH}: was not exported from the model of this folder; fetch the model again")
+    return graph
 
 
 def _load_ensemble(folder: Path, *, name: str) -> TrainedModel:
@@ -92,13 +111,14 @@ def _load_gate(folder: Path) -> Gate | None:
 def _load_net(node: Mapping[str, Any], weights: Mapping[str, Tensor], *, name: str) -> nn.Module:
     """Build the net a card names around its weights; nothing is drawn, downloaded or larger than the weights."""
     node = dict(check_net(dict(node), origin=name))
+    foreign = is_foreign(node)
     if "pretrained" in node:
         node["pretrained"] = False  # its weights are here
     try:
-        with torch.device("meta"), _limit_parameters(weights):  # shapes alone
-            net: nn.Module = build(node)
+        with nullcontext() if foreign else _shapes_alone(weights):  # the command trusts code of others
+            net: nn.Module = build(node, key="model")
         _require_fitting(net, weights)
-        net = net.to_empty(device="cpu")
+        net = as_logits(net) if foreign else net.to_empty(device="cpu")
         net.load_state_dict(weights)
     except (RuntimeError, ValueError, TypeError, OverflowError) as error:
         raise InputError(f"{name}: its weights do not fit its net: {' '.join(str(error).split())}") from error
@@ -107,8 +127,8 @@ def _load_net(node: Mapping[str, Any], weights: Mapping[str, Tensor], *, name: s
 
 
 @contextmanager
-def _limit_parameters(weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Stop the making of a net, however many layers its card asks for, that these weights can never fill."""
+def _shapes_alone(weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Make no weights, and stop the making of a net, however many layers it has, that these can never fill."""
     most = 2 * len(weights) + 100  # a net from torchvision has its ends replaced
     made = 0
 
@@ -120,7 +140,8 @@ def _limit_parameters(weights: Mapping[str, Tensor]) -> Iterator[None]:
 
     hook = register_module_parameter_registration_hook(count)
     try:
-        yield
+        with torch.device("meta"):
+            yield
     finally:
         hook.remove()
 

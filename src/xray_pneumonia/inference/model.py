@@ -13,6 +13,7 @@ from rich.progress import track
 from scipy.special import expit
 from torch import nn
 
+from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.abstention import Band, stored_band
 from xray_pneumonia.evaluation.assessment import Decision
 from xray_pneumonia.evaluation.calibration import Calibration
@@ -128,8 +129,12 @@ class TrainedModel:
         """Give the net, for heat maps too.
 
         Raises:
+            InputError: its net is code of others, which the command does not name.
             ValueError: only an exported graph is there.
         """
+        if self.net is None and self.card.extensions:
+            names = ",".join(self.card.extensions)
+            raise InputError(f"{self.name}: needs the net itself, code of your own; add extensions=[{names}]")
         if self.net is None:
             raise ValueError(f"{self.name}: is an exported graph, without a net")
         return self.net

@@ -8,7 +8,6 @@ import copy
 import json
 import logging
 import warnings
-from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -142,7 +141,7 @@ def _require_shapes(process: GraphProcess, card: Card, path: Path) -> None:
 def _metadata(card: Card) -> dict[str, str]:
     """Describe the answers: the card, and what other programs look for."""
     return {
-        "card": json.dumps(asdict(card)),
+        "card": json.dumps(card.values()),
         "labels": json.dumps(card.class_names),
         "image_size": str(card.image_size),
         "operating_point": repr(card.operating_point),

@@ -1,9 +1,12 @@
 """Layers and functions that the nets share: normalisation of raw pixels, initial weights, memory layout."""
 
 import logging
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from xray_pneumonia.errors import InputError
 
 FLAT = 1e-3  # added to the deviation, so that an image of one gray stays finite
 # With fewer channels, the CPU convolutions of torch 2.15 write beyond their buffers in this layout when the
@@ -48,6 +51,39 @@ def takes(net: nn.Module, side: int) -> bool:
     finally:
         net.train(training)
     return True
+
+
+def as_logits(net: nn.Module) -> nn.Module:
+    """Have a net that returns logits (B, 1) return (B,); its weights keep their names."""
+    net.register_forward_hook(_squeezed)
+    return net
+
+
+def _squeezed(_: nn.Module, __: Any, output: Any) -> Any:
+    return output[:, 0] if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] == 1 else output
+
+
+def require_logits(net: Any, side: int, *, name: str) -> nn.Module:
+    """Check that code of others is a net: raw pixels (B, 1, H, W) -> logits (B,) or (B, 1); returns it, giving (B,).
+
+    Raises:
+        InputError: it is none.
+    """
+    if not isinstance(net, nn.Module):
+        raise InputError(f"model._target_={name}: makes a {type(net).__name__}, should make a torch.nn.Module")
+    as_logits(net).eval()
+    try:
+        with torch.inference_mode():
+            found = net(torch.zeros(2, 1, side, side, dtype=torch.uint8))
+    except Exception as error:  # whatever its code raises
+        raise InputError(
+            f"model._target_={name}: cannot read raw pixels, uint8 (B, 1, {side}, {side}): "
+            f"{' '.join(str(error).split())[:200]}; begin its forward with `image.float() / 255`"
+        ) from error
+    if not isinstance(found, Tensor) or found.shape != (2,):
+        what = f"{tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise InputError(f"model._target_={name}: gives {what} for 2 images, should give one logit each: (2,)")
+    return net.train()
 
 
 def initialise_like_keras(net: nn.Module) -> None:

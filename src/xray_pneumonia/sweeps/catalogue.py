@@ -9,6 +9,7 @@ import optuna
 from optuna.storages import RDBStorage
 
 from xray_pneumonia.sweeps.storage import open_storage, resolve
+from xray_pneumonia.tracking.locations import sqlite_path
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ def list_studies(url: str | None, *, home: Path) -> list[Entry]:
         home: where the default one lies.
     """
     url = resolve(url, home)
-    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+    path = sqlite_path(url)
+    if path is not None and not path.exists():
         return []
     storage = open_storage(url)
     return [_entry(name, storage) for name in optuna.get_all_study_names(storage)]

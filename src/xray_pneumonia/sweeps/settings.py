@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 from annotated_types import Len
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from xray_pneumonia import config
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.metrics import Monitor
+from xray_pneumonia.signatures import problems
 from xray_pneumonia.types import Count, Seed, Whole
 
 # What a trial can be ranked by: metrics of its best epoch, the size of the net, the median seconds of an epoch.
@@ -73,9 +73,9 @@ def read_settings(node: DictConfig) -> SweepSettings:
     """
     values: dict[str, Any] = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
     values.pop("_target_", None)
-    problems = config.problems(values, SweepSettings, prefix="sweep.")
-    if problems:
-        raise InputError("\n  ".join(["the sweep is wrong:", *problems]) if len(problems) > 1 else problems[0])
+    found = problems(values, SweepSettings, prefix="sweep.")
+    if found:
+        raise InputError("\n  ".join(["the sweep is wrong:", *found]) if len(found) > 1 else found[0])
     return SweepSettings(**values)
 
 

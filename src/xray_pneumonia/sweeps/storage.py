@@ -20,7 +20,8 @@ from optuna.storages import RDBStorage
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.tracking.store import masked
+from xray_pneumonia.masking import masked
+from xray_pneumonia.tracking.locations import sqlite_path, sqlite_uri
 
 RETRY_SECONDS = 120.0  # for a database that restarts or is locked
 BUSY_TIMEOUT = 30.0  # seconds to wait at the start for a SQLite file that another program has locked
@@ -45,7 +46,7 @@ def resolve(url: str | None, home: Path) -> str:
     Raises:
         InputError: the URL is of no kind that can hold studies.
     """
-    chosen = url or os.environ.get("XRAY_SWEEP_STORAGE") or f"sqlite:///{home.resolve() / 'sweeps.db'}"
+    chosen = url or os.environ.get("XRAY_SWEEP_STORAGE") or sqlite_uri(home.resolve() / "sweeps.db")
     scheme = urlsplit(chosen).scheme
     if scheme == "postgres":
         raise InputError(f"sweep.storage={masked(chosen)}: write postgresql:// instead of postgres://")
@@ -68,8 +69,8 @@ def open_storage(url: str, *, stale_after: int = 120) -> RDBStorage:
         InputError: the database is locked, read-only, of another version, another program's, or none at all.
     """
     shown = f"sweep.storage={masked(url)}"
-    if url.startswith("sqlite:///"):
-        _require_sqlite(Path(url.removeprefix("sqlite:///")), shown)
+    if (path := sqlite_path(url)) is not None:
+        _require_sqlite(path.absolute(), shown)
     try:
         _require_own_tables(url, shown)
         with _creation_lock(url):
@@ -117,9 +118,8 @@ def _first_line(error: BaseException) -> str:
 
 def _creation_lock(url: str) -> contextlib.AbstractContextManager[object]:
     """Create tables in one process at a time; PostgreSQL's transactions do without."""
-    if url.startswith("sqlite:///"):
-        return FileLock(f"{url.removeprefix('sqlite:///')}.lock")
-    return contextlib.nullcontext()
+    path = sqlite_path(url)
+    return contextlib.nullcontext() if path is None else FileLock(f"{path}.lock")
 
 
 def _require_sqlite(path: Path, shown: str) -> None:
@@ -134,7 +134,9 @@ def _require_sqlite(path: Path, shown: str) -> None:
     if head and head != b"SQLite format 3\0":
         raise InputError(f"{shown}: {path} is no SQLite database; move it away or name another")
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=BUSY_TIMEOUT)) as connection:
+        with contextlib.closing(
+            sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=BUSY_TIMEOUT)
+        ) as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.rollback()
     except sqlite3.Error as error:

@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from xray_pneumonia.config import leaves
 from xray_pneumonia.errors import InputError
+from xray_pneumonia.masking import masked
 from xray_pneumonia.sweeps.plan import Plan, build_pruner, build_sampler
 from xray_pneumonia.sweeps.space import Point
 from xray_pneumonia.sweeps.storage import locked, retried
@@ -204,7 +205,7 @@ class SweepStudy:
         state, values = self._recover_result(trial) or (TrialState.FAIL, None)
         log.info("trial %d: %s; %s", trial.number, reason or "its process is gone", state.name.lower())
         if state == TrialState.FAIL and reason:
-            self.storage.set_trial_user_attr(trial._trial_id, "reason", reason)
+            self.storage.set_trial_user_attr(trial._trial_id, "reason", masked(reason))
         self.study.tell(trial.number, values if state == TrialState.COMPLETE else None, state, skip_if_finished=True)
         if state == TrialState.FAIL and not reason:
             self._queue_again(trial, self.trials())

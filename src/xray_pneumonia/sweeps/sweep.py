@@ -14,7 +14,8 @@ from hydra.errors import HydraException
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from xray_pneumonia.config import build, check
+from xray_pneumonia import extensions
+from xray_pneumonia.config import build, check, drop_replaced, remember_references
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.sweeps import workers
 from xray_pneumonia.sweeps.parent_run import Progress, close_orphaned_runs, open_parent, recover_result
@@ -48,7 +49,9 @@ class Sweep:
 
     def compose(self, lines: Sequence[str]) -> DictConfig:
         """Let Hydra compose the config of a trial."""
-        return self.context.config_loader.load_sweep_config(self.config, list(lines))
+        cfg = self.context.config_loader.load_sweep_config(self.config, list(lines))
+        drop_replaced(cfg, lines)
+        return cfg
 
     def lines(self, claim: Claim, *, parent: str) -> list[str]:
         """Write a trial as overrides."""
@@ -76,6 +79,8 @@ def run(
         InputError: the space, the database or every trial's input is wrong.
         SweepFailed: more trials failed than `sweep.max_failures`.
     """
+    extensions.load(OmegaConf.to_object(config.extensions))
+    remember_references(config)
     choice = str(config.hydra.runtime.choices.get("sweep", "default"))
     sweep = Sweep(read_plan(config, arguments, choice=choice), config, context, task)
     home = Path(str(config.home)).expanduser().resolve()

@@ -20,6 +20,7 @@ from pytorch_lightning.callbacks import Callback
 
 from xray_pneumonia.config import build
 from xray_pneumonia.errors import InputError, Stopped
+from xray_pneumonia.masking import masked
 from xray_pneumonia.sweeps.plan import Replicate, build_pruner, is_hopeless, list_replicates, logged_as, mean_and_sd
 from xray_pneumonia.sweeps.settings import SweepSettings, TrialSpec
 from xray_pneumonia.sweeps.storage import lost_connection, open_storage, resolve, retried
@@ -84,7 +85,7 @@ class EpochReport(Callback):
             best_epoch: whose metrics count, from 1; of the seconds it is the median.
         """
         seconds = sorted(epoch["time/epoch_seconds"] for epoch in self.history if "time/epoch_seconds" in epoch)
-        median = seconds[len(seconds) // 2] if seconds else math.nan
+        median = (seconds or [math.nan])[len(seconds) // 2]
         known = self.history[best_epoch - 1] | {"model/parameters": self.parameters, "time/epoch_seconds": median}
         self.values = [known.get(name, math.nan) for name in self._objectives]
         run.set_tags(_result_tags(self.values, pruned=self.pruned))
@@ -94,8 +95,8 @@ class EpochReport(Callback):
 
 def _pruned_tags(run: Run, epochs: int) -> dict[str, str]:
     """Make a pruned run look like no finished training."""
-    note = f"Pruned after {epochs} epochs. {run.tags['mlflow.note.content']}"
-    return {"mlflow.runName": f"pruned: {run.name}", stored_runs.STATE: "pruned", "mlflow.note.content": note}
+    note = {"mlflow.note.content": f"Pruned after {epochs} epochs. {run.tags['mlflow.note.content']}"}
+    return {**note, "mlflow.runName": f"pruned: {run.name}", stored_runs.STATE: "pruned"}
 
 
 def _result_tags(values: list[float], *, pruned: bool) -> dict[str, str]:
@@ -262,9 +263,8 @@ class Trial:
                 with start_run(self._store, name=self._name, tags=tags, system_metrics=False):
                     raise error
         if lost_connection(error):  # no fault of the trial's: another one takes its place
-            self._give_back()
-            return
-        self._set("reason", reason[:2000])
+            return self._give_back()
+        self._set("reason", masked(reason)[:2000])
         self._set("input", isinstance(error, InputError))
         self._tell(TrialState.FAIL)
 

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.tracking.store_errors import masked
+from xray_pneumonia.masking import masked
 
 ARTIFACTS = "artifacts"  # in the home: the files of a local store
 STAGED = "staged"  # the same: the files of runs whose artifact store is not on this machine

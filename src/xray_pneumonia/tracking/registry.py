@@ -11,8 +11,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from xray_pneumonia.errors import InputError
+from xray_pneumonia.masking import masked
 from xray_pneumonia.tracking.process import user
-from xray_pneumonia.tracking.store import Store, masked
+from xray_pneumonia.tracking.store import Store
 from xray_pneumonia.tracking.stored_runs import StoredRun, quoted, read_run
 
 if TYPE_CHECKING:

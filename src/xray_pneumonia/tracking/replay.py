@@ -17,6 +17,7 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import track
 
+from xray_pneumonia.masking import masked
 from xray_pneumonia.tracking.locations import STAGED
 from xray_pneumonia.tracking.recovery import lacks_entries, lost_run, require_not_deleted
 from xray_pneumonia.tracking.registry import Unverified, has_model, log_model, sha256_file
@@ -100,7 +101,7 @@ class Replay:
                     self._send(what, [entry], unsure=True)
                 return
             log.warning("run %s: the store refuses its %s for ever: %s", self._spool.run_id, what, error)
-            self._spool.refuse(entries[0], str(error))
+            self._spool.refuse(entries[0], masked(str(error)))
 
     @cached_property
     def _handlers(self) -> dict[str, Callable[[str, list[Any], bool], None]]:

@@ -13,13 +13,14 @@ from types import MappingProxyType
 from typing import Any
 
 from xray_pneumonia.errors import Busy, Stopped
+from xray_pneumonia.masking import masked
 from xray_pneumonia.tracking.locations import STAGED, artifact_folder
 from xray_pneumonia.tracking.process import identity_tags, now
 from xray_pneumonia.tracking.provenance import Provenance, source_tags
 from xray_pneumonia.tracking.recovery import copy_back
 from xray_pneumonia.tracking.replay import Replay
 from xray_pneumonia.tracking.spool import FOLDER, Spool, moved_path
-from xray_pneumonia.tracking.store import Store, masked
+from xray_pneumonia.tracking.store import Store
 from xray_pneumonia.tracking.store_errors import StoreUnavailable, first_line
 from xray_pneumonia.tracking.stored_runs import OFFLINE_ID, STATE, find_run
 from xray_pneumonia.tracking.sync import Sender, closing_entries
@@ -62,6 +63,11 @@ class Run:
         """The run's id in MLflow; None while MLflow knows no such run."""
         return self.spool.mlflow_id
 
+    @property
+    def staged(self) -> bool:
+        """Whether its files are sent when it ends, since their place is not on this machine."""
+        return self.folder == self.store.home / STAGED / self.run_id
+
     def path(self, name: str) -> Path:
         """Name an artifact, making its folder."""
         path = self.folder / name
@@ -83,19 +89,16 @@ class Run:
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Log every leaf of the config."""
-        self._log(("params", {key: str(value)[:MAX_VALUE] for key, value in params.items()}), settle=SETTLE)
+        self._log(("params", {key: masked(str(value))[:MAX_VALUE] for key, value in params.items()}), settle=SETTLE)
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Set tags in one request."""
-        texts = {key: str(value) for key, value in tags.items()}
+        texts = {key: masked(str(value)) for key, value in tags.items()}
         self.tags |= texts
         self._log(("tags", texts), settle=SETTLE)
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
-        """Log metrics; they are on the disk when this returns, and sent in the background.
-
-        What an earlier process of this run logged for a step stays as it was.
-        """
+        """Log metrics, on the disk when this returns; what an earlier process logged for a step stays as it was."""
         when = now()
         new = [
             [key, float(value), when, step] for key, value in metrics.items() if (key, step) not in self.logged_before
@@ -128,14 +131,10 @@ class Run:
         return {name: sorted((step, value) for (key, step), value in known.items() if key == name) for name in names}
 
     def close(self, status: str, reason: str) -> bool:
-        """Log how the run ended, and wait until it is sent; what the store does not take is kept.
-
-        Returns:
-            Whether the store has everything, verified.
-        """
+        """Log how the run ended, wait until it is sent, and tell whether the store has everything, verified."""
         pruned = self.tags.get(STATE) == "pruned"
         # Written at once: if this process is killed while files are sent, the run has ended all the same.
-        self._log(*closing_entries(self.store, self.spool, status, reason[:MAX_VALUE], pruned=pruned))
+        self._log(*closing_entries(self.store, self.spool, status, masked(reason)[:MAX_VALUE], pruned=pruned))
         done = self.sender is None or self.sender.finish()
         if self.mlflow_id and self.mlflow_id != self.run_id:
             log.warning("run %s: in MLflow it is %s", self.run_id, self.mlflow_id)
@@ -178,7 +177,7 @@ def start_run(
     except BaseException as error:
         status, reason = "FAILED", f"{type(error).__name__}: {error}"
         with contextlib.suppress(OSError):  # a full disk is reason enough
-            run.path("traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            run.path("traceback.txt").write_text(masked(traceback.format_exc()), encoding="utf-8")
         raise
     finally:
         if monitor is not None:
@@ -255,7 +254,7 @@ def _write_header(run: Run, mlflow_id: str | None) -> None:
         "experiment": run.store.experiment_name,
         "home": str(run.store.home),
         "folder": str(run.folder),
-        "staged": run.folder == run.store.home / STAGED / run.run_id,
+        "staged": run.staged,
     }
     run.spool.append(("run", header))
     if mlflow_id:

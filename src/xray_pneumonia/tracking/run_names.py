@@ -6,8 +6,9 @@ from contextlib import suppress
 from dataclasses import replace
 
 from xray_pneumonia.errors import InputError
+from xray_pneumonia.masking import masked
 from xray_pneumonia.tracking.registry import NAMED
-from xray_pneumonia.tracking.store import Store, masked
+from xray_pneumonia.tracking.store import Store
 from xray_pneumonia.tracking.store_errors import query
 from xray_pneumonia.tracking.stored_runs import RUN_ID, StoredRun, get, quoted, read_run, search
 

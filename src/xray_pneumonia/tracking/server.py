@@ -17,10 +17,11 @@ from urllib.request import urlopen
 import psutil
 
 from xray_pneumonia.errors import InputError
+from xray_pneumonia.masking import masked
 from xray_pneumonia.tracking.leaderboard import VIEW
 from xray_pneumonia.tracking.locations import sqlite_uri
 from xray_pneumonia.tracking.process import alive, identity
-from xray_pneumonia.tracking.store import Store, masked
+from xray_pneumonia.tracking.store import Store
 
 HOST = "127.0.0.1"
 PORTS = range(5000, 5020)  # MLflow's own and the next, so that a bookmark may go on working

@@ -13,10 +13,17 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 
 from xray_pneumonia.errors import InputError, nearest
+from xray_pneumonia.masking import masked
 from xray_pneumonia.tracking.leaderboard import TAG, leaderboard
 from xray_pneumonia.tracking.locations import ARTIFACTS, repair_moved, require_writable, sqlite_path, sqlite_uri
-from xray_pneumonia.tracking.store_errors import StoreUnavailable, query, require_not_just_unavailable
-from xray_pneumonia.tracking.store_errors import masked as masked
+from xray_pneumonia.tracking.store_errors import (
+    START,
+    StoreUnavailable,
+    classified,
+    query,
+    require_not_just_unavailable,
+    within,
+)
 from xray_pneumonia.types import Text
 
 if TYPE_CHECKING:
@@ -81,9 +88,11 @@ def resolve_uri(uri: str | None, home: Path) -> str:
     scheme = urlsplit(chosen).scheme
     if scheme in {"", "file"}:
         raise InputError(
-            f"tracking.uri={chosen}: MLflow no longer keeps runs in plain files; write {local} "
+            f"tracking.uri={masked(chosen)}: MLflow no longer keeps runs in plain files; write {local} "
             "(existing runs move with `mlflow migrate-filestore`)"
         )
+    if scheme == "sqlite" and "?" in chosen and "=" not in chosen.partition("?")[2]:
+        raise InputError(f"tracking.uri={chosen}: in an address the sign ? ends the path; write it %3F")
     if scheme == "postgres":
         raise InputError(f"tracking.uri={masked(chosen)}: write postgresql:// instead of postgres://")
     return chosen
@@ -126,6 +135,22 @@ def open_or_offline(settings: TrackingSettings, *, home: Path) -> Store:
         return Store(resolve_uri(settings.uri, home), "", settings.experiment_name, home.resolve())
 
 
+def try_upload(store: Store, run_id: str, file: Path, *, required: bool) -> None:
+    """Send one small file before work begins: artifacts may go elsewhere than metrics, with a login of their own.
+
+    Raises:
+        StoreUnavailable: it cannot be sent now, and must be.
+        InputError: it can never be sent.
+    """
+    try:
+        within(START, lambda: store.client.log_artifact(run_id, str(file)), name=f"tracking.uri={masked(store.uri)}")
+    except Exception as error:  # each kind of store has its own
+        refusal = classified(error, uri=store.uri)
+        if required or not isinstance(refusal, StoreUnavailable):
+            raise refusal from error
+        log.warning("%s; files are kept in %s until they can be sent", refusal, store.home)
+
+
 def open_existing(settings: TrackingSettings, *, home: Path) -> Store:
     """Connect to read one experiment; creates neither a database nor an experiment.
 
@@ -165,6 +190,11 @@ def mlflow_client(uri: str) -> "MlflowClient":
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # every single retry
     from mlflow import MlflowClient  # over a second to import; a wrong config is found without it
 
+    if sqlite_path(uri):
+        from mlflow.store.db import utils
+
+        # It makes the folder of an address as it is spelt, `what%3F` beside `what?`; that of the database is there.
+        utils._make_parent_dirs_if_sqlite = lambda db_uri: None
     return MlflowClient(uri)
 
 

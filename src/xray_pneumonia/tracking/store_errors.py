@@ -1,16 +1,24 @@
 """Classifies what a store raises as temporary or permanent, and bounds the time it may take to answer."""
 
+import os
 import re
 import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
+from urllib.parse import urlsplit
+from urllib.request import proxy_bypass
 
 from xray_pneumonia.errors import InputError
+from xray_pneumonia.masking import masked
 
 START = 25.0  # seconds in which a store over the network must have answered once
 PERMANENT_CODES = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED", "ENDPOINT_NOT_FOUND", "NOT_FOUND", "BAD_REQUEST"})
-PERMANENT_WORDS = {  # in what a database says -> the cure
+PERMANENT_WORDS = {  # in what a database, a server or an object store says -> the cure
+    "Invalid Host header": "have it answer to this name: `mlflow server --allowed-hosts NAME:PORT`, as in the address",
+    "Unable to locate credentials": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+    "AccessDenied": "let this login write to the bucket",
+    "NoSuchBucket": "make the bucket, or name another one",
     "password authentication failed": "check user and password",
     "no pg_hba.conf entry": "have the server let this machine in",
     "does not exist": "make the database or role first: createdb NAME",
@@ -21,6 +29,7 @@ PERMANENT_WORDS = {  # in what a database says -> the cure
     "readonly database": "make it and its folder writable, or name another store",
     "unable to open database file": "make its folder and let it be writable",
 }
+EXTRAS = {"boto3": "s3", "botocore": "s3", "psycopg2": "postgresql"}  # missing module -> the extra that installs it
 POOL_WORDS = ("too many clients", "connection slots are reserved", "QueuePool limit")
 POOL_CURE = "raise max_connections of the database, or lower MLFLOW_SQLALCHEMYSTORE_POOL_SIZE and the number of workers"
 ASKED_AGAIN = 30.0  # seconds for which a store that did not answer is not waited for a second time
@@ -30,11 +39,6 @@ _unavailable: dict[str, tuple[float, str]] = {}  # URI -> when it did not answer
 
 class StoreUnavailable(InputError):
     """The store does not answer; it may come back."""
-
-
-def masked(uri: str) -> str:
-    """Hide the password of a URI."""
-    return re.sub(r"(://[^:/@\s]*):[^/\s]*@", r"\1:***@", uri)
 
 
 def first_line(error: BaseException) -> str:
@@ -60,15 +64,25 @@ def classified(error: BaseException, *, uri: str) -> InputError:
     """Turn any error of a store into StoreUnavailable (temporary) or another InputError (permanent, with its cure)."""
     if isinstance(error, InputError):
         return error
-    shown, message = f"tracking.uri={masked(uri)}", first_line(error)
+    shown, message = f"tracking.uri={masked(uri)}", first_line(error) + _proxied(uri)
     for word, cure in PERMANENT_WORDS.items():
         if word in message:
             return InputError(f"{shown}: the store cannot be used: {message}; {cure}")
     if isinstance(error, ModuleNotFoundError):
-        return InputError(f"{shown}: {message}; install xray-pneumonia[postgresql]")
+        extra = EXTRAS.get(error.name or "")
+        return InputError(f"{shown}: {message}; pip install {f'xray-pneumonia[{extra}]' if extra else error.name}")
     if getattr(error, "error_code", "") in PERMANENT_CODES:
         return InputError(f"{shown}: the server answers, but not as MLflow would: {message}; check address and login")
     return StoreUnavailable(f"{shown}: the store does not answer: {message}")
+
+
+def _proxied(uri: str) -> str:
+    """Name the variable by which requests for a store take a proxy, which may not know a store in the house."""
+    scheme, host = urlsplit(uri).scheme, urlsplit(uri).hostname or ""
+    names = [name for name in os.environ if name.lower() in {f"{scheme}_proxy", "all_proxy"} and os.environ[name]]
+    if not names or not scheme.startswith("http") or proxy_bypass(host):
+        return ""
+    return f"; {names[0]}={masked(os.environ[names[0]])} sends this through a proxy: NO_PROXY={host} goes past it"
 
 
 def query(uri: str, call: Callable[[], T]) -> T:

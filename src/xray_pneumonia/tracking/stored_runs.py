@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from xray_pneumonia.errors import InputError
+from xray_pneumonia.masking import masked
 from xray_pneumonia.tracking.locations import ArtifactMissing, inside, local_folder
 from xray_pneumonia.tracking.process import identity_tags, now
-from xray_pneumonia.tracking.store import Store, masked
+from xray_pneumonia.tracking.store import Store
 
 RUN_ID = re.compile(r"[0-9a-f]{32}\Z")
 CONFIGS = re.compile(r"config.*\.ya?ml\Z", re.IGNORECASE)

@@ -9,11 +9,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from xray_pneumonia.masking import HIDDEN, masked
 from xray_pneumonia.tracking.locations import STAGED, repair_moved
 from xray_pneumonia.tracking.process import alive, now
 from xray_pneumonia.tracking.replay import Replay, inventory
 from xray_pneumonia.tracking.spool import Spool, spools, store_uri
-from xray_pneumonia.tracking.store import Store, masked
+from xray_pneumonia.tracking.store import Store
 from xray_pneumonia.tracking.store_errors import first_line
 from xray_pneumonia.tracking.stored_runs import STATE, STATES, StoredRun, close, find_running
 
@@ -137,7 +138,7 @@ def sync(uri: str, home: Path, *, tags: Mapping[str, str] = NO_TAGS, loader_modu
     """Send every spool that waits, each to the store it was written for; one that moved with the home is followed.
 
     Args:
-        uri: of the store of spools whose own URI holds a password, which is never written down.
+        uri: of the store of spools whose own URI holds a secret, which is never written down.
         home: where the spools are.
         tags: only those of runs that began with these tags.
         loader_module: see `Replay`.
@@ -151,14 +152,15 @@ def sync(uri: str, home: Path, *, tags: Mapping[str, str] = NO_TAGS, loader_modu
                 yield Synced(spool.run_id, None, "EMPTY", "")
             else:
                 own = store_uri(header, home.resolve())
-                store = Store(uri if own == masked(uri) else own, "", header["experiment"], home.resolve())
+                store = Store(uri if masked(own) == masked(uri) else own, "", header["experiment"], home.resolve())
                 yield _sync(spool, store, unavailable, loader_module)
 
 
 def _sync(spool: Spool, store: Store, unavailable: dict[str, str], loader_module: str) -> Synced:
     status = spool.status
-    password = f"belongs to {store.uri}: tracking.uri= names it with its password" if "***" in store.uri else ""
-    problem = unavailable.get(store.uri, "") or password
+    hidden = any(sign in store.uri for sign in (HIDDEN, "${"))
+    secret = f"belongs to {store.uri}: tracking.uri= names it with its secret" if hidden else ""
+    problem = unavailable.get(store.uri, "") or secret
     if problem:
         spool.release()
         return Synced(spool.run_id, spool.mlflow_id, "WAITS", problem)

@@ -4,6 +4,7 @@ Weights and smoothing act in training mode alone: the validation loss of every r
 different weights can be compared (Keras does the same with `class_weight`).
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from typing_extensions import TypedDict
 
+from xray_pneumonia.errors import InputError
 from xray_pneumonia.types import BelowOne, NonNegative, Positive
 
 
@@ -21,11 +23,18 @@ class WeightOfEach(TypedDict):
     PNEUMONIA: Positive
 
 
-ClassWeights = Literal["none", "balanced"] | WeightOfEach
+class WeightOfLabel(TypedDict):
+    """A weight for each class, whatever it is called."""
+
+    negative: Positive
+    positive: Positive
+
+
+ClassWeights = Literal["none", "balanced"] | WeightOfEach | WeightOfLabel
 
 
 def resolve_class_weights(spec: ClassWeights, counts: list[int]) -> tuple[float, float]:
-    """Turn `none`, `balanced` or a mapping into the weights of NORMAL and PNEUMONIA.
+    """Turn `none`, `balanced` or a mapping into the weights of the negative and the positive class.
 
     Balanced weights are n / (2 n_class), `counts` being the training images of each class, as in scikit-learn.
     """
@@ -33,7 +42,37 @@ def resolve_class_weights(spec: ClassWeights, counts: list[int]) -> tuple[float,
         return 1.0, 1.0
     if spec == "balanced":
         return sum(counts) / (2 * counts[0]), sum(counts) / (2 * counts[1])
-    return float(spec["NORMAL"]), float(spec["PNEUMONIA"])
+    negative, positive = ("negative", "positive") if "negative" in spec else ("NORMAL", "PNEUMONIA")
+    return float(spec[negative]), float(spec[positive])  # type: ignore[literal-required]
+
+
+def require_loss(loss: Callable[[Tensor, Tensor], Tensor]) -> nn.Module:
+    """Check that a loss, which may be code of others, reduces logits (B,) and labels (B,) to one number; returns it.
+
+    Raises:
+        InputError: it does not.
+    """
+    name = type(loss).__name__ if isinstance(loss, nn.Module) else getattr(loss, "func", loss).__name__
+    try:
+        value = loss(torch.tensor([-1.0, 1.0, 2.0]), torch.tensor([0.0, 0.0, 1.0]))
+    except Exception as error:  # whatever its code raises
+        cannot = f"cannot compute it from logits (B,) and labels (B,) of 0 and 1: {' '.join(str(error).split())[:200]}"
+        raise InputError(f"loss: {name}: {cannot}") from error
+    if not isinstance(value, Tensor) or value.numel() != 1 or not torch.isfinite(value).all():
+        raise InputError(f"loss: {name}: gives {value} for three images, should give one number: their mean")
+    return loss if isinstance(loss, nn.Module) else Loss(loss)
+
+
+class Loss(nn.Module):
+    """A function (logits, labels) -> loss as a module."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self._function = function
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Reduce logits (B,) and labels (B,) of 0 and 1 to one number."""
+        return self._function(logits, labels)
 
 
 class BinaryCrossEntropy(nn.Module):

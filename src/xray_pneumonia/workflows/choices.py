@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from xray_pneumonia import compose
 from xray_pneumonia.config import PACKAGE, leaves, plain
+from xray_pneumonia.masking import masked
 from xray_pneumonia.tracking.run_names import free_name
 from xray_pneumonia.tracking.store import Store
 
@@ -71,7 +72,8 @@ def changes() -> str:
     experiment = compose.choices().get("experiment")
     typed = [override.lstrip("+") for override in compose.overrides()]
     news = [one for one in typed if not one.startswith(("experiment=", *PLACES))]
-    return " ".join([*([f"experiment={experiment}:"] if experiment else []), *news]) or "the defaults of train.yaml"
+    said = " ".join([*([f"experiment={experiment}:"] if experiment else []), *news])
+    return masked(said) or "the defaults of train.yaml"
 
 
 def run_name(store: Store, config: Mapping[str, Any], choices: Mapping[str, str]) -> str:

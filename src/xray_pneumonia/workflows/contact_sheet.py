@@ -15,7 +15,7 @@ from xray_pneumonia.data.images.sandbox import Decoders
 from xray_pneumonia.evaluation.gradcam import read_overlay, thumbnail
 from xray_pneumonia.evaluation.input_gate import FLAGS
 from xray_pneumonia.evaluation.report.build import render
-from xray_pneumonia.evaluation.report.model_card import LIMITATIONS, USE
+from xray_pneumonia.evaluation.report.model_card import USE, limitations
 from xray_pneumonia.evaluation.report.text import percent
 from xray_pneumonia.inference.bundle import Card
 from xray_pneumonia.inference.model import TrainedModel
@@ -24,11 +24,16 @@ from xray_pneumonia.workflows.prediction_files import TABLE, Row
 SHEET = "contact_sheet.html"
 SIDE = 160  # pixels of a thumbnail, at most; the model's image size where that is smaller
 LISTED = 200  # failed files on the page, at most
-MEANS = {
-    "look closer": "uncertain, or no film of the kind it knows",
-    "pneumonia": "speaks for pneumonia",
-    "normal": "speaks against pneumonia; other findings are unseen",
-}
+
+
+def meanings(card: Card) -> dict[str, str]:
+    """Word what each answer of a model means."""
+    negative, positive = card.answers.values()
+    return {
+        "look closer": "uncertain, or no film of the kind it knows",
+        positive: f"speaks for {positive}",
+        negative: f"speaks against {positive}; other findings are unseen",
+    }
 
 
 @dataclass
@@ -82,7 +87,7 @@ def write_sheet(folder: Path, summary: Summary, model: TrainedModel, decoders: D
         "contact_sheet.html",
         figures={},
         outcome=summary,
-        means=MEANS,
+        means=meanings(model.card),
         pictures=pictures,
         maps=maps,
         meanings=FLAGS,
@@ -92,7 +97,8 @@ def write_sheet(folder: Path, summary: Summary, model: TrainedModel, decoders: D
         band=model.band,
         rests=describe_evidence(model.card),
         use=USE,
-        limits=LIMITATIONS,
+        limits=limitations(model.card.classes),
+        tones=dict(zip(meanings(model.card), ("closer", "positive", "negative"), strict=True)),
         when=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
     (folder / SHEET).write_text(page, encoding="utf-8")
@@ -103,11 +109,13 @@ def describe_evidence(card: Card) -> str:
     known = card.evidence
     if not known:
         return "The model's card does not say on how many patients it was trained and validated."
+    negative, positive = card.answers.values()
+    found = f"the {positive}s" if positive == "pneumonia" else f"the films of {positive}"
     return (
         f"Trained on {known['train/images']:.0f} films of {known['train/patients']:.0f} patients. On "
         f"{known['val/images']:.0f} films of {known['val/patients']:.0f} patients it was not trained on, from the same "
-        f"source, it found {percent(known['val/sensitivity'])} of the pneumonias and cleared "
-        f"{percent(known['val/specificity'])} of the normal films (AUROC {known['val/auroc']:.3f}); "
+        f"source, it found {percent(known['val/sensitivity'])} of {found} and cleared "
+        f"{percent(known['val/specificity'])} of the {negative} films (AUROC {known['val/auroc']:.3f}); "
         "the operating point was chosen on them, so this flatters."
     )
 
@@ -121,7 +129,7 @@ def print_summary(summary: Summary, model: TrainedModel, folder: Path, console: 
     table.add_column("files", justify="right")
     table.add_column("share", justify="right")
     table.add_column("means")
-    for name, meaning in MEANS.items():
+    for name, meaning in meanings(model.card).items():
         count = summary.decisions[name]
         table.add_row(name, str(count), percent(count / answered) if answered else "", meaning)
     for place, (code, count) in enumerate(summary.failures.most_common()):

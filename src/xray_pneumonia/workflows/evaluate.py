@@ -8,15 +8,16 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
-from typing_extensions import TypedDict
 
 from xray_pneumonia.config import Node, anchor, build, check, plain
-from xray_pneumonia.data.audit import Broken
+from xray_pneumonia.data.classes import counted
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import predictions
-from xray_pneumonia.evaluation.metrics import METRICS, RANKING
+from xray_pneumonia.evaluation.comparison import Difference
+from xray_pneumonia.evaluation.intervals import FEWEST
+from xray_pneumonia.evaluation.metrics import METRICS, OF_RANKS
 from xray_pneumonia.evaluation.report.build import NUMBERS, PAGE, Context, Report, Rival, assess_and_report
-from xray_pneumonia.evaluation.report.text import SPLITS, number, times
+from xray_pneumonia.evaluation.report.text import SPLITS, number, p, tested, times, untold
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.stored_config import load_stored
@@ -26,9 +27,11 @@ from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.server import see_it
 from xray_pneumonia.tracking.store import open_store
 from xray_pneumonia.training import performance
+from xray_pneumonia.types import CLASSES
 from xray_pneumonia.workflows.choices import changes, parameters_of
 from xray_pneumonia.workflows.evaluation_data import (
     RECORD_COLUMNS,
+    EvaluationFolder,
     HeldOut,
     Split,
     open_split,
@@ -49,18 +52,12 @@ DRIFT = 0.05  # logits of one model on one image differ less between machines
 log = logging.getLogger(__name__)
 
 
-class EvaluationFolder(TypedDict):
-    """The keys of `data`."""
-
-    root: str | None
-    broken: Broken | None
-
-
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """The top-level keys of evaluate.yaml."""
 
     home: str
+    extensions: dict[str, str]
     run_id: str | list[str] | None
     model: str | None
     split: Split
@@ -84,8 +81,7 @@ def main(cfg: DictConfig) -> None:
     held_out = open_split(
         evaluated.runs[0],
         cfg.split,
-        root=cfg.data.root,
-        broken=cfg.data.broken,
+        folder=plain(cfg.data),  # type: ignore[arg-type]
         home=home,
         image_size=evaluated.model.card.image_size,
         validation_ids=None if evaluated.validation is None else set(evaluated.validation["id"]),
@@ -137,7 +133,7 @@ def evaluate(
     assessed = report.assessment
     metrics = assessed.metrics()
     if held_out.split == "val":  # the names that its training gave these numbers
-        run.log_metrics({f"{'val' if name in RANKING else 'operating'}/{name}": n for name, n in metrics.items()})
+        run.log_metrics({f"{'val' if name in OF_RANKS else 'operating'}/{name}": n for name, n in metrics.items()})
     else:
         run.log_metrics({f"{held_out.split}/{name}": value for name, value in metrics.items()})
     at, half = ({name: one.value for name, one in part.items()} for part in (assessed.at_point, assessed.at_half))
@@ -167,17 +163,19 @@ def _open(evaluated: EvaluatedModel, held_out: HeldOut) -> list[Opening]:
         experiment=run.store.experiment_name,
         config_sha256=",".join(run.tags.get("config_sha256", "") for run in evaluated.runs),
         runs=[run.run_id for run in evaluated.runs],
+        films=set(held_out.records["sha256"]),
+        facts={"classes": ", ".join(evaluated.model.card.class_names), "left_out": sum(held_out.left_out.values())},
     )
     if len(openings) > 1:
         before = times(len(openings) - 1)
-        log.warning("these images have been opened %s before; the experiment `ledger` says by whom", before)
+        log.warning("some or all of these images were opened before, %s; the experiment `ledger` says by whom", before)
     return openings
 
 
 def _predict(evaluated: EvaluatedModel, held_out: HeldOut) -> pd.DataFrame:
     logits = evaluated.model.uncalibrated_logits(held_out.images, progress="Predicting")
     table = predictions.tabulate(held_out.records, held_out.records.index.to_numpy(), logits)
-    predictions.require_usable(table, name=f"split={held_out.split}")
+    predictions.require_usable(table, name=f"split={held_out.split}", classes=evaluated.model.card.classes)
     if held_out.split == "val" and evaluated.validation is not None:
         _require_unaltered(evaluated.runs[0].run_id, evaluated.validation, table)
     known = [column for column in RECORD_COLUMNS if column in held_out.records]
@@ -204,9 +202,7 @@ def _predict_rival(model: TrainedModel, held_out: HeldOut, table: pd.DataFrame) 
 
 def _context(evaluated: EvaluatedModel, held_out: HeldOut, openings: list[Opening]) -> Context:
     runs = evaluated.runs
-    counts = {
-        run.run_id: opened_before(run.store, experiment=run.store.experiment_name, started=run.started) for run in runs
-    }
+    counts = {run.run_id: opened_before(run.store, started=run.started) for run in runs}
     facts = {}
     if len(runs) > 1:
         facts["Ensemble"] = f"the mean of the calibrated logits of {len(runs)} models, judged as one"
@@ -225,6 +221,8 @@ def _context(evaluated: EvaluatedModel, held_out: HeldOut, openings: list[Openin
         chosen_after={run_id: count for run_id, count in counts.items() if count},
         leaks=training_leaks(runs[0], held_out.records) if held_out.split != "val" else None,
         elsewhere=held_out.elsewhere,
+        classes=evaluated.model.card.classes,
+        left_out=counted(held_out.left_out),
     )
 
 
@@ -235,21 +233,35 @@ def _print(report: Report, console: Console) -> None:
         f"operating point {assessment.decision.threshold:.4f} ({assessment.decision.policy})"
     )
     rows = Table(title=title, title_justify="left", title_style="bold")
-    for column in ("metric", "value (95 % interval)", "at 0.5", *(["other", "p"] if report.differences else [])):
+    rival = ["other", "p", "p, Holm", "test"] if report.differences else []
+    for column in ("metric", "value (95 % interval)", "images / patients", "at 0.5", *rival):
         rows.add_column(column)
     differences = {one.name: one for one in report.differences}
     for name, metric in METRICS.items():
-        other = [differences[name].second, differences[name].p_value] if differences else []
-        numbers = [number(value) for value in (assessment.at_half[name].value, *other)]
-        rows.add_row(metric.title, str(assessment.at_point[name]), *numbers)
+        here, half = (untold(one[name]) for one in (assessment.at_point, assessment.at_half))
+        values = [here or str(assessment.at_point[name]), assessment.at_point[name].count]
+        other = _words(differences[name]) if differences else []
+        rows.add_row(metric.title, *values, half or number(assessment.at_half[name].value), *other)
     console.print(rows)
+    if context.classes != CLASSES:
+        console.print(f"Positive: {context.classes[1]}; negative: {context.classes[0]}.", highlight=False, markup=False)
+    if context.left_out:
+        console.print(f"Left out, of neither class: {context.left_out}.", highlight=False, markup=False)
+    check = assessment.calibration
+    console.print(f"Calibration error: chance alone gives {number(check.floor)}; slope {check.slope}.", highlight=False)
+    if differences:
+        console.print(f"p is about these two models, not how they were trained. {tested(report.differences)}")
     if context.split == "val":
         console.print("Calibration and operating point were chosen on these images, so they flatter.")
     if context.openings:
         count = len(context.openings)
         when = "just now" if count == 1 else "this one included"
-        console.print(f"Ledger: these images were opened {times(count)}, {when}.")
+        console.print(f"Ledger: these images, or some of them, were opened {times(count)}, {when}.")
     if context.leakage:
         console.print(context.leakage)
     for run_id, count in context.chosen_after.items():
-        console.print(f"Run {run_id} was trained after a test had been opened {times(count)} for its experiment.")
+        console.print(f"Run {run_id} was trained after a test had been opened {times(count)} in its store.")
+
+
+def _words(one: Difference) -> list[str]:
+    return [number(one.second) if one.gap.patients >= FEWEST else "-", p(one.p_value), p(one.p_holm), one.test]

@@ -2,26 +2,29 @@
 
 import hashlib
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
+from typing_extensions import TypedDict
 
 from xray_pneumonia.config import Node, build, check
 from xray_pneumonia.data.audit import Audit, Broken, audit, examine
+from xray_pneumonia.data.classes import Question
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.images.cache import open_cache
 from xray_pneumonia.data.records import fingerprint, scan_external
 from xray_pneumonia.data.splits import in_other_splits
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.input_gate import MOST, Gate, fit_gate
-from xray_pneumonia.stored_config import load_stored
 from xray_pneumonia.tracking.stored_runs import StoredRun
-from xray_pneumonia.types import Gray
+from xray_pneumonia.types import CLASSES, Classes, Gray, Text
 from xray_pneumonia.workflows.find_model import EvaluatedModel
+from xray_pneumonia.workflows.own_code import load_config
 
 Split = Literal["val", "shift", "test", "external"]
 RECORD_COLUMNS = ("mode", "width", "height", "bytes")  # joined to the predictions, for subgroups and shortcuts
@@ -34,6 +37,7 @@ class HeldOut:
 
     `training` holds training images and `validation` the model's validation images, where they are known. `elsewhere`
     counts the records whose image is in another split of the folder too, by bytes or looks; None without other splits.
+    `left_out` counts the images of the whole folder that are of neither of `classes`.
     """
 
     split: Split
@@ -43,6 +47,8 @@ class HeldOut:
     training: Gray | None
     validation: Gray | None
     elsewhere: int | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    classes: Classes = CLASSES
 
     @property
     def fingerprint(self) -> str:
@@ -61,6 +67,16 @@ class HeldOut:
         return fit_gate(self.training, self.validation)
 
 
+class EvaluationFolder(TypedDict):
+    """The key `data` of `xray evaluate`: null means as in the training, and for `broken` of an external one: refuse."""
+
+    root: str | None
+    broken: Broken | None
+    positive: list[Text | int] | None
+    negative: list[Text | int] | None
+    patient: Text | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class StoredData:
     """The part of a stored config that says which data a run was trained on."""
@@ -73,8 +89,7 @@ def open_split(
     run: StoredRun,
     split: Split,
     *,
-    root: str | None,
-    broken: Broken | None,
+    folder: "EvaluationFolder",
     home: Path,
     image_size: int,
     validation_ids: set[str] | None,
@@ -84,8 +99,7 @@ def open_split(
     Args:
         run: whose config it is.
         split: which.
-        root: another folder than the config's.
-        broken: what to do with files that cannot be read; None does as the config says, and refuses external ones.
+        folder: another folder than the config's, and how it is read.
         home: where caches are.
         image_size: of the model, in pixels.
         validation_ids: of the images that it was chosen on; None where only the split itself tells.
@@ -94,10 +108,11 @@ def open_split(
         InputError: the data are not those of the run, or not what was expected of them.
     """
     if split == "external":
-        if root is None:
+        if folder["root"] is None:
             raise InputError("data.root=null: split=external needs data.root=DIR, the folder of the other hospital")
-        return _open_external(root, broken=broken or "refuse", home=home, image_size=image_size)
-    stored = _stored_data(run, split, root=root, broken=broken, home=home)
+        question = folder_question(folder, asked_of(run))
+        return _open_external(folder, folder["root"], question, home=home, image_size=image_size)
+    stored = _stored_data(run, split, folder, home=home)
     data: XRayDataModule = build(stored.data, build(stored.augmentation))
     _open_test(data, stored) if split == "test" else _prepare(run, data, stored)
     if split == "shift" and data.shift_dataloader() is None:
@@ -110,22 +125,34 @@ def open_split(
     return cut(data, split, stored.data.root, validation_ids)
 
 
-def _stored_data(run: StoredRun, split: Split, *, root: str | None, broken: Broken | None, home: Path) -> DictConfig:
+def asked_of(run: StoredRun) -> Question:
+    """Read the question that a run's model answers from its stored config."""
+    data = load_config(run, origin=f"run_id={run.run_id}").get("data", {})
+    return Question.of(list(data.get("negative", CLASSES[:1])), list(data.get("positive", CLASSES[1:])))
+
+
+def folder_question(folder: "EvaluationFolder", asked: Question) -> Question:
+    """Take the model's question, with the names that a folder has for its classes where they are given."""
+    return Question.of(folder["negative"] or asked.negative, folder["positive"] or asked.positive)
+
+
+def _stored_data(run: StoredRun, split: Split, folder: "EvaluationFolder", *, home: Path) -> DictConfig:
     """Read the data part of a stored config, checked like any other input, with the places of this command."""
-    whole = load_stored(run.config, origin=f"run_id={run.run_id}", sha256=run.tags["config_sha256"])
+    whole = load_config(run, origin=f"run_id={run.run_id}")
     if not {"data", "augmentation"} <= set(whole):
         raise InputError(f"run_id={run.run_id}: its config.yaml names no data")
     stored = OmegaConf.create({"data": whole.data, "augmentation": whole.augmentation})
     check(stored, StoredData)
     stored.data.cache_dir = str(home / "cache")
-    if root is not None:
-        stored.data.root, stored.data.synthetic_patients = root, None
+    for key in ("positive", "negative", "patient", "broken"):
+        if folder[key] is not None:  # type: ignore[literal-required]
+            stored.data[key] = folder[key]  # type: ignore[literal-required]
+    if folder["root"] is not None:
+        stored.data.root, stored.data.synthetic_patients = folder["root"], None
     elif stored.data.synthetic_patients is not None:  # a stored config does not choose where images are generated
         stored.data.root = str(home / "synthetic" / str(stored.data.synthetic_patients))
     if split == "test":
         stored.data.max_images = None
-    if broken is not None:
-        stored.data.broken = broken
     return stored
 
 
@@ -147,7 +174,7 @@ def _open_test(data: XRayDataModule, stored: DictConfig) -> None:
     if own.empty:
         raise InputError(
             f"data.root={stored.data.root}: holds no split called test; name a folder that does with data.root=DIR, or "
-            "use split=external for a folder of NORMAL and PNEUMONIA"
+            "use split=external for a folder with a folder for each class"
         )
     _require_clean(examine(own, data.images), stored.data.broken)
     for finding in data.audit.findings:
@@ -174,15 +201,20 @@ def cut(data: XRayDataModule, split: Split, root: str, validation_ids: set[str])
     training, validation = (np.asarray(data.images[part]) if len(part) else None for part in parts)
     alone = split != "test" or data.records["split"].eq("test").all()
     elsewhere = None if alone else int(in_other_splits(data.records["split"], data.audit.twins)[rows].sum())
-    return HeldOut(split, root, records, np.asarray(data.images[rows]), training, validation, elsewhere)
+    images = np.asarray(data.images[rows])
+    return HeldOut(split, root, records, images, training, validation, elsewhere, data.left_out, data.question.names)
 
 
-def _open_external(root: str, *, broken: Broken, home: Path, image_size: int) -> HeldOut:
-    cache = open_cache(scan_external(root), folder=home / "cache", image_size=image_size)
-    _require_clean(audit(cache), broken)
+def _open_external(
+    folder: "EvaluationFolder", root: str, question: Question, *, home: Path, image_size: int
+) -> HeldOut:
+    found = scan_external(root, question=question, patient=folder["patient"])
+    cache = open_cache(found, folder=home / "cache", image_size=image_size)
+    _require_clean(audit(cache), folder["broken"] or "refuse")
     readable = np.flatnonzero(cache.records["error"] == "")
     records = cache.records.iloc[readable].reset_index(drop=True)
-    return HeldOut("external", root, records, np.asarray(cache.images[readable]), None, None)
+    images = np.asarray(cache.images[readable])
+    return HeldOut("external", root, records, images, None, None, left_out=found.attrs["left_out"])
 
 
 def training_leaks(run: StoredRun, records: pd.DataFrame) -> int | None:
@@ -208,6 +240,9 @@ def require_comparable(held_out: HeldOut, evaluated: EvaluatedModel, other: Eval
         )
     if other is None:
         return
+    if other.model.card.class_names != evaluated.model.card.class_names:
+        names = [" and ".join(one.model.card.class_names) for one in (evaluated, other)]
+        raise InputError(f"compare_to: answers another question ({names[1]}) than this model ({names[0]})")
     if other.model.card.image_size != evaluated.model.card.image_size:
         raise InputError("compare_to: the two models see images of different size; compare runs of one data.image_size")
     if held_out.split == "val" and _validated_on(other) != _validated_on(evaluated):

@@ -20,7 +20,7 @@ from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.server import see_it
 from xray_pneumonia.tracking.store import open_store
 from xray_pneumonia.types import Seed
-from xray_pneumonia.workflows.training_run import record_dataset
+from xray_pneumonia.workflows.training_run import public_config, record_dataset
 
 SHOWN = 12  # sample images of each class
 
@@ -30,6 +30,7 @@ class ExploreConfig:
     """The top-level keys of explore.yaml."""
 
     home: str
+    extensions: dict[str, str]
     seed: Seed
     data: Node
     augmentation: Node
@@ -46,7 +47,7 @@ def main(cfg: DictConfig) -> None:
     tracking = build(cfg.tracking)
     store = open_store(tracking, home=Path(cfg.home))
     with start_run(store, name=tracking.run_name, tags={"verb": "explore"}, system_metrics=False) as run:
-        run.log_config(OmegaConf.to_yaml(cfg, resolve=True))
+        run.log_config(OmegaConf.to_yaml(public_config(cfg), resolve=True))
         run.log_params(dict(leaves(values)))
         _record(run, cfg, data, augmentation)
     _print(data, Console(width=None if Console().is_terminal else 80))

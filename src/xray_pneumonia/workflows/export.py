@@ -17,8 +17,9 @@ from scipy.special import expit
 
 from xray_pneumonia.config import Node, anchor, build, check
 from xray_pneumonia.data import synthetic
-from xray_pneumonia.data.images.decode import decode, read_bytes
-from xray_pneumonia.data.images.limits import ImageError
+from xray_pneumonia.data.files import InputFile
+from xray_pneumonia.data.images.limits import DicomRules
+from xray_pneumonia.data.images.sandbox import USUAL, Decoders
 from xray_pneumonia.errors import AnswersDiffer, InputError
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.inference.bundle import CARD, GATE, WEIGHTS
@@ -44,6 +45,7 @@ class ExportConfig:
     """The top-level keys of export.yaml."""
 
     home: str
+    extensions: dict[str, str]
     run_id: str | None
     model: str | None
     output: str
@@ -176,10 +178,14 @@ def _validation_files(run: StoredRun) -> list[Path]:
 
 def _decoded(paths: list[Path], size: int, most: int) -> Gray:
     """Decode at most so many files, spread evenly; what cannot be read is left out."""
+    chosen = [paths[row] for row in np.linspace(0, len(paths) - 1, min(most, len(paths))).astype(int)]
+    if not chosen:
+        return np.empty((0, size, size), np.uint8)
     images = []
-    for row in np.linspace(0, len(paths) - 1, min(most, len(paths))).astype(int):
-        try:
-            images.append(decode(read_bytes(paths[row]), size).pixels)
-        except ImageError as error:
-            log.warning("%s: left out: %s", paths[row], error)
+    with Decoders(count=1, size=size, rules=DicomRules(), limits=USUAL) as decoders:
+        for batch in decoders.batches((InputFile(str(path), str(path), "") for path in chosen), len(chosen)):
+            images += [attempt.pixels for attempt in batch if attempt.pixels is not None]
+            for attempt in batch:
+                if attempt.code:
+                    log.warning("%s: left out: %s", attempt.file.path, attempt.message)
     return np.stack(images) if images else np.empty((0, size, size), np.uint8)

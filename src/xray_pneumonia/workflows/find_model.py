@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -26,6 +26,7 @@ from xray_pneumonia.tracking.registry import NAMED, find_registered
 from xray_pneumonia.tracking.run_names import NoSuchRun, read_named
 from xray_pneumonia.tracking.store import Store, TrackingSettings, open_database
 from xray_pneumonia.tracking.stored_runs import RUN_ID, StoredRun, read_run
+from xray_pneumonia.workflows.own_code import changes_shown
 from xray_pneumonia.workflows.training_record import read_provenance
 
 STORED = "stored"  # the operating point that the model carries
@@ -56,7 +57,8 @@ def find_and_load(model: str, *, tracking: TrackingSettings, home: Path, engine:
     found = find_model(model, tracking=tracking, home=home)
     place = found.bundle() if isinstance(found, StoredRun) else found
     log.info("model %s: %s", model, place)
-    return load_model(place, name=model, engine=engine)
+    with changes_shown(found) if isinstance(found, StoredRun) else nullcontext():
+        return load_model(place, name=model, engine=engine)
 
 
 def find_model(model: str, *, tracking: TrackingSettings, home: Path, key: str = "model") -> StoredRun | Path:
@@ -149,6 +151,7 @@ def _find_evaluated(
     if found.is_file():
         raise InputError(f"{key}={named}: an exported graph draws no heat maps; name the folder of its bundle")
     model = load_model(found, name=named)
+    model.require_net()
     return EvaluatedModel(model, [_as_run(store, part) for part in model.members or (model,)], None)
 
 
@@ -208,7 +211,8 @@ def _validation_predictions(run: StoredRun) -> pd.DataFrame:
 
 def _load_run(run: StoredRun, validation: pd.DataFrame, settings: EvaluationSettings) -> TrainedModel:
     """Load a run's model, and calibrate it where it was stored without a calibration."""
-    model = load_bundle(run.bundle(), name=f"run_id={run.run_id}")
+    with changes_shown(run):
+        model = load_bundle(run.bundle(), name=f"run_id={run.run_id}")
     if model.card.run_id != run.run_id:
         raise InputError(
             f"run_id={run.run_id}: its model is that of run {model.card.run_id}; the run was altered, train it again"

@@ -24,7 +24,7 @@ from xray_pneumonia.evaluation import gradcam
 from xray_pneumonia.evaluation.input_gate import quality_flags
 from xray_pneumonia.inference.loading import EngineName
 from xray_pneumonia.inference.model import TrainedModel
-from xray_pneumonia.types import Count, Gray, Processes, Text, Whole
+from xray_pneumonia.types import CLASSES, Count, Gray, Processes, Text, Whole
 from xray_pneumonia.workflows.contact_sheet import Summary, print_summary, summarise, write_sheet
 from xray_pneumonia.workflows.find_model import find_and_load
 from xray_pneumonia.workflows.prediction_files import TABLE, PredictionFiles, Row, make_row
@@ -40,6 +40,7 @@ class PredictConfig:
     """The top-level keys of predict.yaml."""
 
     home: Text
+    extensions: dict[str, str]
     model: Text
     input: Text
     output: Text
@@ -76,7 +77,8 @@ def _predict(cfg: DictConfig) -> None:
     source, folder = _places(cfg)
     model = find_and_load(cfg.model, tracking=build(cfg.tracking), home=Path(cfg.home), engine=cfg.engine)
     if cfg.explain and model.net is None:
-        raise InputError("explain=true: heat maps need the net itself; use engine=torch or explain=false")
+        cure = f"extensions=[{','.join(model.card.extensions)}]" if model.card.extensions else "engine=torch"
+        raise InputError(f"explain=true: heat maps need the net itself; use {cure} or explain=false")
     decoders = Decoders(
         count=cfg.workers or os.cpu_count() or 1,
         size=model.card.image_size,
@@ -117,6 +119,7 @@ def _identity(cfg: DictConfig, model: TrainedModel, source: Path) -> dict[str, A
     return {
         "input": printable(str(source)),
         **{name: card[name] for name in CHOSEN},
+        **({} if model.card.classes == CLASSES else {"class_names": card["class_names"]}),
         "engine": cfg.engine,
         "explain": cfg.explain,
         **asdict(dicom_rules(cfg)),
@@ -136,7 +139,7 @@ def _classify_all(
         rows = iter(classify([attempt for attempt in batch if attempt.pixels is not None], model, maps))
         answers.append([next(rows) if attempt.pixels is not None else _failed(attempt) for attempt in batch])
     if maps is not None and maps.informative is None:
-        log.warning("no heat map was drawn: in none of the films does anything speak for PNEUMONIA")
+        log.warning("no heat map was drawn: in none of the films does anything speak for %s", model.card.classes[1])
 
 
 def _with_progress(batches: Iterable[list[Attempt]], total: int) -> Iterator[list[Attempt]]:
@@ -182,7 +185,7 @@ class HeatMaps:
     """Draws heat maps over images, unless they do not depend on what the net has learned.
 
     `informative` says whether they do: nets with random weights draw other maps. It is None until an image with
-    evidence for PNEUMONIA was there to compare.
+    evidence for the positive class was there to compare.
     """
 
     net: nn.Module

@@ -18,14 +18,15 @@ import pandas as pd
 
 from xray_pneumonia.data.files import InputFile
 from xray_pneumonia.data.images.limits import MAX_BYTES, DicomRules, ImageError
-from xray_pneumonia.data.images.sandbox import DAMAGED, Attempt, Decoders, Limits
+from xray_pneumonia.data.images.sandbox import DAMAGED, USUAL, Attempt, Decoders
 from xray_pneumonia.inference.loading import load_model
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.types import Gray
 
-LIMITS = Limits(seconds=30.0, memory_mb=2048)  # those of conf/predict.yaml
 PROCESSES, BATCH = min(4, os.cpu_count() or 1), 64
-FILE, PIXELS = "image", "pixels"  # the columns
+FILE, PIXELS = "image", "pixels"  # the columns of the input
+PROBABILITY = "probability"  # JSON knows no NaN, so it is None where there is none
+COLUMNS = (PROBABILITY, "label", "operating_point", "answer", "abstention")
 
 
 class BundleModel:
@@ -53,20 +54,21 @@ class BundleModel:
             ValueError: the input has neither column.
         """
         attempts = self._read_all(model_input)
-        rows = [row for row, attempt in enumerate(attempts) if attempt.pixels is not None]
-        images = np.array([attempts[row].pixels for row in rows], np.uint8).reshape(-1, self._side, self._side)
-        table = self._model.decide(images).drop(columns="gate").set_index(pd.Index(rows, dtype=int))
-        table = table.reindex(range(len(attempts)))
-        table["operating_point"] = self._model.card.operating_point
-        for row, attempt in enumerate(attempts):
-            if attempt.code:
-                table.loc[row, ["answer", "label", "abstention"]] = "look closer", "", f"unreadable: {attempt.message}"
-            elif attempt.doubtful:
-                reason = table.at[row, "abstention"] or DAMAGED
-                table.loc[row, ["answer", "abstention"]] = "look closer", reason
-        if len(rows) == len(attempts):
-            return table
-        return table.astype({"probability": object}).replace({"probability": {np.nan: None}})  # JSON knows no NaN
+        decoded = [attempt.pixels for attempt in attempts if attempt.pixels is not None]
+        images = np.array(decoded, np.uint8).reshape(-1, self._side, self._side)
+        answers = iter(self._model.decide(images).drop(columns="gate").to_dict("records"))
+        rows = [self._failed(attempt) if attempt.code else _doubted(next(answers), attempt) for attempt in attempts]
+        kind = float if len(decoded) == len(attempts) else object  # numbers alone would turn None into NaN
+        return pd.DataFrame(
+            {
+                name: pd.Series([row[name] for row in rows], dtype=kind if name == PROBABILITY else None)
+                for name in COLUMNS
+            }
+        )
+
+    def _failed(self, attempt: Attempt) -> dict[Any, Any]:
+        known = {PROBABILITY: None, "label": "", "operating_point": self._model.card.operating_point}
+        return {**known, "answer": "look closer", "abstention": f"unreadable: {attempt.message}"}
 
     def _read_all(self, given: Any) -> list[Attempt]:
         columns = {name: _unwrapped(list(given[name]), name) for name in (FILE, PIXELS) if name in given}
@@ -81,7 +83,7 @@ class BundleModel:
     def _decoded(self, files: Iterator[InputFile]) -> Iterator[Attempt]:
         with self._lock:
             self._decoders = self._decoders or Decoders(
-                count=PROCESSES, size=self._side, rules=DicomRules(), limits=LIMITS
+                count=PROCESSES, size=self._side, rules=DicomRules(), limits=USUAL
             )
             try:
                 return iter([attempt for batch in self._decoders.batches(files, BATCH) for attempt in batch])
@@ -95,6 +97,11 @@ class BundleModel:
             return Attempt(file=InputFile("", "", ""), pixels=_gray(values, self._side))
         except ImageError as error:
             return Attempt(file=InputFile("", "", ""), code=error.code, message=str(error))
+
+
+def _doubted(row: dict[Any, Any], attempt: Attempt) -> dict[Any, Any]:
+    """Withhold a sure answer about a file whose pixels may not be what was recorded."""
+    return {**row, "answer": "look closer", "abstention": row["abstention"] or DAMAGED} if attempt.doubtful else row
 
 
 def _unwrapped(values: list[Any], name: str) -> list[Any]:

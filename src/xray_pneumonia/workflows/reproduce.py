@@ -51,6 +51,7 @@ class ReproduceConfig:
     """The top-level keys of reproduce.yaml."""
 
     home: str
+    extensions: dict[str, str]
     run_id: str | None
     model: str | None
     data: Mapping[str, str | None]

@@ -17,7 +17,6 @@ from xray_pneumonia.config import build, leaves, plain
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.records import fingerprint
 from xray_pneumonia.errors import CheckpointDamaged, InputError, Stopped
-from xray_pneumonia.stored_config import load_stored
 from xray_pneumonia.tracking.process import alive
 from xray_pneumonia.tracking.run import Run, run_folder
 from xray_pneumonia.tracking.run_names import find_run_id
@@ -25,6 +24,7 @@ from xray_pneumonia.tracking.store import Store, TrackingSettings, open_existing
 from xray_pneumonia.tracking.stored_runs import find, get, mark_running, read_run
 from xray_pneumonia.training.checkpoints import BEST, Saved, clean_up, newest_valid, verify
 from xray_pneumonia.training.trainer import TrainerSettings
+from xray_pneumonia.workflows.own_code import load_config
 from xray_pneumonia.workflows.training_run import RECORDS, records_table
 
 NEW = "new"  # resume=new: a new run, and no line about a stopped one
@@ -70,7 +70,7 @@ def open_resumption(cfg: DictConfig, run_id: str) -> Resumption:
             "train longer in a new run"
         )
     _require_dead(run.run_id, run.status, run.tags)
-    stored = load_stored(run.config, origin=f"resume={run_id}", sha256=run.tags["config_sha256"])
+    stored = load_config(run, origin=f"resume={run_id}")
     _require_same_config(cfg, stored, run_id)
     try:
         saved = newest_valid(run_folder(run.store, run_id) / "checkpoints")

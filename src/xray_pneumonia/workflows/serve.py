@@ -35,6 +35,7 @@ class ServeConfig:
     """The top-level keys of serve.yaml."""
 
     home: Text
+    extensions: dict[str, str]
     model: Text
     host: Text
     port: Port

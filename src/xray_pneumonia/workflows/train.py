@@ -9,7 +9,7 @@ from rich.table import Table
 
 from xray_pneumonia.config import Node, anchor, check
 from xray_pneumonia.evaluation.metrics import METRICS, Monitor, monitor_mode
-from xray_pneumonia.sweeps.settings import take_sweep
+from xray_pneumonia.sweeps.settings import read_settings, take_sweep
 from xray_pneumonia.types import Seed, Text
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ class TrainConfig:
 
     home: Text
     seed: Seed
+    extensions: list[str] | dict[str, str]  # modules as the command names them; once imported, with their hashes
     monitor: Monitor
     mode: Literal["max", "min"] | None
     data: Node
@@ -40,19 +41,29 @@ class TrainConfig:
 
 def main(cfg: DictConfig) -> float:
     """Train and print; returns the kept epoch's validation AUROC."""
+    node = OmegaConf.select(cfg, "sweep")
+    if node is None or node.trial is None:
+        return train_one(cfg).metrics["auroc"]
+    from xray_pneumonia.sweeps.trial import Trial  # imports Optuna, which other trainings do without
+    from xray_pneumonia.workflows import resume
+    from xray_pneumonia.workflows.training import train
+
     anchor(cfg)
-    if OmegaConf.select(cfg, "sweep.trial") is None:  # what is wrong with a trial, its study records
-        check(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in OF_COMMAND]), TrainConfig)
+    resume.take_resume(cfg)
+    take_sweep(cfg)
+    return Trial(read_settings(node), cfg, train=lambda each, watch: train(each, watch=watch)).run()
+
+
+def train_one(cfg: DictConfig) -> "Trained":
+    """Train one classifier and print its result."""
+    anchor(cfg)
+    check(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in OF_COMMAND]), TrainConfig)
     # Imported after the check, so that a wrong value need not wait for Lightning and MLflow.
     from xray_pneumonia.workflows import resume
-    from xray_pneumonia.workflows.training import build_training, run_training, train
+    from xray_pneumonia.workflows.training import build_training, run_training
 
     asked = resume.take_resume(cfg)
-    sweep = take_sweep(cfg)
-    if sweep:
-        from xray_pneumonia.sweeps.trial import Trial  # imports Optuna, which other trainings do without
-
-        return Trial(sweep, cfg, train=lambda each, watch: train(each, watch=watch)).run()
+    take_sweep(cfg)
     check_train(cfg)
     resumption = resume.open_resumption(cfg, asked) if asked and asked != resume.NEW else None
     training = build_training(resumption.cfg if resumption else cfg)
@@ -63,7 +74,7 @@ def main(cfg: DictConfig) -> float:
     monitor = training.classifier.monitor
     monitored = "" if monitor == "val/auroc" else f" {monitor}={trained.monitored:.6f}"
     print(f"run_id={trained.run_id} val/auroc={trained.metrics['auroc']:.6f}{monitored}", flush=True)
-    return trained.metrics["auroc"]
+    return trained
 
 
 def check_train(cfg: DictConfig) -> dict[str, Any]:

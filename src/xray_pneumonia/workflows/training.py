@@ -12,14 +12,14 @@ from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback
 from torch import nn
 
-from xray_pneumonia.config import build
+from xray_pneumonia.config import Node, build, is_foreign
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.files import require_unchanged
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import predictions
-from xray_pneumonia.evaluation.metrics import RANKING, epoch_metrics, table_metrics
+from xray_pneumonia.evaluation.metrics import OF_RANKS, epoch_metrics, table_metrics
 from xray_pneumonia.evaluation.settings import EvaluationSettings
-from xray_pneumonia.models.layers import takes, to_channels_last
+from xray_pneumonia.models.layers import require_logits, takes, to_channels_last
 from xray_pneumonia.tracking.lightning_logger import RunLogger
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.server import see_it
@@ -27,6 +27,7 @@ from xray_pneumonia.tracking.store import TrackingSettings, open_or_offline
 from xray_pneumonia.training import checkpoints, performance
 from xray_pneumonia.training.callbacks import DataCheck, build_callbacks
 from xray_pneumonia.training.classifier import PneumoniaClassifier
+from xray_pneumonia.training.losses import require_loss
 from xray_pneumonia.training.predict import predict_logits
 from xray_pneumonia.training.trainer import TrainerSettings, build_trainer, fit
 from xray_pneumonia.workflows import resume
@@ -77,8 +78,10 @@ def build_training(cfg: DictConfig) -> Training:
     settings: TrainerSettings = build(values["trainer"])
     evaluation, tracking = build(values["evaluation"]), build(values["tracking"])
     data: XRayDataModule = build(values["data"], build(values["augmentation"]))
-    net: nn.Module = build(values["model"])
+    net = _build_net(values["model"], data.image_size)
     net = to_channels_last(net) if settings.channels_last else net
+    if is_foreign(values["loss"]):
+        require_loss(build(values["loss"], [1, 1], key="loss"))  # before any data are read
     data.spread_over(settings.max_epochs)
     if refused := [side for side in data.sides if not takes(net, side)]:
         raise InputError(
@@ -89,9 +92,9 @@ def build_training(cfg: DictConfig) -> Training:
     data.prepare()
     classifier = PneumoniaClassifier(
         net,
-        loss=build(values["loss"], data.class_counts()),
-        optimizer=partial(build, values["optimizer"]),  # of the net's parameters, in each process
-        scheduler=partial(build, values["scheduler"]),
+        loss=require_loss(build(values["loss"], data.class_counts(), key="loss")),
+        optimizer=partial(build, values["optimizer"], key="optimizer"),  # of the net's parameters, in each process
+        scheduler=partial(build, values["scheduler"], key="scheduler"),
         monitor=values["monitor"],
         mode=values["mode"],
     )
@@ -104,6 +107,11 @@ def build_training(cfg: DictConfig) -> Training:
         data=data,
         classifier=classifier,
     )
+
+
+def _build_net(node: Node, side: int) -> nn.Module:
+    net = build(node, key="model")
+    return require_logits(net, side, name=node["_target_"]) if is_foreign(node) else net
 
 
 def run_training(
@@ -177,14 +185,14 @@ def _evaluate(training: Training, run: Run, trainer: pl.Trainer) -> Trained:
         metrics=metrics,
         operating={
             "threshold": chosen.decision.threshold,
-            **{name: value for name, value in operating.items() if name not in RANKING},
+            **{name: value for name, value in operating.items() if name not in OF_RANKS},
         },
         decision=chosen.decision,
         report=chosen.report,
         monitored=history.get(best_epoch, float("nan")),
     )
     record_result(run, trained, data)
-    record_bundle(run, training.config.values["model"], net, data, chosen, epoch=best_epoch)
+    record_bundle(run, training.config.values, net, data, chosen, epoch=best_epoch)
     checkpoints.drop_previous(run.folder / "checkpoints")
     return trained
 

@@ -21,6 +21,7 @@ from xray_pneumonia.inference.bundle import read_bundle, require_plain
 from xray_pneumonia.stored_config import check_net, load_stored
 from xray_pneumonia.tracking.run import Run
 from xray_pneumonia.tracking.stored_runs import StoredRun
+from xray_pneumonia.workflows.own_code import load_config
 
 CONFIG, HISTORY, ENVIRONMENT = "config.yaml", "history.csv", "environment.json"  # in the folder of the weights
 STAGES = ("train", "val")
@@ -95,7 +96,7 @@ def read_record(source: StoredRun | Path) -> TrainingRecord:
     if not history:
         what = "metrics of its epochs" if run else HISTORY
         raise InputError(f"{name if run else f'model={name}'}: holds no {what}, so nothing could be compared with it")
-    config = load_stored(text, origin=origin, sha256=sha256)
+    config = load_config(run, origin=origin) if run else load_stored(text, origin=origin, sha256=sha256)
     card, weights = read_bundle(folder)
     check_net(card.net, origin=str(folder / "model.json"))
     if run is not None and card.records_fingerprint != run.tags.get("records_fingerprint", ""):

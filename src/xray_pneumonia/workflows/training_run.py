@@ -20,12 +20,14 @@ from xray_pneumonia.data.classes import counted
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.records import fingerprint
 from xray_pneumonia.evaluation.assessment import Decision
+from xray_pneumonia.masking import masked
 from xray_pneumonia.stored_config import stored_text
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run
 from xray_pneumonia.tracking.server import artifact_path
-from xray_pneumonia.tracking.store import masked
+from xray_pneumonia.tracking.store import try_upload
 from xray_pneumonia.workflows.choices import changes, parameters_of
+from xray_pneumonia.workflows.own_code import keep_sources
 
 if TYPE_CHECKING:  # imported when a training ends: pages and figures take seconds, which no first step waits for
     from xray_pneumonia.workflows.validation import Chosen
@@ -43,7 +45,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A config as its run keeps it, resolved and without the store's password: as plain values and as text."""
+    """A config as its run keeps it, resolved and without the store's secrets: as plain values and as text."""
 
     values: dict[str, Any]
     text: str
@@ -61,9 +63,9 @@ class RunConfig:
 
 
 def public_config(cfg: DictConfig) -> DictConfig:
-    """Leave out the password of the store."""
+    """Leave out the secrets of the store; a reference to the environment stays one, and is not looked up again."""
     public = cfg.copy()
-    public.tracking.uri = masked(cfg.tracking.uri) if cfg.tracking.uri else None
+    public.tracking.uri = masked(cfg.tracking.uri).replace("${", "\\${") if cfg.tracking.uri else None
     return public
 
 
@@ -93,6 +95,9 @@ def record_start(run: Run, config: RunConfig, data: XRayDataModule, net: nn.Modu
     """Record all that is known before the first step: config, data, code, machine."""
     parameters = sum(parameter.numel() for parameter in net.parameters())
     run.log_config(config.text)
+    if run.staged and run.mlflow_id:
+        required = config.values["tracking"]["required"]
+        try_upload(run.store, run.mlflow_id, run.path("config.yaml"), required=required)
     records = data.records
     sizes = records[records["split"] != ""].groupby("split").agg(images=("id", "size"), patients=("patient", "nunique"))
     counts = {f"data/{split}_{what}": n for what, column in sizes.items() for split, n in column.items()}
@@ -100,6 +105,7 @@ def record_start(run: Run, config: RunConfig, data: XRayDataModule, net: nn.Modu
     run.set_tags({"changes": changes()})
     run.set_tags({DESCRIPTION: describe(run, "Running.", None)})
     run.log_provenance(collect(COMPUTING))
+    keep_sources(run)
     run.path(RECORDS).write_text(records_table(data).to_csv(index=False), encoding="utf-8")
     record_dataset(run, records, root=config.values["data"]["root"], stage="train")
     if data.left_out:
@@ -171,7 +177,7 @@ def record_result(run: Run, trained: Trained, data: XRayDataModule) -> None:
 
 
 def record_bundle(
-    run: Run, net_config: Node, net: nn.Module, data: XRayDataModule, chosen: "Chosen", *, epoch: int
+    run: Run, config: Node, net: nn.Module, data: XRayDataModule, chosen: "Chosen", *, epoch: int
 ) -> None:
     """Record the best weights, with all that a prediction needs, as an MLflow model."""
     from xray_pneumonia.inference.bundle import GATE, Card, save_bundle
@@ -180,7 +186,8 @@ def record_bundle(
 
     decision = chosen.decision
     card = Card(
-        net=dict(net_config),
+        net=dict(config["model"]),
+        extensions=dict(config["extensions"]),
         class_names=list(data.question.names),
         image_size=data.image_size,
         temperature=decision.calibration.temperature,
@@ -198,4 +205,18 @@ def record_bundle(
         leave_evidence(run, Path(folder))
         if chosen.gate is not None:
             chosen.gate.write(Path(folder) / GATE)
+        if card.extensions:
+            _add_graph(Path(folder))
         run.log_model(Path(folder), epoch=epoch, loader_module=LOADER_MODULE)
+
+
+def _add_graph(folder: Path) -> None:
+    """Put into the bundle of a net of others its exported graph, by which it predicts without the code."""
+    from xray_pneumonia.inference.loading import load_bundle
+    from xray_pneumonia.inference.onnx import GRAPH, write_graph
+
+    try:
+        write_graph(load_bundle(folder, name="model"), folder / GRAPH)
+    except Exception as error:  # the exporter has many kinds; and its packages may be missing
+        reason = " ".join(str(error).split())[:200]
+        log.warning("the model holds no graph, so that it predicts with extensions=[...] alone: %s", reason)

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from xray_pneumonia.data.classes import counted
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.assessment import Decision, decide
@@ -88,6 +89,8 @@ def _report(
             config=config,
             tags=run.tags,
             chosen_after={run.run_id: opened} if opened else {},
+            classes=held_out.classes,
+            left_out=counted(held_out.left_out),
         ),
         net=net,
         predict=partial(run_net, net),
@@ -100,7 +103,7 @@ def _report(
 def _opened_before(run: Run) -> int | None:
     """Ask the ledger how often a test was opened before this training; None where the store does not answer."""
     try:
-        ask = partial(opened_before, run.store, experiment=run.store.experiment_name, started=run.started)
+        ask = partial(opened_before, run.store, started=run.started)
         return within(START, ask, name="the ledger")
     except Exception as error:  # each kind of store has its own
         log.warning("the ledger cannot be read, so it is unknown whether a test was opened before: %s", error)

@@ -101,6 +101,32 @@ def test_the_page_escapes_names_and_asks_no_network(page):
     assert not re.findall(r"url\((?!data:)", page)
 
 
+def test_figures_stand_with_what_they_rest_on(page, assessment):
+    at = assessment.at_point
+    assert f"{at['sensitivity'].images} images of {at['sensitivity'].patients} patients" in page
+    assert f'<td class="n">{at["ppv"].count}</td>' in page
+    assert f'<td class="n">{assessment.calibration.floor:.3f}</td>' in page
+    assert "chance alone gives (floor)" in page
+    assert at["auroc"] == assessment.delong  # one interval of AUROC
+    assert all(np.isfinite([one.ppv.low, one.npv.high]).all() for one in assessment.predictive_values)
+    assert {"calibration_floor", "calibration_excess", "calibration_slope"} <= set(assessment.metrics())
+
+
+def test_nothing_is_said_of_a_single_patient(assessment):
+    table = assessment.table.head(8).assign(patient="p", label=[0, 1] * 4)
+    alone = assess(table, assessment.decision, settings(), validation=None)
+    estimates = [*alone.at_point.values(), *alone.at_half.values(), *alone.uncalibrated.values(), alone.delong]
+    estimates += [one for values in alone.predictive_values for one in (values.ppv, values.npv)]
+    estimates += [one for part in alone.subgroups for one in part.metrics.values()]
+    assert all(np.isnan([one.low, one.high]).all() for one in [*estimates, alone.calibration.slope])
+    said = " ".join(text.summary(alone, split="test"))
+    assert "Too few patients (1) to say what it does with normal films; 10 are needed." in said
+    assert "Of 100" not in said
+    assert text.untold(alone.at_point["accuracy"]) == "not shown: 1 patient"
+    figure = assessment_figures.roc_with_band(alone, seed=0, replicates=5)
+    assert not figure.axes[0].collections  # no band
+
+
 def test_words_are_those_of_the_numbers(assessment):
     sentences = text.summary(assessment, split="val")
     found = assessment.at_point["sensitivity"].value

@@ -5,15 +5,18 @@ changed file makes a new cache. It is built by threads (Pillow and hashlib relea
 lock, below a temporary name, and renamed when complete. Folders of old caches may be deleted at any time.
 """
 
+import errno
 import hashlib
 import json
 import logging
 import mmap
 import os
+import random
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,13 +28,17 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import track
 
-from xray_pneumonia.data.files import LINK_TO_FOLDER, file_sha256
+from xray_pneumonia.data.files import LINK_TO_FOLDER, stamp_of
 from xray_pneumonia.data.images import decode
 from xray_pneumonia.data.images.limits import ImageError
+from xray_pneumonia.errors import InputError
 from xray_pneumonia.types import Gray
 
 FACTS = ("sha256", "width", "height", "mode", "dhash", "error", "detail")
-FILES, SUMS = ("images.npy", "facts.csv"), "sha256.json"
+FILES, SUMS = ("images.npy", "facts.csv"), "blocks.json"
+BLOCK = 2**22  # bytes hashed at a time
+SAMPLED = 16  # blocks that are compared where the file system saw no change: 1.6 GB would take seconds at every start
+OUTSIDE = "is a link that leads out of the data's folder; a training follows it with data.follow_links=true"
 log = logging.getLogger(__name__)
 AHEAD = 512  # images decoded before the first of them is written
 
@@ -53,29 +60,80 @@ def open_cache(records: pd.DataFrame, *, folder: str | Path, image_size: int) ->
         folder: of all caches; made when missing.
         image_size: height and width in pixels.
     """
-    Path(folder).mkdir(parents=True, exist_ok=True)
     home = Path(folder) / cache_key(records, image_size)
-    if not _is_whole(home):
-        with FileLock(f"{home}.lock"):
-            if not _is_whole(home):
-                _build(records, home, image_size)
+    with _space_for(len(records) * image_size**2, Path(folder)):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        if not _is_whole(home):
+            with FileLock(f"{home}.lock"):
+                if not _is_whole(home):
+                    _build(records, home, image_size)
     facts = pd.read_csv(home / "facts.csv", dtype={"error": str, "detail": str}, keep_default_na=False)
     images = np.load(home / "images.npy", mmap_mode="r", allow_pickle=False)
     return ImageCache(pd.concat([records, facts], axis=1), images, home)
 
 
+@contextmanager
+def _space_for(size: int, folder: Path) -> Iterator[None]:
+    """Name the bytes that are needed and free where the disk is full.
+
+    Raises:
+        InputError: it is, or the user's share of it.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            raise
+        free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
+        raise InputError(
+            f"data.cache_dir={folder}: the decoded images need {size} bytes, and {free} are free ({error.strerror}); "
+            "make room, name another folder, or lower data.image_size"
+        ) from error
+
+
 def _is_whole(home: Path) -> bool:
-    """Compare a cache with the hashes that were written with it; says so where it was damaged since."""
-    if not home.exists():
-        return False
+    """Compare a cache with the hashes that were written with it.
+
+    All blocks are compared, but a sample where the file system saw no change since they all were right.
+    """
     try:
         sums = json.loads((home / SUMS).read_text(encoding="utf-8"))
-        whole = bool(sums == {name: file_sha256(home / name) for name in FILES})
-    except (OSError, ValueError):
-        whole = False
-    if not whole:
-        log.warning("the cache %s is damaged; its images are decoded again", home)
+        whole = all(_matches(home / name, **sums[name]) for name in FILES)
+        if whole and any(stamp_of(home / name)[1] != sums[name]["stamp"] for name in FILES):  # copied, say
+            with suppress(OSError):
+                _write_sums(home, {name: sums[name]["blocks"] for name in FILES})
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
     return whole
+
+
+def _matches(path: Path, *, stamp: str, blocks: list[str]) -> bool:
+    size, now = stamp_of(path)
+    numbers: Sequence[int] = range(-(-size // BLOCK))
+    if len(numbers) != len(blocks):
+        return False
+    if stamp == now:
+        numbers = random.sample(numbers, min(SAMPLED, len(numbers)))
+    return _hash_blocks(path, numbers) == [blocks[number] for number in numbers]
+
+
+def _hash_blocks(path: Path, numbers: Sequence[int] | None = None) -> list[str]:
+    """Hash blocks of a file, by default all, in threads."""
+
+    def hashed(number: int) -> str:
+        with path.open("rb", buffering=0) as file:
+            file.seek(number * BLOCK)
+            return hashlib.sha256(file.read(BLOCK)).hexdigest()
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(hashed, range(-(-path.stat().st_size // BLOCK)) if numbers is None else numbers))
+
+
+def _write_sums(home: Path, blocks: dict[str, list[str]]) -> None:
+    sums = {name: {"stamp": stamp_of(home / name)[1], "blocks": hashes} for name, hashes in blocks.items()}
+    draft = home / f".{SUMS}.{os.getpid()}.tmp"
+    draft.write_text(json.dumps(sums), encoding="utf-8")
+    os.replace(draft, home / SUMS)
 
 
 def release_pages(images: Gray) -> None:
@@ -93,20 +151,32 @@ def cache_key(records: pd.DataFrame, image_size: int) -> str:
 
 
 def _build(records: pd.DataFrame, home: Path, image_size: int) -> None:
+    if home.exists():
+        log.warning("the cache %s is damaged, or older than its checks; its images are decoded again", home)
     draft = home.with_name(f".{home.name}.tmp")
     shutil.rmtree(draft, ignore_errors=True)  # left by a killed build: the lock is ours
+    try:
+        _write(records, draft, image_size)
+    except OSError:
+        shutil.rmtree(draft, ignore_errors=True)  # what is left of a full disk is given back
+        raise
+    shutil.rmtree(home, ignore_errors=True)  # damaged
+    os.replace(draft, home)
+
+
+def _write(records: pd.DataFrame, draft: Path, image_size: int) -> None:
     draft.mkdir()
     shape = (len(records), image_size, image_size)
     array = np.lib.format.open_memmap(draft / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
+    with (draft / "images.npy").open("r+b") as file:  # a mapped page without room on the disk would end the process
+        os.posix_fallocate(file.fileno(), 0, (draft / "images.npy").stat().st_size)
     facts = []
     for row, (pixels, fact) in enumerate(_decoded(records["path"].tolist(), image_size)):
         array[row] = pixels
         facts.append(fact)
     array.flush()
     pd.DataFrame(facts, columns=list(FACTS)).to_csv(draft / "facts.csv", index=False)
-    (draft / SUMS).write_text(json.dumps({name: file_sha256(draft / name) for name in FILES}), encoding="utf-8")
-    shutil.rmtree(home, ignore_errors=True)  # damaged
-    os.replace(draft, home)
+    _write_sums(draft, {name: _hash_blocks(draft / name) for name in FILES})
 
 
 def _decoded(paths: list[str], image_size: int) -> Iterator[tuple[Gray | int, dict[str, Any]]]:
@@ -127,7 +197,7 @@ def _decode_file(path: str, *, image_size: int) -> tuple[Gray | int, dict[str, A
     facts: dict[str, Any] = dict.fromkeys(FACTS, "") | {"width": 0, "height": 0}
     try:
         if not path:
-            raise ImageError("link_outside_root", "is a link that leads out of the data's folder")
+            raise ImageError("link_outside_root", OUTSIDE)
         if os.path.islink(path) and os.path.isdir(path):
             raise ImageError(*LINK_TO_FOLDER)
         data = decode.read_bytes(path)

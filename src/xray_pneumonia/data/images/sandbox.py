@@ -44,6 +44,9 @@ class Limits:
     memory_mb: Count
 
 
+USUAL = Limits(seconds=30.0, memory_mb=2048)  # those of conf/predict.yaml
+
+
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
     """The result of one file: `pixels` (size, size) and notes on their decoding, or an error `code` and its meaning."""
@@ -210,7 +213,7 @@ def _parsed(answer: bytes, file: InputFile, size: int) -> Attempt:
 
 def serve(pipe: Connection, size: int, rules: dict[str, Any], memory_mb: int) -> None:
     """Run in a child process: decode files until the parent is gone."""
-    known = DicomRules(**{name: tuple(value) if isinstance(value, list) else value for name, value in rules.items()})
+    known = DicomRules(**rules)
     confine(memory_mb)
     pipe.send_bytes(READY)
     while True:

@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 
 from xray_pneumonia.evaluation.abstention import ANSWERS
 from xray_pneumonia.evaluation.assessment import Assessment
-from xray_pneumonia.evaluation.intervals import Estimate, patient_weights
+from xray_pneumonia.evaluation.intervals import FEWEST, Estimate, patient_weights
 from xray_pneumonia.evaluation.report.figures import COLOURS, LINE, confusion_matrix, worst_mistakes
 from xray_pneumonia.evaluation.robustness import CLEAN
-from xray_pneumonia.types import CLASSES, Gray, Vector
+from xray_pneumonia.types import CLASSES, Classes, Gray, Vector, spoken
 
 if TYPE_CHECKING:
     from xray_pneumonia.evaluation.gradcam import Explanation
@@ -29,13 +29,16 @@ def draw(report: "Report", images: Gray, *, seed: int) -> dict[str, Figure]:
     table, threshold = assessment.table.reset_index(drop=True), assessment.decision.threshold
     drawn = {
         "roc": roc_with_band(assessment, seed=seed),
-        "reliability": reliability_diagram(assessment),
-        "confusion_matrix": confusion_matrix(table, threshold=round(threshold, 4)),
-        "coverage": coverage_and_accuracy(assessment),
-        "worst_mistakes": worst_mistakes(table, images, threshold=threshold),
+        "reliability": reliability_diagram(assessment, classes=report.context.classes),
+        "confusion_matrix": confusion_matrix(table, threshold=round(threshold, 4), classes=report.context.classes),
+        "coverage": coverage_and_accuracy(assessment, classes=report.context.classes),
+        "worst_mistakes": worst_mistakes(table, images, threshold=threshold, classes=report.context.classes),
     }
     if assessment.subgroups:
-        rows = [(f"{one.value} ({one.images})", one.metrics["sensitivity"]) for one in assessment.subgroups]
+        rows = [
+            (f"{one.value} ({one.images} / {one.patients}{', few' if one.few else ''})", one.metrics["sensitivity"])
+            for one in assessment.subgroups
+        ]
         overall = assessment.at_point["sensitivity"].value
         drawn["subgroups"] = forest(rows, title="Sensitivity by subgroup", reference=overall)
     if report.shortcuts:
@@ -55,8 +58,11 @@ def roc_with_band(assessment: Assessment, *, seed: int, replicates: int = 300) -
     table = assessment.table
     figure = Figure(figsize=(5.2, 4.8), layout="constrained")
     axes = figure.subplots()
-    low, high = _roc_interval(table, seed=seed, replicates=replicates)
-    axes.fill_between(FALSE_POSITIVE_RATES, low, high, color=SOFT, alpha=0.5, lw=0, label="95 % of resampled patients")
+    if assessment.fewest >= FEWEST:
+        low, high = _roc_interval(table, seed=seed, replicates=replicates)
+        axes.fill_between(
+            FALSE_POSITIVE_RATES, low, high, color=SOFT, alpha=0.5, lw=0, label="95 % of resampled patients"
+        )
     fpr, tpr, _ = roc_curve(table["label"], table["logit"])
     axes.plot(fpr, tpr, color=INK, lw=1.8)
     axes.plot([0, 1], [0, 1], color=LINE, lw=1)
@@ -66,13 +72,15 @@ def roc_with_band(assessment: Assessment, *, seed: int, replicates: int = 300) -
     ):
         x, y = 1 - metrics["specificity"].value, metrics["sensitivity"].value
         axes.plot([x], [y], marker, color=WARM, mfc=fill, ms=8, label=name)
-    axes.set(xlabel="1 - specificity", ylabel="sensitivity", title=f"AUROC {assessment.at_point['auroc']}")
+    counts = f"{assessment.images} images, {assessment.patients} patients"
+    title = f"AUROC {assessment.at_point['auroc']}\n{counts}"
+    axes.set(xlabel="1 - specificity", ylabel="sensitivity", title=title)
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     axes.legend(frameon=False, loc="lower right")
     return figure
 
 
-def reliability_diagram(assessment: Assessment) -> Figure:
+def reliability_diagram(assessment: Assessment, *, classes: Classes = CLASSES) -> Figure:
     """Draw frequency against probability, before and after calibration, over a histogram of the probabilities."""
     figure = Figure(figsize=(5.2, 4.8), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
@@ -80,9 +88,10 @@ def reliability_diagram(assessment: Assessment) -> Figure:
     before, bins = assessment.bins_before, assessment.bins
     above.plot(before["probability"], before["frequency"], "s--", color=SOFT, label="before", ms=5)
     spread = np.abs(np.stack([bins["frequency"] - bins["low"], bins["high"] - bins["frequency"]]))
+    spread = np.where(bins["patients"] >= FEWEST, spread, np.nan)
     style = {"fmt": "o-", "color": INK, "capsize": 3, "label": "calibrated", "ms": 6}
     above.errorbar(bins["probability"], bins["frequency"], yerr=spread, **style)
-    above.set(ylabel="truly PNEUMONIA", ylim=(-0.03, 1.03), title="What was said, and what was true")
+    above.set(ylabel=f"truly {classes[1]}", ylim=(-0.03, 1.03), title="What was said, and what was true")
     above.legend(frameon=False, loc="lower right")
     below.hist(assessment.table["probability"], bins=20, range=(0, 1), color=SOFT)
     below.set(xlabel="probability that was said", ylabel="images")
@@ -104,12 +113,13 @@ def forest(rows: list[tuple[str, Estimate]], *, title: str, reference: float) ->
     return figure
 
 
-def coverage_and_accuracy(assessment: Assessment) -> Figure:
+def coverage_and_accuracy(assessment: Assessment, *, classes: Classes = CLASSES) -> Figure:
     """Draw accuracy against coverage of the answers, and the shares of the answers in each class."""
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     curve, shares = figure.subplots(1, 2)
     line = assessment.trade_off.dropna()
-    curve.fill_between(line["coverage"], line["low"], line["high"], color=SOFT, alpha=0.5, lw=0)
+    if assessment.patients >= FEWEST:
+        curve.fill_between(line["coverage"], line["low"], line["high"], color=SOFT, alpha=0.5, lw=0)
     curve.plot(line["coverage"], line["accuracy"], "o-", color=INK)
     for error, coverage, accuracy, *_ in line.drop_duplicates("coverage").itertuples(index=False, name=None):
         curve.annotate(f"{error:.1%}", (coverage, accuracy), (4, 5), textcoords="offset points", fontsize=8)
@@ -120,8 +130,9 @@ def coverage_and_accuracy(assessment: Assessment) -> Figure:
     counts = assessment.answers.to_numpy(float)
     counts = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     left = np.zeros(2)
+    named = dict(zip(("normal", "pneumonia"), map(spoken, classes), strict=True))
     for place, (answer, colour) in enumerate(zip(ANSWERS, (COLOURS["NORMAL"], "#d9d9d9", WARM), strict=True)):
-        shares.barh(CLASSES, counts[:, place], left=left, color=colour, label=answer)
+        shares.barh(classes, counts[:, place], left=left, color=colour, label=named.get(answer, answer))
         left += counts[:, place]
     shares.set(title="What becomes of each class", xlim=(0, 1), xlabel="share of the class")
     shares.grid(visible=False, axis="y")

@@ -19,11 +19,11 @@ from xray_pneumonia.evaluation.input_gate import Gate, out_of_distribution
 from xray_pneumonia.evaluation.intervals import Estimate
 from xray_pneumonia.evaluation.metrics import METRICS
 from xray_pneumonia.evaluation.report import text
-from xray_pneumonia.evaluation.report.model_card import LIMITATIONS, checklist_answers, fill_checklist, model_facts
+from xray_pneumonia.evaluation.report.model_card import checklist_answers, fill_checklist, limitations, model_facts
 from xray_pneumonia.evaluation.robustness import robustness, sample
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.evaluation.shortcuts import shortcuts
-from xray_pneumonia.types import Gray, Vector
+from xray_pneumonia.types import CLASSES, Classes, Gray, Vector, spoken
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,10 +48,13 @@ class Context:
         config: of the training, plain values.
         tags: of its run.
         facts: more rows for the model card.
-        openings: of these images, from the ledger, the present one last: `when`, `who`, `split`, `experiment`, `runs`.
-        chosen_after: for each run, how often a test had been opened for its experiment before it was trained.
+        openings: of any of these images, from the ledger, the present one last: `when`, `who`, `split`, `experiment`,
+            `runs`, `shared` (images).
+        chosen_after: for each run, how often a test had been opened in its store before it was trained.
         leaks: images whose bytes were trained on; None where unknown.
         elsewhere: images that are in another split of the folder too; None where there is no other.
+        classes: names of labels 0 and 1.
+        left_out: how many images of the folder are of which other class; empty for none.
     """
 
     model: str
@@ -64,6 +67,8 @@ class Context:
     chosen_after: Mapping[str, int] = field(default_factory=dict)
     leaks: int | None = None
     elsewhere: int | None = None
+    classes: Classes = CLASSES
+    left_out: str = ""
 
     @property
     def leakage(self) -> str:
@@ -110,6 +115,7 @@ class Report:
     differences: list[Difference] = field(default_factory=list)
     robustness: pd.DataFrame | None = None
     robustness_images: int = 0
+    robustness_patients: int = 0
     shortcuts: dict[str, Estimate] = field(default_factory=dict)
     gate: list[tuple[str, int, float]] = field(default_factory=list)
     maps: "Explanation | None" = None
@@ -151,6 +157,7 @@ def assess_and_report(
     if settings.robustness_images != 0:
         rows = sample(table, images=settings.robustness_images, seed=settings.seed)
         some, report.robustness_images = assessment.table.iloc[rows], len(rows)
+        report.robustness_patients = int(some["patient"].nunique())
         report.robustness = robustness(some, images[rows], decision, predict=predict, seed=settings.seed)
     if settings.report:
         _examine_images(report, images, settings, net=net, gate=gate)
@@ -195,7 +202,9 @@ def _write_page(folder: Path, report: Report, images: Gray, settings: Evaluation
     from xray_pneumonia.evaluation.report import assessment_figures, figures
 
     context, assessment = report.context, report.assessment
-    answers = checklist_answers(context.config, assessment, split=context.split, openings=len(context.openings))
+    answers = checklist_answers(
+        context.config, assessment, split=context.split, openings=len(context.openings), classes=context.classes
+    )
     drawn = assessment_figures.draw(report, images, seed=settings.seed)
     for name, figure in drawn.items():
         figures.save(figure, folder / "figures" / f"{name}.png")
@@ -206,14 +215,16 @@ def _write_page(folder: Path, report: Report, images: Gray, settings: Evaluation
         context=context,
         assessment=assessment,
         facts=model_facts(context.config, context.tags, assessment, settings) | dict(context.facts),
-        summary=text.summary(assessment, split=context.split),
+        summary=text.summary(assessment, split=context.split, classes=context.classes),
         seed_figure=text.small_sample(right=15, images=16),
         checklist=fill_checklist(answers),
         words=text,
         metrics=METRICS,
         case_kinds=CASES,
         uniform_border=UNIFORM,
-        limitations=LIMITATIONS,
+        limitations=limitations(context.classes),
+        negative=spoken(context.classes[0]),
+        positive=spoken(context.classes[1]),
     )
     (folder / PAGE).write_text(page, encoding="utf-8")
 
@@ -234,6 +245,8 @@ def _as_json(report: Report) -> str:
     numbers: dict[str, Any] = {
         "model": context.model,
         "split": context.split,
+        "classes": context.classes,
+        "left_out": context.left_out,
         "run_ids": context.run_ids,
         "images": assessment.images,
         "patients": assessment.patients,
@@ -245,8 +258,9 @@ def _as_json(report: Report) -> str:
         "at_0.5": {name: asdict(one) for name, one in assessment.at_half.items()},
         "uncalibrated": {name: asdict(one) for name, one in assessment.uncalibrated.items()},
         "delong": asdict(assessment.delong),
+        "calibration": asdict(assessment.calibration),
         "prevalence": [asdict(one) for one in assessment.predictive_values],
-        "subgroups": [asdict(one) for one in assessment.subgroups],
+        "subgroups": [asdict(one) | {"few": one.few} for one in assessment.subgroups],
         "shortcuts": {name: asdict(one) for name, one in report.shortcuts.items()},
         "gate": report.gate,
         "maps": report.maps.facts if report.maps else {},

@@ -7,18 +7,30 @@ from typing import Any
 import yaml
 
 from xray_pneumonia.evaluation.assessment import Assessment
-from xray_pneumonia.evaluation.report.text import SPLITS, percent, spread, times
+from xray_pneumonia.evaluation.intervals import FEWEST, Estimate
+from xray_pneumonia.evaluation.report.text import SPLITS, number, percent, spread, times, untold
 from xray_pneumonia.evaluation.settings import EvaluationSettings
+from xray_pneumonia.types import CLASSES, Classes, spoken
 
 USE = "a second opinion beside a radiologist's reading of an upright frontal chest film; never the only reading"
-LIMITATIONS = (
+POPULATION = (
     "The public films are of children of 1 to 5 years from one hospital; on children elsewhere, and on adults, such "
-    "models have done far worse.",
-    "It knows two answers. Any other finding (a tumour, a fracture, tuberculosis) is called one of them.",
-    "It sees a small gray square of the film and no history, no temperature, no second view.",
-    "A heat map shows where evidence lies, not why; it is no proof that the answer is right.",
-    "It was not tested in clinical use and is no medical device.",
+    "models have done far worse."
 )
+ELSEWHERE = "On films of other hospitals, machines and ages than those it was trained on, such models do far worse."
+
+
+def limitations(classes: Classes) -> list[str]:
+    """List the limits of use of a model that tells these classes apart."""
+    known = "" if classes == CLASSES else f", {classes[0]} and {classes[1]}"
+    return [
+        POPULATION if classes == CLASSES else ELSEWHERE,
+        f"It knows two answers{known}. Any other finding (a tumour, a fracture"
+        f"{', tuberculosis' if classes == CLASSES else ''}) is called one of them.",
+        "It sees a small gray square of the film and no history, no temperature, no second view.",
+        "A heat map shows where evidence lies, not why; it is no proof that the answer is right.",
+        "It was not tested in clinical use and is no medical device.",
+    ]
 
 
 def model_facts(
@@ -26,7 +38,7 @@ def model_facts(
 ) -> dict[str, str]:
     """List the rows of the model card, from the plain config and the tags of the training."""
     decision, data = assessment.decision, config["data"]
-    calibration = decision.calibration
+    calibration, check = decision.calibration, assessment.calibration
     return {
         "Intended use": USE,
         "Net": f"{_class_name(config['model'])}, input {data['image_size']} x {data['image_size']} gray pixels",
@@ -41,28 +53,29 @@ def model_facts(
         "Operating point": f"probability {decision.threshold:.4f}, policy {decision.policy}, chosen on validation",
         "Band of abstention": f"{decision.band.low:.4f} to {decision.band.high:.4f}, at most "
         f"{settings.abstention_error:.1%} of either class answered wrongly on validation",
-        "Intervals": f"95 %, {settings.replicates} resamplings of patients; proportions after Wilson",
+        "Intervals": f"95 %, {settings.replicates} resamplings of patients; rates after Wilson, AUROC after DeLong on "
+        f"the logit scale; none of fewer than {FEWEST} patients (of each class)",
+        "Calibration error": f"{number(check.error)} on {assessment.images} images of {assessment.patients} patients, "
+        f"of which chance alone gives {number(check.floor)}; slope {check.slope}, intercept {check.intercept}",
     }
 
 
 def checklist_answers(
-    config: Mapping[str, Any], assessment: Assessment, *, split: str, openings: int
+    config: Mapping[str, Any], assessment: Assessment, *, split: str, openings: int, classes: Classes = CLASSES
 ) -> dict[str, str]:
     """Answer the items of the checklist that a run can answer, by the key `fact` of each."""
     at, data = assessment.at_point, config["data"]
+    positive = spoken(classes[1])
     ill = int(assessment.table["label"].sum())
-    leads = ", ".join(
-        f"{name.replace('_', ' ')} {percent(at[name].value)} ({spread(at[name])})"
-        for name in ("auroc", "sensitivity", "specificity")
-    )
+    leads = ", ".join(f"{name} {_with_count(at[name])}" for name in ("auroc", "sensitivity", "specificity"))
     return {
-        "title": "deep learning, diagnosis of pneumonia on frontal chest films (population: a human's to state)",
+        "title": f"deep learning, diagnosis of {positive} on frontal chest films (population: a human's to state)",
         "use": USE,
         "objective": f"evaluation on the {SPLITS[split]} split" + (" during development" if split == "val" else ""),
         "data": f"{data['root']}; audited for broken files, duplicates, near-duplicates and shared patients",
         "preparation": f"gray, {data['image_size']} x {data['image_size']} pixels, scaled inside the net",
         "predictors": "pixels alone; names, sizes and modes of files never reach the net",
-        "size": f"{assessment.images} images of {assessment.patients} patients ({ill} images with pneumonia); no "
+        "size": f"{assessment.images} images of {assessment.patients} patients ({ill} images with {positive}); no "
         "calculation was made, the intervals show what it suffices for",
         "missing": "unreadable files stop the run or are left out by name; no values are imputed",
         "partitions": f"split `{data['split']}` (validation {data['val_fraction']:.0%}); no patient and no "
@@ -75,7 +88,7 @@ def checklist_answers(
         "fairness": "subgroups by "
         + (", ".join(sorted({one.column for one in assessment.subgroups})) or "nothing known")
         + "; age, sex and origin are not in the records (a human's to add)",
-        "output": f"calibrated probability; called PNEUMONIA from {assessment.decision.threshold:.4f} "
+        "output": f"calibrated probability; called {classes[1]} from {assessment.decision.threshold:.4f} "
         f"({assessment.decision.policy})",
         "differences": "none: a cut of the same patients' pool"
         if split == "val"
@@ -86,7 +99,7 @@ def checklist_answers(
         "performance": leads
         + (f"; the split had been opened {times(openings)}, this one included" if openings else ""),
         "heterogeneity": f"{len(assessment.subgroups)} subgroups with intervals" if assessment.subgroups else "",
-        "limits": " ".join(LIMITATIONS[:2]),
+        "limits": " ".join(limitations(classes)[:2]),
         "usability": "a gate stops what is no upright frontal film; uncertain films are left to a closer look",
     }
 
@@ -104,3 +117,8 @@ def _kept(config: Mapping[str, Any]) -> str:
 
 def _class_name(node: Mapping[str, Any]) -> str:
     return str(node.get("_target_", "?")).rpartition(".")[2]
+
+
+def _with_count(one: Estimate) -> str:
+    rate = untold(one) or f"{percent(one.value)} ({spread(one)})"
+    return f"{rate} on {one.images} images of {one.patients} patients"

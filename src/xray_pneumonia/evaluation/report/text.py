@@ -1,12 +1,18 @@
 """Words numbers as sentences, for readers who see patients and not distributions."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from xray_pneumonia.evaluation.assessment import Assessment
-from xray_pneumonia.evaluation.intervals import Estimate, wilson
+from xray_pneumonia.evaluation.comparison import FEWEST as FEWEST_TESTED
+from xray_pneumonia.evaluation.comparison import FEWEST_DIFFERING, Difference
+from xray_pneumonia.evaluation.intervals import FEWEST, FEWEST_RESAMPLED, Estimate, wilson
+from xray_pneumonia.evaluation.subgroups import FEW
+from xray_pneumonia.types import CLASSES, Classes, spoken
 
+__all__ = ["FEW", "FEWEST", "FEWEST_DIFFERING", "FEWEST_RESAMPLED", "FEWEST_TESTED"]  # for the template
 SPLITS = {"val": "validation", "shift": "shifted", "test": "test", "external": "external test"}
 LIKE_CHANCE = 0.02  # a share of attention so close to that of chance tells nothing
 VERDICTS = ((0.8, "poor"), (0.9, "fair"), (0.97, "good"), (2.0, "very good"))  # on an AUROC below the bound
@@ -22,6 +28,24 @@ def number(value: float) -> str:
     return "undefined" if np.isnan(value) else f"{value:.3f}"
 
 
+def untold(estimate: Estimate) -> str:
+    """Word why a value is not shown; empty where it is."""
+    if np.isnan(estimate.value):
+        return "undefined"
+    return f"not shown: {estimate.patients} patient" if 0 < estimate.patients < FEWEST else ""
+
+
+def p(value: float) -> str:
+    """Write a p-value with three digits."""
+    return "-" if np.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def tested(differences: Sequence[Difference]) -> str:
+    """Word how many p-values there are, and what was done about their number."""
+    count = sum(not np.isnan(one.p_value) for one in differences)
+    return f"{count} metrics are tested; the p-values after Holm are corrected for that."
+
+
 def times(count: int) -> str:
     """Write once, twice, 3 times."""
     return {1: "once", 2: "twice"}.get(count, f"{count} times")
@@ -32,17 +56,16 @@ def spread(estimate: Estimate) -> str:
     return "no interval" if np.isnan(estimate.low) else f"{100 * estimate.low:.1f} to {100 * estimate.high:.1f} %"
 
 
-def summary(assessment: Assessment, *, split: str) -> list[str]:
+def summary(assessment: Assessment, *, split: str, classes: Classes = CLASSES) -> list[str]:
     """Word what the model does on this split, for a clinician."""
+    negative, positive = map(spoken, classes)
     at = assessment.at_point
     found, cleared = at["sensitivity"], at["specificity"]
     sentences = [
-        f"Of 100 chest films with pneumonia it calls about {_rounded(found.value)} pneumonia and misses "
-        f"{_rounded(1 - found.value)}; with other such patients this could be {_range(found)} of 100 found.",
-        f"Of 100 normal films it calls about {_rounded(cleared.value)} normal and alarms for "
-        f"{_rounded(1 - cleared.value)}; this could be {_range(cleared)} of 100 cleared.",
-        *_ordering(at["auroc"]),
-        *_predictive_values(assessment),
+        _rate(found, f"chest films with {positive}", positive, "misses", "found"),
+        _rate(cleared, f"{negative} films", negative, "alarms for", "cleared"),
+        *_ordering(at["auroc"], positive),
+        *_predictive_values(assessment, positive),
         _answers(assessment),
     ]
     if split == "val":
@@ -54,23 +77,35 @@ def summary(assessment: Assessment, *, split: str) -> list[str]:
     return sentences
 
 
+def _rate(rate: Estimate, films: str, called: str, wrong: str, right: str) -> str:
+    """Word a rate with what it rests on; the interval is that of the rate, the next 100 films vary more."""
+    if rate.patients < FEWEST_TESTED:
+        return f"Too few patients ({rate.patients}) to say what it does with {films}; {FEWEST_TESTED} are needed."
+    return (
+        f"Of 100 {films} it calls about {_rounded(rate.value)} {called} and {wrong} {_rounded(1 - rate.value)} "
+        f"({rate.images} films of {rate.patients} patients); the rate that it has in the long run lies between "
+        f"{_range(rate)} of 100 {right}, and the next 100 films vary more."
+    )
+
+
 def small_sample(*, right: int, images: int) -> str:
     """Word the interval of a proportion of few images."""
     low, high = wilson(right, images)
     return f"{right} of {images} right is {percent(right / images)}, anywhere from {percent(low)} to {percent(high)}"
 
 
-def attention(maps: dict[str, Any], *, uniform: float) -> str:
+def attention(maps: dict[str, Any], *, uniform: float, positive: str = CLASSES[1]) -> str:
     """Word how much of the attention lies on the border, and whether that is more than chance.
 
     Args:
         maps: `border`, a share, and `measured`, the number of maps with any attention.
         uniform: the share of the border in a map that is the same everywhere.
+        positive: the name of the positive class.
     """
     share, count = maps["border"], maps["measured"]
     if np.isnan(share):
         return (
-            "In none of the films does anything speak for PNEUMONIA to this model, so it has no attention to measure."
+            f"In none of the films does anything speak for {positive} to this model, so it has no attention to measure."
         )
     verdict = (
         "more than" if share > uniform + LIKE_CHANCE else "less than" if share < uniform - LIKE_CHANCE else "about as"
@@ -81,33 +116,35 @@ def attention(maps: dict[str, Any], *, uniform: float) -> str:
     )
 
 
-def _ordering(area: Estimate) -> list[str]:
-    if np.isnan(area.value):
+def _ordering(area: Estimate, positive: str) -> list[str]:
+    if np.isnan(area.low):
         return []
     word = next(word for bound, word in VERDICTS if area.value < bound)
     return [
-        f"Shown one film with pneumonia and one without, it ranks them rightly in {percent(area.value)} of such pairs "
+        f"Shown one film with {positive} and one without, it ranks them rightly in {percent(area.value)} of such pairs "
         f"({word} on these films; 50 % is chance)."
     ]
 
 
-def _predictive_values(assessment: Assessment) -> list[str]:
+def _predictive_values(assessment: Assessment, positive: str) -> list[str]:
     rare = min(assessment.predictive_values, key=lambda values: values.prevalence, default=None)
-    if rare is None or np.isnan(rare.ppv.value):
+    if rare is None or np.isnan(rare.ppv.low) or min(assessment.fewest, rare.ppv.patients) < FEWEST_TESTED:
         return []
     here = float(assessment.table["label"].mean())
     return [
-        f"Here {percent(here)} of the films show pneumonia. Where only {percent(rare.prevalence)} of patients are ill, "
-        f"{percent(rare.ppv.value)} of its alarms would be true, and {percent(rare.npv.value)} of its all-clears."
+        f"Here {percent(here)} of the films show {positive}. Where only {percent(rare.prevalence)} of patients are "
+        f"ill, {percent(rare.ppv.value)} ({spread(rare.ppv)}) of its alarms would be true, and "
+        f"{percent(rare.npv.value)} ({spread(rare.npv)}) of its all-clears."
     ]
 
 
 def _answers(assessment: Assessment) -> str:
     (normal, unsure, alarmed), (cleared, left, found) = assessment.answers.to_numpy(int)
     wrong, answered = alarmed + cleared, normal + alarmed + cleared + found
-    share = (unsure + left) / max(1, answered + unsure + left)
+    films = answered + unsure + left
     return (
-        f'Allowed to say "look closer", it does so for {percent(share)} of the films; of the {answered} it answers, '
+        f'Allowed to say "look closer", it does so for {percent((unsure + left) / max(1, films))} of the {films} '
+        f"films; of the {answered} it answers, "
         f"{wrong} {'is' if wrong == 1 else 'are'} wrong."
     )
 
@@ -117,4 +154,4 @@ def _rounded(share: float) -> str:
 
 
 def _range(estimate: Estimate) -> str:
-    return "any number" if np.isnan(estimate.low) else f"{100 * estimate.low:.0f} to {100 * estimate.high:.0f}"
+    return f"{100 * estimate.low:.0f} and {100 * estimate.high:.0f}"
