@@ -1,12 +1,14 @@
 """Copies trained models into the package, where `xray predict` finds them: `final`, and the members of its ensemble.
 
 python scripts/freeze.py HOME [operating_point=POLICY] final=RUN_ID final_seed1=RUN_ID ... final_seed5=RUN_ID
+python scripts/freeze.py HOME data.root=DIR    makes the cards of all shipped models anew; their weights stay
 
 Each becomes a folder of src/xray_pneumonia/weights with weights, card, gate, and what reproducing it needs; places
 of this machine are left out of its config. With POLICY the operating point is chosen anew on the runs' validation
 predictions: their config then says so, and `judged` in environment.json by which code. The models called NAME_seed1,
-NAME_seed2 ... become the ensemble NAME_ensemble, which names them and holds no weights. Every change of these files
-stays in the history for ever.
+NAME_seed2 ... become the ensemble NAME_ensemble, which names them and holds no weights. With data.root calibration,
+operating point and margin of what is shipped are fitted anew on its validation split, by the policy of its config, and
+`judged` among the versions of its card names the code. Every change of these files stays in the history for ever.
 """
 
 import hashlib
@@ -14,27 +16,32 @@ import json
 import re
 import shutil
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+from hydra import compose, initialize_config_module
 
 from xray_pneumonia.config import build, plain
 from xray_pneumonia.errors import InputError
+from xray_pneumonia.evaluation import predictions
+from xray_pneumonia.evaluation.assessment import decide
+from xray_pneumonia.evaluation.calibration import Calibration
 from xray_pneumonia.evaluation.metrics import table_metrics
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.inference.bundle import CARD, WEIGHTS, Card, file_sha256, read_bundle
 from xray_pneumonia.inference.ensemble import save_ensemble
 from xray_pneumonia.stored_config import load_stored
 from xray_pneumonia.tracking.provenance import collect
-from xray_pneumonia.tracking.store import Store, TrackingSettings, open_database
+from xray_pneumonia.tracking.store import Store, TrackingSettings, open_database, open_store
 from xray_pneumonia.tracking.stored_runs import StoredRun, read_run
-from xray_pneumonia.workflows.find_model import STORED, load_runs
+from xray_pneumonia.workflows.evaluation_data import open_split
+from xray_pneumonia.workflows.find_model import STORED, find_evaluated, load_runs, shipped_models
 from xray_pneumonia.workflows.training_record import CONFIG, ENVIRONMENT
 from xray_pneumonia.workflows.training_run import COMPUTING
 
 SHIPPED = Path(__file__).parents[1] / "src" / "xray_pneumonia" / "weights"
-CHOSEN_BY = ("calibration", "operating_point", "abstention_error")  # of the config group `evaluation`
+CHOSEN_BY = ("calibration", "operating_point", "max_error")  # of the config group `evaluation`
 PLACES = {"home": "mlruns", "  root": "data/chest_xray", "  cache_dir": "mlruns/cache"}
 
 
@@ -42,10 +49,14 @@ def main() -> None:
     """Freeze what the command line names."""
     home, *named = sys.argv[1:]
     settings = TrackingSettings(uri=None, experiment_name="xray", run_name=None, system_metrics=False, required=True)
-    store = open_database(settings, home=Path(home).resolve())
     runs = dict(pair.split("=") for pair in named)
     policy = runs.pop("operating_point", STORED)
     code = json.loads(collect(COMPUTING).environment)["code"]
+    if root := runs.pop("data.root", None):
+        for name in sorted(shipped_models(), key=lambda one: one.endswith("_ensemble")):  # its members first
+            judge_anew(name, root, home=home, code=code)
+        return
+    store = open_database(settings, home=Path(home).resolve())
     for name, run_id in runs.items():
         freeze(store, run_id, SHIPPED / name, policy=policy, code=code)
     members = sorted(name for name in runs if re.search(r"_seed\d+$", name))
@@ -66,7 +77,7 @@ def freeze(store: Store, run_id: str, folder: Path, *, policy: str, code: dict[s
     if policy != STORED:
         card = load_runs(store, [run_id], judged([run]), operating_point=policy).model.card
     card = replace(card, evidence=evidence(run, card), weights_sha256=file_sha256(folder / WEIGHTS))
-    (folder / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
+    (folder / CARD).write_text(json.dumps(card.values(), indent=2) + "\n", encoding="utf-8")
     config = (folder / CONFIG).read_text(encoding="utf-8")
     for key, value in PLACES.items():
         config = re.sub(rf"^{key}: .*$", f"{key}: {value}", config, flags=re.MULTILINE)
@@ -81,9 +92,44 @@ def freeze(store: Store, run_id: str, folder: Path, *, policy: str, code: dict[s
     (folder / ENVIRONMENT).write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
 
 
+def judge_anew(name: str, root: str, *, home: str, code: dict[str, object]) -> None:
+    """Fit calibration, operating point and margin of a shipped model anew, on the validation split of its training."""
+    with initialize_config_module("xray_pneumonia.conf", version_base="1.3"):
+        cfg = compose("evaluate", [f"home={Path(home).resolve()}", f"data.root={root}"])
+    cfg.model = name  # an override would name the config group
+    evaluated = find_evaluated(open_store(build(cfg.tracking), home=Path(cfg.home)), cfg, build(cfg.evaluation))
+    model, run, settings = evaluated.model, evaluated.runs[0], judged(evaluated.runs)
+    held_out = open_split(
+        run,
+        "val",
+        folder=plain(cfg.data),  # type: ignore[arg-type]
+        home=Path(cfg.home),
+        image_size=model.card.image_size,
+        validation_ids=None,
+    )
+    logits = model.uncalibrated_logits(held_out.images)
+    table = predictions.tabulate(held_out.records, held_out.records.index.to_numpy(), logits)
+    decision = decide(table, settings, fitted=Calibration(prevalence=0.5) if model.members else None)
+    found = table_metrics(decision.calibration.apply(table), threshold=decision.threshold)
+    known = model.card.evidence
+    card = replace(
+        model.card.with_decision(decision),
+        versions=model.card.versions | {"judged": str(code["commit"])},
+        evidence=known | {key: found[key[4:]] for key in known if key[4:] in found},
+    )
+    folder = SHIPPED / name
+    if model.members:
+        save_ensemble(folder, [member.name for member in model.members], card)
+    else:
+        (folder / CARD).write_text(json.dumps(card.values(), indent=2) + "\n", encoding="utf-8")
+    print(name, {key: round(value, 4) for key, value in card.evidence.items()}, card.prevalence, card.promise)
+
+
 def evidence(run: StoredRun, card: Card) -> dict[str, float]:
     """Count what a model learned from and was judged by."""
-    table = pd.read_csv(run.artifact("predictions/val.csv"))
+    table = Calibration(card.temperature, card.bias, card.prevalence).apply(
+        pd.read_csv(run.artifact("predictions/val.csv"))
+    )
     at_point = table_metrics(table, threshold=card.operating_point)
     sizes = {f"{split}/{what}": run.metrics[f"data/{split}_{what}"] for split in ("train", "val") for what in WHAT}
     return sizes | {f"val/{name}": at_point[name] for name in ("auroc", "sensitivity", "specificity")}

@@ -246,3 +246,10 @@ def test_the_script_is_the_command():
     done = subprocess.run([sys.executable, script, "model=cnnn"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "did you mean cnn?" in done.stderr
+
+
+def test_a_python_that_hydra_cannot_run_on_is_named(xray, monkeypatch):
+    monkeypatch.setattr("sys.version_info", (3, 14, 0))
+    outcome = xray("train", "data=synthetic")
+    assert outcome.code == 2
+    assert "Python 3.14 is not supported yet; use 3.11, 3.12 or 3.13" in outcome.err

@@ -23,8 +23,8 @@ def member(seed, *overrides):
 
 def test_an_ensemble_is_judged_as_its_members_were():
     asked = ["evaluation.operating_point=sensitivity:0.9", "evaluation.calibration=none"]
-    settings = judged([member(seed, *asked, "evaluation.abstention_error=0.1") for seed in (1, 2)])
-    assert (settings.operating_point, settings.calibration, settings.abstention_error) == (
+    settings = judged([member(seed, *asked, "evaluation.max_error=0.1") for seed in (1, 2)])
+    assert (settings.operating_point, settings.calibration, settings.max_error) == (
         "sensitivity:0.9",
         "none",
         0.1,
@@ -37,6 +37,6 @@ def test_the_final_models_are_judged_as_their_experiment_says():
 
 
 def test_members_that_were_judged_in_different_ways_are_refused():
-    with pytest.raises(InputError, match=f"{2:032x}: evaluation.calibration=platt, temperature in the first; train"):
-        judged([member(1), member(2, "evaluation.calibration=platt")])
+    with pytest.raises(InputError, match=f"{2:032x}: evaluation.calibration=none, platt in the first; train"):
+        judged([member(1), member(2, "evaluation.calibration=none")])
     judged([member(1, "evaluation=training"), member(2, "evaluation=quick")])  # pictures choose nothing

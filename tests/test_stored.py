@@ -1,16 +1,21 @@
 """What version 0.1.0 wrote is still read: weights, runs, checkpoints, configs, sweeps (see `stored/README.md`)."""
 
-import csv
+import hashlib
 import json
 import shutil
 import sqlite3
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from filelock import FileLock
 
 from xray_pneumonia.data import synthetic
+from xray_pneumonia.data.images.decode import decode, read_bytes
+from xray_pneumonia.errors import InputError
+from xray_pneumonia.inference.loading import load_model
+from xray_pneumonia.workflows.find_model import shipped_models
 
 STORED = Path(__file__).parent / "stored"
 BIRTHPLACE = Path("/tmp/xray_stored")  # where the stored runs were made: resuming one asks for its images there
@@ -53,21 +58,37 @@ def at_birthplace(start):
         shutil.rmtree(BIRTHPLACE)
 
 
+@pytest.fixture(scope="module")
+def pixels(real_xrays):
+    """The images of the stored answers, decoded."""
+    expected = json.loads((STORED / "shipped_answers.json").read_text())
+    files = [read_bytes(real_xrays / path) for path in expected]
+    assert [hashlib.sha256(one).hexdigest() for one in files] == [one["sha256"] for one in expected.values()]
+    return np.stack([decode(one, 128).pixels for one in files])
+
+
 @pytest.mark.parametrize(
     "name", ["final", "final_ensemble", *(pytest.param(f"final_seed{n}", marks=pytest.mark.slow) for n in range(1, 6))]
 )
-def test_shipped_models_answer_as_before(xray, real_xrays, tmp_path, name):
-    expected = json.loads((STORED / "shipped_answers.json").read_text())
-    for path in expected:
-        (tmp_path / "images" / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(real_xrays / path, tmp_path / "images" / path)
-    outcome = xray("predict", f"model={name}", "input=images", "output=out", "engine=torch", "workers=1")
-    assert outcome.code == 0, outcome.err
-    rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
-    assert [row["path"] for row in rows] == list(expected)
-    for row in rows:
-        assert row["sha256"] == expected[row["path"]]["sha256"]
-        assert float(row["probability"]) == pytest.approx(expected[row["path"]][name], abs=1e-6)
+def test_shipped_models_answer_as_before(pixels, tmp_path, name):
+    """The shipped weights with the cards of 0.1.0 give its probabilities; with their own cards, the same evidence."""
+    shipped = shipped_models()
+    for path, card in json.loads((STORED / "shipped_cards.json").read_text()).items():
+        folder = tmp_path / Path(path).parent
+        folder.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(json.dumps(card))
+        if path.endswith("model.json"):
+            shutil.copyfile(shipped[folder.name] / "model.safetensors", folder / "model.safetensors")
+    expected = [one[name] for one in json.loads((STORED / "shipped_answers.json").read_text()).values()]
+    old, new = (load_model(place, name=name) for place in (tmp_path / name, shipped[name]))
+    answers = old.decide(pixels)
+    assert answers["probability"].tolist() == pytest.approx(expected, abs=1e-6)
+    assert answers["prevalence"].isna().all()
+    shift = new.logits(pixels) - old.logits(pixels)
+    assert shift == pytest.approx(np.repeat(shift[0], len(shift)), abs=1e-4)
+    assert new.decide(pixels)["label"].tolist() == answers["label"].tolist()
+    with pytest.raises(InputError, match="kept no prevalence"):
+        old.at(0.05)
 
 
 def test_an_old_run_is_evaluated_and_compared_in_another_place(xray, moved):

@@ -17,6 +17,7 @@ from xray_pneumonia.masking import masked
 
 VERBS = {
     "explore": "describe the data: counts, images, audit, as figures and one HTML page",
+    "index": "list the films of a published data set (layout=nih source=DIR) in a CSV",
     "train": "train one classifier; -m sweeps: a grid or a search that can resume",
     "sweeps": "list the sweeps and how many of their trials are done",
     "compare": "compare runs in one table: seeds grouped, paired tests",
@@ -75,6 +76,8 @@ def _run() -> int:
         close = difflib.get_close_matches(verb, VERBS, n=1)
         print(usage, file=sys.stderr)
         return _complain(f"unknown verb {verb!r}" + (f"; did you mean {close[0]}?" if close else "")) if verb else 2
+    if sys.version_info >= (3, 14):  # its argparse rejects the help texts of Hydra 1.3.8
+        return _complain("Python {}.{} is not supported yet; use 3.11, 3.12 or 3.13".format(*sys.version_info))
     return _guarded(verb, [ALIASES.get((verb, argument), argument) for argument in rest])
 
 

@@ -24,24 +24,21 @@ from xray_pneumonia.stored_config import check_experiment
 LITERAL = {
     "evaluate": ("model", "run_id", "compare_to"),
     "export": ("model", "run_id", "input", "output"),
+    "index": ("source", "output"),
     "predict": ("model", "input", "output"),
     "register": ("run_id", "name", "alias"),
     "reproduce": ("model", "run_id"),
     "train": ("resume",),
     "serve": ("model", "keep", "audit", "host"),
 }
-# Paths, names and addresses of every verb; commas separate the values of a sweep, except in a path that exists.
+# Paths, names and addresses of every verb, taken as they are but for Hydra's quotes and `${...}`.
 PLACES = (
     "data.root", "home", "data.cache_dir", "tracking.run_name", "tracking.experiment_name", "tracking.uri",
-    "sweep.storage", "sweep.name",
+    "sweep.storage", "sweep.name", "storage", "experiment_name", "sweep_name", "output",
 )  # fmt: skip
-LISTS, LISTED = (
-    ("run_id", "run_ids", "compare_to"),
-    re.compile(r"[^\[\],\s][^\[\],]*"),
-)  # eight digits look like a number
-PATTERN = "data.patient"  # a regular expression, or a word
-QUOTES = ("'", '"', "${")
-SPECIAL = ("'", '"', "\\", "\n", "${", ",")
+LISTS = ("run_id", "run_ids", "compare_to")  # what names runs, quoted: eight digits look like a number
+LISTED = re.compile(r"[^\[\],\s][^\[\],]*")
+PATTERNS = ("data.patient", "patient")  # regular expressions, or words
 
 
 def launch(verb: str, arguments: list[str], run: Callable[[DictConfig], Any] | None = None) -> Any:
@@ -63,7 +60,8 @@ def launch(verb: str, arguments: list[str], run: Callable[[DictConfig], Any] | N
     failures: list[BaseException] = []
     returned: list[Any] = [None]
     given, arguments = arguments, _added(_config_dir_first(arguments))
-    arguments, literal = _literally(verb, [_quoted(argument) for argument in arguments])
+    arguments, literal = _literally(verb, arguments)
+    arguments = [_quoted(argument) for argument in arguments]
 
     def task(cfg: DictConfig) -> Any:
         cfg.update(literal)
@@ -137,16 +135,21 @@ def _quoted(argument: str) -> str:
     key, _, value = argument.partition("=")
     if key in LISTS and value.startswith("[") and not {"'", '"'} & set(value):
         return f"{key}={LISTED.sub(lambda found: repr(found.group()), value)}"
-    if key not in (*PLACES, PATTERN) or value in ("", "null"):
+    if key not in (*PLACES, *PATTERNS) or value in ("", "null"):
         return argument
-    special = QUOTES if key == PATTERN else SPECIAL
-    if any(sign in value for sign in special) and not ("," in value and '"' not in value and Path(value).exists()):
+    if value[0] in "'\"" or "${" in value or "\n" in value or _lists(key, value):
         return argument
     try:
         read = OverridesParser.create().parse_override(argument).value()
     except HydraException:
         read = None
-    return argument if read == value else f'{key}="{value}"'
+    escaped = re.sub(r'(\\*)(?="|$)', r"\1\1", value).replace('"', r"\"")
+    return argument if read == value else f'{key}="{escaped}"'
+
+
+def _lists(key: str, value: str) -> bool:
+    """Tell whether commas separate the values of a sweep: in a path of data that does not exist."""
+    return key in ("data.root", "data.cache_dir") and "," in value and not Path(value).exists()
 
 
 def _run(run: Callable[[DictConfig], Any], cfg: DictConfig, failures: list[BaseException]) -> Any:
@@ -157,7 +160,7 @@ def _run(run: Callable[[DictConfig], Any], cfg: DictConfig, failures: list[BaseE
     try:
         if "extensions" in cfg:
             cfg.extensions = extensions.load(OmegaConf.to_object(cfg.extensions))
-            drop_replaced(cfg, HydraConfig.get().overrides.task)
+            drop_replaced(cfg, overrides())
         return run(cfg)
     except Exception as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -260,10 +263,12 @@ def asked() -> list[str]:
 
 
 def overrides() -> list[str]:
-    """List the overrides of the running command."""
+    """List what the running command sets, as it is written: `seed=${mode}` is no key of this list."""
     from hydra.core.hydra_config import HydraConfig
 
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    given: Any = HydraConfig.get().overrides.task if HydraConfig.initialized() else OmegaConf.create([])
+    texts: Any = OmegaConf.to_container(given, resolve=False)
+    return list(texts)
 
 
 def choices() -> dict[str, str | None]:

@@ -25,18 +25,14 @@ MAX_BYTES = 2**20
 MAX_DEPTH = 20
 MAX_NODES = 10_000
 NETS = "xray_pneumonia.models."
+KEYS = {"abstention_error": "max_error"}  # of `EvaluationSettings`, old to new: of each class then, of the answers now
 RENAMED = {"xray_pneumonia.data.decoding.Limits": "xray_pneumonia.data.images.sandbox.Limits"}  # targets, old to new
 # Keys that came after the first configs were stored, by the target that takes them, with the value that means
 # what was done before; "" is the whole config.
 MEANT_BEFORE: dict[str, dict[str, Any]] = {
     "": {"extensions": {}},
-    "xray_pneumonia.data.augment.Augmentation": {
-        "engine": "albumentations",
-        "device": "cpu",
-        "equalise": 0,
-        "sharpen": 0,
-        "shrink": 0,
-    },
+    "xray_pneumonia.data.augment.Augmentation": {"engine": "albumentations", "device": "cpu"}
+    | dict.fromkeys(("equalise", "sharpen", "shrink"), 0),
     "xray_pneumonia.data.datamodule.XRayDataModule": {
         "follow_links": False,
         "progressive": None,
@@ -45,6 +41,7 @@ MEANT_BEFORE: dict[str, dict[str, Any]] = {
         "negative": ["NORMAL"],
         "patient": None,
     },
+    "xray_pneumonia.evaluation.settings.EvaluationSettings": {"out_of_fold": []},
     "xray_pneumonia.models.resnet.ResNet": {"per_image": False},
     "xray_pneumonia.tracking.store.TrackingSettings": {"required": False},
     "xray_pneumonia.training.optimizers.adamw": {"fused": False},
@@ -276,5 +273,7 @@ def _migrated(values: dict[str, Any], *, origin: str) -> dict[str, Any]:
         if node.get("_target_") in RENAMED:
             node["_target_"] = RENAMED[node["_target_"]]
         name = "" if node is values else node.get("_target_", "none")
+        for old in KEYS.keys() & node.keys() if name.endswith(".EvaluationSettings") else ():
+            node[KEYS[old]] = node.pop(old)
         node.update({key: meaning for key, meaning in MEANT_BEFORE.get(name, {}).items() if key not in node})
     return values

@@ -5,7 +5,7 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from xray_pneumonia.evaluation.calibration import COLDEST, Calibration, fit, reliability
+from xray_pneumonia.evaluation.calibration import COLDEST, Calibration, fit, reliability, translate
 
 
 def overconfident(seed=0, images=4000, *, factor=3.0, bias=0.0):
@@ -33,8 +33,28 @@ def test_platt_equals_logistic_regression():
 
 def test_separable_classes_have_an_answer():
     logit, label = np.array([-3.0, -2.0, 2.0, 3.0]), np.array([0, 0, 1, 1])
-    assert fit(logit, label, method="temperature").temperature == pytest.approx(COLDEST, rel=0.01)
-    assert np.isfinite(fit(logit, label, method="platt").logits(logit)).all()
+    for method in ("temperature", "platt"):  # Platt's targets: 3/4 and 1/4
+        assert expit(fit(logit, label, method=method).logits(logit)) == pytest.approx(
+            [0.25, 0.25, 0.75, 0.75], abs=0.06
+        )
+
+
+def test_the_bias_is_that_of_the_slope_at_its_bound():
+    label = np.repeat([0, 1], 2000)
+    logit = (label - 0.5) * 0.1 + 7  # the best slope is about 150
+    found = fit(logit, label, method="platt")
+    assert found.temperature == pytest.approx(COLDEST)
+    assert expit(found.logits(logit)).mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_evidence_is_shown_at_any_prevalence_and_older_maps_name_theirs():
+    old = Calibration(2.0, 0.5)
+    named = old.naming(0.74)
+    assert named.logits([4.0]) == pytest.approx(old.logits([4.0]))
+    assert named.naming(0.1) == named
+    odds = np.exp(named.evidence([4.0])) * 0.05 / 0.95
+    assert expit(named.at(0.05).logits([4.0])) == pytest.approx(odds / (1 + odds))
+    assert translate(0.54, prevalence=0.4, to=0.05) == pytest.approx(0.085, abs=5e-4)
 
 
 def test_none_changes_nothing():

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sqlite3
 import subprocess
 from urllib.parse import unquote
@@ -157,6 +158,7 @@ def test_replicates_plots_and_the_best_config(xray, sweep, records, folder):
     assert done.code == 0, done.err
     groups = records.runs("trial")
     assert len(groups) == 4
+    assert re.search(r"val/auroc 0.\d{4}: best of [34], (flattered by|corrected for) the choice", done.out)
     complete = [t for t in records.trials("seeds") if t.state.name == "COMPLETE"]
     for group in groups:
         members = [r for r in records.runs("train") if r.data.tags["mlflow.parentRunId"] == group.info.run_id]

@@ -15,6 +15,7 @@ LABELS = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64)
 def test_weights():
     assert resolve_class_weights("none", [3, 9]) == (1, 1)
     assert resolve_class_weights({"NORMAL": 3, "PNEUMONIA": 1}, [1, 1]) == (3, 1)
+    assert resolve_class_weights({"negative": 3, "positive": 1}, [1, 1]) == (3, 1)
     expected = compute_class_weight("balanced", classes=np.array([0, 1]), y=np.array([0] * 3 + [1] * 9))
     assert resolve_class_weights("balanced", [3, 9]) == pytest.approx(expected)
 

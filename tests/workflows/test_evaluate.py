@@ -59,7 +59,7 @@ def store_run(home):
             predictions.write(chosen.predictions, run.path("predictions/val.csv"))
             card = {
                 "net": plain(cfg.model), "class_names": list(CLASSES), "image_size": 32, "run_id": run.run_id,
-                "temperature": chosen.decision.calibration.temperature, "operating_point": chosen.decision.threshold,
+                **vars(chosen.decision.calibration), "operating_point": chosen.decision.threshold,
                 "operating_point_policy": "fixed at 0.5" if fixed else chosen.decision.policy,
                 "records_fingerprint": "", "versions": {}, "band": [0.4, 0.6],
             }  # fmt: skip
@@ -135,7 +135,7 @@ def test_the_ledger_is_written_before_anything_is_predicted(evaluate, monkeypatc
         assert len(openings(run.store)) == before + 1
         raise RuntimeError("no prediction today")
 
-    monkeypatch.setattr("xray_pneumonia.inference.model.run_net", broken)
+    monkeypatch.setattr("xray_pneumonia.inference.model.run_features", broken)
     code, _, err = evaluate(f"run_id={run.run_id}", "split=test")
     assert code == 1
     assert "no prediction today" in err
@@ -159,6 +159,23 @@ def test_openings_are_counted_and_later_runs_are_marked(evaluate, run, store_run
     assert re.search(r'<td class="n">20\d\d-\d\d-\d\d \d\d:\d\d UTC</td>', page)
 
 
+def test_a_prevalence_translates_probabilities_and_leaves_what_is_called(evaluate, run):
+    known, tables = [], []
+    for more in ([], ["prevalence=0.05"], ["prevalence=0.05", "cost=30"]):
+        code, out, err = evaluate(f"run_id={run.run_id}", *more)
+        assert code == 0, err
+        folder = folder_of(out, what="Numbers")
+        known.append(json.loads((folder / "evaluation.json").read_text()))
+        tables.append(predictions.read(folder / "predictions.csv")["probability"])
+    own, rare, costly = (one["decision"] for one in known)
+    assert (own["threshold"], rare["calibration"]["prevalence"]) == (0.5, 0.05)
+    shift = np.log(tables[1] / (1 - tables[1])) - np.log(tables[0] / (1 - tables[0]))
+    assert shift.to_numpy() == pytest.approx(np.repeat(shift[0], len(shift)), abs=1e-5)
+    for name in ("sensitivity", "specificity"):
+        assert known[1]["at_operating_point"][name] == known[0]["at_operating_point"][name]
+    assert costly["threshold"] == pytest.approx(1 / 31)
+
+
 def test_an_ensemble_is_the_mean_of_calibrated_logits(evaluate, run, store_run):
     other = store_run(2)
     tables = []
@@ -167,7 +184,8 @@ def test_an_ensemble_is_the_mean_of_calibrated_logits(evaluate, run, store_run):
         assert code == 0, err
         tables.append(predictions.read(folder_of(out) / "predictions.csv"))
     both, first, second = (np.log(one["probability"] / (1 - one["probability"])) for one in tables)
-    assert both.to_numpy() == pytest.approx(((first + second) / 2).to_numpy(), abs=1e-4)
+    shift = (both - (first + second) / 2).to_numpy()  # each is shown where its own operating point lies at 0.5
+    assert shift == pytest.approx(np.repeat(shift[0], len(shift)), abs=1e-4)
 
 
 def test_an_external_folder_is_judged(evaluate, root, run, tmp_path):
@@ -274,6 +292,9 @@ def test_the_ledger_knows_images_again_by_another_name(evaluate, root, tmp_path)
         (["run_id=RUN", "data.broken=maybe"], "data.broken='maybe'"),
         (["run_id=RUN", "split=external", "data.root=2024_01"], "2024_01: no such folder"),
         (["model=final", "operating_point=youden"], "stands in a folder without them"),
+        (["run_id=RUN", "prevalence=1.5"], "prevalence=1.5: should be less than 1"),
+        (["run_id=RUN", "cost=5"], "needs prevalence=P"),
+        (["run_id=RUN", "operating_point=youden", "evaluation.out_of_fold=[RUN,RUN]"], "are in two of 2 tables"),
         (["model=final", "data.root=ROOT"], "not the records that run"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Answers "normal", "pneumonia" or "look closer", by split conformal prediction fitted on validation."""
+"""Answers "normal", "pneumonia" or "look closer": a margin around the operating point that promises few errors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,12 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy.special import betaincinv, expit, logit
+from typing_extensions import TypedDict
 
-from xray_pneumonia.evaluation.intervals import wilson
+from xray_pneumonia.evaluation.intervals import CONFIDENCE, wilson
 from xray_pneumonia.types import Vector
 
 ANSWERS = ("normal", "look closer", "pneumonia")
-ERRORS = (0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.005)  # for which the trade-off is shown
+SHARES = np.arange(70, 101) / 100  # of the images that are answered, from the surest on; tried in this order
+SHOWN = (1.0, 0.98, 0.95, 0.9, 0.85, 0.8, 0.7)  # of them, for which the trade-off is shown
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,13 @@ class Band:
     low: float
     high: float
 
+    @classmethod
+    def around(cls, threshold: float, margin: float) -> "Band":
+        """Put a margin, in logits, on both sides of an operating point."""
+        if not margin:
+            return cls(threshold, threshold)
+        return cls(*(float(expit(logit(threshold) + step)) for step in (-margin, margin)))
+
     def reaching(self, threshold: float) -> "Band":
         """Widen it to an operating point, so that no answer contradicts the label."""
         return Band(min(self.low, threshold), max(self.high, threshold))
@@ -36,18 +46,81 @@ class Band:
         return np.asarray(ANSWERS)[np.where(ill, 2, np.where(chance < self.low, 0, 1))]
 
 
-def fit_band(table: pd.DataFrame, *, error: float, threshold: float) -> Band:
-    """Fit a band on calibrated predictions on validation; it answers at most a share `error` of either class wrongly.
+class Promise(TypedDict):
+    """What a margin was fitted on, and what it promises of images exchangeable with those.
 
-    Class-conditional split conformal prediction (Vovk, ACML 2012): a label stays possible for an image unless it is
-    stranger than all but `error` of its own class on validation. Where exactly one label stays possible, the image is
-    answered; where both do, it is left to a human. Where the classes are so well apart that none would, any threshold
-    in between keeps the error, and the band closes there. It always reaches to the operating point. With exchangeable
-    images at most `error` of each class gets the other's answer.
+    `margin`, in logits, lies on both sides of the operating point; `answered` is the share of the `images` outside it.
+    With 95 % confidence at most a share `bound` of the answers is wrong; where that is more than `max_error`, which was
+    asked for, the sample certifies nothing. `folds` counts the out-of-fold predictions' nets; 0 for validation.
     """
-    ill = np.sort(table.loc[table["label"] == 1, "probability"].to_numpy(np.float64))
-    well = np.sort(1 - table.loc[table["label"] == 0, "probability"].to_numpy(np.float64))
-    return Band(_least(ill, error), 1 - _least(well, error)).reaching(threshold)
+
+    margin: float
+    max_error: float
+    bound: float
+    answered: float
+    images: int
+    patients: int
+    folds: int
+
+
+def is_certified(promise: Promise) -> bool:
+    """Tell whether what was asked for is promised."""
+    return promise["bound"] <= promise["max_error"]
+
+
+def fit_promise(
+    distance: Vector, label: npt.ArrayLike, patient: npt.ArrayLike, *, max_error: float, folds: int = 0
+) -> Promise:
+    """Find the least margin of which at most a share `max_error` of the answers is wrong, with 95 % confidence.
+
+    Margins are tested from the widest (70 % answered) to none, each for "more answers are wrong", until the first
+    test that fails: fixed-sequence testing, which needs no correction (Angelopoulos et al., Learn then Test, 2021;
+    Geifman and El-Yaniv, NeurIPS 2017). The binomial bound counts images / D, D being how much more the errors vary
+    over patients than over independent images.
+
+    Args:
+        distance: logits (N,) from the operating point; from 0 on an image is called PNEUMONIA.
+        label: (N,) of 0 and 1.
+        patient: (N,).
+        max_error: of the answers.
+        folds: nets that the logits come from, each on images it never saw; 0 for one net on its validation split.
+    """
+    wrong = (distance >= 0) != (np.asarray(label) > 0.5)
+    sizes, effect = np.sort(np.abs(distance)), design_effect(wrong, patient)
+    patients = len(np.unique(np.asarray(patient)))
+
+    def test(share: float) -> Promise:
+        margin = _margin(sizes, share)
+        answered = np.abs(distance) >= margin
+        errors, right = (float((answered & part).sum()) / effect for part in (wrong, ~wrong))
+        return Promise(
+            margin=margin,
+            max_error=max_error,
+            bound=float(betaincinv(errors + 1, right, CONFIDENCE)) if right else 1.0,
+            answered=float(answered.mean()),
+            images=len(distance),
+            patients=patients,
+            folds=folds,
+        )
+
+    found = test(SHARES[0])
+    for share in SHARES[1:]:
+        narrower = test(share)
+        if not (is_certified(found) and is_certified(narrower)):
+            break
+        found = narrower
+    return found
+
+
+def design_effect(flags: npt.NDArray[np.bool_], patient: npt.ArrayLike) -> float:
+    """Divide the variance by patient of a share of images by that of independent images; at least 1."""
+    share = flags.mean()
+    codes, patients = pd.factorize(np.asarray(patient))
+    if share in (0, 1) or len(patients) < 2:
+        return 1.0
+    sums = np.bincount(codes, flags - share)
+    among_patients = (sums**2).sum() / (1 - 1 / len(patients))
+    return max(1.0, float(among_patients / (len(flags) * share * (1 - share) / (1 - 1 / len(flags)))))
 
 
 def stored_band(known: Sequence[float] | None, *, threshold: float) -> Band:
@@ -63,27 +136,36 @@ def count_answers(table: pd.DataFrame, band: Band) -> pd.DataFrame:
     )
 
 
+def answered_and_wrong(table: pd.DataFrame, band: Band) -> tuple[float, float]:
+    """Compute the share of images that are answered, and that of the answers which are wrong (NaN without any)."""
+    answers = band.answer(table["probability"])
+    answered = answers != "look closer"
+    wrong = (answers == "pneumonia") != (table["label"] == 1)
+    return float(answered.mean()), float(wrong[answered].mean()) if answered.any() else np.nan
+
+
 def trade_off(validation: pd.DataFrame | None, table: pd.DataFrame, *, threshold: float) -> pd.DataFrame:
-    """Compute coverage and accuracy of the answers as the error that bands are fitted to falls.
+    """Compute coverage and accuracy of the answers as the margin grows.
 
     Returns:
-        For each `error`: `coverage`, `accuracy` of what was answered, and its interval `low`, `high` by
-        the number of patients answered. Without `validation`, on which bands are fitted, no row.
+        For each `share` of validation that is answered: `coverage` and `accuracy` of the answers on the table, and
+        the interval `low`, `high` by the number of patients answered. Without `validation` no row.
     """
-    rows = []
-    for error in ERRORS:
-        if validation is None:
-            break
-        answers = fit_band(validation, error=error, threshold=threshold).answer(table["probability"])
-        answered = answers != "look closer"
-        right = (answers == "pneumonia") == (table["label"] == 1)
-        accuracy = float(right[answered].mean()) if answered.any() else np.nan
-        patients = int(table.loc[answered, "patient"].nunique())
-        rows.append((error, float(answered.mean()), accuracy, *wilson(accuracy * patients, patients)))
-    return pd.DataFrame(rows, columns=["error", "coverage", "accuracy", "low", "high"], dtype=float)
+    rows: list[tuple[float, ...]] = []
+    sizes = np.array([]) if validation is None else _distances(validation, threshold)
+    for share in SHOWN if len(sizes) else ():
+        band = Band.around(threshold, _margin(sizes, share))
+        coverage, wrong = answered_and_wrong(table, band)
+        patients = int(table.loc[band.answer(table["probability"]) != "look closer", "patient"].nunique())
+        rows.append((share, coverage, 1 - wrong, *wilson((1 - wrong) * patients, patients)))
+    return pd.DataFrame(rows, columns=["share", "coverage", "accuracy", "low", "high"], dtype=float)
 
 
-def _least(conformity: Vector, error: float) -> float:
-    """Find the conformity that all but `error` of a class reach; 0 (all is possible) where it is too small to tell."""
-    rank = int(np.floor((len(conformity) + 1) * error))
-    return float(conformity[rank - 1]) if rank else 0.0
+def _distances(table: pd.DataFrame, threshold: float) -> Vector:
+    return np.sort(np.abs(logit(table["probability"].to_numpy(np.float64)) - logit(threshold)))
+
+
+def _margin(sizes: Vector, share: float) -> float:
+    """Find the margin that leaves out the rest of a share, between two of the sorted sizes; 0 leaves out none."""
+    out = int((1 - share) * len(sizes) + 1e-9)
+    return float(sizes[out - 1] + sizes[out]) / 2 if out else 0.0

@@ -1,14 +1,15 @@
 """Chooses the decision rule on validation, and assesses predictions by it: every number of a report."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from scipy.special import expit
 
+from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import calibration
-from xray_pneumonia.evaluation.abstention import Band, count_answers, fit_band, trade_off
-from xray_pneumonia.evaluation.calibration import Calibration, reliability
+from xray_pneumonia.evaluation.abstention import Band, Promise, count_answers, fit_promise, trade_off
+from xray_pneumonia.evaluation.calibration import Calibration, reliability, translate
 from xray_pneumonia.evaluation.calibration_check import CalibrationCheck, check_calibration
 from xray_pneumonia.evaluation.intervals import Estimate, bootstrap, estimates, predictive_value, replicate
 from xray_pneumonia.evaluation.metrics import OF_PROBABILITIES, WeightedMetrics, predictive_values
@@ -17,26 +18,78 @@ from xray_pneumonia.evaluation.subgroups import Subgroup, subgroups
 from xray_pneumonia.evaluation.threshold import choose_threshold
 
 FIXED = "fixed at 0.5"  # the policy of a model that was never calibrated
+CERTAIN = 1e-12  # no operating point is nearer to 0 or 1
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What is chosen on validation and then stays, whatever split is assessed."""
+    """What is chosen on validation and then stays, whatever split is assessed.
+
+    `threshold` and `band` are probabilities at the calibration's prevalence. `promise` is None in models of version
+    0.1.0, whose band promised another thing, and where the operating point was moved since.
+    """
 
     calibration: Calibration
     threshold: float
     policy: str
     band: Band
+    promise: Promise | None = None
+
+    def at(self, prevalence: float, *, cost: float | None = None) -> "Decision":
+        """Show probabilities where a share `prevalence` is ill; labels stay, unless a miss costs `cost` false alarms.
+
+        With a cost the operating point goes where both errors cost the same: at a probability of 1 / (1 + cost).
+
+        Raises:
+            InputError: the model names no prevalence of its own.
+        """
+        shown = self.calibration.prevalence
+        if shown is None:
+            raise InputError(
+                f"prevalence={prevalence:g}: this model was stored by a version that kept no prevalence with its "
+                "probabilities, so they cannot be translated; use a newer model, or for a run `xray evaluate "
+                "operating_point=POLICY`, which calibrates it anew"
+            )
+        moved = self.calibration.at(prevalence)
+        if cost is not None:
+            point, margin = 1 / (1 + cost), self.promise["margin"] if self.promise else 0.0
+            return Decision(moved, point, f"cost:{cost:g}@{100 * prevalence:g}%", Band.around(point, margin))
+        known = [self.threshold, self.band.low, self.band.high]
+        point, low, high = (float(one) for one in translate(known, prevalence=shown, to=prevalence))
+        return replace(self, calibration=moved, threshold=point, band=Band(low, high))
 
 
-def decide(validation: pd.DataFrame, settings: EvaluationSettings, *, fitted: Calibration | None = None) -> Decision:
-    """Choose calibration (unless `fitted` is given), operating point and band on raw predictions on validation."""
+def decide(
+    validation: pd.DataFrame,
+    settings: EvaluationSettings,
+    *,
+    fitted: Calibration | None = None,
+    out_of_fold: pd.DataFrame | None = None,
+) -> Decision:
+    """Choose calibration (unless `fitted` is given), operating point and margin on raw predictions on validation.
+
+    Probabilities are shown at the prevalence at which the operating point lies at 0.5.
+
+    Args:
+        validation: raw predictions.
+        settings: how to choose.
+        fitted: a calibration that stays.
+        out_of_fold: where the margin is fitted instead, as `stored_predictions.read_out_of_fold` makes it.
+    """
+    share = float(validation["label"].mean())
     if fitted is None:
         fitted = calibration.fit(validation["logit"], validation["label"], method=settings.calibration)
-    table = fitted.apply(validation)
-    threshold = choose_threshold(table, policy=settings.operating_point)
-    band = fit_band(table, error=settings.abstention_error, threshold=threshold)
-    return Decision(fitted, threshold, settings.operating_point, band)
+    fitted = fitted.naming(share)
+    threshold = choose_threshold(fitted.at(share).apply(validation), policy=settings.operating_point)
+    point = np.clip(threshold, CERTAIN, 1 - CERTAIN)
+    shown = fitted.at(float(translate(share, prevalence=float(point), to=0.5)))
+    known, folds = validation.assign(distance=shown.logits(validation["logit"])), 0
+    if out_of_fold is not None:
+        known, folds = out_of_fold, int(out_of_fold["net"].nunique())
+    promise = fit_promise(
+        known["distance"].to_numpy(), known["label"], known["patient"], max_error=settings.max_error, folds=folds
+    )
+    return Decision(shown, 0.5, settings.operating_point, Band.around(0.5, promise["margin"]), promise)
 
 
 @dataclass(frozen=True)
@@ -53,8 +106,8 @@ class Assessment:
     """All that is measured of a model on one split.
 
     `at_point` holds the metrics at the operating point, `at_half` those at 0.5, `uncalibrated` those of the raw
-    probabilities; `calibration` says how much of the error is chance, `bins` is the reliability diagram, `bins_before`
-    that of the raw probabilities.
+    probabilities; `calibration` says how much of the error is chance, `bins` is the reliability diagram, of
+    the same evidence at the split's own prevalence, `bins_before` that of the raw probabilities.
     """
 
     table: pd.DataFrame
@@ -105,17 +158,20 @@ def assess(
     calibrated, raw = decision.calibration.apply(table), table.assign(probability=expit(table["logit"]))
     resampling = {"replicates": settings.replicates, "seed": settings.seed}
     before = bootstrap(raw, threshold=0.5, **resampling)
-    metrics = WeightedMetrics.of(calibrated, threshold=decision.threshold)
+    shown, share = decision.calibration.prevalence, float(table["label"].mean())
+    metrics = WeightedMetrics.of(calibrated, threshold=decision.threshold, prevalence=shown)
     at_point = estimates(metrics, replicate(metrics, **resampling))
+    at_half = bootstrap(calibrated, threshold=0.5, **resampling)
+    here = decision.calibration.at(share) if shown and 0 < share < 1 else decision.calibration
     return Assessment(
         table=calibrated,
         decision=decision,
         at_point=at_point,
-        at_half=bootstrap(calibrated, threshold=0.5, **resampling),
+        at_half=at_half | {name: at_point[name] for name in OF_PROBABILITIES},
         uncalibrated={name: before[name] for name in OF_PROBABILITIES},
         delong=at_point["auroc"],
         predictive_values=[_predictive_values(at_point, share) for share in settings.prevalences],
-        bins=reliability(calibrated),
+        bins=reliability(here.apply(table)),
         bins_before=reliability(raw),
         subgroups=subgroups(
             calibrated,
@@ -124,7 +180,7 @@ def assess(
             replicates=max(100, settings.replicates // 2),
             seed=settings.seed,
         ),
-        calibration=check_calibration(calibrated, seed=settings.seed),
+        calibration=check_calibration(calibrated, seed=settings.seed, prevalence=shown),
         answers=count_answers(calibrated, decision.band),
         trade_off=trade_off(
             None if validation is None else decision.calibration.apply(validation),

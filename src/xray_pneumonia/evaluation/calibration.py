@@ -1,13 +1,13 @@
-"""Calibrates logits, so that of images with probability 0.8 eight in ten show pneumonia; fitted on validation."""
+"""Calibrates logits on validation, and shows the evidence as a probability at a named prevalence."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy.optimize import minimize, minimize_scalar
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from xray_pneumonia.evaluation.intervals import wilson
 from xray_pneumonia.evaluation.metrics import BINS
@@ -19,38 +19,70 @@ COLDEST, HOTTEST = 0.05, 20.0
 
 @dataclass(frozen=True)
 class Calibration:
-    """A linear map of logits: calibrated = logit / temperature + bias."""
+    """A linear map of logits to evidence, and the prevalence at which evidence is shown as a probability.
+
+    Evidence = logit / temperature + bias is the log of how much more frequent such an image is among the ill than among
+    the healthy; where a share `prevalence` is ill, its calibrated logit is evidence + logit(prevalence). Models of
+    version 0.1.0 name no prevalence: their bias holds that of their validation split.
+    """
 
     temperature: float = 1.0
     bias: float = 0.0
+    prevalence: float | None = None
 
-    def logits(self, logit: npt.ArrayLike) -> Vector:
-        """Calibrate logits (N,)."""
-        return np.asarray(logit, np.float64) / self.temperature + self.bias
+    def evidence(self, scores: npt.ArrayLike) -> Vector:
+        """Map logits (N,) of a net to evidence."""
+        return np.asarray(scores, np.float64) / self.temperature + self.bias
+
+    @property
+    def offset(self) -> float:
+        """What evidence is moved by to be shown."""
+        return 0.0 if self.prevalence is None else float(logit(self.prevalence))
+
+    def logits(self, scores: npt.ArrayLike) -> Vector:
+        """Calibrate logits (N,) of a net, at the prevalence."""
+        return self.evidence(scores) + self.offset
 
     def apply(self, table: pd.DataFrame) -> pd.DataFrame:
         """Set the probabilities of a table to the calibrated ones; its logits stay raw."""
         return table.assign(probability=expit(self.logits(table["logit"])))
 
+    def naming(self, share: float) -> "Calibration":
+        """Name the prevalence that the bias holds, where none is named; the calibrated logits stay the same."""
+        if self.prevalence is not None:
+            return self
+        return Calibration(self.temperature, self.bias - float(logit(share)), share)
 
-def fit(logit: npt.ArrayLike, label: npt.ArrayLike, *, method: Method) -> Calibration:
+    def at(self, prevalence: float) -> "Calibration":
+        """Show the same evidence where a share `prevalence` is ill."""
+        return replace(self, prevalence=prevalence)
+
+
+def translate(probability: npt.ArrayLike, *, prevalence: float, to: float) -> Vector:
+    """Say what probabilities (N,), shown where a share `prevalence` is ill, are where a share `to` is (Bayes' rule)."""
+    return np.asarray(expit(logit(probability) - logit(prevalence) + logit(to)), np.float64)
+
+
+def fit(scores: npt.ArrayLike, label: npt.ArrayLike, *, method: Method) -> Calibration:
     """Fit a calibration of logits (N,) to labels (N,) of 0 and 1 by the least log loss.
 
-    `temperature` is that of Guo et al. (ICML 2017). `platt` adds a bias and aims at his smoothed targets
-    (Platt, 1999), without which separable classes would have no answer.
+    `temperature` is that of Guo et al. (ICML 2017); `platt` adds a bias, without which weighted classes are never
+    calibrated. Both aim at Platt's smoothed targets (1999), without which separable classes would have no answer.
     """
-    scores, truth = np.asarray(logit, np.float64), np.asarray(label, np.float64)
+    values, truth = np.asarray(scores, np.float64), np.asarray(label, np.float64)
     if method == "none":
         return Calibration()
-    if method == "temperature":
-        bounds = (np.log(COLDEST), np.log(HOTTEST))
-        found = minimize_scalar(lambda t: _loss(scores / np.exp(t), truth), bounds=bounds, method="bounded")
-        return Calibration(float(np.exp(found.x)))
     ill, well = truth.sum(), (1 - truth).sum()
     target = np.where(truth == 1, (ill + 1) / (ill + 2), 1 / (well + 2))
-    found = minimize(lambda w: _loss(np.exp(w[0]) * scores + w[1], target), np.zeros(2), method="BFGS")
-    slope = float(np.clip(np.exp(found.x[0]), 1 / HOTTEST, 1 / COLDEST))
-    return Calibration(1 / slope, float(found.x[1]))
+    if method == "temperature":
+        bounds = (np.log(COLDEST), np.log(HOTTEST))
+        found = minimize_scalar(lambda t: _loss(values / np.exp(t), target), bounds=bounds, method="bounded")
+        return Calibration(float(np.exp(found.x)))
+    found = minimize(lambda w: _loss(np.exp(w[0]) * values + w[1], target), np.zeros(2), method="BFGS")
+    slope, bias = float(np.clip(np.exp(found.x[0]), 1 / HOTTEST, 1 / COLDEST)), float(found.x[1])
+    if slope != np.exp(found.x[0]):  # the bias of another slope is none of this one
+        bias = float(minimize_scalar(lambda b: _loss(slope * values + b, target)).x)
+    return Calibration(1 / slope, bias)
 
 
 def reliability(table: pd.DataFrame) -> pd.DataFrame:
@@ -69,5 +101,5 @@ def reliability(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["probability", "frequency", "low", "high", "images", "patients"])
 
 
-def _loss(logit: Vector, target: Vector) -> float:
-    return float(np.mean(np.logaddexp(0, logit) - target * logit))
+def _loss(scores: Vector, target: Vector) -> float:
+    return float(np.mean(np.logaddexp(0, scores) - target * scores))

@@ -12,6 +12,7 @@ import pandas as pd
 from PIL import Image, ImageFilter
 from scipy.ndimage import shift
 
+from xray_pneumonia.evaluation.abstention import answered_and_wrong
 from xray_pneumonia.evaluation.assessment import Decision
 from xray_pneumonia.evaluation.intervals import delong
 from xray_pneumonia.evaluation.metrics import table_metrics
@@ -46,8 +47,9 @@ def robustness(
         seed: of the corruptions.
 
     Returns:
-        One row for each kind and strength: `auroc` with DeLong's interval by patient (`low`, `high`) and the metrics
-        of `SHOWN`; the first row is the images as they are.
+        One row for each kind and strength: `auroc` with DeLong's interval by patient (`low`, `high`), the metrics of
+        `SHOWN`, the share of images that is `answered` and the `answered_error` among those; the first row is the
+        images as they are.
     """
     rows = [_row(CLEAN, 0, table, decision)]
     for kind in KINDS:
@@ -70,8 +72,9 @@ def _row(kind: str, strength: int, table: pd.DataFrame, decision: Decision) -> d
     calibrated = decision.calibration.apply(table)
     values = table_metrics(calibrated, threshold=decision.threshold)
     area = delong(calibrated["label"], calibrated["logit"], calibrated["patient"])
+    answered, wrong = answered_and_wrong(calibrated, decision.band)
     numbers = {"auroc": area.value, "low": area.low, "high": area.high, **{name: values[name] for name in SHOWN}}
-    return {"kind": kind, "strength": strength, **numbers}
+    return {"kind": kind, "strength": strength, **numbers, "answered": answered, "answered_error": wrong}
 
 
 def _jpeg(image: Gray, amount: float, _: np.random.Generator) -> Gray:

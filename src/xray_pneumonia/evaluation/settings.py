@@ -7,7 +7,7 @@ from annotated_types import Ge
 
 from xray_pneumonia.evaluation.calibration import Method
 from xray_pneumonia.evaluation.threshold import parse_policy
-from xray_pneumonia.types import OpenFraction, Seed, Whole
+from xray_pneumonia.types import OpenFraction, Seed, Text, Whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,8 @@ class EvaluationSettings:
 
     operating_point: str
     calibration: Method
-    abstention_error: OpenFraction
+    max_error: OpenFraction
+    out_of_fold: list[Text]
     replicates: Annotated[int, Ge(100)]
     prevalences: list[OpenFraction]
     subgroups: list[str]

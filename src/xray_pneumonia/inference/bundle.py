@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from xray_pneumonia.errors import InputError
+from xray_pneumonia.evaluation.abstention import Promise
 from xray_pneumonia.evaluation.assessment import Decision
 from xray_pneumonia.signatures import problems
-from xray_pneumonia.types import CLASSES, Classes, Fraction, Positive, Side, spoken
+from xray_pneumonia.types import CLASSES, Classes, Fraction, OpenFraction, Positive, Side, spoken
 
 SCHEMA = 1  # raise it when a field changes its meaning
 WEIGHTS, CARD, GATE = "model.safetensors", "model.json", "gate.npz"
@@ -31,10 +32,13 @@ class Card:
         class_names: by label.
         image_size: height and width of what the net sees, in pixels.
         temperature: divides the logits; 1 until a calibration is fitted.
-        bias: is added after that.
-        operating_point: the probability from which an image is called PNEUMONIA.
+        bias: is added after that; the sum is the evidence.
+        prevalence: the share of ill patients among whom the probabilities hold; null in models of version 0.1.0, whose
+            bias contains that of their validation split.
+        operating_point: the probability, at that prevalence, from which an image is called PNEUMONIA.
         operating_point_policy: how it was chosen.
         band: the model abstains at calibrated probabilities between these two; empty in a model without a band.
+        promise: what the band's margin promises; null in models of version 0.1.0.
         records_fingerprint: of the records it was trained on.
         run_id: of the training; of several, joined by commas.
         versions: of the packages that wrote it.
@@ -57,6 +61,8 @@ class Card:
     schema: int = SCHEMA
     evidence: dict[str, float] = field(default_factory=dict)
     weights_sha256: str = ""
+    prevalence: OpenFraction | None = None
+    promise: Promise | None = None
     extensions: dict[str, str] = field(default_factory=dict)
 
     def values(self) -> dict[str, Any]:
@@ -79,9 +85,11 @@ class Card:
             self,
             temperature=decision.calibration.temperature,
             bias=decision.calibration.bias,
+            prevalence=decision.calibration.prevalence,
             operating_point=decision.threshold,
             operating_point_policy=decision.policy,
             band=[decision.band.low, decision.band.high],
+            promise=decision.promise,
         )
 
 

@@ -10,18 +10,15 @@ from contextlib import ExitStack
 from typing import Any
 
 import pandas as pd
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.table import Table
 
-from xray_pneumonia.config import groups
 from xray_pneumonia.errors import Busy
 from xray_pneumonia.evaluation import predictions
+from xray_pneumonia.sweeps.best_trial import CORRECTED, best_config, correct_best, word_best
 from xray_pneumonia.sweeps.plan import Plan, logged_as
-from xray_pneumonia.sweeps.plots import write_plots
-from xray_pneumonia.sweeps.space import overrides
+from xray_pneumonia.sweeps.plots import optional, write_plots
 from xray_pneumonia.sweeps.storage import locked
 from xray_pneumonia.sweeps.study import DONE, SweepStudy
 from xray_pneumonia.tracking import stored_runs
@@ -151,26 +148,40 @@ class Progress:
         complete = [t for t in self._study.trials() if t.state == TrialState.COMPLETE]
         return sorted(complete, key=lambda t: t.values[0], reverse=self._plan.maximize)
 
-    def conclude(self) -> None:
-        """Write the last table, the plots and the best config."""
+    def conclude(self, store: Store) -> None:
+        """Write the last table, the plots, the best config and its value corrected for the choice."""
         self.update(now=True)
         ranked = self._ranked()
         if ranked:
-            text = _best_config(self._plan, ranked[0], sweep_id=self._parent.run_id)
+            self._correct(store, ranked)
+            words = word_best(self._study.study) or "its only trial"
+            text = best_config(self._plan, ranked[0], sweep_id=self._parent.run_id, words=words)
             self._parent.path("best.yaml").write_text(text, encoding="utf-8")
-            self._name_best(ranked[0])
+            self._name_best(ranked[0], words)
         if len(ranked) > 1:
             write_plots(self._study.study, self._plan, self._parent)
 
-    def _name_best(self, trial: FrozenTrial) -> None:
+    def _name_best(self, trial: FrozenTrial, words: str) -> None:
         """Name the best trial, its value and its parameters: tags, since a sweep that goes on may find a better one."""
         value = f"{trial.values[0]:.6g}"
         tags = {"sweep.best.trial": trial.number, "sweep.best.value": value}
         tags |= {f"sweep.best.{key}": text for key, text in trial.params.items()}
         point = " ".join(f"{key}={text}" for key, text in trial.params.items())
-        result = f"Best: `{self._plan.name} {trial.number}`, {self._objective} {value}, `{point}`; see `best.yaml`."
+        result = f"Best: `{self._plan.name} {trial.number}`, {self._objective} {value} ({words}), `{point}`."
         note = _note(self._plan, self._plan.describe())
         self._parent.set_tags({**tags, "mlflow.note.content": f"{result}\n\n{note}"})
+
+    def _correct(self, store: Store, complete: list[FrozenTrial]) -> None:
+        """Keep in study and parent run what is left of the best value; no reason for a sweep to fail."""
+        if len(complete) < 2 or len(self._plan.objectives) > 1:
+            return
+        with optional("correction for the choice"):
+            found = correct_best(store, self._plan, complete)
+            log.info("%s: %s", self._objective, found)
+            if math.isfinite(found.corrected):
+                known = {"trials": len(complete), "value": found.corrected}
+                self._study.study.set_user_attr(CORRECTED, known)
+                self._parent.log_metrics({f"{logged_as(self._objective)}_corrected": found.corrected})
 
     def print(self, store: Store) -> None:
         """Print the best trials, the failures, and how to see them."""
@@ -190,6 +201,8 @@ class Progress:
         for trial in trials:
             if trial.state == TrialState.FAIL and "reason" in trial.user_attrs:
                 console.print(f"trial {trial.number} failed: {trial.user_attrs['reason']}")
+        if (words := word_best(self._study.study)) and len(self._plan.objectives) == 1:
+            print(f"{self._objective} {self.best():.4f}: {words}, on the validation images of the trials")
         print(f"Train the best again: xray train experiment={self._parent.folder / 'best.yaml'}")
         print(f"See it: {see_it(store, [self._parent.mlflow_id or self._parent.run_id])}")
         done = counts["complete"] + counts["pruned"]
@@ -221,22 +234,3 @@ def tabulate(trials: list[FrozenTrial], plan: Plan) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
-
-
-def _best_config(plan: Plan, trial: FrozenTrial, *, sweep_id: str) -> str:
-    """Write a trial as a config that `xray train experiment=FILE` takes: what it changed of the defaults."""
-    lines = [line for line in plan.shared() if not line.startswith(("sweep", "workers", "home", "tracking."))]
-    defaults: list[Any] = []
-    values = OmegaConf.create({})
-    for override in OverridesParser.create().parse_overrides([*lines, *overrides(trial.params)]):
-        key, value = override.key_or_group, override.value()
-        if key == "experiment":
-            defaults.insert(0, str(value))
-        elif key in groups():
-            defaults.append({f"override /{key}": str(value)})
-        else:
-            OmegaConf.update(values, key, value, force_add=True)
-    figures = ", ".join(f"{name} {value:.4f}" for name, value in zip(plan.objectives, trial.values, strict=True))
-    head = f"# @package _global_\n# Trial {trial.number} of sweep {plan.name} (run {sweep_id}): {figures}.\n"
-    text = head + OmegaConf.to_yaml(OmegaConf.create({"defaults": [*defaults, "_self_"]}))
-    return text + ("\n" + OmegaConf.to_yaml(values) if values else "")

@@ -20,9 +20,9 @@ def write_plots(study: optuna.Study, plan: Plan, parent: Run) -> None:
     """Write Optuna's plots as one page, `plots.html`, and a PNG each; what a study is too small for is left out."""
     pages: list[str] = []
     for kind in PLOTS if plan.space.parameters else PLOTS[:1]:
-        with _optional(kind):
+        with optional(kind):
             pages.append(_plot_html(study, kind, plan, first=not pages))
-        with _optional(kind):
+        with optional(kind):
             _plot_png(study, kind, plan, parent)
     name = escape(plan.name)
     head = f'<!doctype html><meta charset="utf-8"><title>{name}</title><h1>Sweep {name}</h1>'
@@ -30,7 +30,7 @@ def write_plots(study: optuna.Study, plan: Plan, parent: Run) -> None:
 
 
 @contextmanager
-def _optional(kind: str) -> Iterator[None]:
+def optional(kind: str) -> Iterator[None]:
     """Log why there is no plot: that is no reason for a sweep whose trials are done to fail."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the PNGs are Optuna's experimental ones

@@ -196,7 +196,7 @@ class Trial:
                 done[replicate.name] = report.values
                 self._set("replicates", done)
                 pruned = report.pruned
-            if pruned or (len(done) < len(planned) and self._is_hopeless(list(done.values()), len(planned))):
+            if pruned or (len(done) < len(planned) and self._is_hopeless(done)):
                 pruned = True
                 log.info("trial %d: given up after %s", self.spec.number, replicate.name)
                 break
@@ -214,13 +214,13 @@ class Trial:
         group.set_tags(_result_tags(means, pruned=pruned))
         return means, pruned
 
-    def _is_hopeless(self, values: list[list[float]], total: int) -> bool:
+    def _is_hopeless(self, done: dict[str, list[float]]) -> bool:
         if len(self._names) > 1:
             return False
         complete = self._trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        others = [(t.value, t.user_attrs.get("sd", math.nan)) for t in complete if t.value is not None]
-        maximize = self.spec.objectives[self._names[0]] == "max"
-        return is_hopeless([row[0] for row in values], total=total, others=others, maximize=maximize)
+        known = [t.user_attrs["replicates"] for t in complete if "replicates" in t.user_attrs]
+        mine, *others = ({name: row[0] for name, row in values.items()} for values in (done, *known))
+        return is_hopeless(mine, others=others, maximize=self.spec.objectives[self._names[0]] == "max")
 
     def _report(self, tags: dict[str, str], *, first: bool, suffix: str = "") -> EpochReport:
         same = {"sweep.trial_id", "sweep.replicate", stored_runs.PARENT}

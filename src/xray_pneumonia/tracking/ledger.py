@@ -36,7 +36,7 @@ class Opening:
     experiment: str
     config_sha256: str
     runs: str
-    films: str = ""
+    films: str
     shared: int = 0
 
     @property
@@ -134,9 +134,10 @@ def opened_before(store: Store, *, started: int) -> int:
 
 def _opening(started: int, tags: Mapping[str, str]) -> Opening:
     names = ("who", "split", "fingerprint", "contents", "experiment", "config_sha256", "runs")
+    who, split, fingerprint, contents, experiment, config, runs = (tags.get(f"ledger.{name}", "") for name in names)
     parts = sorted((int(key.rpartition(".")[2]), value) for key, value in tags.items() if key.startswith(FILMS))
     films = "".join(value for _, value in parts)
-    return Opening(started, *(tags.get(f"ledger.{name}", "") for name in names), films)
+    return Opening(started, who, split, fingerprint, contents, experiment, config, runs, films)
 
 
 def _short(sha256: str) -> str:

@@ -134,15 +134,17 @@ def sha256_file(path: Path) -> str:
 def _signature() -> Any:
     """State what the model takes and returns: the files' bytes or their pixels, one row of answers for each."""
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import AnyType
 
     # The bytes of a file (base64 in JSON), or S x S gray values. With a stricter type one wrong row fails all others.
     inputs = Schema([ColSpec(AnyType(), name, required=False) for name in ("image", "pixels")])
     texts = [ColSpec(DataType.string, name) for name in ("answer", "abstention")]
+    score = ColSpec(DataType.double, "gate_score")  # above 1 for films of another kind than those it learned from
     numbers = [ColSpec(DataType.double, "probability"), ColSpec(DataType.string, "label")]
-    outputs = Schema([*numbers, ColSpec(DataType.double, "operating_point"), *texts])
-    return ModelSignature(inputs=inputs, outputs=outputs)
+    points = [ColSpec(DataType.double, name) for name in ("operating_point", "prevalence")]
+    params = ParamSchema([ParamSpec("prevalence", DataType.double, 0.0)])  # 0: the model's own
+    return ModelSignature(inputs=inputs, outputs=Schema([*numbers, *points, *texts, score]), params=params)
 
 
 @dataclass(frozen=True)

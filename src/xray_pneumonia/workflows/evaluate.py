@@ -1,7 +1,7 @@
 """Runs `xray evaluate`: assesses a trained model on a split, with intervals, in one report."""
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -27,7 +27,7 @@ from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.server import see_it
 from xray_pneumonia.tracking.store import open_store
 from xray_pneumonia.training import performance
-from xray_pneumonia.types import CLASSES
+from xray_pneumonia.types import CLASSES, OpenFraction, Positive
 from xray_pneumonia.workflows.choices import changes, parameters_of
 from xray_pneumonia.workflows.evaluation_data import (
     RECORD_COLUMNS,
@@ -63,6 +63,8 @@ class EvaluateConfig:
     split: Split
     compare_to: str | list[str] | None
     operating_point: str
+    prevalence: OpenFraction | None
+    cost: Positive | None
     data: EvaluationFolder
     evaluation: Node
     tracking: Node
@@ -77,6 +79,7 @@ def main(cfg: DictConfig) -> None:
     store = open_store(tracking, home=home)
     performance.prepare_process(keep_freed_memory=True, threads=None)
     evaluated = find_evaluated(store, cfg, settings)
+    evaluated = replace(evaluated, model=evaluated.model.at(cfg.prevalence, cost=cfg.cost))
     other = find_compared(store, cfg, settings)
     held_out = open_split(
         evaluated.runs[0],
@@ -113,6 +116,8 @@ def evaluate(
     other: EvaluatedModel | None,
 ) -> Report:
     """Open the split, predict, assess and record; the ledger is written before anything is predicted."""
+    if evaluated.model.gate is None:
+        evaluated = replace(evaluated, model=replace(evaluated.model, gate=held_out.fit_gate()))
     model = evaluated.model
     openings = _open(evaluated, held_out)
     table = _predict(evaluated, held_out)
@@ -126,7 +131,7 @@ def evaluate(
         context=context,
         net=model.require_net(),
         predict=model.uncalibrated_logits,
-        gate=(model.gate or held_out.fit_gate()) if settings.report else None,
+        check=model.input_check,
         validation=table if held_out.split == "val" and evaluated.validation is None else evaluated.validation,
         rival=None if other is None else _predict_rival(other.model, held_out, table),
     )
@@ -173,11 +178,13 @@ def _open(evaluated: EvaluatedModel, held_out: HeldOut) -> list[Opening]:
 
 
 def _predict(evaluated: EvaluatedModel, held_out: HeldOut) -> pd.DataFrame:
-    logits = evaluated.model.uncalibrated_logits(held_out.images, progress="Predicting")
+    logits, distances = evaluated.model.measure(held_out.images, progress="Predicting")
     table = predictions.tabulate(held_out.records, held_out.records.index.to_numpy(), logits)
     predictions.require_usable(table, name=f"split={held_out.split}", classes=evaluated.model.card.classes)
     if held_out.split == "val" and evaluated.validation is not None:
         _require_unaltered(evaluated.runs[0].run_id, evaluated.validation, table)
+    if evaluated.model.gate is not None:
+        table["gate_score"], table["gate_reason"] = evaluated.model.gate.judge(held_out.images, distances)
     known = [column for column in RECORD_COLUMNS if column in held_out.records]
     return table.join(held_out.records[known])
 
@@ -228,6 +235,8 @@ def _context(evaluated: EvaluatedModel, held_out: HeldOut, openings: list[Openin
 
 def _print(report: Report, console: Console) -> None:
     assessment, context = report.assessment, report.context
+    for sentence in report.drift.sentences() if report.drift else ():
+        console.print(sentence, highlight=False, markup=False)
     title = (
         f"{SPLITS[context.split].capitalize()}: {assessment.images} images of {assessment.patients} patients; "
         f"operating point {assessment.decision.threshold:.4f} ({assessment.decision.policy})"

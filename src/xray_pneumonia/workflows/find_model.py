@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
+from scipy.special import logit
 
 from xray_pneumonia.config import build
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.evaluation import calibration, predictions
-from xray_pneumonia.evaluation.abstention import fit_band
+from xray_pneumonia.evaluation import calibration
+from xray_pneumonia.evaluation.abstention import Band, fit_promise
 from xray_pneumonia.evaluation.assessment import FIXED, Decision, decide
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.inference.bundle import CARD
@@ -27,6 +28,7 @@ from xray_pneumonia.tracking.run_names import NoSuchRun, read_named
 from xray_pneumonia.tracking.store import Store, TrackingSettings, open_database
 from xray_pneumonia.tracking.stored_runs import RUN_ID, StoredRun, read_run
 from xray_pneumonia.workflows.own_code import changes_shown
+from xray_pneumonia.workflows.stored_predictions import read_out_of_fold, validation_predictions
 from xray_pneumonia.workflows.training_record import read_provenance
 
 STORED = "stored"  # the operating point that the model carries
@@ -189,24 +191,21 @@ def load_runs(
     runs = [read_named(store, text) for text in run_ids]
     if len({run.run_id for run in runs}) < len(run_ids) or not run_ids:
         raise InputError(f"run_id={run_ids}: name each run once")
-    tables = [_validation_predictions(run) for run in runs]
+    tables = [validation_predictions(run) for run in runs]
     members = [_load_run(run, table, settings) for run, table in zip(runs, tables, strict=True)]
     model, validation = members[0], tables[0]
     if len(members) > 1:
         _require_fitting(members, tables)
-        rows = [one.calibration.logits(table["logit"]) for one, table in zip(members, tables, strict=True)]
+        members = [_naming_prevalence(one, table) for one, table in zip(members, tables, strict=True)]
+        rows = [one.calibration.evidence(table["logit"]) for one, table in zip(members, tables, strict=True)]
         validation = validation.assign(logit=np.mean(rows, axis=0))
         run_id = ",".join(run.run_id for run in runs)
-        card = replace(model.card, net={}, weights_sha256="", run_id=run_id, temperature=1.0, bias=0.0)
+        card = replace(model.card, net={}, weights_sha256="", run_id=run_id)
+        card = replace(card, temperature=1.0, bias=0.0, prevalence=0.5)  # evidence stays as it is
         model = ensemble_of(members, card, name=" + ".join(run.name for run in runs))
-    decision = _decide(model, validation, settings, operating_point=operating_point)
+    elsewhere = read_out_of_fold(settings.out_of_fold, lambda: store)
+    decision = _decide(model, validation, settings, operating_point=operating_point, out_of_fold=elsewhere)
     return EvaluatedModel(model.with_decision(decision), runs, validation)
-
-
-def _validation_predictions(run: StoredRun) -> pd.DataFrame:
-    table = predictions.read(run.artifact("predictions/val.csv"))
-    predictions.require_usable(table, name=f"run_id={run.run_id}, predictions/val.csv")
-    return table
 
 
 def _load_run(run: StoredRun, validation: pd.DataFrame, settings: EvaluationSettings) -> TrainedModel:
@@ -223,6 +222,12 @@ def _load_run(run: StoredRun, validation: pd.DataFrame, settings: EvaluationSett
     log.info("run %s carries no calibration; it is fitted on the run's validation predictions", run.run_id)
     fitted = calibration.fit(validation["logit"], validation["label"], method=settings.calibration)
     return replace(model, card=replace(model.card, temperature=fitted.temperature, bias=fitted.bias))
+
+
+def _naming_prevalence(model: TrainedModel, validation: pd.DataFrame) -> TrainedModel:
+    """Turn the logits of an older model into evidence, which members of an ensemble have in common."""
+    named = model.calibration.naming(float(validation["label"].mean()))
+    return replace(model, card=replace(model.card, bias=named.bias, prevalence=named.prevalence))
 
 
 def _require_fitting(members: list[TrainedModel], tables: list[pd.DataFrame]) -> None:
@@ -246,7 +251,12 @@ def _require_fitting(members: list[TrainedModel], tables: list[pd.DataFrame]) ->
 
 
 def _decide(
-    model: TrainedModel, validation: pd.DataFrame, settings: EvaluationSettings, *, operating_point: str
+    model: TrainedModel,
+    validation: pd.DataFrame,
+    settings: EvaluationSettings,
+    *,
+    operating_point: str,
+    out_of_fold: pd.DataFrame | None,
 ) -> Decision:
     """Take the decision that a model carries, or choose on validation what it does not."""
     if operating_point != STORED:
@@ -255,6 +265,7 @@ def _decide(
         stored = model.decision
         if model.card.band:
             return stored
-        table = stored.calibration.apply(validation)
-        return replace(stored, band=fit_band(table, error=settings.abstention_error, threshold=stored.threshold))
-    return decide(validation, settings, fitted=model.calibration)
+        distance = stored.calibration.logits(validation["logit"]) - logit(stored.threshold)
+        promise = fit_promise(distance, validation["label"], validation["patient"], max_error=settings.max_error)
+        return replace(stored, band=Band.around(stored.threshold, promise["margin"]), promise=promise)
+    return decide(validation, settings, fitted=model.calibration, out_of_fold=out_of_fold)

@@ -21,16 +21,19 @@ from xray_pneumonia.data.images.limits import DicomRules
 from xray_pneumonia.data.images.sandbox import DAMAGED, Attempt, Decoders
 from xray_pneumonia.errors import InputError, SomeFailed
 from xray_pneumonia.evaluation import gradcam
-from xray_pneumonia.evaluation.input_gate import quality_flags
+from xray_pneumonia.evaluation.input_gate import FeatureGate
+from xray_pneumonia.evaluation.quality import quality_flags
 from xray_pneumonia.inference.loading import EngineName
 from xray_pneumonia.inference.model import TrainedModel
-from xray_pneumonia.types import CLASSES, Count, Gray, Processes, Text, Whole
+from xray_pneumonia.types import CLASSES, Count, Gray, OpenFraction, Positive, Processes, Text, Whole
 from xray_pneumonia.workflows.contact_sheet import Summary, print_summary, summarise, write_sheet
 from xray_pneumonia.workflows.find_model import find_and_load
 from xray_pneumonia.workflows.prediction_files import TABLE, PredictionFiles, Row, make_row
 
 HEAT_MAPS = "heat_maps"
-CHOSEN = ("run_id", "weights_sha256", "operating_point", "band", "temperature", "bias", "image_size", "net")
+CHOSEN = (
+    "run_id", "weights_sha256", "operating_point", "band", "temperature", "bias", "prevalence", "image_size", "net",
+)  # fmt: skip
 COMPARED = 8  # images whose heat maps are compared with those of random weights
 log = logging.getLogger(__name__)
 
@@ -46,6 +49,8 @@ class PredictConfig:
     output: Text
     engine: EngineName
     explain: bool
+    prevalence: OpenFraction | None
+    cost: Positive | None
     modalities: list[str]
     views: list[str]
     body_parts: list[str]
@@ -76,6 +81,7 @@ def main(cfg: DictConfig) -> None:
 def _predict(cfg: DictConfig) -> None:
     source, folder = _places(cfg)
     model = find_and_load(cfg.model, tracking=build(cfg.tracking), home=Path(cfg.home), engine=cfg.engine)
+    model = model.at(cfg.prevalence, cost=cfg.cost)
     if cfg.explain and model.net is None:
         cure = f"extensions=[{','.join(model.card.extensions)}]" if model.card.extensions else "engine=torch"
         raise InputError(f"explain=true: heat maps need the net itself; use {cure} or explain=false")
@@ -88,7 +94,8 @@ def _predict(cfg: DictConfig) -> None:
     with PredictionFiles(folder, _identity(cfg, model, source)) as answers, decoders:
         _classify_all(source, answers, decoders, model, cfg)
         answers.sort(lambda: find_files(source))
-        summary = summarise(answers.rows(), shown=cfg.sheet_images)
+        home, positive = model.gate.home if model.gate else None, model.card.class_names[1]
+        summary = summarise(answers.rows(), shown=cfg.sheet_images, positive=positive, home=home)
         write_sheet(folder, summary, model, decoders, source)
     print_summary(summary, model, folder, Console(width=None if Console().is_terminal else 80))
     _raise_failures(summary, folder)
@@ -116,7 +123,8 @@ def dicom_rules(cfg: DictConfig) -> DicomRules:
 def _identity(cfg: DictConfig, model: TrainedModel, source: Path) -> dict[str, Any]:
     """List all that an answer depends on; a rerun with anything else does not mix its answers with these."""
     card = asdict(model.card)
-    return {
+    gate = {"gate": model.gate.limits.tolist()} if isinstance(model.gate, FeatureGate) else {}
+    return gate | {
         "input": printable(str(source)),
         **{name: card[name] for name in CHOSEN},
         **({} if model.card.classes == CLASSES else {"class_names": card["class_names"]}),
@@ -160,8 +168,10 @@ def classify(attempts: list[Attempt], model: TrainedModel, maps: "HeatMaps | Non
         return []
     images = np.stack([attempt.pixels for attempt in attempts])  # type: ignore[misc]
     table = model.decide(images)
-    flags = quality_flags(images, table.pop("gate").to_numpy(), model.gate)
+    flags = quality_flags(images, table["abstention"], model.input_check)
     drawn = maps.draw(attempts, images) if maps else [None] * len(attempts)
+    table["brightness"] = images.mean(axis=(1, 2)).round(1)
+    table["gate_score"] = [None if np.isnan(score) else round(score, 4) for score in table.pop("gate")]
     rows = table.rename(columns={"answer": "decision", "abstention": "reason"}).to_dict("records")
     return [
         make_row(attempt, {**_doubted(row, attempt), "flags": [*found, *attempt.notes], "heat_map": heat_map})

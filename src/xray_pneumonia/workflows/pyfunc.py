@@ -25,8 +25,8 @@ from xray_pneumonia.types import Gray
 
 PROCESSES, BATCH = min(4, os.cpu_count() or 1), 64
 FILE, PIXELS = "image", "pixels"  # the columns of the input
-PROBABILITY = "probability"  # JSON knows no NaN, so it is None where there is none
-COLUMNS = (PROBABILITY, "label", "operating_point", "answer", "abstention")
+NUMBERS = ("probability", "gate_score")  # JSON knows no NaN, so they are None where there is none
+COLUMNS = (NUMBERS[0], "label", "operating_point", "prevalence", "answer", "abstention", NUMBERS[1])
 
 
 class BundleModel:
@@ -44,31 +44,27 @@ class BundleModel:
         Args:
             model_input: a table or dict with the column `image` (the bytes of a PNG, JPEG or DICOM file, or those in
                 base64) or `pixels` (S x S gray values); in a table with both, a row may give either.
-            params: are not used.
+            params: `prevalence`, the share of ill patients where the probabilities are to hold; 0 or none for the
+                model's own.
 
         Returns:
-            One row for each: `probability`, `label`, `operating_point`, `answer`, `abstention`. What cannot be
-            read has probability None, no label, and the reason as its abstention.
+            One row for each: `probability`, `label`, `operating_point`, `prevalence`, `answer`, `abstention`,
+            `gate_score`. What cannot be read has no label, its numbers are None and the reason is its abstention.
 
         Raises:
-            ValueError: the input has neither column.
+            ValueError: the input has neither column, or the prevalence is no share.
+            InputError: the model cannot translate its probabilities.
         """
+        prevalence = (params or {}).get("prevalence") or None
+        if prevalence is not None and not 0 < prevalence < 1:
+            raise ValueError(f"prevalence={prevalence}: should be a share between 0 and 1, such as 0.05")
+        model = self._model.at(prevalence)
         attempts = self._read_all(model_input)
         decoded = [attempt.pixels for attempt in attempts if attempt.pixels is not None]
         images = np.array(decoded, np.uint8).reshape(-1, self._side, self._side)
-        answers = iter(self._model.decide(images).drop(columns="gate").to_dict("records"))
-        rows = [self._failed(attempt) if attempt.code else _doubted(next(answers), attempt) for attempt in attempts]
-        kind = float if len(decoded) == len(attempts) else object  # numbers alone would turn None into NaN
-        return pd.DataFrame(
-            {
-                name: pd.Series([row[name] for row in rows], dtype=kind if name == PROBABILITY else None)
-                for name in COLUMNS
-            }
-        )
-
-    def _failed(self, attempt: Attempt) -> dict[Any, Any]:
-        known = {PROBABILITY: None, "label": "", "operating_point": self._model.card.operating_point}
-        return {**known, "answer": "look closer", "abstention": f"unreadable: {attempt.message}"}
+        answers = iter(model.decide(images).rename(columns={"gate": NUMBERS[1]}).to_dict("records"))
+        rows = [_failed(attempt, model) if attempt.code else _doubted(next(answers), attempt) for attempt in attempts]
+        return pd.DataFrame({name: _column(name, [row[name] for row in rows]) for name in COLUMNS})
 
     def _read_all(self, given: Any) -> list[Attempt]:
         columns = {name: _unwrapped(list(given[name]), name) for name in (FILE, PIXELS) if name in given}
@@ -102,6 +98,19 @@ class BundleModel:
 def _doubted(row: dict[Any, Any], attempt: Attempt) -> dict[Any, Any]:
     """Withhold a sure answer about a file whose pixels may not be what was recorded."""
     return {**row, "answer": "look closer", "abstention": row["abstention"] or DAMAGED} if attempt.doubtful else row
+
+
+def _column(name: str, values: list[Any]) -> pd.Series:
+    if name not in NUMBERS:
+        return pd.Series(values)
+    known = [None if value is None or np.isnan(value) else value for value in values]
+    return pd.Series(known, dtype=object if None in known else float)  # numbers alone would turn None into NaN
+
+
+def _failed(attempt: Attempt, model: TrainedModel) -> dict[Any, Any]:
+    known = {**dict.fromkeys(NUMBERS), "label": "", "operating_point": model.card.operating_point}
+    reason = f"unreadable: {attempt.message}"
+    return {**known, "prevalence": model.card.prevalence, "answer": "look closer", "abstention": reason}
 
 
 def _unwrapped(values: list[Any], name: str) -> list[Any]:

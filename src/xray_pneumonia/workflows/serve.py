@@ -17,11 +17,12 @@ from omegaconf import DictConfig
 from xray_pneumonia.config import Node, anchor, build, check
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import gradcam
-from xray_pneumonia.evaluation.input_gate import FLAGS
-from xray_pneumonia.evaluation.report.model_card import LIMITATIONS, USE
+from xray_pneumonia.evaluation.calibration import translate
+from xray_pneumonia.evaluation.quality import FLAGS
+from xray_pneumonia.evaluation.report.model_card import USE, limitations
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.types import Count, Port, Positive, Processes, Text
-from xray_pneumonia.workflows.contact_sheet import MEANS, describe_evidence
+from xray_pneumonia.workflows.contact_sheet import describe_evidence, meanings
 from xray_pneumonia.workflows.find_model import find_and_load
 from xray_pneumonia.workflows.predict import HeatMaps, classify, dicom_rules
 from xray_pneumonia.workflows.pyfunc import _load_pyfunc  # noqa: F401
@@ -82,7 +83,7 @@ def main(cfg: DictConfig) -> None:
         service = app.Service(
             reader=reading,
             heat_map=_heat_maps(reading, model),
-            describe=lambda row, prevalence: _describe(row, model),
+            describe=lambda row, prevalence: _describe(row, model, prevalence),
             model=_facts(model),
             journal=journal,
             most_waiting=cfg.most_waiting,
@@ -153,6 +154,7 @@ def _heat_maps(reading: Any, model: TrainedModel) -> Callable[[Path], tuple[byte
 def _facts(model: TrainedModel) -> dict[str, Any]:
     """Describe the model for the page and `/v1/models`."""
     card = model.card
+    negative, positive = card.answers.values()
     return {
         "name": model.name,
         "version": (card.weights_sha256 or card.run_id)[:12],
@@ -161,23 +163,29 @@ def _facts(model: TrainedModel) -> dict[str, Any]:
         "question": f"{card.class_names[1]} or {card.class_names[0]}",
         "image_size": card.image_size,
         "operating_point": card.operating_point,
-        "prevalence": None,
-        "decisions": {"positive": "pneumonia", "uncertain": "look closer", "negative": "normal"},
+        "prevalence": card.prevalence,
+        "decisions": {"negative": negative, "positive": positive, "uncertain": "look closer"},
         "evidence": describe_evidence(card),
         "use": f"Use: {USE}.",
-        "limitations": list(LIMITATIONS),
+        "limitations": list(limitations(card.classes)),
     }
 
 
-def _describe(row: Mapping[str, Any], model: TrainedModel) -> dict[str, Any]:
-    """Make the JSON of an answer from a row of `xray predict`."""
+def _describe(row: Mapping[str, Any], model: TrainedModel, prevalence: float | None) -> dict[str, Any]:
+    """Make the JSON of an answer from a row of `xray predict`, shown at a prevalence or the model's own."""
+    own = model.card.prevalence
+    shown = prevalence if own and prevalence else own
+    if own and prevalence:
+        points = translate([row["probability"], row["operating_point"]], prevalence=own, to=prevalence)
+        row = {**row, "probability": float(points[0]), "operating_point": float(points[1])}
     sure = "positive" if row["label"] == model.card.class_names[1] else "negative"
     names = ("decision", "label", "probability", "operating_point", "reason", "sha256", "width", "height")
     return {
         **{name: row[name] for name in names},
+        "prevalence": shown,
         "kind": "uncertain" if row["decision"] == "look closer" else sure,
         "flags": [{"name": flag, "meaning": FLAGS.get(flag, flag)} for flag in row["flags"]],
-        "words": MEANS[row["decision"]],
+        "words": meanings(model.card)[row["decision"]],
         "model": model.name,
         "version": (model.card.weights_sha256 or model.card.run_id)[:12],
     }

@@ -1,11 +1,12 @@
 """Train one classifier: build what a config names, fit, evaluate, record."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+import pandas as pd
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
@@ -19,11 +20,12 @@ from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.metrics import OF_RANKS, epoch_metrics, table_metrics
 from xray_pneumonia.evaluation.settings import EvaluationSettings
+from xray_pneumonia.evaluation.threshold import require_enough
 from xray_pneumonia.models.layers import require_logits, takes, to_channels_last
 from xray_pneumonia.tracking.lightning_logger import RunLogger
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.server import see_it
-from xray_pneumonia.tracking.store import TrackingSettings, open_or_offline
+from xray_pneumonia.tracking.store import Store, TrackingSettings, open_database, open_or_offline
 from xray_pneumonia.training import checkpoints, performance
 from xray_pneumonia.training.callbacks import DataCheck, build_callbacks
 from xray_pneumonia.training.classifier import PneumoniaClassifier
@@ -64,6 +66,7 @@ class Training:
     tracking: TrackingSettings
     data: XRayDataModule
     classifier: PneumoniaClassifier
+    out_of_fold: pd.DataFrame | None
 
 
 def train(cfg: DictConfig, *, watch: Watch | None = None) -> Trained:
@@ -76,7 +79,7 @@ def build_training(cfg: DictConfig) -> Training:
     values = check_train(cfg)
     pl.seed_everything(values["seed"], workers=True, verbose=False)
     settings: TrainerSettings = build(values["trainer"])
-    evaluation, tracking = build(values["evaluation"]), build(values["tracking"])
+    evaluation, tracking, home = build(values["evaluation"]), build(values["tracking"]), Path(values["home"])
     data: XRayDataModule = build(values["data"], build(values["augmentation"]))
     net = _build_net(values["model"], data.image_size)
     net = to_channels_last(net) if settings.channels_last else net
@@ -90,6 +93,7 @@ def build_training(cfg: DictConfig) -> Training:
         )
     performance.prepare_process(keep_freed_memory=settings.keep_freed_memory, threads=settings.threads)
     data.prepare()
+    out_of_fold = _check_evaluation(evaluation, data, lambda: open_database(tracking, home=home))
     classifier = PneumoniaClassifier(
         net,
         loss=require_loss(build(values["loss"], data.class_counts(), key="loss")),
@@ -100,13 +104,28 @@ def build_training(cfg: DictConfig) -> Training:
     )
     return Training(
         config=RunConfig.of(cfg),
-        home=Path(values["home"]),
+        home=home,
         settings=settings,
         evaluation=evaluation,
         tracking=tracking,
         data=data,
         classifier=classifier,
+        out_of_fold=out_of_fold,
     )
+
+
+def _check_evaluation(
+    evaluation: EvaluationSettings, data: XRayDataModule, open_store: Callable[[], Store]
+) -> pd.DataFrame | None:
+    """Refuse before the training what could not be chosen after it; returns the out-of-fold predictions, if any."""
+    chosen_on = data.records[data.records["split"].eq("val") & data.records["error"].eq("")]
+    well, ill = (chosen_on.loc[chosen_on["label"] == label, "patient"].nunique() for label in (0, 1))
+    require_enough(evaluation.operating_point, ill=ill, well=well)
+    if not evaluation.out_of_fold:
+        return None
+    from xray_pneumonia.workflows.stored_predictions import read_out_of_fold
+
+    return read_out_of_fold(evaluation.out_of_fold, open_store)
 
 
 def _build_net(node: Node, side: int) -> nn.Module:
@@ -170,7 +189,8 @@ def _evaluate(training: Training, run: Run, trainer: pl.Trainer) -> Trained:
     best_epoch = _load_best(training.classifier, run.folder / "checkpoints" / checkpoints.BEST)
     index, logits = predict_logits(net, data.val_dataloader(), device=device)
     table = predictions.tabulate(data.records, index, logits)
-    chosen = assess_validation(run, training.config.values, net, data, table, settings=training.evaluation)
+    settings, elsewhere = training.evaluation, training.out_of_fold
+    chosen = assess_validation(run, training.config.values, net, data, table, settings=settings, out_of_fold=elsewhere)
     assess_shift(run, net, data, chosen.decision, device=device)
     labels = chosen.predictions["label"].to_numpy()
     metrics = epoch_metrics(chosen.predictions["logit"].to_numpy(), labels, threshold=THRESHOLD)

@@ -195,6 +195,8 @@ def record_bundle(
         operating_point=decision.threshold,
         operating_point_policy=decision.policy,
         band=[decision.band.low, decision.band.high],
+        prevalence=decision.calibration.prevalence,
+        promise=decision.promise,
         records_fingerprint=fingerprint(data.records),
         run_id=run.run_id,
         versions={name: version(name) for name in ("xray-pneumonia", "torch")},
@@ -203,8 +205,7 @@ def record_bundle(
     with TemporaryDirectory() as folder:
         save_bundle(Path(folder), net.cpu(), card)
         leave_evidence(run, Path(folder))
-        if chosen.gate is not None:
-            chosen.gate.write(Path(folder) / GATE)
+        chosen.gate.write(Path(folder) / GATE)
         if card.extensions:
             _add_graph(Path(folder))
         run.log_model(Path(folder), epoch=epoch, loader_module=LOADER_MODULE)

@@ -13,6 +13,7 @@ from pydicom.encaps import encapsulate
 
 from xray_pneumonia.data.images.decode import decode
 from xray_pneumonia.data.images.limits import DicomRules, ImageError
+from xray_pneumonia.data.records import scan
 
 RAMP = np.tile(np.linspace(0, 2047, 64).astype(np.uint16), (64, 1))
 RULES = DicomRules()
@@ -47,6 +48,19 @@ def refused(data, code, match=None, rules=RULES):
     with pytest.raises(ImageError, match=match) as caught:
         decode(data, 64, rules=rules)
     assert caught.value.code == code
+
+
+def test_patients_are_hashed_and_never_named(tmp_path):
+    ids = {"a": "Doe^Jane", "b": "Doe^Jane ", "c": "17", "d": ""}
+    for folder, names in (("NORMAL", "ab"), ("PNEUMONIA", "cd")):
+        (tmp_path / "train" / folder).mkdir(parents=True)
+        for name in names:
+            (tmp_path / "train" / folder / f"{name}.dcm").write_bytes(film(PatientID=ids[name]))
+    (tmp_path / "train" / "NORMAL" / "e.png").write_bytes(b"no DICOM")
+    a, b, e, c, d = scan(tmp_path, patient="dicom")["patient"]
+    assert a == b != c
+    assert len(a) == len(c) == 16
+    assert (d, e) == ("d", "e")
 
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])

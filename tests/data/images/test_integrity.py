@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xray_pneumonia.data.images.integrity import ADAM7, TORN, require_whole_jpeg, require_whole_png, tear
+from xray_pneumonia.data.images.integrity import (
+    ADAM7,
+    TORN,
+    require_whole_jpeg,
+    require_whole_png,
+    tear,
+    whole_jpeg,
+)
 from xray_pneumonia.data.images.limits import ImageError
 
 pytest.importorskip("simplejpeg")
@@ -135,3 +142,16 @@ def test_real_xrays_are_whole_and_damaged_ones_torn(real_xrays):
     for kind in ("hole", "zeroed tail", "cut", "swapped blocks"):
         missed = sum(tear(damaged(raster, kind)) <= TORN for raster in rasters)
         assert missed == 0, (kind, missed)
+
+
+@pytest.mark.parametrize(("mode", "scaled"), [("L", (100, 60)), ("L", (50, 30)), ("RGB", (100, 60)), ("RGB", (25, 15))])
+def test_a_jpeg_decoded_in_one_pass_has_the_pixels_of_pillow(mode, scaled):
+    noise = np.random.default_rng(0).integers(0, 255, (60, 100, 3), np.uint8)
+    file = BytesIO()
+    Image.fromarray(noise).convert(mode).save(file, "JPEG", progressive=mode == "RGB")
+    image = Image.open(file)
+    image.draft(mode, scaled)
+    found = whole_jpeg(file.getvalue(), colour=mode == "RGB", sides=(100, 60), scaled=image.size)
+    assert np.array_equal(found, np.asarray(image))
+    with pytest.raises(ImageError, match="two sizes"):
+        whole_jpeg(file.getvalue(), colour=mode == "RGB", sides=(60, 100), scaled=image.size)

@@ -24,7 +24,8 @@ MAPS = {"border": 0.6, "measured": 3, "likeness": np.nan, "bound": 0.5}  # of fi
 
 def settings(**changes):
     given = {
-        "operating_point": "youden", "calibration": "temperature", "abstention_error": 0.05, "replicates": 100,
+        "operating_point": "youden", "calibration": "temperature", "max_error": 0.05, "out_of_fold": [],
+        "replicates": 100,
         "prevalences": [0.05, 0.5], "subgroups": ["subtype"], "maps": 0, "robustness_images": 0, "report": True,
         "seed": 0,
     }  # fmt: skip

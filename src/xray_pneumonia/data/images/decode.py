@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from xray_pneumonia.data.images.integrity import TORN, require_whole_jpeg, require_whole_png, tear
+from xray_pneumonia.data.images.integrity import TORN, require_whole_jpeg, require_whole_png, tear, whole_jpeg
 from xray_pneumonia.data.images.limits import (
     FAR,
     MAGIC,
@@ -115,6 +115,9 @@ def _decode_picture(data: bytes, size: int) -> Decoded:
         sides, mode = image.size, image.mode
         if image.format == "JPEG":
             image.draft("RGB" if mode == "RGB" else None, (2 * size, 2 * size))
+        if image.format == "JPEG" and image.getexif().get(ORIENTATION, 1) == 1:
+            whole = Image.fromarray(whole_jpeg(data, colour=mode == "RGB", sides=sides, scaled=image.size))
+            return _squashed(_gray(whole), size, mode=mode, sides=sides)
         try:
             image.load()
         except MemoryError:

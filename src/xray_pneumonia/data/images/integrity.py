@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from xray_pneumonia.data.images.limits import ImageError
 
+Pixels = npt.NDArray[np.uint8]
 CELLS = 64  # columns to which a row is averaged
 CLIP = 40.0  # gray levels: a step counts no more than this
 FLOOR = 0.7  # gray levels added to what a step is compared with, so that flat areas do not divide by zero
@@ -39,6 +40,36 @@ def require_whole_jpeg(data: bytes) -> None:
         simplejpeg.decode_jpeg(data, colorspace="GRAY", min_height=1, min_width=1, min_factor=8, strict=True)
     except ValueError as error:
         raise ImageError("truncated", f"is cut or damaged: {str(error).removeprefix('Corrupt JPEG data: ')}") from None
+
+
+def whole_jpeg(data: bytes, *, colour: bool, sides: tuple[int, int], scaled: tuple[int, int]) -> Pixels:
+    """Decode a JPEG at a fraction of its size; the same pixels as Pillow's, in one pass with the check of its stream.
+
+    Args:
+        data: the bytes of a JPEG.
+        colour: whether it has three components.
+        sides: its width and height.
+        scaled: the width and height that Pillow's `draft` chose.
+
+    Returns:
+        (H, W) or (H, W, 3).
+
+    Raises:
+        ImageError: data are missing, follow where none belong, or are no valid Huffman codes.
+    """
+    import simplejpeg
+
+    kind, (width, height) = "RGB" if colour else "GRAY", scaled
+    try:
+        found = simplejpeg.decode_jpeg_header(data)[:2]
+        if found != sides[::-1]:
+            raise ValueError(f"two sizes, {sides[::-1]} and {found}")
+        pixels: Pixels = simplejpeg.decode_jpeg(
+            data, colorspace=kind, min_height=height, min_width=width, min_factor=1, strict=True
+        )
+    except ValueError as error:
+        raise ImageError("truncated", f"is cut or damaged: {str(error).removeprefix('Corrupt JPEG data: ')}") from None
+    return pixels if colour else pixels[..., 0]
 
 
 @dataclass(frozen=True)
@@ -118,7 +149,7 @@ def _inflated_length(compressed: bytes, *, most: int) -> int:
         raise ImageError("truncated", f"is damaged: its data cannot be inflated ({error})") from None
 
 
-def tear(gray: npt.NDArray[np.uint8]) -> float:
+def tear(gray: Pixels) -> float:
     """Measure the worst tear of a raster: a step in brightness along a whole row's length of consecutive pixels.
 
     Where pixels are lost, zeroed or moved, and where a wrong DC coefficient shifts all later blocks of a JPEG, what
@@ -139,7 +170,10 @@ def tear(gray: npt.NDArray[np.uint8]) -> float:
     if height < 8:
         return 0.0
     cells = gray[:, : columns * side].reshape(height, columns, side)
-    means = np.add.reduce(cells, axis=2, dtype=np.int32).astype(np.float32) / side
+    total: npt.NDArray[np.uint32] = cells[..., 0].astype(np.uint32)
+    for column in range(1, side):  # several times faster than a sum over so short an axis
+        total += cells[..., column]
+    means = total.astype(np.float32) / side
     steps = np.diff(means, axis=0)
     unlike = np.abs(steps[1:-1] - 0.5 * (steps[:-2] + steps[2:])).ravel()
     sums = np.concatenate([[0.0], np.cumsum(np.minimum(unlike, CLIP), dtype=np.float64)])

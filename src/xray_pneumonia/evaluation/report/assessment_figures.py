@@ -30,7 +30,7 @@ def draw(report: "Report", images: Gray, *, seed: int) -> dict[str, Figure]:
     drawn = {
         "roc": roc_with_band(assessment, seed=seed),
         "reliability": reliability_diagram(assessment, classes=report.context.classes),
-        "confusion_matrix": confusion_matrix(table, threshold=round(threshold, 4), classes=report.context.classes),
+        "confusion_matrix": confusion_matrix(table, threshold=threshold, classes=report.context.classes),
         "coverage": coverage_and_accuracy(assessment, classes=report.context.classes),
         "worst_mistakes": worst_mistakes(table, images, threshold=threshold, classes=report.context.classes),
     }
@@ -121,12 +121,16 @@ def coverage_and_accuracy(assessment: Assessment, *, classes: Classes = CLASSES)
     if assessment.patients >= FEWEST:
         curve.fill_between(line["coverage"], line["low"], line["high"], color=SOFT, alpha=0.5, lw=0)
     curve.plot(line["coverage"], line["accuracy"], "o-", color=INK)
-    for error, coverage, accuracy, *_ in line.drop_duplicates("coverage").itertuples(index=False, name=None):
-        curve.annotate(f"{error:.1%}", (coverage, accuracy), (4, 5), textcoords="offset points", fontsize=8)
+    for share, coverage, accuracy, *_ in line.drop_duplicates("coverage").itertuples(index=False, name=None):
+        curve.annotate(f"{share:.0%}", (coverage, accuracy), (4, 5), textcoords="offset points", fontsize=8)
     if line.empty:
         curve.set(xlim=(0, 1), ylim=(0, 1))
-        curve.text(0.5, 0.5, "not known: bands are fitted on\nvalidation predictions", ha="center", va="center")
-    curve.set(xlabel="share of images answered", ylabel="accuracy of the answers", title="Promised error of each class")
+        curve.text(0.5, 0.5, "not known: margins are fitted on\nvalidation predictions", ha="center", va="center")
+    curve.set(
+        xlabel="share of images answered",
+        ylabel="accuracy of the answers",
+        title="Margins that answer so much of validation",
+    )
     counts = assessment.answers.to_numpy(float)
     counts = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     left = np.zeros(2)

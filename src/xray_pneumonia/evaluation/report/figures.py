@@ -87,7 +87,7 @@ def confusion_matrix(predictions: pd.DataFrame, *, threshold: float, classes: Cl
     display.plot(ax=figure.subplots(), cmap="Blues", colorbar=False, im_kw={"vmin": 0, "vmax": 1})
     for text, count, share in zip(display.text_.flat, counts.flat, shares.flat, strict=True):
         text.set(text=f"{count}\n{share:.1%}", fontsize=13, color="white" if share > 0.5 else "black")
-    title = f"{_basis(predictions)}, threshold {threshold:g}"
+    title = f"{_basis(predictions)}, threshold {threshold:.4g}"
     display.ax_.set(xlabel="called", ylabel="truth", title=title)
     display.ax_.set_yticks([0, 1], classes, rotation=90, va="center")
     display.ax_.grid(visible=False)

@@ -8,7 +8,16 @@ import yaml
 
 from xray_pneumonia.evaluation.assessment import Assessment
 from xray_pneumonia.evaluation.intervals import FEWEST, Estimate
-from xray_pneumonia.evaluation.report.text import SPLITS, number, percent, spread, times, untold
+from xray_pneumonia.evaluation.report.text import (
+    SPLITS,
+    meaning,
+    number,
+    percent,
+    promise,
+    spread,
+    times,
+    untold,
+)
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.types import CLASSES, Classes, spoken
 
@@ -49,14 +58,16 @@ def model_facts(
         "Config": f"sha256 {tags.get('config_sha256', 'unknown')[:16]}",
         "Code": f"commit {tags.get('mlflow.source.git.commit', 'unknown')[:12]}, uncommitted changes: "
         f"{tags.get('git.dirty', 'unknown')}; torch {tags.get('version.torch', 'unknown')}",
-        "Calibration": f"logit / {calibration.temperature:.3f} + {calibration.bias:.3f}, fitted on validation",
+        "Calibration": f"evidence = logit / {calibration.temperature:.3f} + {calibration.bias:.3f}, fitted on "
+        f"validation; shown {_shown_at(calibration.prevalence)}",
         "Operating point": f"probability {decision.threshold:.4f}, policy {decision.policy}, chosen on validation",
-        "Band of abstention": f"{decision.band.low:.4f} to {decision.band.high:.4f}, at most "
-        f"{settings.abstention_error:.1%} of either class answered wrongly on validation",
+        "What a probability means": meaning(0.8, prevalence=calibration.prevalence, threshold=decision.threshold),
+        "Look closer": f"{decision.band.low:.4f} to {decision.band.high:.4f}. {promise(decision.promise)}",
         "Intervals": f"95 %, {settings.replicates} resamplings of patients; rates after Wilson, AUROC after DeLong on "
         f"the logit scale; none of fewer than {FEWEST} patients (of each class)",
-        "Calibration error": f"{number(check.error)} on {assessment.images} images of {assessment.patients} patients, "
-        f"of which chance alone gives {number(check.floor)}; slope {check.slope}, intercept {check.intercept}",
+        "Calibration error": f"{number(check.error)} {_shown_at(check.prevalence)}, on {assessment.images} images of "
+        f"{assessment.patients} patients, of which chance alone gives {number(check.floor)}; slope "
+        f"{check.slope}, intercept {check.intercept}",
     }
 
 
@@ -108,6 +119,10 @@ def fill_checklist(answers: Mapping[str, str]) -> list[dict[str, str]]:
     """Give the items of TRIPOD+AI and CLAIM: `item`, `topic`, `claim` and `answer`, "" where it is left to a human."""
     items = yaml.safe_load((files("xray_pneumonia.evaluation.report") / "checklist.yaml").read_text(encoding="utf-8"))
     return [{**item, "answer": answers.get(item.get("fact", ""), "")} for item in items]
+
+
+def _shown_at(prevalence: float | None) -> str:
+    return "at the prevalence of validation" if prevalence is None else f"where {percent(prevalence)} are ill"
 
 
 def _kept(config: Mapping[str, Any]) -> str:

@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from xray_pneumonia.evaluation.abstention import Promise, is_certified
 from xray_pneumonia.evaluation.assessment import Assessment
+from xray_pneumonia.evaluation.calibration import translate
 from xray_pneumonia.evaluation.comparison import FEWEST as FEWEST_TESTED
 from xray_pneumonia.evaluation.comparison import FEWEST_DIFFERING, Difference
 from xray_pneumonia.evaluation.intervals import FEWEST, FEWEST_RESAMPLED, Estimate, wilson
@@ -77,6 +79,47 @@ def summary(assessment: Assessment, *, split: str, classes: Classes = CLASSES) -
     return sentences
 
 
+def meaning(
+    probability: float,
+    *,
+    prevalence: float | None,
+    threshold: float,
+    finding: str = "pneumonia",
+    elsewhere: float = 0.05,
+) -> str:
+    """Word what a probability says of a film, for a radiologist; an older model cannot say for whom it holds."""
+    if prevalence is None:
+        return (
+            f"This model was stored by an older version: its probability holds where as many films show {finding} as "
+            f"in its validation split, and it calls a film {finding} from {percent(threshold)} on."
+        )
+    share, among = f"{100 * probability:.0f}", f"{100 * prevalence:.0f}"
+    rare = float(translate(probability, prevalence=prevalence, to=elsewhere))
+    return (
+        f"{share} %: among patients of whom {among} in 100 have {finding}, {share} of 100 films like this one show it. "
+        f"From {100 * threshold:.0f} % on it is called {finding}. Where {100 * elsewhere:.0f} in 100 are ill the same "
+        f"film means {100 * rare:.0f} %."
+    )
+
+
+def promise(known: Promise | None) -> str:
+    """Word what the margin of "look closer" promises, and for whom."""
+    if known is None:
+        return "No error of the answers is promised: the band is that of an older version, or the point was moved."
+    basis = f"{known['images']} films of {known['patients']} patients, "
+    basis += f"{known['folds']} nets on films they never saw" if known["folds"] else "the validation split"
+    kept = f'answers {percent(known["answered"])} of them and says "look closer" to the rest'
+    if is_certified(known):
+        return (
+            f"Of its answers at most {percent(known['max_error'])} are wrong, with 95 % confidence, on films like "
+            f"those it was tested on ({basis}; it {kept}); it does not hold at another hospital."
+        )
+    return (
+        f"Not certified: {basis}, are too few or too hard to promise at most {percent(known['max_error'])} wrong "
+        f"answers; what holds, with 95 % confidence, is {percent(known['bound'])}. It {kept}."
+    )
+
+
 def _rate(rate: Estimate, films: str, called: str, wrong: str, right: str) -> str:
     """Word a rate with what it rests on; the interval is that of the rate, the next 100 films vary more."""
     if rate.patients < FEWEST_TESTED:
@@ -145,7 +188,7 @@ def _answers(assessment: Assessment) -> str:
     return (
         f'Allowed to say "look closer", it does so for {percent((unsure + left) / max(1, films))} of the {films} '
         f"films; of the {answered} it answers, "
-        f"{wrong} {'is' if wrong == 1 else 'are'} wrong."
+        f"{wrong} {'is' if wrong == 1 else 'are'} wrong. {promise(assessment.decision.promise)}"
     )
 
 
