@@ -163,7 +163,11 @@ def _facts(model: TrainedModel) -> dict[str, Any]:
         "image_size": card.image_size,
         "operating_point": card.operating_point,
         "prevalence": card.prevalence,
-        "decisions": {"positive": "pneumonia", "uncertain": "look closer", "negative": "normal"},
+        "decisions": {
+            "positive": card.answers["pneumonia"],
+            "uncertain": "look closer",
+            "negative": card.answers["normal"],
+        },
         "evidence": describe_evidence(card),
         "use": f"Use: {USE}.",
         "limitations": list(limitations(card.classes)),
