@@ -228,7 +228,7 @@ def _coloured(heat: Maps) -> npt.NDArray[np.float64]:
 def layer(heat: Maps) -> Gray:
     """Colour a heat map (H, W), from 0 to 1, as a layer (H, W, 4) whose opacity is the heat."""
     opacity = 255 * np.clip(heat, 0, 1)[..., None]
-    return np.rint(np.concatenate([_coloured(heat), opacity], axis=2)).astype(np.uint8)
+    return np.asarray(np.rint(np.concatenate([_coloured(heat), opacity], axis=2)), np.uint8)
 
 
 def thumbnail(image: Image.Image | Gray, *, side: int) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import optuna
 from optuna.storages import RDBStorage
 
+from xray_pneumonia.sweeps.best_trial import word_best
 from xray_pneumonia.sweeps.storage import open_storage, resolve
 from xray_pneumonia.tracking.locations import sqlite_path
 
@@ -69,4 +70,5 @@ def _best(study: optuna.Study, objectives: list[str]) -> str:
         return "-"
     if len(objectives) > 1:
         return f"{len(best)} that none beats"
-    return f"{objectives[0]} {best[0].values[0]:.4f}"
+    words = word_best(study)
+    return f"{objectives[0]} {best[0].values[0]:.4f}" + (f" ({words})" if words else "")

@@ -4,23 +4,24 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
 import optuna
 from omegaconf import DictConfig
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
 from xray_pneumonia.errors import InputError
+from xray_pneumonia.evaluation.intervals import t_quantile
 from xray_pneumonia.evaluation.metrics import monitor_mode
 from xray_pneumonia.sweeps.settings import SweepSettings, read_settings
 from xray_pneumonia.sweeps.space import Point, Space, read_space
 
 BUDGET = 20  # trials, where a search sets none
-MARGIN = 2.0  # standard errors that a trial may lie behind before it gets no more replicates
 # Where and how a sweep runs; none of it changes what a trial's value means.
 LOGISTICS = ("home", "sweep", "workers", "tracking", "trainer.threads", "hydra")
 
@@ -52,6 +53,11 @@ class Plan:
     def shared(self) -> list[str]:
         """List the overrides that all trials share."""
         return [*self.carried, *(f"{key}={value}" for key, value in self.space.fixed.items())]
+
+
+def logged_as(objective: str) -> str:
+    """Name an objective as the run of a training logs it for its kept epoch."""
+    return f"best/{objective.removeprefix('val/')}" if objective.startswith("val/") else objective
 
 
 def read_plan(cfg: DictConfig, arguments: Sequence[str], *, choice: str) -> Plan:
@@ -162,26 +168,29 @@ def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
     return fmean(values), stdev(values) if len(values) > 1 else math.nan
 
 
-def is_hopeless(values: Sequence[float], *, total: int, others: Sequence[tuple[float, float]], maximize: bool) -> bool:
-    """Tell whether the remaining replicates would hardly make a trial the best one.
+def is_hopeless(values: Mapping[str, float], *, others: Sequence[Mapping[str, float]], maximize: bool) -> bool:
+    """Tell whether a trial lies so far behind the best one that its remaining replicates would hardly change that.
 
-    They would where its mean so far lies more than `MARGIN` standard errors behind the best mean. The spread comes
-    from the trials that are complete, pooled, for that of two or three values is a guess.
+    It is compared with the best complete trial on the same seeds and folds, for some folds are harder than others.
+    The spread of such differences comes from the complete trials, by Student's t on their degrees of freedom.
 
     Args:
-        values: of the replicates so far.
-        total: replicates of a whole trial.
-        others: mean and standard deviation of the trials that are complete.
+        values: of the trial's replicates so far, by name.
+        others: the same of each complete trial.
         maximize: whether more is better.
     """
-    spreads = [sd for _, sd in others if math.isfinite(sd)]
-    if not values or not spreads:
+    names = sorted(set.intersection(*(set(one) for one in others))) if others else []
+    shared = [name for name in names if name in values]
+    freedom = (len(others) - 1) * (len(names) - 1)
+    if not shared or freedom < 1:
         return False
-    pooled = math.sqrt(fmean(sd**2 for sd in spreads))
+    table = np.array([[one[name] for name in names] for one in others])  # (trials, replicates)
+    residuals = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0) + table.mean()
     sign = 1 if maximize else -1
-    best = max(sign * mean for mean, _ in others)
-    error = pooled * math.sqrt(1 / len(values) + 1 / total)
-    return sign * fmean(values) < best - MARGIN * error
+    best = others[int(np.argmax(sign * table.mean(axis=1)))]
+    behind = sign * fmean(best[name] - values[name] for name in shared)
+    error = math.sqrt(float(np.square(residuals).sum()) / freedom * 2 / len(shared))
+    return bool(behind > t_quantile(freedom) * error)
 
 
 def _name(plan: Plan, choice: str) -> str:

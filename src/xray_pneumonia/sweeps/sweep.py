@@ -122,7 +122,7 @@ def _lead(sweep: Sweep, study: SweepStudy, store: Store) -> float:
             if study.room() <= 0 or study.too_many_failures():  # else another process left a trial unfinished
                 break
         close_orphaned_runs(store, study, parent, name=plan.name)
-        progress.conclude()
+        progress.conclude(store)
         _require_success(plan, study)
     progress.print(store)
     return progress.best()

@@ -6,8 +6,6 @@ by eight characters an image, so that images are known again in any other set.
 """
 
 import base64
-import getpass
-import os
 import platform
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +13,7 @@ from datetime import UTC, datetime
 
 from filelock import FileLock
 
+from xray_pneumonia.tracking.process import user
 from xray_pneumonia.tracking.store import Store, ensure_experiment
 
 EXPERIMENT = "ledger"
@@ -37,7 +36,7 @@ class Opening:
     experiment: str
     config_sha256: str
     runs: str
-    films: str = ""
+    films: str
     shared: int = 0
 
     @property
@@ -80,7 +79,7 @@ def record_opening(
             "ledger.experiment": experiment,
             "ledger.config_sha256": config_sha256,
             "ledger.runs": ",".join(runs),
-            "ledger.who": _who(),
+            "ledger.who": f"{user()}@{platform.node()}",
             **{f"ledger.{name}": str(fact) for name, fact in (facts or {}).items()},
         }
         with FileLock(store.home / ".ledger.lock"):
@@ -135,9 +134,10 @@ def opened_before(store: Store, *, started: int) -> int:
 
 def _opening(started: int, tags: Mapping[str, str]) -> Opening:
     names = ("who", "split", "fingerprint", "contents", "experiment", "config_sha256", "runs")
+    who, split, fingerprint, contents, experiment, config, runs = (tags.get(f"ledger.{name}", "") for name in names)
     parts = sorted((int(key.rpartition(".")[2]), value) for key, value in tags.items() if key.startswith(FILMS))
     films = "".join(value for _, value in parts)
-    return Opening(started, *(tags.get(f"ledger.{name}", "") for name in names), films)
+    return Opening(started, who, split, fingerprint, contents, experiment, config, runs, films)
 
 
 def _short(sha256: str) -> str:
@@ -156,11 +156,3 @@ def _listed(known: list[Opening]) -> dict[str, set[str]]:
         for one in known
         if one.films
     }
-
-
-def _who() -> str:
-    try:
-        name = getpass.getuser()
-    except (OSError, KeyError):  # a container without a name for its user
-        name = str(os.getuid())
-    return f"{name}@{platform.node()}"

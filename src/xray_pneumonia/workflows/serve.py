@@ -18,7 +18,7 @@ from xray_pneumonia.config import Node, anchor, build, check
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import gradcam
 from xray_pneumonia.evaluation.calibration import translate
-from xray_pneumonia.evaluation.input_gate import FLAGS
+from xray_pneumonia.evaluation.quality import FLAGS
 from xray_pneumonia.evaluation.report.model_card import USE, limitations
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.types import Count, Port, Positive, Processes, Text
@@ -154,6 +154,7 @@ def _heat_maps(reading: Any, model: TrainedModel) -> Callable[[Path], tuple[byte
 def _facts(model: TrainedModel) -> dict[str, Any]:
     """Describe the model for the page and `/v1/models`."""
     card = model.card
+    negative, positive = card.answers.values()
     return {
         "name": model.name,
         "version": (card.weights_sha256 or card.run_id)[:12],
@@ -163,11 +164,7 @@ def _facts(model: TrainedModel) -> dict[str, Any]:
         "image_size": card.image_size,
         "operating_point": card.operating_point,
         "prevalence": card.prevalence,
-        "decisions": {
-            "positive": card.answers["pneumonia"],
-            "uncertain": "look closer",
-            "negative": card.answers["normal"],
-        },
+        "decisions": {"negative": negative, "positive": positive, "uncertain": "look closer"},
         "evidence": describe_evidence(card),
         "use": f"Use: {USE}.",
         "limitations": list(limitations(card.classes)),

@@ -18,12 +18,13 @@ from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.files import require_unchanged
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import predictions
-from xray_pneumonia.evaluation.metrics import epoch_metrics
+from xray_pneumonia.evaluation.metrics import OF_RANKS, epoch_metrics, table_metrics
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.evaluation.threshold import require_enough
 from xray_pneumonia.models.layers import require_logits, takes, to_channels_last
 from xray_pneumonia.tracking.lightning_logger import RunLogger
 from xray_pneumonia.tracking.run import Run, start_run
+from xray_pneumonia.tracking.server import see_it
 from xray_pneumonia.tracking.store import Store, TrackingSettings, open_database, open_or_offline
 from xray_pneumonia.training import checkpoints, performance
 from xray_pneumonia.training.callbacks import DataCheck, build_callbacks
@@ -32,6 +33,7 @@ from xray_pneumonia.training.losses import require_loss
 from xray_pneumonia.training.predict import predict_logits
 from xray_pneumonia.training.trainer import TrainerSettings, build_trainer, fit
 from xray_pneumonia.workflows import resume
+from xray_pneumonia.workflows.choices import group_choices, run_name
 from xray_pneumonia.workflows.train import check_train
 from xray_pneumonia.workflows.training_run import THRESHOLD, RunConfig, Trained, record_start
 
@@ -149,8 +151,9 @@ def run_training(
     start = resume.find_checkpoint(store, run_id, identity, training.data) if run_id else None
     if resumption:
         resume.claim(store, resumption.run_id)
-    name, tags = (watch.name, watch.tags) if watch else (tracking.run_name, {})
-    tags = {"verb": "train", **tags}
+    values = training.config.values
+    name = watch.name if watch else tracking.run_name or run_name(store, values, group_choices(values))
+    tags = {"verb": "train", **(watch.tags if watch else {})}
     with (
         start_run(store, name=name, tags=tags, system_metrics=tracking.system_metrics, run_id=run_id) as run,
         resume.explain_stop(run, resumable=watch is None),
@@ -191,14 +194,21 @@ def _evaluate(training: Training, run: Run, trainer: pl.Trainer) -> Trained:
     assess_shift(run, net, data, chosen.decision, device=device)
     labels = chosen.predictions["label"].to_numpy()
     metrics = epoch_metrics(chosen.predictions["logit"].to_numpy(), labels, threshold=THRESHOLD)
+    operating = table_metrics(chosen.predictions, threshold=chosen.decision.threshold)
     history = dict(run.metric_history([training.classifier.monitor])[training.classifier.monitor])
     trained = Trained(
         run_id=run.run_id,
-        uri=run.store.uri,
+        see_it=see_it(run.store, [run.mlflow_id or run.run_id]),
         best_epoch=best_epoch,
         epochs=trainer.current_epoch,
         predictions=chosen.predictions,
         metrics=metrics,
+        operating={
+            "threshold": chosen.decision.threshold,
+            **{name: value for name, value in operating.items() if name not in OF_RANKS},
+        },
+        decision=chosen.decision,
+        report=chosen.report,
         monitored=history.get(best_epoch, float("nan")),
     )
     record_result(run, trained, data)

@@ -1,4 +1,4 @@
-"""Whether intervals cover and tests err as often as they say: python scripts/benchmarks/statistics.py [PART ...]."""
+"""Simulates whether intervals cover and tests err as they say; usage: coverage_of_intervals.py [PART ...]."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ def cohort(rng: np.random.Generator, *, patients: int, gap: float, images: int =
 def deviation(rng: np.random.Generator, owner: np.ndarray) -> Vector:
     """Draw deviations of unit variance, alike within a patient."""
     shared = rng.normal(size=int(owner.max()) + 1)[owner]
-    return np.sqrt(ICC) * shared + np.sqrt(1 - ICC) * rng.normal(size=len(owner))
+    return np.asarray(np.sqrt(ICC) * shared + np.sqrt(1 - ICC) * rng.normal(size=len(owner)))
 
 
 def read(table: pd.DataFrame, rng: np.random.Generator, *, noise: float, offset: float) -> pd.DataFrame:
