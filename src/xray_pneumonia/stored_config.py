@@ -47,12 +47,8 @@ MEANT_BEFORE: dict[str, dict[str, Any]] = {
     "xray_pneumonia.training.optimizers.adamw": {"fused": False},
     "xray_pneumonia.training.optimizers.rmsprop": {"fused": False},
     "xray_pneumonia.training.optimizers.sgd": {"fused": False},
-    "xray_pneumonia.training.trainer.TrainerSettings": {
-        "checkpoint_minutes": 10,
-        "checkpoint_steps": None,
-        "compile": False,
-        "keep": "best",
-    },
+    "xray_pneumonia.training.trainer.TrainerSettings": {"checkpoint_minutes": 10, "checkpoint_steps": None}
+    | {"compile": False, "freeze": [], "backbone_lr": 1.0, "keep": "best"},
 }
 REFERENCE = re.compile(r"\$\{[\w.]+\}")
 FORBIDDEN = re.compile(r"[\x00-\x09\x0b-\x1f\x7f\ufeff\u0085\u2028\u2029]")

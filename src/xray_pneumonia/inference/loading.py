@@ -141,7 +141,7 @@ def _load_net(node: Mapping[str, Any], weights: Mapping[str, Tensor], *, name: s
     try:
         with nullcontext() if foreign else _shapes_alone(weights):  # the command trusts code of others
             net: nn.Module = build(node, key="model")
-        _require_fitting(net, weights)
+        require_fitting(net, weights)
         net = as_logits(net) if foreign else net.to_empty(device="cpu")
         net.load_state_dict(weights)
     except (RuntimeError, ValueError, TypeError, OverflowError) as error:
@@ -170,7 +170,12 @@ def _shapes_alone(weights: Mapping[str, Tensor]) -> Iterator[None]:
         hook.remove()
 
 
-def _require_fitting(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def require_fitting(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Check that weights have the names, shapes and types of a net's, and are finite.
+
+    Raises:
+        ValueError: they have not.
+    """
     expected = net.state_dict()
     differing = sorted(expected.keys() ^ weights.keys())
     if differing:
