@@ -22,6 +22,7 @@ from xray_pneumonia.stored_config import check_experiment
 
 # Keys that hold a path or a name, as they are: Hydra would take `image (1).png` for a call, and `model` for the group.
 LITERAL = {
+    "adapt": ("model", "labels"),
     "evaluate": ("model", "run_id", "compare_to"),
     "export": ("model", "run_id", "input", "output"),
     "index": ("source", "output"),

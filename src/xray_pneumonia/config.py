@@ -29,6 +29,7 @@ TARGETS = frozenset(
         "xray_pneumonia.evaluation.settings.EvaluationSettings",
         "xray_pneumonia.models.cnn.CNN",
         "xray_pneumonia.models.mlp.MLP",
+        "xray_pneumonia.models.probe.Probe",
         "xray_pneumonia.models.resnet.ResNet",
         "xray_pneumonia.models.torchvision.TorchvisionNet",
         "xray_pneumonia.sweeps.settings.SweepSettings",

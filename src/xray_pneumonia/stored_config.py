@@ -160,15 +160,19 @@ def check_net(net: Any, *, origin: str) -> dict[str, Any]:
         InputError: it names anything but a net of this package, or arguments that it does not take.
     """
     require_safe({"model": net}, origin=origin)
-    if not isinstance(net, dict) or not (
-        (target := str(net.get("_target_"))).startswith(NETS) or extensions.find(target)
-    ):
+    if not isinstance(net, dict) or not _is_net(net):
         raise InputError(f"{origin}: net names no net of this package: {str(net)[:200]}")
     try:
         check(OmegaConf.create({"model": net}), NetConfig)
     except InputError as error:
         raise InputError(f"{origin}: {error}") from error
-    return net
+    return dict(net)
+
+
+def _is_net(node: Mapping[str, Any]) -> bool:
+    """Tell whether a node names a net of this package around nothing but such nets, or one of the user's own."""
+    target, inner = str(node.get("_target_")), [one for one in node.values() if isinstance(one, dict)]
+    return (target.startswith(NETS) and all(map(_is_net, inner))) or extensions.find(target) is not None
 
 
 class _PlainLoader(get_yaml_loader()):  # type: ignore[misc]

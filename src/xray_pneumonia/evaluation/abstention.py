@@ -13,7 +13,6 @@ from xray_pneumonia.evaluation.intervals import CONFIDENCE, wilson
 from xray_pneumonia.types import Vector
 
 ANSWERS = ("normal", "look closer", "pneumonia")
-SHARES = np.arange(70, 101) / 100  # of the images that are answered, from the surest on; tried in this order
 SHOWN = (1.0, 0.98, 0.95, 0.9, 0.85, 0.8, 0.7)  # of them, for which the trade-off is shown
 
 
@@ -69,11 +68,17 @@ def is_certified(promise: Promise) -> bool:
 
 
 def fit_promise(
-    distance: Vector, label: npt.ArrayLike, patient: npt.ArrayLike, *, max_error: float, folds: int = 0
+    distance: Vector,
+    label: npt.ArrayLike,
+    patient: npt.ArrayLike,
+    *,
+    max_error: float,
+    folds: int = 0,
+    least: float = 0.7,
 ) -> Promise:
     """Find the least margin of which at most a share `max_error` of the answers is wrong, with 95 % confidence.
 
-    Margins are tested from the widest (70 % answered) to none, each for "more answers are wrong", until the first
+    Margins are tested from the widest (`least` is answered) to none, each for "more answers are wrong", until the first
     test that fails: fixed-sequence testing, which needs no correction (Angelopoulos et al., Learn then Test, 2021;
     Geifman and El-Yaniv, NeurIPS 2017). The binomial bound counts images / D, D being how much more the errors vary
     over patients than over independent images.
@@ -84,7 +89,9 @@ def fit_promise(
         patient: (N,).
         max_error: of the answers.
         folds: nets that the logits come from, each on images it never saw; 0 for one net on its validation split.
+        least: share that the widest margin answers.
     """
+    shares = np.arange(round(100 * least), 101) / 100  # from the surest images on; tried in this order
     wrong = (distance >= 0) != (np.asarray(label) > 0.5)
     sizes, effect = np.sort(np.abs(distance)), design_effect(wrong, patient)
     patients = len(np.unique(np.asarray(patient)))
@@ -103,8 +110,8 @@ def fit_promise(
             folds=folds,
         )
 
-    found = test(SHARES[0])
-    for share in SHARES[1:]:
+    found = test(shares[0])
+    for share in shares[1:]:
         narrower = test(share)
         if not (is_certified(found) and is_certified(narrower)):
             break
