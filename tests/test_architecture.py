@@ -28,7 +28,7 @@ DOORS = {
         "evaluation/report/build.py",
         "workflows/explore.py",
     },
-    "pydicom": {"data/images/dicom.py", "data/images/dicom_rendering.py", "data/images/dicom_tags.py"},
+    "pydicom": {"data/images/dicom.py", "data/images/dicom_rendering.py", "data/images/dicom_tags.py", "pacs"},
     "kagglehub": {"data/download.py"},
     "optuna": {"sweeps"},
     "onnx": {"inference/onnx.py"},
@@ -36,6 +36,8 @@ DOORS = {
     "onnxruntime": {"inference/graph_process.py"},
     "captum": {"evaluation/gradcam.py"},
     "fastapi": {"serving"},
+    "pynetdicom": {"pacs"},
+    "highdicom": {"pacs"},
     "uvicorn": {"serving"},
 }
 LEAVES = {"types", "errors", "confined", "masking", "__version__"}
@@ -54,10 +56,11 @@ KNOWS = {  # room -> the rooms it may import besides the leaves
     "tracking": set(),
     "training": {"evaluation"},
     "inference": {"models", "evaluation", "config", "extensions", "signatures", "stored_config"},
+    "pacs": {"data"},
     "serving": {"data"},
     "sweeps": {"evaluation", "tracking", "config", "extensions", "signatures"},
     "workflows": {
-        *("data", "models", "inference", "training", "evaluation", "tracking", "sweeps", "serving"),
+        *("data", "models", "inference", "training", "evaluation", "tracking", "sweeps", "serving", "pacs"),
         *("config", "extensions", "stored_config", "compose"),
     },
 }
