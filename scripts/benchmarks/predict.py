@@ -19,7 +19,7 @@ from hydra import compose, initialize_config_module
 
 from xray_pneumonia.config import build, plain
 from xray_pneumonia.data.images.decode import decode, read_bytes
-from xray_pneumonia.evaluation.input_gate import fit_gate
+from xray_pneumonia.evaluation.input_gate import fit_thumbnail_gate
 from xray_pneumonia.inference.bundle import GATE, Card, save_bundle
 from xray_pneumonia.inference.loading import EngineName, load_model
 
@@ -47,7 +47,7 @@ def small_net(folder: Path, films: list[Path]) -> Path:
     torch.manual_seed(0)
     save_bundle(folder, build(cfg.model).eval(), card)
     seen = np.stack([decode(read_bytes(film), size).pixels for film in films[:200]])
-    fit_gate(seen, seen).write(folder / GATE)
+    fit_thumbnail_gate(seen, seen).write(folder / GATE)
     return folder
 
 

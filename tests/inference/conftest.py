@@ -9,9 +9,11 @@ import torch
 from hydra import compose, initialize_config_module
 
 from xray_pneumonia.config import build, plain
-from xray_pneumonia.evaluation.input_gate import fit_gate
+from xray_pneumonia.evaluation.input_gate import fit_feature_gate, fit_thumbnail_gate
 from xray_pneumonia.inference.bundle import GATE, Card, save_bundle
 from xray_pneumonia.inference.ensemble import save_ensemble
+from xray_pneumonia.inference.model import run_features
+from xray_pneumonia.models.features import FeatureNet
 
 SIDE = 32
 RESNET = ("model=resnet", "model.width=4", "model.depth=1")
@@ -37,9 +39,18 @@ def write(folder, seed=0, *, gate=False, model=RESNET, **changes):
     }  # fmt: skip
     card = Card(**facts | changes)
     save_bundle(folder, net, card)
-    if gate:
-        fit_gate(draw_films(40), draw_films(20, 1)).write(folder / GATE)
+    if gate == "features":
+        fit_to(net, draw_films(40), draw_films(20, 1)).write(folder / GATE)
+    elif gate:
+        fit_thumbnail_gate(draw_films(40), draw_films(20, 1)).write(folder / GATE)
     return net.eval(), card
+
+
+def fit_to(net, images, validation):
+    """Fit a gate to a net's features."""
+    watched = FeatureNet(net, side=SIDE)
+    gate = fit_feature_gate(images, run_features(watched, images)[1])
+    return gate.fitted(validation, run_features(watched, validation, act=gate.distances)[1][:, 0])
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from xray_pneumonia.errors import InputError
+from xray_pneumonia.inference.ensemble import save_ensemble
 from xray_pneumonia.inference.loading import load_bundle, load_model
 
 SIDE = 32
@@ -54,6 +55,53 @@ def test_the_gate_stops_what_is_no_film(tmp_path, write_bundle, films):
     assert set(table["abstention"][strange]) == {"no frontal chest film"}
     assert "no frontal chest film" not in set(table["abstention"][~strange])
     assert set(table["answer"][strange]) == {"look closer"}
+
+
+def test_one_pass_gives_logits_and_the_distances_that_the_gate_judges(tmp_path, write_bundle, films, monkeypatch):
+    net, _ = write_bundle(tmp_path, gate="features")
+    model, images = opened(tmp_path), films(21)
+    passes = []
+    monkeypatch.setattr(
+        model.net.stem, "forward", lambda x, old=model.net.stem.forward: passes.append(len(x)) or old(x)
+    )
+    assert len(model.decide(images)) == 21
+    assert sum(passes) <= 21 + 4  # blank images find the maps
+    with torch.inference_mode():
+        maps = [net.stem(net.pixels(torch.from_numpy(images)[:, None]))]
+        for block in net.stages:
+            maps.append(block(maps[-1]))
+    means = torch.cat([one.mean((2, 3)) for one in maps], dim=1).double().numpy()
+    distances = model.gate.distances(means)
+    np.testing.assert_allclose(model.measure(images)[1], distances, rtol=1e-3)
+    limits = np.array([np.median(distances), 1e9])
+    table = replace(model, gate=replace(model.gate, limits=limits)).decide(images)
+    np.testing.assert_allclose(table["gate"], distances / limits[0], rtol=1e-3)
+    assert set(table["abstention"][table["gate"] > 1]) == {"unlike the films it learned from"}
+    assert len(opened(tmp_path).decide(films(0))) == 0
+
+
+def test_an_ensemble_takes_the_mean_of_its_members_distances_and_its_own_limit(tmp_path, write_bundle, films):
+    for seed in (1, 2):
+        write_bundle(tmp_path / f"seed{seed}", seed, gate="features")
+    card = opened(tmp_path / "seed1").card
+    save_ensemble(tmp_path / "all", ["seed1", "seed2"], replace(card, net={}))
+    members = [opened(tmp_path / f"seed{seed}") for seed in (1, 2)]
+    mean = np.mean([member.measure(films(9))[1] for member in members], axis=0)
+    joined = opened(tmp_path / "all")
+    np.testing.assert_allclose(joined.measure(films(9))[1], mean)
+    assert joined.gate.limits == pytest.approx(np.mean([member.gate.limits for member in members], axis=0))
+    replace(joined.gate, limits=np.array([np.median(mean), 1e9])).write(tmp_path / "all" / "gate.npz")
+    assert (opened(tmp_path / "all").decide(films(9))["gate"] > 1).sum() == 4
+    write_bundle(tmp_path / "seed2", 2, gate=True)
+    with pytest.raises(InputError, match="a member measures none"):
+        opened(tmp_path / "all")
+
+
+def test_a_gate_of_another_net_is_refused(tmp_path, write_bundle):
+    write_bundle(tmp_path, gate="features")
+    write_bundle(tmp_path, model=("model=mlp",))
+    with pytest.raises(InputError, match=r"gate.npz: knows 64 features, the net has 0"):
+        opened(tmp_path)
 
 
 def test_a_model_without_band_answers_everything(tmp_path, write_bundle, films):

@@ -213,6 +213,28 @@ def test_hostile_gates_are_refused(folder, canary):
     assert load_model(folder, name="it").gate is not None
 
 
+def test_hostile_gates_of_features_are_refused(folder, write_bundle):
+    write_bundle(folder, gate="features")
+    with np.load(folder / GATE, allow_pickle=False) as arrays:
+        whole = dict(arrays)
+    home = {"home_scores": np.zeros((2, 101)), "home_counts": np.ones(2)} | dict.fromkeys(
+        ("home_brightness", "home_side"), np.ones(3)
+    )
+    for changes in (
+        {"whitening": whole["whitening"][:-1]},
+        {"whitening": whole["whitening"] * np.float32(np.nan)},
+        {"centre": np.empty(0), "whitening": np.empty(0, np.float32)},  # an ensemble's
+        {"limits": np.array([-1.0, 1.0])},
+        home | {"home_scores": np.arange(202.0)[::-1].reshape(2, 101)},
+        home | {"home_counts": np.zeros(2)},
+        home | {"home_side": np.ones(4)},
+    ):
+        (folder / GATE).write_bytes(packed(whole | changes))
+        refused(folder, GATE)
+    (folder / GATE).write_bytes(packed(whole | home))
+    assert load_model(folder, name="it").gate.home is not None
+
+
 def test_weights_of_a_kind_torch_does_not_know(folder):
     for kind in ("F4", "F6_E2M3", "X", "C64"):
         text = json.dumps({"a": {"dtype": kind, "shape": [2], "data_offsets": [0, 16]}}).encode()

@@ -4,17 +4,19 @@ import json
 import re
 import shutil
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 
-from xray_pneumonia.errors import InputError
+from xray_pneumonia.errors import AnswersDiffer, InputError
+from xray_pneumonia.evaluation.input_gate import read_gate
+from xray_pneumonia.inference.bundle import GATE
 from xray_pneumonia.inference.loading import load_model
 from xray_pneumonia.inference.model import TrainedModel, in_batches
 from xray_pneumonia.inference.onnx import GRAPH, read_graph, write_graph
-from xray_pneumonia.workflows.export import extreme_images
+from xray_pneumonia.workflows.export import extreme_images, require_equal
 
 NETS = {
     "resnet": ("model=resnet", "model.width=16", "model.depth=1"),
@@ -34,10 +36,10 @@ def test_a_graph_gives_equal_answers_for_extreme_images_too(tmp_path, write_bund
         raw = net(torch.from_numpy(images)[:, None]).double().numpy()
     expected = raw / known.temperature + known.bias
     write_graph(model, tmp_path / GRAPH)
-    card, graph = read_graph(tmp_path / GRAPH)
+    card, graph, _ = read_graph(tmp_path / GRAPH)
     assert card == model.card
     scale = np.abs(expected).max()
-    for logits in (model.logits(images), graph(images), graph(images[:1])):
+    for logits in (model.logits(images), graph(images)[:, 0], graph(images[:1])[:, 0]):
         np.testing.assert_allclose(logits, expected[: len(logits)], atol=3e-5 * scale)
     alone = TrainedModel("it", card, graph=graph)
     np.testing.assert_allclose(alone.probabilities(images), model.probabilities(images), atol=1e-5)
@@ -59,9 +61,9 @@ def test_batches_cover_everything_in_order():
 def test_an_ensemble_becomes_one_graph(ensemble, tmp_path, films):
     model = load_model(ensemble[0], name="it")
     write_graph(model, tmp_path / GRAPH)
-    card, graph = read_graph(tmp_path / GRAPH)
+    card, graph, _ = read_graph(tmp_path / GRAPH)
     assert card == model.card
-    np.testing.assert_allclose(graph(films(20)), model.logits(films(20)), atol=1e-5)
+    np.testing.assert_allclose(graph(films(20))[:, 0], model.logits(films(20)), atol=1e-5)
 
 
 def test_the_file_says_what_its_answers_mean_and_nothing_of_this_machine(exported):
@@ -74,6 +76,7 @@ def test_the_file_says_what_its_answers_mean_and_nothing_of_this_machine(exporte
     assert json.loads(known["labels"]) == ["NORMAL", "PNEUMONIA"]
     assert (known["image_size"], known["operating_point"], known["band"]) == ("32", "0.5", "[0.4, 0.6]")
     assert json.loads(known["card"])["temperature"] == card.temperature
+    assert json.loads(known["gate"]) == {"output": "distance", "limit": read_gate(folder / GATE).limits[0]}
     batch, *shape = model.graph.input[0].type.tensor_type.shape.dim
     assert batch.dim_param
     assert [one.dim_value for one in shape] == [1, 32, 32]
@@ -87,13 +90,25 @@ def test_the_graph_alone_answers_with_label_and_abstention(exported, films):
     assert alone.net is None
     table, expected = alone.decide(films(20)), weights.decide(films(20))
     np.testing.assert_allclose(table.pop("probability"), expected.pop("probability"), atol=1e-6)
+    np.testing.assert_allclose(table.pop("gate"), expected.pop("gate"), rtol=1e-4)
     assert table.equals(expected)
+    assert require_equal(weights, folder / GRAPH, films(20)) < 1e-5
+    other = replace(weights, gate=replace(weights.gate, centre=weights.gate.centre + 1))
+    with pytest.raises(AnswersDiffer, match="gate scores differ"):
+        require_equal(other, folder / GRAPH, films(20))
+
+
+def test_a_graph_without_distances_does_not_pass_for_one_with(exported, monkeypatch):
+    path = exported[0] / GRAPH
+    monkeypatch.setattr("xray_pneumonia.inference.loading.read_graph", lambda path: (*read_graph(path)[:2], False))
+    with pytest.raises(InputError, match="gives no distances"):
+        load_model(path, name="it")
 
 
 @pytest.fixture(scope="session")
 def exported_once(tmp_path_factory, write_bundle):
     folder = tmp_path_factory.mktemp("exported")
-    _, card = write_bundle(folder, gate=True)
+    _, card = write_bundle(folder, gate="features")
     write_graph(load_model(folder, name="it"), folder / GRAPH)
     return folder, card
 

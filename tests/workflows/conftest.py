@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_module
 
 from xray_pneumonia.config import build, plain
 from xray_pneumonia.data.images.decode import decode, read_bytes
-from xray_pneumonia.evaluation.input_gate import fit_gate
+from xray_pneumonia.evaluation.input_gate import fit_thumbnail_gate
 from xray_pneumonia.inference.bundle import GATE, Card, save_bundle
 
 SIDE = 32
@@ -36,7 +36,7 @@ def bundle(tmp_path_factory, xrays):
             },
         }  # fmt: skip
         save_bundle(folder, build(node).eval(), Card(**facts | changes))
-        fit_gate(films, films).write(folder / GATE)
+        fit_thumbnail_gate(films, films).write(folder / GATE)
         return folder
 
     make.folder = make(0)

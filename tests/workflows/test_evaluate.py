@@ -135,7 +135,7 @@ def test_the_ledger_is_written_before_anything_is_predicted(evaluate, monkeypatc
         assert len(openings(run.store)) == before + 1
         raise RuntimeError("no prediction today")
 
-    monkeypatch.setattr("xray_pneumonia.inference.model.run_net", broken)
+    monkeypatch.setattr("xray_pneumonia.inference.model.run_features", broken)
     code, _, err = evaluate(f"run_id={run.run_id}", "split=test")
     assert code == 1
     assert "no prediction today" in err

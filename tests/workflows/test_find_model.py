@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from xray_pneumonia.config import build, plain
 from xray_pneumonia.data.images.decode import decode
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.evaluation.input_gate import fit_gate
+from xray_pneumonia.evaluation.input_gate import fit_thumbnail_gate
 from xray_pneumonia.inference.bundle import Card, save_bundle
 from xray_pneumonia.tracking.run import start_run
 from xray_pneumonia.tracking.store import TrackingSettings, open_store
@@ -59,7 +59,7 @@ def store_run(home, xrays):
             torch.nn.init.normal_(net.head[-1].weight)
             folder = run.path("staged/x").parent
             save_bundle(folder, net, card)
-            fit_gate(films, films).write(folder / "gate.npz")
+            fit_thumbnail_gate(films, films).write(folder / "gate.npz")
             shutil.copyfile(run.folder / "config.yaml", folder / "config.yaml")
             run.log_model(folder, epoch=1, loader_module="xray_pneumonia.workflows.serve")
         return run
@@ -199,6 +199,8 @@ def test_mlflow_loads_it_and_gets_calibrated_answers(home, run, xrays, films):
         for column in ("label", "answer", "abstention", "operating_point"):
             assert table[column].tolist() == expected[column].tolist()
     served = model._model_impl
+    with pytest.raises(InputError, match="kept no prevalence"):  # this card names none
+        model.predict({"image": files}, params={"prevalence": 0.05})
     table = served.predict(pd.DataFrame({"image": [texts[0], b"no image", texts[1], "%"]}))
     assert table["probability"].isna().tolist() == [False, True, False, True]
     assert table["abstention"].iloc[1] == "unreadable: its content is neither PNG nor JPEG nor DICOM"

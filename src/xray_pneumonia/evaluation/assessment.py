@@ -106,8 +106,8 @@ class Assessment:
     """All that is measured of a model on one split.
 
     `at_point` holds the metrics at the operating point, `at_half` those at 0.5, `uncalibrated` those of the raw
-    probabilities; `calibration` says how much of the error is chance, `bins` is the reliability diagram, `bins_before`
-    that of the raw probabilities.
+    probabilities; `calibration` says how much of the error is chance, `bins` is the reliability diagram, of
+    the same evidence at the split's own prevalence, `bins_before` that of the raw probabilities.
     """
 
     table: pd.DataFrame
@@ -140,10 +140,8 @@ class Assessment:
         return int(self.table.groupby("label")["patient"].nunique().reindex([0, 1], fill_value=0).min())
 
     def metrics(self) -> dict[str, float]:
-        """List the metrics at the operating point, with `_low` and `_high` for the intervals; NaN is left out."""
-        flat: dict[str, float] = {}
-        for name, one in self.at_point.items():
-            flat |= {name: one.value, f"{name}_low": one.low, f"{name}_high": one.high}
+        """List the metrics at the operating point; their intervals stand in the report, and NaN is left out."""
+        flat = {name: one.value for name, one in self.at_point.items()}
         flat |= {"calibration_floor": self.calibration.floor, "calibration_excess": self.calibration.excess}
         flat |= {"calibration_slope": self.calibration.slope.value}
         flat |= {"calibration_intercept": self.calibration.intercept.value}
@@ -160,17 +158,20 @@ def assess(
     calibrated, raw = decision.calibration.apply(table), table.assign(probability=expit(table["logit"]))
     resampling = {"replicates": settings.replicates, "seed": settings.seed}
     before = bootstrap(raw, threshold=0.5, **resampling)
-    metrics = WeightedMetrics.of(calibrated, threshold=decision.threshold)
+    shown, share = decision.calibration.prevalence, float(table["label"].mean())
+    metrics = WeightedMetrics.of(calibrated, threshold=decision.threshold, prevalence=shown)
     at_point = estimates(metrics, replicate(metrics, **resampling))
+    at_half = bootstrap(calibrated, threshold=0.5, **resampling)
+    here = decision.calibration.at(share) if shown and 0 < share < 1 else decision.calibration
     return Assessment(
         table=calibrated,
         decision=decision,
         at_point=at_point,
-        at_half=bootstrap(calibrated, threshold=0.5, **resampling),
+        at_half=at_half | {name: at_point[name] for name in OF_PROBABILITIES},
         uncalibrated={name: before[name] for name in OF_PROBABILITIES},
         delong=at_point["auroc"],
         predictive_values=[_predictive_values(at_point, share) for share in settings.prevalences],
-        bins=reliability(calibrated),
+        bins=reliability(here.apply(table)),
         bins_before=reliability(raw),
         subgroups=subgroups(
             calibrated,
@@ -179,7 +180,7 @@ def assess(
             replicates=max(100, settings.replicates // 2),
             seed=settings.seed,
         ),
-        calibration=check_calibration(calibrated, seed=settings.seed),
+        calibration=check_calibration(calibrated, seed=settings.seed, prevalence=shown),
         answers=count_answers(calibrated, decision.band),
         trade_off=trade_off(
             None if validation is None else decision.calibration.apply(validation),

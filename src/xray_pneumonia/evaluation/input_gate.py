@@ -1,130 +1,229 @@
-"""Checks inputs: scores how little an image looks like an upright frontal chest X-ray, and flags poor quality.
+"""Scores how little an image looks like the X-rays that a model learned from.
 
-Chest X-rays look alike: two dark lungs, a bright middle. Two rules learn that look from small, contrast-free
-thumbnails. Probabilistic principal component analysis (Tipping and Bishop, JRSS B 1999) models what an X-ray can look
-like and finds a photograph or a hand unlikely. A ridge regression tells X-rays from the same X-rays turned and
-inverted, which the first rule finds likely. The limits of both come from validation.
+Two rules, whose limits come from validation. `FeatureGate` measures the Mahalanobis distance of the net's own features,
+the channel means of its stem and blocks, from those of the training images (Lee et al., NeurIPS 2018), with the
+covariance of Ledoit and Wolf (2004). For nets without maps `ThumbnailGate` models contrast-free thumbnails by
+probabilistic principal components (Tipping and Bishop, JRSS B 1999). In both a ridge regression tells X-rays from the
+same X-rays turned and inverted.
 """
 
 import zipfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from xray_pneumonia.errors import InputError
+from xray_pneumonia.evaluation.drift import Home
 from xray_pneumonia.types import Gray, Vector
 
 SIDE = 16  # pixels of a thumbnail
 COMPONENTS = 32
 RIDGE = 1e-2  # of the mean variance
-PASSED = 0.995  # the share of validation images that each rule lets through
-MOST = 2000  # images to learn from
+MOST = 2000  # images that thumbnails are learned from
 MOST_BYTES = 2**24  # of a file, and of what is packed in it
-LEAST_CONTRAST = 12.0  # gray levels of standard deviation; the public X-rays have 25 and more
-LEAST_SHADES = 24  # different gray levels
-FLAGS = {
-    "outside_training_range": "looks like none of the frontal chest films the model learned from",
-    "inverted": "looks like one once black and white are exchanged",
-    "turned": "looks like one once it is turned",
-    "low_information": "holds little contrast",
-    "not_checked": "the model carries no input gate",
-    "torn": "has a line at which its pixels do not continue; the file may be damaged",
-    "contradictory_lut": "says in one tag that bright is dense, in another that dark is",
-    "mirrored_back": "was stored mirrored, as its PatientOrientation says, and turned back",
-    "turned_upright": "was stored turned, as its PatientOrientation says, and turned upright",
-}
+STRANGE, UNLIKE = "no frontal chest film", "unlike the films it learned from"  # reasons of an abstention
 
 
-@dataclass(frozen=True)
-class Gate:
-    """A model of what upright frontal chest X-rays look like.
+@dataclass(frozen=True, kw_only=True)
+class Gate(ABC):
+    """Two rules of what a model's X-rays look like; the second tells upright films from turned and inverted ones.
 
-    `mean` (D,), `axes` (K, D), their `variances` (K,) and `noise` (1,) are of the first rule, `direction` (D + 1,) of
-    the second, `limits` (2,) of both.
+    `direction` (SIDE * SIDE + 1,) is of the second rule, `limits` (2,) are of both; `home` describes the validation
+    films, None in files of version 0.1.0.
+    """
+
+    direction: Vector
+    limits: Vector
+    home: Home | None = None
+    passed: ClassVar[tuple[float, float]]  # the share of validation images that each rule lets through
+    reasons: ClassVar[tuple[str, str]]  # in words, for what each rule stops
+    positive: ClassVar[tuple[str, ...]] = ("limits",)
+
+    @abstractmethod
+    def anomaly(self, images: Gray, distances: Vector) -> Vector:
+        """Compute both rules' raw scores, (N, 2), of images (N, H, W) and their distances (N,); high is unlikely."""
+
+    def judge(self, images: Gray, distances: Vector) -> tuple[Vector, npt.NDArray[np.str_]]:
+        """Score (N, H, W) images, (N,), above 1 for what is stopped, and word why, (N,), empty for what passes."""
+        ratios = self.anomaly(images, distances) / self.limits
+        first, second = self.reasons
+        return ratios.max(axis=1), np.where(ratios[:, 1] > 1, second, np.where(ratios[:, 0] > 1, first, ""))
+
+    def fitted(self, validation: Gray, distances: Vector) -> Self:
+        """Copy the gate with the limits that validation images (N, H, W) give."""
+        scores = self.anomaly(validation, distances)
+        limits = [np.quantile(rule, share) for rule, share in zip(scores.T, self.passed, strict=True)]
+        return replace(self, limits=np.maximum(limits, 1e-6))
+
+    def write(self, path: Path) -> None:
+        """Write plain arrays."""
+        home = {} if self.home is None else {f"home_{name}": value for name, value in asdict(self.home).items()}
+        np.savez(path, **{one.name: getattr(self, one.name) for one in fields(self) if one.name != "home"}, **home)
+
+    def require_whole(self) -> None:
+        """Refuse parts that do not fit each other, or would let everything through.
+
+        Raises:
+            ValueError: there are such parts.
+        """
+        for name, (shape, kind) in self._shapes().items():
+            array = getattr(self, name)
+            if array.dtype != kind or array.shape != shape or not np.isfinite(array).all():
+                raise ValueError(
+                    f"{name}: {array.dtype} {array.shape}, should be finite numbers, {kind.__name__} {shape}"
+                )
+        if not all((getattr(self, name) > 0).all() for name in self.positive):
+            raise ValueError(f"{', '.join(self.positive)} should be above 0")
+        if self.home is not None:
+            self.home.require_whole()
+
+    def _shapes(self) -> dict[str, tuple[tuple[int, ...], Any]]:
+        return {"direction": ((SIDE * SIDE + 1,), np.float64), "limits": ((2,), np.float64)}
+
+
+def _leaning(small: Vector, direction: Vector) -> float:
+    """Score how little a thumbnail (SIDE * SIDE,) stands upright.
+
+    One at a time: products of many at once would round differently for different batches.
+    """
+    return float(max(1 - small @ direction[:-1] - direction[-1], 0.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureGate(Gate):
+    """Measures the distance of a net's features from those of the training images.
+
+    `centre` (D,) and `whitening` (D (D + 1) / 2,), the rows of a lower triangle in 32 bits, map features to what has
+    mean 0 and covariance 1. An ensemble's gate has none, D is 0: it takes the mean of its members' distances.
+    """
+
+    centre: Vector
+    whitening: npt.NDArray[np.float32]
+    passed: ClassVar = (0.98, 0.995)
+    reasons: ClassVar = (UNLIKE, STRANGE)
+
+    @cached_property
+    def matrix(self) -> Vector:
+        """The triangle (D, D) in 64 bits."""
+        square = np.zeros((len(self.centre), len(self.centre)))
+        square[np.tril_indices(len(square))] = self.whitening
+        return square
+
+    def distances(self, features: Vector) -> Vector:
+        """Compute the squared Mahalanobis distances (N,) of features (N, D)."""
+        return np.asarray((((features - self.centre) @ self.matrix) ** 2).sum(axis=1))
+
+    def anomaly(self, images: Gray, distances: Vector) -> Vector:
+        """Compute both rules' raw scores, (N, 2)."""
+        leaning = [_leaning(small, self.direction) for small in thumbnails(images)]
+        return np.stack([distances, np.asarray(leaning, np.float64)], axis=1)
+
+    def _shapes(self) -> dict[str, tuple[tuple[int, ...], Any]]:
+        shown = self.centre.size
+        own = {"centre": ((shown,), np.float64), "whitening": ((shown * (shown + 1) // 2,), np.float32)}
+        return super()._shapes() | own
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThumbnailGate(Gate):
+    """Models the look of thumbnails, for nets without maps.
+
+    `mean` (D,), `axes` (K, D), their `variances` (K,) and `noise` (1,) are of the first rule.
     """
 
     mean: Vector
     axes: Vector
     variances: Vector
     noise: Vector
-    direction: Vector
-    limits: Vector
+    passed: ClassVar = (0.995, 0.995)
+    reasons: ClassVar = (STRANGE, STRANGE)
+    positive: ClassVar = ("variances", "noise", "limits")
 
-    def scores(self, images: Gray) -> Vector:
-        """Score (N, H, W) images: (N,), above 1 for what is no upright frontal chest X-ray."""
-        return np.asarray((self.anomaly(images) / self.limits).max(axis=1))
-
-    def anomaly(self, images: Gray) -> Vector:
-        """Compute both rules' raw scores, (N, 2); higher is less likely."""
+    def anomaly(self, images: Gray, distances: Vector | None = None) -> Vector:
+        """Compute both rules' raw scores, (N, 2); distances are not used."""
         return np.reshape([self._rules(small) for small in thumbnails(images)], (len(images), 2))
 
     def _rules(self, small: Vector) -> tuple[float, float]:
-        """Score one thumbnail (D,): products of many at once would round differently for different batches."""
         apart = small - self.mean
         along = self.axes @ apart
         outside = apart @ apart - along @ along
         look = ((along**2 / self.variances).sum() + outside / self.noise[0]) / len(apart)
-        return look, max(1 - small @ self.direction[:-1] - self.direction[-1], 0.0)
+        return look, _leaning(small, self.direction)
 
-    def passes(self, images: Gray) -> npt.NDArray[np.bool_]:
-        """Tell which of (N, H, W) images look like upright frontal chest X-rays."""
-        return self.scores(images) <= 1
-
-    def write(self, path: Path) -> None:
-        """Write plain arrays."""
-        np.savez(path, **asdict(self))
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """Read what `write` wrote; nothing is unpickled.
-
-        Raises:
-            InputError: the file is missing or holds something else.
-        """
-        try:
-            with zipfile.ZipFile(path) as archive:
-                if sum(one.file_size for one in archive.infolist()) > MOST_BYTES:
-                    raise ValueError(f"it unpacks to more than {MOST_BYTES} bytes")
-            with np.load(path, allow_pickle=False) as arrays:
-                gate = cls(**{name: arrays[name] for name in cls.__dataclass_fields__})
-            gate._require_whole()
-        except Exception as error:  # ZIP, its compressions and NumPy have one each
-            raise InputError(f"{path}: is no gate: {error}") from error
-        return gate
-
-    def _require_whole(self) -> None:
+    def _shapes(self) -> dict[str, tuple[tuple[int, ...], Any]]:
         shown, kept = SIDE * SIDE, len(self.variances)
-        shapes = {"mean": (shown,), "axes": (kept, shown), "variances": (kept,), "noise": (1,)}
-        for name, shape in (shapes | {"direction": (shown + 1,), "limits": (2,)}).items():
-            array = getattr(self, name)
-            if array.dtype != np.float64 or array.shape != shape or not np.isfinite(array).all():
-                raise ValueError(f"{name}: {array.dtype} {array.shape}, should be finite numbers in 64 bits, {shape}")
-        if not all((getattr(self, name) > 0).all() for name in ("variances", "noise", "limits")):
-            raise ValueError("variances, noise and limits should be above 0")
+        own = {"mean": (shown,), "axes": (kept, shown), "variances": (kept,), "noise": (1,)}
+        return super()._shapes() | {name: (shape, np.float64) for name, shape in own.items()}
 
 
-def fit_gate(images: Gray, validation: Gray) -> Gate:
+def read_gate(path: Path) -> Gate:
+    """Read what `Gate.write` wrote; nothing is unpickled.
+
+    Raises:
+        InputError: the file is missing or holds something else.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(one.file_size for one in archive.infolist()) > MOST_BYTES:
+                raise ValueError(f"it unpacks to more than {MOST_BYTES} bytes")
+        with np.load(path, allow_pickle=False) as arrays:
+            kind = FeatureGate if "whitening" in arrays else ThumbnailGate
+            own = {one.name: arrays[one.name] for one in fields(kind) if one.name != "home"}
+            known = "home_scores" in arrays
+            home = Home(**{one.name: arrays[f"home_{one.name}"] for one in fields(Home)}) if known else None
+        gate = kind(**own, home=home)
+        gate.require_whole()
+    except Exception as error:  # ZIP, its compressions and NumPy have one each
+        raise InputError(f"{path}: is no gate: {error}") from error
+    return gate
+
+
+def fit_feature_gate(images: Gray, features: Vector) -> FeatureGate:
+    """Fit both rules to training images (N, H, W) and the features (N, D) that a net has of them; limits are open."""
+    from sklearn.covariance import LedoitWolf  # over a second to import
+
+    centre, spread = features.mean(axis=0), features.std(axis=0)
+    spread = np.maximum(spread, 1e-3 * np.median(spread) or 1.0)  # of channels that hardly change
+    covariance = LedoitWolf(assume_centered=True).fit((features - centre) / spread).covariance_
+    precision = np.linalg.inv(covariance + 1e-6 * np.eye(len(covariance)))
+    triangle = np.linalg.cholesky(precision) / spread[:, None]
+    rows = triangle[np.tril_indices(len(triangle))].astype(np.float32)
+    return FeatureGate(direction=_upright(images), limits=np.ones(2), centre=centre, whitening=rows)
+
+
+def join_gates(gates: list[FeatureGate]) -> FeatureGate:
+    """Make the gate of an ensemble from its members'; its limits are their mean until it is fitted itself."""
+    limits = np.mean([gate.limits for gate in gates], axis=0)
+    none = np.empty(0), np.empty(0, np.float32)
+    return FeatureGate(direction=gates[0].direction, limits=limits, centre=none[0], whitening=none[1])
+
+
+def fit_thumbnail_gate(images: Gray, validation: Gray) -> ThumbnailGate:
     """Fit both rules to training images (N, H, W), and their limits to validation images."""
-    images = images[np.linspace(0, len(images) - 1, min(MOST, len(images))).astype(int)]
-    seen = thumbnails(images)
+    seen = thumbnails(_some(images))
     mean = seen.mean(axis=0)
     _, singular, axes = np.linalg.svd(seen - mean, full_matrices=False)
     spectrum = singular**2 / max(1, len(seen) - 1)
     kept = min(COMPONENTS, len(spectrum) - 1)
     noise = np.array([spectrum[kept:].sum() / (seen.shape[1] - kept) + 1e-6])
-    free = Gate(mean, axes[:kept], spectrum[:kept] + 1e-6, noise, _upright(images, seen), np.ones(2))
-    limits = np.maximum(np.quantile(free.anomaly(validation), PASSED, axis=0), 1e-6)
-    return replace(free, limits=limits)
+    rule = {"mean": mean, "axes": axes[:kept], "variances": spectrum[:kept] + 1e-6, "noise": noise}
+    return ThumbnailGate(direction=_upright(images), limits=np.ones(2), **rule).fitted(validation, np.empty(0))
 
 
-def _upright(images: Gray, seen: Vector) -> Vector:
+def _some(images: Gray) -> Gray:
+    return np.asarray(images[np.linspace(0, len(images) - 1, min(MOST, len(images))).astype(int)])
+
+
+def _upright(images: Gray) -> Vector:
     """Fit a ridge regression to 1 for X-rays and -1 for the same turned or inverted, (D + 1,)."""
-    other = [np.rot90(images, turns, axes=(1, 2)) for turns in (1, 2, 3)]
+    images = _some(images)
+    seen, other = thumbnails(images), [np.rot90(images, turns, axes=(1, 2)) for turns in (1, 2, 3)]
     altered = [thumbnails(np.ascontiguousarray(turned)) for turned in other] + [-seen]
     rows = np.concatenate([seen, *altered])
     rows = np.concatenate([rows, np.ones((len(rows), 1))], axis=1)
@@ -135,79 +234,8 @@ def _upright(images: Gray, seen: Vector) -> Vector:
     return np.asarray(np.linalg.solve(square, (rows * weight).T @ target))
 
 
-def quality_flags(images: Gray, scores: Vector, gate: Gate | None) -> list[list[str]]:
-    """List for each of (N, H, W) images the names in `FLAGS` that hold; `scores` (N,) are those of the gate, if any."""
-    flags = [["low_information"] * _low_contrast(image) for image in images]
-    if gate is None:
-        return [[*known, "not_checked"] for known in flags]
-    for row in np.flatnonzero(scores > 1):
-        flags[row] += ["outside_training_range", *_altered(images[row], gate)]
-    return flags
-
-
-def _altered(image: Gray, gate: Gate) -> list[str]:
-    """Tell whether an image passes once it is inverted or turned."""
-    turned = [np.ascontiguousarray(np.rot90(image, turns)) for turns in (1, 2, 3)]
-    inverted, *others = gate.passes(np.stack([255 - image, *turned]))
-    return ["inverted"] * bool(inverted) + ["turned"] * any(others)
-
-
-def _low_contrast(image: Gray) -> bool:
-    return bool(image.std() < LEAST_CONTRAST) or len(np.unique(image)) < LEAST_SHADES
-
-
 def thumbnails(images: Gray) -> Vector:
     """Shrink (N, H, W) to (N, SIDE * SIDE) with mean 0 and deviation 1: brightness and contrast tell nothing."""
     small = [np.asarray(Image.fromarray(one).resize((SIDE, SIDE), Image.Resampling.BOX), np.float64) for one in images]
     flat = np.reshape(small, (len(images), SIDE * SIDE))
     return np.asarray((flat - flat.mean(axis=1, keepdims=True)) / (flat.std(axis=1, keepdims=True) + 1.0))
-
-
-def out_of_distribution(images: Gray, *, seed: int) -> dict[str, Gray]:
-    """Generate what the gate should stop, from X-rays (N, H, W) and from nothing; each kind has N images.
-
-    Other parts of the body are imitated by one magnified corner of a chest X-ray.
-    """
-    rng = np.random.default_rng(seed)
-    count, side = len(images), images.shape[1]
-    kinds: dict[str, Callable[[], Gray]] = {
-        "on its side": lambda: np.ascontiguousarray(np.rot90(images, axes=(1, 2))),
-        "upside down": lambda: np.ascontiguousarray(images[:, ::-1, ::-1]),
-        "inverted": lambda: 255 - images,
-        "nearly blank": lambda: np.clip(rng.normal(128, 4, images.shape), 0, 255).astype(np.uint8),
-        "noise": lambda: rng.integers(0, 256, images.shape).astype(np.uint8),
-        "photograph": lambda: np.stack([_scene(rng, side) for _ in range(count)]),
-        "limb": lambda: np.stack([_limb(rng, side) for _ in range(count)]),
-        "one corner": lambda: np.stack([_corner(image) for image in images]),
-    }
-    return {name: make() for name, make in kinds.items()}
-
-
-def _scene(rng: np.random.Generator, side: int) -> Gray:
-    """Draw what photographs have in common: a 1/f spectrum (Field, JOSA A 1987) and a light side."""
-    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(side), np.fft.fftfreq(side)))
-    frequency[0, 0] = 1
-    waves = np.fft.ifft2(np.fft.fft2(rng.normal(size=(side, side))) / frequency**1.2).real
-    waves += np.linspace(0, rng.normal(0, 2) * waves.std(), side)[:, None]
-    return _stretched(waves)
-
-
-def _limb(rng: np.random.Generator, side: int) -> Gray:
-    """Draw two bright bones in soft tissue on a dark ground, at any angle."""
-    y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
-    angle = rng.uniform(0, np.pi)
-    across = x * np.cos(angle) + y * np.sin(angle)
-    pixels = np.exp(-((across / 0.45) ** 4))
-    for place in rng.normal([-0.17, 0.17], 0.03):
-        pixels += 1.2 * np.exp(-(((across - place) / 0.09) ** 2))
-    return _stretched(pixels + rng.normal(0, 0.03, pixels.shape))
-
-
-def _corner(image: Gray) -> Gray:
-    side = len(image)
-    return np.asarray(Image.fromarray(image[: side // 3, : side // 3]).resize((side, side)), np.uint8)
-
-
-def _stretched(pixels: Vector) -> Gray:
-    low, high = pixels.min(), pixels.max()
-    return np.asarray((pixels - low) / (high - low + 1e-9) * 255, np.uint8)

@@ -20,8 +20,8 @@ def save_ensemble(folder: Path, members: list[str], card: Card) -> None:
 
     Args:
         folder: of the ensemble; made where it is missing.
-        members: names of the folders next to it that hold the members' bundles; the first one's gate and heat maps
-            are the ensemble's.
+        members: names of the folders next to it that hold the members' bundles; the first one's heat maps are
+            the ensemble's.
         card: of the ensemble: `net` is empty, calibration, operating point and band are for the mean of the members'
             evidence.
 

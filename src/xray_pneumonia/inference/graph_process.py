@@ -23,33 +23,34 @@ class GraphProcess:
 
     Args:
         path: of the graph, a regular file.
-        output: the name of what is computed, (B,).
+        wanted: names of what is computed, (B,) each, where the graph gives it.
         threads: of the computation.
 
     Raises:
         InputError: the graph cannot be read within the limits.
     """
 
-    def __init__(self, path: Path, *, output: str, threads: int) -> None:
+    def __init__(self, path: Path, *, wanted: list[str], threads: int) -> None:
         self._path = path
         memory_mb = MEMORY_MB + PER_THREAD_MB * threads + 4 * path.stat().st_size // 2**20
-        self._child = Child(f"{__name__}:serve", str(path.resolve()), output, threads, memory_mb)
+        self._child = Child(f"{__name__}:serve", str(path.resolve()), wanted, threads, memory_mb)
         self._receive(START, "to start")
         facts = json.loads(self._receive(LOAD_SECONDS, "to be read"))
         self.inputs, self.outputs = facts["inputs"], facts["outputs"]
         self.card, self.labels = facts["card"], facts["labels"]
+        self._columns = len([name for name in wanted if name in self.outputs])
 
     def run(self, batch: Gray) -> Vector:
-        """Compute (B,) values of (B, S, S) images.
+        """Compute what is wanted of (B, S, S) images, (B, columns).
 
         Raises:
             InputError: the graph fails, takes too long, or gives another number of values.
         """
         self._child.pipe.send_bytes(np.ascontiguousarray(batch).tobytes())
         answer = self._receive(IMAGE_SECONDS * len(batch), f"for {len(batch)} images")
-        if len(answer) != 8 * len(batch):
+        if len(answer) != 8 * len(batch) * self._columns:
             raise InputError(f"{self._path}: gives {len(answer) // 8} values for {len(batch)} images")
-        return np.frombuffer(answer, np.float64)
+        return np.frombuffer(answer, np.float64).reshape(len(batch), self._columns)
 
     def _receive(self, seconds: float, what: str) -> bytes:
         try:
@@ -65,7 +66,7 @@ class GraphProcess:
         return answer.removeprefix(DONE)
 
 
-def serve(pipe: Connection, path: str, output: str, threads: int, memory_mb: int) -> None:
+def serve(pipe: Connection, path: str, wanted: list[str], threads: int, memory_mb: int) -> None:
     """Run in a child process: read a graph, say what it takes and gives, compute until the parent is gone."""
     import onnxruntime
 
@@ -79,14 +80,15 @@ def serve(pipe: Connection, path: str, output: str, threads: int, memory_mb: int
         # from bytes: a graph that wants data from other files gets none
         session = onnxruntime.InferenceSession(Path(path).read_bytes(), options, providers=["CPUExecutionProvider"])
         pipe.send_bytes(DONE + json.dumps(_facts(session)).encode())
-        [entry] = session.get_inputs()
+        [entry], outputs = session.get_inputs(), [one.name for one in session.get_outputs() if one.name in wanted]
     except Exception as error:  # the runtime has many kinds
         pipe.send_bytes(FAILED + _message(error))
         return
     while True:
         pixels = np.frombuffer(pipe.recv_bytes(), np.uint8).reshape(-1, *entry.shape[1:])
         try:
-            answer = DONE + np.asarray(session.run([output], {entry.name: pixels})[0], np.float64).tobytes()
+            found = np.column_stack(session.run(outputs, {entry.name: pixels}))
+            answer = DONE + np.asarray(found, np.float64).tobytes()
         except Exception as error:
             answer = FAILED + _message(error)
         pipe.send_bytes(answer)

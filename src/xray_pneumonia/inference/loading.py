@@ -15,11 +15,12 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from xray_pneumonia import extensions
 from xray_pneumonia.config import build, is_foreign
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.evaluation.input_gate import MOST_BYTES, Gate
+from xray_pneumonia.evaluation.input_gate import MOST_BYTES, FeatureGate, Gate, read_gate
 from xray_pneumonia.inference.bundle import GATE, WEIGHTS, Card, file_sha256, read_bundle, require_plain
 from xray_pneumonia.inference.ensemble import ENSEMBLE, read_ensemble
 from xray_pneumonia.inference.model import Graph, TrainedModel, ensemble_of
 from xray_pneumonia.inference.onnx import GRAPH, read_graph, write_graph
+from xray_pneumonia.models.features import FeatureNet
 from xray_pneumonia.models.layers import as_logits, to_channels_last
 from xray_pneumonia.stored_config import check_net
 
@@ -42,8 +43,9 @@ def load_model(place: Path, *, name: str, engine: EngineName = "auto") -> Traine
     if place.is_file():
         if engine == "torch":
             raise InputError(f"engine=torch: {place} is an exported graph, which onnxruntime reads; leave engine=auto")
-        card, graph = read_graph(place)
-        return TrainedModel(name, card, _load_gate(place.parent), graph=graph, folder=place.parent)
+        gate = _load_gate(place.parent)
+        card, graph = _read_graph(place, gate)
+        return TrainedModel(name, card, gate, graph=graph, folder=place.parent)
     model = (_load_ensemble if (place / ENSEMBLE).exists() else load_bundle)(place, name=name)
     if engine != "onnx":
         return model
@@ -62,18 +64,37 @@ def load_bundle(folder: Path, *, name: str) -> TrainedModel:
     gate = _load_gate(folder)
     if extensions.missing(card.extensions) and (folder / GRAPH).is_file():
         log.info("%s: computed by its graph; its code is used with extensions=[%s]", name, ",".join(card.extensions))
-        return TrainedModel(name, card, gate, graph=_read_own_graph(folder, card), folder=folder)
+        return TrainedModel(name, card, gate, graph=_read_own_graph(folder, card, gate), folder=folder)
     extensions.require(card.extensions, origin=name)
-    return TrainedModel(name, card, gate, _load_net(card.net, weights, name=str(folder)), folder=folder)
+    net = _load_net(card.net, weights, name=str(folder))
+    if isinstance(gate, FeatureGate):
+        _require_features(net, gate, side=card.image_size, path=folder / GATE)
+    return TrainedModel(name, card, gate, net, folder=folder)
 
 
-def _read_own_graph(folder: Path, card: Card) -> Graph:
+def _require_features(net: nn.Module, gate: FeatureGate, *, side: int, path: Path) -> None:
+    try:
+        width = FeatureNet(net, side=side).width
+    except RuntimeError as error:
+        raise InputError(f"{path.parent}: its net takes no images of {side} pixels: {error}") from error
+    if not 0 < width == gate.centre.size:
+        raise InputError(f"{path}: knows {gate.centre.size} features, the net has {width}; fetch the model again")
+
+
+def _read_graph(path: Path, gate: Gate | None) -> tuple[Card, Graph]:
+    card, graph, measures = read_graph(path)
+    if isinstance(gate, FeatureGate) and not measures:
+        raise InputError(f"{path}: gives no distances, which {GATE} beside it asks for; export the model again")
+    return card, graph
+
+
+def _read_own_graph(folder: Path, card: Card, gate: Gate | None) -> Graph:
     """Read the graph that was exported from a bundle's weights.
 
     Raises:
         InputError: it was exported from others, or cannot be read.
     """
-    exported, graph = read_graph(folder / GRAPH)
+    exported, graph = _read_graph(folder / GRAPH, gate)
     if exported != card:
         raise InputError(f"{folder / GRAPH}: was not exported from the model of this folder; fetch the model again")
     return graph
@@ -100,12 +121,15 @@ def _load_ensemble(folder: Path, *, name: str) -> TrainedModel:
                 "again"
             )
         members.append(member)
-    return ensemble_of(members, card, name=name, folder=folder)
+    gate = _load_gate(folder)
+    if isinstance(gate, FeatureGate) and not all(isinstance(member.gate, FeatureGate) for member in members):
+        raise InputError(f"{folder / GATE}: asks for distances, and a member measures none; fetch the model again")
+    return ensemble_of(members, card, name=name, gate=gate, folder=folder)
 
 
 def _load_gate(folder: Path) -> Gate | None:
     path = folder / GATE
-    return Gate.read(require_plain(path, most=MOST_BYTES)) if path.exists() else None
+    return read_gate(require_plain(path, most=MOST_BYTES)) if path.exists() else None
 
 
 def _load_net(node: Mapping[str, Any], weights: Mapping[str, Tensor], *, name: str) -> nn.Module:

@@ -3,7 +3,9 @@
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,18 +13,20 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from scipy.special import expit
-from torch import nn
+from torch import Tensor, nn
 
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.abstention import Band, stored_band
 from xray_pneumonia.evaluation.assessment import Decision
 from xray_pneumonia.evaluation.calibration import Calibration
-from xray_pneumonia.evaluation.input_gate import Gate
+from xray_pneumonia.evaluation.input_gate import FeatureGate, Gate, ThumbnailGate, join_gates
+from xray_pneumonia.evaluation.quality import InputCheck
 from xray_pneumonia.inference.bundle import Card
+from xray_pneumonia.models.features import FeatureNet
 from xray_pneumonia.types import Gray, Vector
 
-Graph = Callable[[Gray], Vector]  # (N, S, S) uint8 -> calibrated logits (N,)
-UNCERTAIN, STRANGE = "uncertain", "no frontal chest film"  # reasons of an abstention
+Graph = Callable[[Gray], Vector]  # (N, S, S) uint8 -> calibrated logits and distances (N, 2)
+UNCERTAIN = "uncertain"  # reason of an abstention, beside those of the gate
 CPU_BATCH, GPU_BATCH = 16, 512  # images at once: what fits the caches of a processor; what fills a GPU
 
 
@@ -33,7 +37,7 @@ class TrainedModel:
     Args:
         name: what it was called when it was loaded.
         card: classes, image size, calibration, operating point, band, evidence.
-        gate: recognises upright frontal chest films; None in a model without one.
+        gate: recognises films of the kind that it learned from; None in a model without one.
         net: raw pixels (B, 1, S, S) -> uncalibrated logits (B,), for heat maps too; in an ensemble the first member's;
             None where only an exported graph is there.
         members: of an ensemble, which averages their evidence and calibrates the mean.
@@ -83,7 +87,7 @@ class TrainedModel:
         if graph is None:
             return moved
         step = moved.calibration.offset - self.calibration.offset
-        return replace(moved, graph=lambda images: graph(images) + step)
+        return replace(moved, graph=lambda images: graph(images) + np.array([step, 0.0]))
 
     def uncalibrated_logits(self, images: Gray, *, progress: str = "") -> Vector:
         """Compute what `calibration` is for: the net's logits, or the mean of the members' evidence.
@@ -98,20 +102,40 @@ class TrainedModel:
         Raises:
             ValueError: the images have another shape or type, or there is no net.
         """
+        return self.measure(images, progress=progress)[0]
+
+    def measure(self, images: Gray, *, progress: str = "") -> tuple[Vector, Vector]:
+        """Compute in one pass what `uncalibrated_logits` does, and distances (N,) for the gate; 0 if it needs none."""
         self._require_readable(images)
         if self.members:
-            rows = [
-                one.calibration.evidence(one.uncalibrated_logits(images, progress=progress)) for one in self.members
-            ]
-            return np.asarray(np.mean(rows, axis=0), np.float64)
-        return run_net(self.require_net(), images, progress=progress)
+            found = [member.measure(images, progress=progress) for member in self.members]
+            rows = [one.calibration.evidence(logits) for one, (logits, _) in zip(self.members, found, strict=True)]
+            return np.mean(rows, axis=0), np.mean([distances for _, distances in found], axis=0)
+        if not isinstance(self.gate, FeatureGate):
+            return run_net(self.require_net(), images, progress=progress), np.zeros(len(images))
+        logits, features = run_features(self._feature_net, images, act=self.gate.distances, progress=progress)
+        return logits, features[:, 0]
 
-    def logits(self, images: Gray, *, progress: str = "") -> Vector:
-        """Compute calibrated logits (N,) of (N, S, S) uint8 images."""
+    @cached_property
+    def _feature_net(self) -> FeatureNet:
+        return FeatureNet(self.require_net(), side=self.card.image_size)
+
+    def calibrated(self, images: Gray, *, progress: str = "") -> Vector:
+        """Compute calibrated logits and distances, (N, 2), of (N, S, S) uint8 images."""
         self._require_readable(images)
         if self.graph is not None:
             return self.graph(images)
-        return self.calibration.logits(self.uncalibrated_logits(images, progress=progress))
+        logits, distances = self.measure(images, progress=progress)
+        return np.stack([self.calibration.logits(logits), distances], axis=1)
+
+    def logits(self, images: Gray, *, progress: str = "") -> Vector:
+        """Compute calibrated logits (N,) of (N, S, S) uint8 images."""
+        return self.calibrated(images, progress=progress)[:, 0]
+
+    @property
+    def input_check(self) -> InputCheck | None:
+        """The gate, with what computes distances for it; None in a model without a gate."""
+        return InputCheck(self.gate, lambda images: self.calibrated(images)[:, 1]) if self.gate else None
 
     def probabilities(self, images: Gray) -> Vector:
         """Compute calibrated probabilities of PNEUMONIA (N,) of (N, S, S) uint8 images."""
@@ -124,13 +148,15 @@ class TrainedModel:
             One row for each: `probability` (at the card's prevalence), `label` (a class name, by the operating point),
             `operating_point`, `prevalence` (None in models that name none), `answer` ("normal", "pneumonia" or the
             model's own classes; or "look closer"), `abstention` (why the answer is "look closer", else empty) and
-            `gate` (above 1 for what is no upright frontal chest film; NaN without a gate).
+            `gate` (above 1 for films of another kind than it learned from; NaN without a gate).
 
         Raises:
             ValueError: the images have another shape or type.
         """
-        probability = self.probabilities(images)
-        score = self.gate.scores(images) if self.gate and len(images) else np.full(len(images), np.nan)
+        logits, distances = self.calibrated(images).T
+        probability = np.asarray(expit(logits), np.float64)
+        nothing = np.full(len(images), np.nan), np.full(len(images), "")
+        score, stopped = self.gate.judge(images, distances) if self.gate else nothing
         answer = np.array([self.card.answers.get(one, one) for one in self.band.answer(probability)], dtype=object)
         reason = np.where(answer == "look closer", UNCERTAIN, "")
         return pd.DataFrame(
@@ -139,8 +165,8 @@ class TrainedModel:
                 "label": np.asarray(self.card.class_names)[(probability >= self.card.operating_point).astype(int)],
                 "operating_point": self.card.operating_point,
                 "prevalence": self.card.prevalence,
-                "answer": np.where(score > 1, "look closer", answer),
-                "abstention": np.where(score > 1, STRANGE, reason),
+                "answer": np.where(stopped != "", "look closer", answer),
+                "abstention": np.where(stopped != "", stopped, reason),
                 "gate": score,
             }
         )
@@ -165,9 +191,24 @@ class TrainedModel:
             raise ValueError(f"images: {images.dtype} {images.shape}; {self.name} reads uint8 (N, {side}, {side})")
 
 
-def ensemble_of(members: Sequence[TrainedModel], card: Card, *, name: str, folder: Path | None = None) -> TrainedModel:
-    """Join models into one that averages their evidence; the gate and heat maps are the first one's."""
-    return TrainedModel(name, card, members[0].gate, members[0].net, tuple(members), folder=folder)
+def ensemble_of(
+    members: Sequence[TrainedModel],
+    card: Card,
+    *,
+    name: str,
+    gate: Gate | None = None,
+    folder: Path | None = None,
+) -> TrainedModel:
+    """Join models into one that averages their evidence and their distances; heat maps are the first one's.
+
+    Without a `gate` of its own it gets its members' joined one, or the first member's where they measure no distances.
+    """
+    gates = [member.gate for member in members if isinstance(member.gate, FeatureGate)]
+    if gate is None and len(gates) == len(members):
+        gate = join_gates(gates)
+    elif gate is None:
+        gate = next((member.gate for member in members if isinstance(member.gate, ThumbnailGate)), None)
+    return TrainedModel(name, card, gate, members[0].net, tuple(members), folder=folder)
 
 
 def run_net(net: nn.Module, images: Gray, *, progress: str = "") -> Vector:
@@ -178,19 +219,41 @@ def run_net(net: nn.Module, images: Gray, *, progress: str = "") -> Vector:
         images: uint8.
         progress: title of a progress bar on a terminal; empty for none.
     """
+    return _run(net, images, _numbers, progress)
+
+
+def run_features(
+    net: FeatureNet, images: Gray, *, act: Callable[[Vector], Vector] | None = None, progress: str = ""
+) -> tuple[Vector, Vector]:
+    """Run (N, H, W) images through a net; returns logits (N,) and features (N, D), or what `act` makes of them."""
+
+    def join(found: tuple[Tensor, Tensor]) -> Vector:
+        logits, features = map(_numbers, found)
+        return np.column_stack([logits, features if act is None else act(features)])
+
+    rows = _run(net, images, join, progress).reshape(len(images), 1 + (net.width if act is None else 1))
+    return rows[:, 0], rows[:, 1:]
+
+
+def _run(net: nn.Module, images: Gray, act: Callable[[Any], Vector], progress: str) -> Vector:
     net.eval()
     device = next(net.parameters()).device
 
     def run(batch: Gray) -> Vector:
         pixels = torch.from_numpy(np.array(batch)).to(device)  # a copy: torch takes no read-only array
         with torch.inference_mode():
-            return np.asarray(net(pixels[:, None]).double().cpu().numpy(), np.float64)
+            return act(net(pixels[:, None]))
 
     return in_batches(run, images, CPU_BATCH if device.type == "cpu" else GPU_BATCH, progress=progress)
 
 
-def in_batches(run: Graph, images: Gray, size: int, *, progress: str = "") -> Vector:
+def _numbers(tensor: Tensor) -> Vector:
+    return np.asarray(tensor.double().cpu().numpy(), np.float64)
+
+
+def in_batches(run: Callable[[Gray], Vector], images: Gray, size: int, *, progress: str = "") -> Vector:
     """Apply a function to batches of one size, of which the last may be smaller, and join what it returns."""
     quiet = not (progress and sys.stderr.isatty())
     starts = track(range(0, len(images), size), progress, console=Console(stderr=True), disable=quiet, transient=True)
-    return np.concatenate([np.empty(0), *(run(images[start : start + size]) for start in starts)])
+    rows = [run(images[start : start + size]) for start in starts]
+    return np.concatenate(rows) if rows else np.empty(0)

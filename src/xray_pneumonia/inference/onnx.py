@@ -1,7 +1,8 @@
 """Exports models to ONNX and reads them back: one file that maps raw pixels to calibrated probabilities.
 
 The input is `pixels`, uint8 (B, 1, S, S) with any B; the outputs are `probability` and `logit`, both calibrated, (B,)
-in double precision. Scaling, normalisation, calibration and sigmoid are in the graph; the card is in its metadata.
+in double precision, and `distance`, which a gate that measures features compares with its limit. Scaling,
+normalisation, calibration and sigmoid are in the graph; the card and the limit are in its metadata.
 """
 
 import copy
@@ -17,13 +18,33 @@ import torch
 from torch import Tensor, nn
 
 from xray_pneumonia.errors import InputError
+from xray_pneumonia.evaluation.input_gate import FeatureGate
 from xray_pneumonia.inference.bundle import MAX_BYTES, Card, parse_card, require_plain
 from xray_pneumonia.inference.graph_process import GraphProcess
 from xray_pneumonia.inference.model import CPU_BATCH, Graph, TrainedModel, in_batches
+from xray_pneumonia.models.features import FeatureNet
+from xray_pneumonia.types import Gray, Vector
 
 GRAPH = "model.onnx"  # in the folder of the weights
-INPUT, OUTPUTS = "pixels", ["probability", "logit"]
+INPUT, OUTPUTS, DISTANCE = "pixels", ["probability", "logit"], "distance"
 CURE = "pip install 'xray-pneumonia[onnx]'"
+
+
+class _Measured(nn.Module):
+    """A net with the distance of its features; 0 where its gate asks for none."""
+
+    def __init__(self, model: TrainedModel) -> None:
+        super().__init__()
+        self.net = FeatureNet(copy.deepcopy(model.require_net()), side=model.card.image_size)
+        self.centre, self.matrix = nn.Buffer(torch.zeros(0)), nn.Buffer(torch.zeros(0, 0))
+        if isinstance(model.gate, FeatureGate):
+            self.centre = nn.Buffer(torch.from_numpy(model.gate.centre))
+            self.matrix = nn.Buffer(torch.from_numpy(model.gate.matrix).float())  # exact, and half the bytes
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        logit, features = self.net(pixels)
+        apart = features[:, : len(self.centre)].double() - self.centre
+        return logit.double(), (apart @ self.matrix.double()).square().sum(dim=1)
 
 
 class _Evidence(nn.Module):
@@ -32,24 +53,26 @@ class _Evidence(nn.Module):
     def __init__(self, model: TrainedModel) -> None:
         super().__init__()
         members = [_Evidence(member) for member in model.members]
-        self.parts = nn.ModuleList(members or [copy.deepcopy(model.require_net())])
+        self.parts = nn.ModuleList(members or [_Measured(model)])
         self.temperature, self.bias = model.card.temperature, model.card.bias
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        mean = torch.stack([part(pixels).double() for part in self.parts]).mean(dim=0)
-        return mean / self.temperature + self.bias
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        logits, distances = zip(*(part(pixels) for part in self.parts), strict=True)
+        return torch.stack(logits).mean(dim=0) / self.temperature + self.bias, torch.stack(distances).mean(dim=0)
 
 
 class _Answer(nn.Module):
-    """Calibrated probabilities and logits."""
+    """Calibrated probabilities and logits, and distances for a gate that asks for them."""
 
     def __init__(self, model: TrainedModel) -> None:
         super().__init__()
-        self.evidence, self.offset = _Evidence(model), model.calibration.offset
+        self.inner, self.offset = _Evidence(model), model.calibration.offset
+        self.measures = isinstance(model.gate, FeatureGate)
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        logit = self.evidence(pixels) + self.offset
-        return torch.sigmoid(logit), logit
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        evidence, distance = self.inner(pixels)
+        logit = evidence + self.offset
+        return (torch.sigmoid(logit), logit, distance) if self.measures else (torch.sigmoid(logit), logit)
 
 
 def write_graph(model: TrainedModel, path: Path) -> None:
@@ -72,19 +95,22 @@ def write_graph(model: TrainedModel, path: Path) -> None:
                 dynamo=True,
                 dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}},
                 input_names=[INPUT],
-                output_names=OUTPUTS,
+                output_names=[*OUTPUTS, DISTANCE] if isinstance(model.gate, FeatureGate) else OUTPUTS,
                 verbose=False,
             )
     finally:
         logging.disable(before)
     for node in program.model.graph.all_nodes():  # they name the files of this machine
         node.metadata_props.clear()
-    program.model.metadata_props.update(_metadata(model.card))
+    program.model.metadata_props.update(_metadata(model))
     program.save(path, external_data=False)
 
 
-def read_graph(path: Path) -> tuple[Card, Graph]:
+def read_graph(path: Path) -> tuple[Card, Graph, bool]:
     """Read a graph that `write_graph` wrote, and have it answer for one image.
+
+    Returns:
+        The card, what computes, and whether it measures distances, which are 0 where it does not.
 
     Raises:
         InputError: the file is missing, damaged or no such graph, exceeds a limit, or onnxruntime is not installed.
@@ -94,7 +120,7 @@ def read_graph(path: Path) -> tuple[Card, Graph]:
         require_plain(path, most=MAX_BYTES)
     except OSError as error:
         raise InputError(f"{path}: cannot be read as a graph: {error.strerror}") from error
-    process = GraphProcess(path, output=OUTPUTS[1], threads=torch.get_num_threads())
+    process = GraphProcess(path, wanted=[OUTPUTS[1], DISTANCE], threads=torch.get_num_threads())
     try:
         card = parse_card(process.card, name=str(path))
         if json.loads(process.labels) != card.class_names:
@@ -103,7 +129,13 @@ def read_graph(path: Path) -> tuple[Card, Graph]:
         raise InputError(f"{path}: holds no card of a model: {error}") from error
     _require_shapes(process, card, path)
     process.run(np.zeros((1, card.image_size, card.image_size), np.uint8))  # whatever does not end is found now
-    return card, lambda images: in_batches(process.run, images, CPU_BATCH)
+    measures = DISTANCE in process.outputs
+
+    def compute(images: Gray) -> Vector:
+        found = in_batches(process.run, images, CPU_BATCH).reshape(len(images), 1 + measures)
+        return found if measures else np.column_stack([found, np.zeros(len(images))])
+
+    return card, compute, measures
 
 
 def require_writer() -> None:
@@ -131,16 +163,21 @@ def require_reader() -> None:
 
 def _require_shapes(process: GraphProcess, card: Card, path: Path) -> None:
     side = card.image_size
-    if process.inputs != [[INPUT, "tensor(uint8)", [1, side, side]]] or process.outputs != OUTPUTS:
+    if process.inputs != [[INPUT, "tensor(uint8)", [1, side, side]]] or process.outputs not in (
+        OUTPUTS,
+        [*OUTPUTS, DISTANCE],
+    ):
         raise InputError(
             f"{path}: takes {process.inputs} and gives {process.outputs}; a graph of this project takes {INPUT}, "
             f"{OUTPUTS}"
         )
 
 
-def _metadata(card: Card) -> dict[str, str]:
+def _metadata(model: TrainedModel) -> dict[str, str]:
     """Describe the answers: the card, and what other programs look for."""
-    return {
+    card, gate = model.card, model.gate
+    known = {"gate": json.dumps({"output": DISTANCE, "limit": gate.limits[0]})} if isinstance(gate, FeatureGate) else {}
+    return known | {
         "card": json.dumps(card.values()),
         "labels": json.dumps(card.class_names),
         "image_size": str(card.image_size),

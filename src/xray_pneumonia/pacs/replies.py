@@ -51,38 +51,16 @@ def report(film: Dataset, row: Mapping[str, Any], reader: Reader, *, comment: st
         comment: for a person.
     """
     film = _complete(film)
-    found = FINDINGS.get(reader.finding.upper(), Code(reader.finding[:16], OURS, reader.finding[:64]))
     observer = sr.ObserverContext(
         observer_type=codes.DCM.Device,
         observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
             uid=_uid(reader.version, "device"), name=reader.name, manufacturer_name=MAKER, model_name=reader.version
         ),
     )
-    algorithm = sr.AlgorithmIdentification(name=reader.name, version=reader.version)
-    source = sr.SourceImageForMeasurementGroup(film.SOPClassUID, film.SOPInstanceUID)
-    measured = (
-        []
-        if row.get("error")
-        else [sr.Measurement(name=PROBABILITY, value=round(float(row["probability"]), 6), unit=codes.UCUM.NoUnits)]
-    )
-    group = sr.MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=sr.TrackingIdentifier(
-            uid=_uid(film.SOPInstanceUID, reader.version, "finding"), identifier="finding"
-        ),
-        finding_type=found,
-        algorithm_id=algorithm,
-        measurements=measured,
-        qualitative_evaluations=[sr.QualitativeEvaluation(INTERPRETATION, _interpretation(row, reader))],
-        source_images=[source],
-    )
-    remark = sr.TextContentItem(
-        name=codes.DCM.Comment, value=comment, relationship_type=sr.RelationshipTypeValues.CONTAINS
-    )
-    group[0].ContentSequence.append(remark)
     content = sr.MeasurementReport(
         observation_context=sr.ObservationContext(observer_device_context=observer),
         procedure_reported=PROCEDURE,
-        imaging_measurements=[group],
+        imaging_measurements=[_finding(film, row, reader, comment=comment)],
     )
     document = sr.ComprehensiveSR(
         evidence=[film],
@@ -96,6 +74,28 @@ def report(film: Dataset, row: Mapping[str, Any], reader: Reader, *, comment: st
     )
     document.SeriesDescription = f"{MAKER} report: {WARNING}"[:64]
     return _encoded(document)
+
+
+def _finding(film: Dataset, row: Mapping[str, Any], reader: Reader, *, comment: str) -> Any:
+    """Write what was found, with its probability, algorithm and source."""
+    found = FINDINGS.get(reader.finding.upper(), Code(reader.finding[:16], OURS, reader.finding[:64]))
+    probability = 0.0 if row.get("error") else round(float(row["probability"]), 6)
+    measured = sr.Measurement(name=PROBABILITY, value=probability, unit=codes.UCUM.NoUnits)
+    group = sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=sr.TrackingIdentifier(
+            uid=_uid(film.SOPInstanceUID, reader.version, "finding"), identifier="finding"
+        ),
+        finding_type=found,
+        algorithm_id=sr.AlgorithmIdentification(name=reader.name, version=reader.version),
+        measurements=[] if row.get("error") else [measured],
+        qualitative_evaluations=[sr.QualitativeEvaluation(INTERPRETATION, _interpretation(row, reader))],
+        source_images=[sr.SourceImageForMeasurementGroup(film.SOPClassUID, film.SOPInstanceUID)],
+    )
+    remark = sr.TextContentItem(
+        name=codes.DCM.Comment, value=comment, relationship_type=sr.RelationshipTypeValues.CONTAINS
+    )
+    group[0].ContentSequence.append(remark)
+    return group
 
 
 def capture(film: Dataset, picture: npt.NDArray[np.uint8], reader: Reader, *, lines: list[str]) -> bytes:

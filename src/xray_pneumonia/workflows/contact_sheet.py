@@ -8,13 +8,15 @@ from functools import partial
 from heapq import nsmallest
 from pathlib import Path
 
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
 from xray_pneumonia.data.files import find_files, printable
 from xray_pneumonia.data.images.sandbox import Decoders
+from xray_pneumonia.evaluation.drift import Drift, Home, compare_with_home
 from xray_pneumonia.evaluation.gradcam import read_overlay, thumbnail
-from xray_pneumonia.evaluation.input_gate import FLAGS
+from xray_pneumonia.evaluation.quality import FLAGS
 from xray_pneumonia.evaluation.report import text
 from xray_pneumonia.evaluation.report.build import render
 from xray_pneumonia.evaluation.report.model_card import USE, limitations
@@ -41,14 +43,20 @@ def meanings(card: Card) -> dict[str, str]:
 
 @dataclass
 class Summary:
-    """Counts of all rows, the rows that are shown (the least certain first) and the first failed files."""
+    """Counts of all rows, the rows that are shown (the least certain first) and the first failed files.
 
+    `measured` holds what `drift` rests on: of each answered file score, label, mean gray and longer side.
+    """
+
+    positive: str  # the class with label 1
     files: int = 0
     decisions: Counter[str] = field(default_factory=Counter)
     flags: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
     shown: list[Row] = field(default_factory=list)
     failed: list[Row] = field(default_factory=list)
+    measured: list[tuple[float, int, float, int]] = field(default_factory=list)
+    drift: Drift | None = None
 
     def count(self, row: Row) -> bool:
         """Count a row; returns whether it holds an answer."""
@@ -59,13 +67,20 @@ class Summary:
             return False
         self.decisions[row["decision"]] += 1
         self.flags.update(row["flags"])
+        if row.get("gate_score") is not None:
+            called = int(row["label"] == self.positive)
+            side = max(row["width"], row["height"])
+            self.measured.append((row["gate_score"], called, row["brightness"], side))
         return True
 
 
-def summarise(rows: Iterable[Row], *, shown: int) -> Summary:
-    """Count in one pass, which keeps no more rows than are shown."""
-    summary = Summary()
+def summarise(rows: Iterable[Row], *, shown: int, positive: str, home: Home | None) -> Summary:
+    """Count in one pass, which keeps no more rows than are shown; compare the films with the model's home, if known."""
+    summary = Summary(positive)
     summary.shown = nsmallest(shown, filter(summary.count, rows), key=_certainty)
+    if home is not None and summary.measured:
+        films = pd.DataFrame(summary.measured, columns=["gate_score", "called", "brightness", "side"])
+        summary.drift = compare_with_home(films, home, positive=positive)
     return summary
 
 
@@ -132,7 +147,9 @@ def describe_evidence(card: Card) -> str:
 
 
 def print_summary(summary: Summary, model: TrainedModel, folder: Path, console: Console) -> None:
-    """Print counts, failures, where the answers are and how the model was validated."""
+    """Print whether the model knows such films, counts, failures, where the answers are and what they rest on."""
+    for sentence in summary.drift.sentences() if summary.drift else ():
+        console.print(sentence, highlight=False, markup=False)
     answered = sum(summary.decisions.values())
     title = f"{answered} of {summary.files} files answered; operating point {model.card.operating_point:.4f}"
     table = Table(title=title, title_justify="left", title_style="bold")
@@ -150,7 +167,7 @@ def print_summary(summary: Summary, model: TrainedModel, folder: Path, console: 
     for name, count in summary.flags.most_common():
         console.print(f"Flag {name}: {count} ({FLAGS[name]})", highlight=False)
     holds = text.promise(model.card.promise)
-    console.print(f"{word_probability(model.card)(0.8)} {holds}", highlight=False, markup=False)
+    console.print(f"For example {word_probability(model.card)(0.8)} {holds}", highlight=False, markup=False)
     console.print(f"Model {model.name}. {describe_evidence(model.card)}", highlight=False, markup=False)
     console.print("A second opinion beside a radiologist's reading; no medical device.", highlight=False)
     print(f"Answers: {folder / TABLE}\nContact sheet: {folder / SHEET}")

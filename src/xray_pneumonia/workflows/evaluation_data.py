@@ -20,13 +20,14 @@ from xray_pneumonia.data.images.cache import open_cache
 from xray_pneumonia.data.records import fingerprint, scan_external
 from xray_pneumonia.data.splits import in_other_splits
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.evaluation.input_gate import MOST, Gate, fit_gate
+from xray_pneumonia.evaluation.input_gate import ThumbnailGate, fit_thumbnail_gate
 from xray_pneumonia.tracking.stored_runs import StoredRun
 from xray_pneumonia.types import CLASSES, Classes, Gray, Text
 from xray_pneumonia.workflows.find_model import EvaluatedModel
 from xray_pneumonia.workflows.own_code import load_config
 
 Split = Literal["val", "shift", "test", "external"]
+MOST = 5000  # training images that a gate is fitted to
 RECORD_COLUMNS = ("mode", "width", "height", "bytes")  # joined to the predictions, for subgroups and shortcuts
 log = logging.getLogger(__name__)
 
@@ -60,11 +61,11 @@ class HeldOut:
         """Identify the images, whatever they are called and wherever they are; 64 hex digits."""
         return hashlib.sha256("".join(sorted(set(self.records["sha256"]))).encode()).hexdigest()
 
-    def fit_gate(self) -> Gate | None:
-        """Fit an input gate, where training and validation images are known."""
+    def fit_gate(self) -> ThumbnailGate | None:
+        """Fit a gate for a model without one, where training and validation images are known."""
         if self.training is None or self.validation is None:
             return None
-        return fit_gate(self.training, self.validation)
+        return fit_thumbnail_gate(self.training, self.validation)
 
 
 class EvaluationFolder(TypedDict):
@@ -113,7 +114,7 @@ def open_split(
         question = folder_question(folder, asked_of(run))
         return _open_external(folder, folder["root"], question, home=home, image_size=image_size)
     stored = _stored_data(run, split, folder, home=home)
-    data: XRayDataModule = build(stored.data, build(stored.augmentation))
+    data: XRayDataModule = build(stored.data, build(stored.augmentation, key="augmentation"))
     _open_test(data, stored) if split == "test" else _prepare(run, data, stored)
     if split == "shift" and data.shift_dataloader() is None:
         raise InputError(

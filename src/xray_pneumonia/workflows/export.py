@@ -27,6 +27,8 @@ from xray_pneumonia.inference.ensemble import ENSEMBLE
 from xray_pneumonia.inference.loading import load_model
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.inference.onnx import GRAPH, read_graph, require_reader, require_writer, write_graph
+from xray_pneumonia.tracking.run_names import read_named
+from xray_pneumonia.tracking.store import open_database
 from xray_pneumonia.tracking.stored_runs import StoredRun
 from xray_pneumonia.types import Count, Gray
 from xray_pneumonia.workflows.find_model import find_model
@@ -62,7 +64,9 @@ def main(cfg: DictConfig) -> None:
     require_writer()
     require_reader()
     name = cfg.run_id or cfg.model
-    found = find_model(name, tracking=build(cfg.tracking), home=Path(cfg.home))
+    tracking, home = build(cfg.tracking), Path(cfg.home)
+    run = read_named(open_database(tracking, home=home), cfg.run_id) if cfg.run_id else None
+    found = run or find_model(name, tracking=tracking, home=home)
     folder = found.bundle() if isinstance(found, StoredRun) else found
     if folder.is_file():
         raise InputError(f"model={name}: is an exported file already; name the run or folder it was made of")
@@ -90,7 +94,7 @@ def require_equal(model: TrainedModel, path: Path, images: Gray) -> float:
     Raises:
         AnswersDiffer: a probability differs by more than `TOLERANCE`, or any answer is another.
     """
-    card, graph = read_graph(path)
+    card, graph, _ = read_graph(path)
     exported = replace(model, card=card, graph=graph)
     both = np.concatenate([images, extreme_images(card.image_size)])
     pairs = [(one(each) for one in (model.logits, exported.logits)) for each in (both, both[:1])]
@@ -100,8 +104,12 @@ def require_equal(model: TrainedModel, path: Path, images: Gray) -> float:
             f"the graph's probabilities are {difference:.2g} off ({TOLERANCE:g} is allowed); nothing is kept"
         )
     first, second = model.decide(images), exported.decide(images)
+    scores = first["gate"].to_numpy(), second["gate"].to_numpy()
+    if not np.allclose(*scores, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
+        raise AnswersDiffer(f"the graph's gate scores differ by more than {TOLERANCE:g}; nothing is kept")
+    sure = ~(abs(scores[0] - 1) <= 2 * TOLERANCE)  # at the gate's limit rounding decides
     for column in ("label", "answer", "abstention"):
-        others = int((first[column] != second[column]).sum())
+        others = int((first[column] != second[column])[sure].sum())
         if others or card != model.card:
             raise AnswersDiffer(f"the graph gives another {column} for {others} images; nothing is kept")
     return difference

@@ -21,7 +21,8 @@ from xray_pneumonia.data.images.limits import DicomRules
 from xray_pneumonia.data.images.sandbox import DAMAGED, Attempt, Decoders
 from xray_pneumonia.errors import InputError, SomeFailed
 from xray_pneumonia.evaluation import gradcam
-from xray_pneumonia.evaluation.input_gate import quality_flags
+from xray_pneumonia.evaluation.input_gate import FeatureGate
+from xray_pneumonia.evaluation.quality import quality_flags
 from xray_pneumonia.inference.loading import EngineName
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.types import CLASSES, Count, Gray, OpenFraction, Positive, Processes, Text, Whole
@@ -93,7 +94,8 @@ def _predict(cfg: DictConfig) -> None:
     with PredictionFiles(folder, _identity(cfg, model, source)) as answers, decoders:
         _classify_all(source, answers, decoders, model, cfg)
         answers.sort(lambda: find_files(source))
-        summary = summarise(answers.rows(), shown=cfg.sheet_images)
+        home, positive = model.gate.home if model.gate else None, model.card.class_names[1]
+        summary = summarise(answers.rows(), shown=cfg.sheet_images, positive=positive, home=home)
         write_sheet(folder, summary, model, decoders, source)
     print_summary(summary, model, folder, Console(width=None if Console().is_terminal else 80))
     _raise_failures(summary, folder)
@@ -121,7 +123,8 @@ def dicom_rules(cfg: DictConfig) -> DicomRules:
 def _identity(cfg: DictConfig, model: TrainedModel, source: Path) -> dict[str, Any]:
     """List all that an answer depends on; a rerun with anything else does not mix its answers with these."""
     card = asdict(model.card)
-    return {
+    gate = {"gate": model.gate.limits.tolist()} if isinstance(model.gate, FeatureGate) else {}
+    return gate | {
         "input": printable(str(source)),
         **{name: card[name] for name in CHOSEN},
         **({} if model.card.classes == CLASSES else {"class_names": card["class_names"]}),
@@ -165,8 +168,10 @@ def classify(attempts: list[Attempt], model: TrainedModel, maps: "HeatMaps | Non
         return []
     images = np.stack([attempt.pixels for attempt in attempts])  # type: ignore[misc]
     table = model.decide(images)
-    flags = quality_flags(images, table.pop("gate").to_numpy(), model.gate)
+    flags = quality_flags(images, table["abstention"], model.input_check)
     drawn = maps.draw(attempts, images) if maps else [None] * len(attempts)
+    table["brightness"] = images.mean(axis=(1, 2)).round(1)
+    table["gate_score"] = [None if np.isnan(score) else round(score, 4) for score in table.pop("gate")]
     rows = table.rename(columns={"answer": "decision", "abstention": "reason"}).to_dict("records")
     return [
         make_row(attempt, {**_doubted(row, attempt), "flags": [*found, *attempt.notes], "heat_map": heat_map})

@@ -27,7 +27,7 @@ Row = dict[str, Any]
 ROWS, TABLE, IDENTITY, LOCK = "predictions.jsonl", "predictions.csv", "predictions.json", "predictions.lock"
 COLUMNS = (
     "path", "decision", "probability", "label", "operating_point", "reason", "flags", "error", "message", "sha256",
-    "width", "height", "mode", "heat_map", "prevalence",
+    "width", "height", "mode", "heat_map", "prevalence", "gate_score", "brightness",
 )  # fmt: skip
 NEEDED = ("path", "stamp", "error")  # what a rerun reads of a row
 FULL = {errno.ENOSPC, errno.EDQUOT}

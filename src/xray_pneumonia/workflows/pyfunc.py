@@ -25,8 +25,8 @@ from xray_pneumonia.types import Gray
 
 PROCESSES, BATCH = min(4, os.cpu_count() or 1), 64
 FILE, PIXELS = "image", "pixels"  # the columns of the input
-PROBABILITY = "probability"  # JSON knows no NaN, so it is None where there is none
-COLUMNS = (PROBABILITY, "label", "operating_point", "prevalence", "answer", "abstention")
+NUMBERS = ("probability", "gate_score")  # JSON knows no NaN, so they are None where there is none
+COLUMNS = (NUMBERS[0], "label", "operating_point", "prevalence", "answer", "abstention", NUMBERS[1])
 
 
 class BundleModel:
@@ -48,8 +48,8 @@ class BundleModel:
                 model's own.
 
         Returns:
-            One row for each: `probability`, `label`, `operating_point`, `prevalence`, `answer`, `abstention`. What
-            cannot be read has probability None, no label, and the reason as its abstention.
+            One row for each: `probability`, `label`, `operating_point`, `prevalence`, `answer`, `abstention`,
+            `gate_score`. What cannot be read has no label, its numbers are None and the reason is its abstention.
 
         Raises:
             ValueError: the input has neither column, or the prevalence is no share.
@@ -62,15 +62,9 @@ class BundleModel:
         attempts = self._read_all(model_input)
         decoded = [attempt.pixels for attempt in attempts if attempt.pixels is not None]
         images = np.array(decoded, np.uint8).reshape(-1, self._side, self._side)
-        answers = iter(model.decide(images).drop(columns="gate").to_dict("records"))
+        answers = iter(model.decide(images).rename(columns={"gate": NUMBERS[1]}).to_dict("records"))
         rows = [_failed(attempt, model) if attempt.code else _doubted(next(answers), attempt) for attempt in attempts]
-        kind = float if len(decoded) == len(attempts) else object  # numbers alone would turn None into NaN
-        return pd.DataFrame(
-            {
-                name: pd.Series([row[name] for row in rows], dtype=kind if name == PROBABILITY else None)
-                for name in COLUMNS
-            }
-        )
+        return pd.DataFrame({name: _column(name, [row[name] for row in rows]) for name in COLUMNS})
 
     def _read_all(self, given: Any) -> list[Attempt]:
         columns = {name: _unwrapped(list(given[name]), name) for name in (FILE, PIXELS) if name in given}
@@ -106,8 +100,15 @@ def _doubted(row: dict[Any, Any], attempt: Attempt) -> dict[Any, Any]:
     return {**row, "answer": "look closer", "abstention": row["abstention"] or DAMAGED} if attempt.doubtful else row
 
 
+def _column(name: str, values: list[Any]) -> pd.Series:
+    if name not in NUMBERS:
+        return pd.Series(values)
+    known = [None if value is None or np.isnan(value) else value for value in values]
+    return pd.Series(known, dtype=object if None in known else float)  # numbers alone would turn None into NaN
+
+
 def _failed(attempt: Attempt, model: TrainedModel) -> dict[Any, Any]:
-    known = {PROBABILITY: None, "label": "", "operating_point": model.card.operating_point}
+    known = {**dict.fromkeys(NUMBERS), "label": "", "operating_point": model.card.operating_point}
     reason = f"unreadable: {attempt.message}"
     return {**known, "prevalence": model.card.prevalence, "answer": "look closer", "abstention": reason}
 

@@ -19,7 +19,7 @@ from xray_pneumonia.config import Node, anchor, build, check
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import gradcam
 from xray_pneumonia.evaluation.calibration import translate
-from xray_pneumonia.evaluation.input_gate import FLAGS
+from xray_pneumonia.evaluation.quality import FLAGS
 from xray_pneumonia.evaluation.report.model_card import USE, limitations
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.types import Count, Port, Positive, Processes, Text

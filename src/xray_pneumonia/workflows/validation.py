@@ -1,8 +1,9 @@
 """Assesses a trained net on validation, and chooses there what goes into its bundle: the end of every training."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,18 +16,21 @@ from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.abstention import answered_and_wrong
 from xray_pneumonia.evaluation.assessment import Decision, decide
-from xray_pneumonia.evaluation.input_gate import Gate
+from xray_pneumonia.evaluation.drift import Home, describe
+from xray_pneumonia.evaluation.input_gate import Gate, fit_feature_gate, fit_thumbnail_gate
 from xray_pneumonia.evaluation.metrics import table_metrics
-from xray_pneumonia.evaluation.report.build import Context, assess_and_report
+from xray_pneumonia.evaluation.quality import InputCheck
+from xray_pneumonia.evaluation.report.build import PAGE, Context, assess_and_report
 from xray_pneumonia.evaluation.settings import EvaluationSettings
-from xray_pneumonia.inference.model import run_net
+from xray_pneumonia.inference.model import run_features, run_net
+from xray_pneumonia.models.features import FeatureNet
 from xray_pneumonia.tracking.ledger import opened_before
 from xray_pneumonia.tracking.run import Run
 from xray_pneumonia.tracking.store_errors import START, within
 from xray_pneumonia.training.predict import predict_logits
+from xray_pneumonia.types import Vector
 from xray_pneumonia.workflows.evaluation_data import RECORD_COLUMNS, HeldOut, cut
 
-OPERATING = "operating/threshold"  # of calibrated probabilities; `xray compare` judges each run at its own
 ON_CARD = ("auroc", "sensitivity", "specificity")
 log = logging.getLogger(__name__)
 
@@ -36,8 +40,9 @@ class Chosen:
     """What was chosen on validation, and the predictions with calibrated probabilities."""
 
     decision: Decision
-    gate: Gate | None
+    gate: Gate
     predictions: pd.DataFrame
+    report: Path | None  # None where none was asked for
 
 
 def assess_validation(
@@ -57,31 +62,68 @@ def assess_validation(
     """
     decision = decide(table, settings, out_of_fold=out_of_fold)
     held_out = cut(data, "val", config["data"]["root"], set(table["id"]))
-    gate = held_out.fit_gate()
-    chosen = Chosen(decision, gate, decision.calibration.apply(table))
-    found = table_metrics(chosen.predictions, threshold=decision.threshold)
-    run.log_metrics({f"operating/{name}": value for name, value in found.items() if not np.isnan(value)})
-    run.log_metrics({OPERATING: decision.threshold})
-    if settings.report:
-        _report(run, config, net, held_out, table, decision, settings, gate)
-    return chosen
+    check, distances = fit_gate(net, held_out)
+    rows = held_out.records.set_index("id")[[name for name in RECORD_COLUMNS if name in held_out.records]]
+    films = table.set_index("id").loc[held_out.records["id"]].reset_index().join(rows, on="id")
+    check, films = settle_gate(check, distances, held_out, films, decision)
+    report = run.path(f"evaluation/val/{PAGE}") if settings.report else None
+    if report:
+        _report(run, report.parent, config, net, held_out, films, decision, settings, check)
+    return Chosen(decision, check.gate, decision.calibration.apply(table), report)
+
+
+def fit_gate(net: nn.Module, held_out: HeldOut) -> tuple[InputCheck, Vector]:
+    """Fit a gate to training images; returns it with open limits, and the distances (N,) of the split's images."""
+    if held_out.training is None:
+        raise TypeError("a gate is fitted to training images")
+    watched = FeatureNet(net, side=held_out.images.shape[1])
+    features = run_features(watched, held_out.training)[1]
+    if not watched.width or not np.isfinite(features).all():
+        gate = fit_thumbnail_gate(held_out.training, held_out.images)
+        return InputCheck(gate, lambda images: np.zeros(len(images))), np.zeros(len(held_out.images))
+    fitted = fit_feature_gate(held_out.training, features)
+    check = InputCheck(fitted, lambda images: run_features(watched, images, act=fitted.distances)[1][:, 0])
+    return check, check.distances(held_out.images)
+
+
+def settle_gate(
+    check: InputCheck, distances: Vector, held_out: HeldOut, films: pd.DataFrame, decision: Decision
+) -> tuple[InputCheck, pd.DataFrame]:
+    """Fit a gate's limits and its home to validation.
+
+    Args:
+        check: the gate, with open limits.
+        distances: (N,) of the validation images.
+        held_out: the validation split.
+        films: raw predictions on it, in its order.
+        decision: by which films are called NORMAL or PNEUMONIA.
+
+    Returns:
+        The gate, and the predictions with `gate_score` and `gate_reason`.
+    """
+    images = held_out.images
+    gate = check.gate.fitted(images, distances)
+    score, reason = gate.judge(images, distances)
+    films = films.assign(gate_score=score, gate_reason=reason)
+    calibrated = decision.calibration.apply(films)
+    home = Home.of(describe(calibrated, images, threshold=decision.threshold))
+    return replace(check, gate=replace(gate, home=home)), films
 
 
 def _report(
     run: Run,
+    folder: Path,
     config: dict[str, Any],
     net: nn.Module,
     held_out: HeldOut,
     table: pd.DataFrame,
     decision: Decision,
     settings: EvaluationSettings,
-    gate: Gate | None,
+    check: InputCheck,
 ) -> None:
-    rows = held_out.records.set_index("id")[[name for name in RECORD_COLUMNS if name in held_out.records]]
-    table = table.set_index("id").loc[held_out.records["id"]].reset_index().join(rows, on="id")
     opened = _opened_before(run)
-    report = assess_and_report(
-        run.path("evaluation/val/evaluation.json").parent,
+    assess_and_report(
+        folder,
         table,
         held_out.images,
         decision,
@@ -98,10 +140,9 @@ def _report(
         ),
         net=net,
         predict=partial(run_net, net),
-        gate=gate,
+        check=check,
         validation=table,
     )
-    run.log_metrics({f"operating/{name}": value for name, value in report.assessment.metrics().items()})
     run.set_tags({"chosen_after_opening": "unknown" if opened is None else bool(opened)})
 
 
@@ -134,6 +175,6 @@ def assess_shift(run: Run, net: nn.Module, data: XRayDataModule, decision: Decis
     index, logits = predict_logits(net, batches, device=device)
     table = decision.calibration.apply(predictions.tabulate(data.records, index, logits))
     predictions.write(table, run.path("predictions/shift.csv"))
-    metrics = table_metrics(table, threshold=decision.threshold)
+    metrics = table_metrics(table, threshold=decision.threshold, prevalence=decision.calibration.prevalence)
     metrics["answered"], metrics["answered_error"] = answered_and_wrong(table, decision.band)
     run.log_metrics({f"shift/{name}": value for name, value in metrics.items() if not np.isnan(value)})

@@ -1,9 +1,8 @@
 """Assesses a model on a split, and writes the numbers, the figures and one self-contained HTML report."""
 
 import base64
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,14 +14,17 @@ from jinja2 import Environment, PackageLoader
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.assessment import Assessment, Decision, assess
 from xray_pneumonia.evaluation.comparison import Difference, compare
-from xray_pneumonia.evaluation.input_gate import Gate, out_of_distribution
+from xray_pneumonia.evaluation.drift import Drift, compare_with_home, describe
 from xray_pneumonia.evaluation.intervals import Estimate
 from xray_pneumonia.evaluation.metrics import METRICS
+from xray_pneumonia.evaluation.quality import InputCheck
 from xray_pneumonia.evaluation.report import text
 from xray_pneumonia.evaluation.report.model_card import checklist_answers, fill_checklist, limitations, model_facts
+from xray_pneumonia.evaluation.report.numbers import as_json
 from xray_pneumonia.evaluation.robustness import robustness, sample
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.evaluation.shortcuts import shortcuts
+from xray_pneumonia.evaluation.strangers import out_of_distribution
 from xray_pneumonia.types import CLASSES, Classes, Gray, Vector, spoken
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from xray_pneumonia.evaluation.gradcam import Explanation, Net
 
 NUMBERS, PAGE = "evaluation.json", "report.html"
+GATE_COLUMNS = ("gate_score", "gate_reason")  # of the written predictions, in a model with a gate
 GATED = 60  # images that out-of-distribution inputs are made from
 PAGES = Environment(
     loader=PackageLoader("xray_pneumonia.evaluation.report", ""), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -106,7 +109,8 @@ class Rival:
 class Report:
     """All results of an evaluation; what was not asked for or cannot be had stays empty.
 
-    `gate` holds for each kind of input its name, the number of images, and the share that the gate stops.
+    `gate` holds for each kind of input its name, the number of images, and the share that the gate stops; `drift`
+    compares the images with those of validation, where the gate knows them.
     """
 
     context: Context
@@ -118,6 +122,7 @@ class Report:
     robustness_patients: int = 0
     shortcuts: dict[str, Estimate] = field(default_factory=dict)
     gate: list[tuple[str, int, float]] = field(default_factory=list)
+    drift: Drift | None = None
     maps: "Explanation | None" = None
 
 
@@ -131,7 +136,7 @@ def assess_and_report(
     context: Context,
     net: "Net",
     predict: Callable[[Gray], Vector],
-    gate: Gate | None,
+    check: InputCheck | None,
     validation: pd.DataFrame | None,
     rival: Rival | None = None,
 ) -> Report:
@@ -139,14 +144,14 @@ def assess_and_report(
 
     Args:
         folder: gets `evaluation.json`, `predictions.csv` and, with `settings.report`, `report.html` and `figures`.
-        table: raw predictions on the split; columns of the records may be joined to it.
+        table: raw predictions on the split, with `GATE_COLUMNS` if there is a gate; columns of the records may follow.
         images: (N, H, W) of the same rows.
         decision: what was chosen on validation.
         settings: what is asked for.
         context: what is known of model and split besides.
         net: whose heat maps are drawn; of several models the first.
         predict: (N, H, W) -> raw logits (N,), for the corruptions.
-        gate: of the model; None where there is none.
+        check: the model's gate; None where there is none.
         validation: raw predictions on validation, where they are known.
         rival: another model to compare with.
     """
@@ -154,17 +159,25 @@ def assess_and_report(
     report = Report(context=context, assessment=assessment)
     if rival is not None:
         report.rival, report.differences = rival.name, _compare(assessment, rival, settings)
+    report.drift = _drift(report, images, check)
     if settings.robustness_images != 0:
         rows = sample(table, images=settings.robustness_images, seed=settings.seed)
         some, report.robustness_images = assessment.table.iloc[rows], len(rows)
         report.robustness_patients = int(some["patient"].nunique())
         report.robustness = robustness(some, images[rows], decision, predict=predict, seed=settings.seed)
     if settings.report:
-        _examine_images(report, images, settings, net=net, gate=gate)
+        _examine_images(report, images, settings, net=net, check=check)
         _write_page(folder, report, images, settings)
-    (folder / NUMBERS).write_text(_as_json(report), encoding="utf-8")
-    predictions.write(assessment.table[list(predictions.COLUMNS)], folder / "predictions.csv")
+    (folder / NUMBERS).write_text(as_json(report), encoding="utf-8")
+    predictions.write(assessment.table.filter([*predictions.COLUMNS, *GATE_COLUMNS]), folder / "predictions.csv")
     return report
+
+
+def _drift(report: Report, images: Gray, check: InputCheck | None) -> Drift | None:
+    if check is None or check.gate.home is None:
+        return None
+    films = describe(report.assessment.table, images, threshold=report.assessment.decision.threshold)
+    return compare_with_home(films, check.gate.home, positive=report.context.classes[1])
 
 
 def _compare(assessment: Assessment, rival: Rival, settings: EvaluationSettings) -> list[Difference]:
@@ -178,23 +191,24 @@ def _compare(assessment: Assessment, rival: Rival, settings: EvaluationSettings)
 
 
 def _examine_images(
-    report: Report, images: Gray, settings: EvaluationSettings, *, net: "Net", gate: Gate | None
+    report: Report, images: Gray, settings: EvaluationSettings, *, net: "Net", check: InputCheck | None
 ) -> None:
     """Add shortcut baselines, the gate's rates and the heat maps."""
     from xray_pneumonia.evaluation.gradcam import Explanation, explain
 
     table, threshold = report.assessment.table, report.assessment.decision.threshold
     report.shortcuts = shortcuts(table, images)
-    report.gate = [] if gate is None else _gate_rates(gate, images, seed=settings.seed)
+    report.gate = [] if check is None else _gate_rates(check, table, images, seed=settings.seed)
     report.maps = Explanation()
     if settings.maps:
         report.maps = explain(net, table, images, threshold=threshold, each=settings.maps, seed=settings.seed)
 
 
-def _gate_rates(gate: Gate, images: Gray, *, seed: int) -> list[tuple[str, int, float]]:
+def _gate_rates(check: InputCheck, table: pd.DataFrame, images: Gray, *, seed: int) -> list[tuple[str, int, float]]:
     rows = np.linspace(0, len(images) - 1, min(GATED, len(images))).astype(int)
-    kinds = {"films of this split": images, **out_of_distribution(images[rows], seed=seed)}
-    return [(name, len(kind), 1 - float(gate.passes(kind).mean())) for name, kind in kinds.items()]
+    own = ("films of this split", len(table), float(table["gate_score"].gt(1).mean()))
+    strangers = out_of_distribution(images[rows], seed=seed).items()
+    return [own, *((name, len(kind), 1 - float(check.passes(kind).mean())) for name, kind in strangers)]
 
 
 def _write_page(folder: Path, report: Report, images: Gray, settings: EvaluationSettings) -> None:
@@ -205,6 +219,7 @@ def _write_page(folder: Path, report: Report, images: Gray, settings: Evaluation
     answers = checklist_answers(
         context.config, assessment, split=context.split, openings=len(context.openings), classes=context.classes
     )
+    facts = model_facts(context.config, context.tags, assessment, settings, classes=context.classes)
     drawn = assessment_figures.draw(report, images, seed=settings.seed)
     for name, figure in drawn.items():
         figures.save(figure, folder / "figures" / f"{name}.png")
@@ -214,7 +229,7 @@ def _write_page(folder: Path, report: Report, images: Gray, settings: Evaluation
         report=report,
         context=context,
         assessment=assessment,
-        facts=model_facts(context.config, context.tags, assessment, settings) | dict(context.facts),
+        facts={**facts, **context.facts},
         summary=text.summary(assessment, split=context.split, classes=context.classes),
         seed_figure=text.small_sample(right=15, images=16),
         checklist=fill_checklist(answers),
@@ -238,42 +253,3 @@ def _inline(figure: "Figure") -> str:
     buffer = BytesIO()
     figure.savefig(buffer, format="png", bbox_inches="tight", dpi=90)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _as_json(report: Report) -> str:
-    context, assessment = report.context, report.assessment
-    numbers: dict[str, Any] = {
-        "model": context.model,
-        "split": context.split,
-        "classes": context.classes,
-        "left_out": context.left_out,
-        "run_ids": context.run_ids,
-        "images": assessment.images,
-        "patients": assessment.patients,
-        "openings": len(context.openings),
-        "leaks": context.leaks,
-        "elsewhere": context.elsewhere,
-        "decision": asdict(assessment.decision),
-        "at_operating_point": {name: asdict(one) for name, one in assessment.at_point.items()},
-        "at_0.5": {name: asdict(one) for name, one in assessment.at_half.items()},
-        "uncalibrated": {name: asdict(one) for name, one in assessment.uncalibrated.items()},
-        "delong": asdict(assessment.delong),
-        "calibration": asdict(assessment.calibration),
-        "prevalence": [asdict(one) for one in assessment.predictive_values],
-        "subgroups": [asdict(one) | {"few": one.few} for one in assessment.subgroups],
-        "shortcuts": {name: asdict(one) for name, one in report.shortcuts.items()},
-        "gate": report.gate,
-        "maps": report.maps.facts if report.maps else {},
-        "differences": [asdict(one) for one in report.differences],
-        "robustness": [] if report.robustness is None else report.robustness.to_dict("records"),
-    }
-    return json.dumps(_finite(numbers), indent=2, default=float)
-
-
-def _finite(tree: Any) -> Any:
-    """Replace NaN, which is no JSON, by null."""
-    if isinstance(tree, dict):
-        return {key: _finite(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [_finite(value) for value in tree]
-    return None if isinstance(tree, float) and not np.isfinite(tree) else tree
