@@ -71,8 +71,8 @@ def compare(name: str, rounds: int, run: dict[str, tuple[str, ...]], fresh: Path
 def main() -> None:
     """Print one line for each command."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("root", type=Path, help="a folder of X-rays in the public layout")
-    parser.add_argument("--films", type=int, default=300)
+    parser.add_argument("root", type=Path, help="X-rays in the public layout; `predict` reads some, the cache all")
+    parser.add_argument("--films", type=int, default=300, help="of `predict`")
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
@@ -88,7 +88,7 @@ def main() -> None:
         compare("predict", given.rounds,
                 {"without": (PREDICT, program.format(WITHOUT), *arguments), "with": (PREDICT, "pass", *arguments)},
                 fresh)  # fmt: skip
-        cache = (str(films), str(fresh))
+        cache = (str(given.root), str(fresh))
         compare("cold cache", given.rounds, {"without": (CACHE, WITHOUT, *cache), "with": (CACHE, "", *cache)}, fresh)
 
 
