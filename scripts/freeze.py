@@ -53,13 +53,14 @@ def main() -> None:
     """Freeze what the command line names."""
     home, *named = sys.argv[1:]
     settings = TrackingSettings(uri=None, experiment_name="xray", run_name=None, system_metrics=False, required=True)
-    store = open_database(settings, home=Path(home).resolve())
     runs = dict(pair.split("=") for pair in named)
     policy = runs.pop("operating_point", STORED)
     code = json.loads(collect(COMPUTING).environment)["code"]
     if root := runs.pop("data.root", None):
         for name in sorted(shipped_models(), key=lambda one: one.endswith("_ensemble")):  # its members first
             judge_anew(name, root, home=home, code=code)
+        return
+    store = open_database(settings, home=Path(home).resolve())
     for name, run_id in runs.items():
         freeze(store, run_id, SHIPPED / name, policy=policy, code=code)
     members = sorted(name for name in runs if re.search(r"_seed\d+$", name))
@@ -98,11 +99,17 @@ def freeze(store: Store, run_id: str, folder: Path, *, policy: str, code: dict[s
 def judge_anew(name: str, root: str, *, home: str, code: dict[str, object]) -> None:
     """Fit calibration, operating point and margin of a shipped model anew, on the validation split of its training."""
     with initialize_config_module("xray_pneumonia.conf", version_base="1.3"):
-        cfg = compose("evaluate", [f"home={Path(home).resolve()}", f"model={name}", f"data.root={root}"])
+        cfg = compose("evaluate", [f"home={Path(home).resolve()}", f"data.root={root}"])
+    cfg.model = name  # an override would name the config group
     evaluated = find_evaluated(open_store(build(cfg.tracking), home=Path(cfg.home)), cfg, build(cfg.evaluation))
     model, run, settings = evaluated.model, evaluated.runs[0], judged(evaluated.runs)
     held_out = open_split(
-        run, "val", root=root, broken=None, home=Path(cfg.home), image_size=model.card.image_size, validation_ids=None
+        run,
+        "val",
+        folder=plain(cfg.data),  # type: ignore[arg-type]
+        home=Path(cfg.home),
+        image_size=model.card.image_size,
+        validation_ids=None,
     )
     logits = model.uncalibrated_logits(held_out.images)
     table = predictions.tabulate(held_out.records, held_out.records.index.to_numpy(), logits)

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from xray_pneumonia.evaluation.calibration import translate
 from xray_pneumonia.evaluation.calibration_check import check_calibration
 from xray_pneumonia.evaluation.metrics import table_metrics
 
@@ -23,6 +24,25 @@ def test_a_calibrated_model_has_no_excess():
     assert abs(np.mean([one.excess for one in checks])) < 0.001
     assert np.mean([one.floor for one in checks]) > 0.015
     assert checks[0].error == pytest.approx(table_metrics(drawn(0), threshold=0.5)["calibration_error"], abs=1e-12)
+
+
+def test_a_prevalence_weighs_the_images_and_costs_no_calibration():
+    """Evidence shown at 5 % ill on images of which 60 % are: as calibrated as at their own share."""
+    own, moved = [], []
+    for seed in range(30):
+        table = drawn(seed)
+        share = table["label"].mean()
+        rare = table.assign(probability=translate(table["probability"], prevalence=share, to=0.05))
+        own.append(check_calibration(table, seed=0))
+        moved.append(check_calibration(rare, seed=0, prevalence=0.05))
+    assert abs(np.mean([one.excess for one in moved])) < 0.002
+    assert moved[0].slope.value == pytest.approx(own[0].slope.value)
+    assert moved[0].intercept.value == pytest.approx(own[0].intercept.value)
+    assert (moved[0].prevalence, moved[0].share) == (0.05, drawn(0)["label"].mean())
+    weighted = table_metrics(rare, threshold=0.5, prevalence=0.05)
+    assert moved[-1].error == pytest.approx(weighted["calibration_error"], abs=1e-12)
+    assert check_calibration(rare, seed=0).error > 0.2  # judged at the wrong prevalence
+    assert table_metrics(rare, threshold=0.5)["sensitivity"] == weighted["sensitivity"]
 
 
 def test_slope_and_intercept_are_those_of_logistic_regression():

@@ -106,8 +106,8 @@ class Assessment:
     """All that is measured of a model on one split.
 
     `at_point` holds the metrics at the operating point, `at_half` those at 0.5, `uncalibrated` those of the raw
-    probabilities; `calibration` says how much of the error is chance, `bins` is the reliability diagram, `bins_before`
-    that of the raw probabilities.
+    probabilities; `calibration` says how much of the error is chance, `bins` is the reliability diagram, of
+    the same evidence at the split's own prevalence, `bins_before` that of the raw probabilities.
     """
 
     table: pd.DataFrame
@@ -160,17 +160,20 @@ def assess(
     calibrated, raw = decision.calibration.apply(table), table.assign(probability=expit(table["logit"]))
     resampling = {"replicates": settings.replicates, "seed": settings.seed}
     before = bootstrap(raw, threshold=0.5, **resampling)
-    metrics = WeightedMetrics.of(calibrated, threshold=decision.threshold)
+    shown, share = decision.calibration.prevalence, float(table["label"].mean())
+    metrics = WeightedMetrics.of(calibrated, threshold=decision.threshold, prevalence=shown)
     at_point = estimates(metrics, replicate(metrics, **resampling))
+    at_half = bootstrap(calibrated, threshold=0.5, **resampling)
+    here = decision.calibration.at(share) if shown and 0 < share < 1 else decision.calibration
     return Assessment(
         table=calibrated,
         decision=decision,
         at_point=at_point,
-        at_half=bootstrap(calibrated, threshold=0.5, **resampling),
+        at_half=at_half | {name: at_point[name] for name in OF_PROBABILITIES},
         uncalibrated={name: before[name] for name in OF_PROBABILITIES},
         delong=at_point["auroc"],
         predictive_values=[_predictive_values(at_point, share) for share in settings.prevalences],
-        bins=reliability(calibrated),
+        bins=reliability(here.apply(table)),
         bins_before=reliability(raw),
         subgroups=subgroups(
             calibrated,
@@ -179,7 +182,7 @@ def assess(
             replicates=max(100, settings.replicates // 2),
             seed=settings.seed,
         ),
-        calibration=check_calibration(calibrated, seed=settings.seed),
+        calibration=check_calibration(calibrated, seed=settings.seed, prevalence=shown),
         answers=count_answers(calibrated, decision.band),
         trade_off=trade_off(
             None if validation is None else decision.calibration.apply(validation),

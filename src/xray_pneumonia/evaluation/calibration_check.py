@@ -8,7 +8,7 @@ import pandas as pd
 from scipy.special import expit, logit
 
 from xray_pneumonia.evaluation.intervals import FEWEST, Estimate, t_quantile
-from xray_pneumonia.evaluation.metrics import BINS
+from xray_pneumonia.evaluation.metrics import BINS, prevalence_weights
 from xray_pneumonia.types import Vector
 
 DRAWS = 400  # of labels, for the floor
@@ -22,7 +22,12 @@ class CalibrationCheck:
 
     `error` is the calibration error in ten bins, `floor` what a perfectly calibrated model with these probabilities
     would have on so few images, `excess` their difference. `slope` is 1 and `intercept` 0 for a calibrated model.
+    All hold at a `prevalence`, to which the images are weighted; `share` is that of the ill among them. The model may
+    name none (None); then it is judged on the images as they are.
     """
+
+    prevalence: float | None
+    share: float
 
     error: float
     floor: float
@@ -31,8 +36,8 @@ class CalibrationCheck:
     intercept: Estimate
 
 
-def check_calibration(table: pd.DataFrame, *, seed: int) -> CalibrationCheck:
-    """Check the probabilities of a table of predictions.
+def check_calibration(table: pd.DataFrame, *, seed: int, prevalence: float | None = None) -> CalibrationCheck:
+    """Check the probabilities of a table of predictions, which hold at a prevalence; None: at that of the table.
 
     The floor is the mean error over labels drawn with these probabilities (Broecker and Smith, Weather and Forecasting
     2007; Kumar et al., NeurIPS 2019). Slope and intercept are those of Cox (Biometrika 1958): of a logistic regression
@@ -41,18 +46,21 @@ def check_calibration(table: pd.DataFrame, *, seed: int) -> CalibrationCheck:
     chance, truth = (table[name].to_numpy(np.float64) for name in ("probability", "label"))
     bins = np.minimum((chance * BINS).astype(int), BINS - 1)
     rng = np.random.default_rng(seed)
-    error = _error(truth - chance, bins)
-    floor = float(np.mean([_error((rng.random(len(chance)) < chance) - chance, bins) for _ in range(DRAWS)]))
-    tiny = np.finfo(np.float64).eps
+    tiny, share = np.finfo(np.float64).eps, float(truth.mean())
     score, owner = logit(np.clip(chance, tiny, 1 - tiny)), pd.factorize(table["patient"])[0]
+    if prevalence is not None and 0 < share < 1:  # what the same evidence means among the images as they are
+        score = score + logit(share) - logit(prevalence)
+
+    def measure(label: Vector) -> float:
+        gaps = prevalence_weights(label, prevalence) * (label - chance)
+        return float(np.abs(np.bincount(bins, gaps)).sum() / len(gaps))
+
+    error, here = measure(truth), expit(score)
+    floor = float(np.mean([measure((rng.random(len(here)) < here).astype(np.float64)) for _ in range(DRAWS)]))
     ones = np.ones_like(score)
     slope = _fit(np.stack([score, ones], axis=1), truth, owner, offset=0 * score)
     intercept = _fit(ones[:, None], truth, owner, offset=score)
-    return CalibrationCheck(error, floor, error - floor, slope, intercept)
-
-
-def _error(gaps: Vector, bins: npt.NDArray[np.int64]) -> float:
-    return float(np.abs(np.bincount(bins, gaps)).sum() / len(gaps))
+    return CalibrationCheck(prevalence, share, error, floor, error - floor, slope, intercept)
 
 
 def _fit(features: Vector, truth: Vector, owner: npt.NDArray[np.int64], *, offset: Vector) -> Estimate:

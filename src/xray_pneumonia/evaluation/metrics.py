@@ -23,6 +23,7 @@ Mask = npt.NDArray[np.bool_]
 Direction = Literal["max", "min"]
 
 BINS = 10  # of equal width, for the calibration error
+COUNTS = 4  # of the columns that `Weighted` sums; the others judge probabilities
 BLOCK = 2**20  # weights held in memory at once; ranks take about ten arrays of this size
 
 
@@ -155,16 +156,26 @@ class WeightedMetrics:
         patient: (N,); resampling moves all images of a patient together.
         called: (N,) which images are called PNEUMONIA.
         score: (N,) what ranks the images: logits, since certain probabilities tie.
+        weights: (N,) of the images in what judges probabilities, with mean 1; see `prevalence_weights`.
     """
 
     def __init__(
-        self, label: npt.ArrayLike, probability: npt.ArrayLike, patient: npt.ArrayLike, *, called: Mask, score: Vector
+        self,
+        label: npt.ArrayLike,
+        probability: npt.ArrayLike,
+        patient: npt.ArrayLike,
+        *,
+        called: Mask,
+        score: Vector,
+        weights: Vector | None = None,
     ) -> None:
         truth = np.asarray(label) > 0.5
         codes, patients = pd.factorize(np.asarray(patient))
         self.codes, self.patients, self.images = codes.astype(np.int64), len(patients), len(truth)
         self.label, self.score = truth, score
         columns = _columns(truth, np.asarray(probability, np.float64), called)
+        if weights is not None:
+            columns[COUNTS:] = [column * weights for column in columns[COUNTS:]]
         sums = [np.bincount(self.codes, column, minlength=self.patients) for column in columns]
         self._sums = np.stack(sums, axis=1)  # (P, columns)
         order = np.argsort(-score, kind="stable")
@@ -177,11 +188,15 @@ class WeightedMetrics:
         self.behind = {name: counts[one.proportion_of or "images"] for name, one in METRICS.items()}  # images, patients
 
     @classmethod
-    def of(cls, table: pd.DataFrame, *, threshold: float) -> Self:
-        """Prepare the metrics of a table of predictions; images are called PNEUMONIA from `threshold` on."""
+    def of(cls, table: pd.DataFrame, *, threshold: float, prevalence: float | None = None) -> Self:
+        """Prepare the metrics of a table of predictions; images are called PNEUMONIA from `threshold` on.
+
+        Probabilities that hold at a `prevalence` are judged on images weighted to it; None weighs all alike.
+        """
+        weights = prevalence_weights(table["label"], prevalence)
         called = table["probability"].to_numpy() >= threshold
         score = table["logit"].to_numpy(np.float64)
-        return cls(table["label"], table["probability"], table["patient"], called=called, score=score)
+        return cls(table["label"], table["probability"], table["patient"], called=called, score=score, weights=weights)
 
     def __call__(self, weights: Vector, names: Collection[str] = ()) -> dict[str, Vector]:
         """Weigh (B, P) patients; returns (B,) values for each of `METRICS`, or of those named."""
@@ -201,9 +216,18 @@ class WeightedMetrics:
         return {name: float(values[0]) for name, values in self(np.ones((1, self.patients))).items()}
 
 
-def table_metrics(table: pd.DataFrame, *, threshold: float) -> dict[str, float]:
-    """Compute all metrics of a table of predictions."""
-    return WeightedMetrics.of(table, threshold=threshold).once()
+def table_metrics(table: pd.DataFrame, *, threshold: float, prevalence: float | None = None) -> dict[str, float]:
+    """Compute all metrics of a table of predictions, as `WeightedMetrics.of` prepares them."""
+    return WeightedMetrics.of(table, threshold=threshold, prevalence=prevalence).once()
+
+
+def prevalence_weights(label: npt.ArrayLike, prevalence: float | None) -> Vector:
+    """Weigh images (N,) so that a share `prevalence` is ill; all alike for None, or where a class is missing."""
+    truth = np.asarray(label) > 0.5
+    share = truth.mean()
+    if prevalence is None or share in (0, 1):
+        return np.ones(len(truth))
+    return np.where(truth, prevalence / share, (1 - prevalence) / (1 - share))
 
 
 def epoch_metrics(

@@ -177,6 +177,6 @@ def assess_shift(run: Run, net: nn.Module, data: XRayDataModule, decision: Decis
     index, logits = predict_logits(net, batches, device=device)
     table = decision.calibration.apply(predictions.tabulate(data.records, index, logits))
     predictions.write(table, run.path("predictions/shift.csv"))
-    metrics = table_metrics(table, threshold=decision.threshold)
+    metrics = table_metrics(table, threshold=decision.threshold, prevalence=decision.calibration.prevalence)
     metrics["answered"], metrics["answered_error"] = answered_and_wrong(table, decision.band)
     run.log_metrics({f"shift/{name}": value for name, value in metrics.items() if not np.isnan(value)})

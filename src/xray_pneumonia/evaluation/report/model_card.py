@@ -59,14 +59,15 @@ def model_facts(
         "Code": f"commit {tags.get('mlflow.source.git.commit', 'unknown')[:12]}, uncommitted changes: "
         f"{tags.get('git.dirty', 'unknown')}; torch {tags.get('version.torch', 'unknown')}",
         "Calibration": f"evidence = logit / {calibration.temperature:.3f} + {calibration.bias:.3f}, fitted on "
-        f"validation; {_shown_at(calibration.prevalence)}",
+        f"validation; shown {_shown_at(calibration.prevalence)}",
         "Operating point": f"probability {decision.threshold:.4f}, policy {decision.policy}, chosen on validation",
         "What a probability means": meaning(0.8, prevalence=calibration.prevalence, threshold=decision.threshold),
         "Look closer": f"{decision.band.low:.4f} to {decision.band.high:.4f}. {promise(decision.promise)}",
         "Intervals": f"95 %, {settings.replicates} resamplings of patients; rates after Wilson, AUROC after DeLong on "
         f"the logit scale; none of fewer than {FEWEST} patients (of each class)",
-        "Calibration error": f"{number(check.error)} on {assessment.images} images of {assessment.patients} patients, "
-        f"of which chance alone gives {number(check.floor)}; slope {check.slope}, intercept {check.intercept}",
+        "Calibration error": f"{number(check.error)} {_shown_at(check.prevalence)}, on {assessment.images} images of "
+        f"{assessment.patients} patients, of which chance alone gives {number(check.floor)}; slope "
+        f"{check.slope}, intercept {check.intercept}",
     }
 
 
@@ -121,7 +122,7 @@ def fill_checklist(answers: Mapping[str, str]) -> list[dict[str, str]]:
 
 
 def _shown_at(prevalence: float | None) -> str:
-    return "at the prevalence of validation" if prevalence is None else f"shown where {percent(prevalence)} are ill"
+    return "at the prevalence of validation" if prevalence is None else f"where {percent(prevalence)} are ill"
 
 
 def _kept(config: Mapping[str, Any]) -> str:
