@@ -28,6 +28,7 @@ TARGETS = frozenset(
         "xray_pneumonia.data.images.sandbox.Limits",
         "xray_pneumonia.evaluation.settings.EvaluationSettings",
         "xray_pneumonia.models.cnn.CNN",
+        "xray_pneumonia.pacs.settings.DicomSettings",
         "xray_pneumonia.models.mlp.MLP",
         "xray_pneumonia.models.resnet.ResNet",
         "xray_pneumonia.models.timm.TimmNet",
