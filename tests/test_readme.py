@@ -32,6 +32,7 @@ TINY = {
     "trainer.keep_freed_memory=false tracking.system_metrics=false",
     "evaluate": "evaluation=quick",
     "download": "--cfg job",  # the network is not needed to read its config
+    "index": "--cfg job",  # nor a published data set
 }
 
 
@@ -46,7 +47,7 @@ def commands(page: Path) -> list[str]:
         elif fence is None and re.match(r"    (\$ )?(xray|make|python) ", line):
             found.append(line.strip().removeprefix("$ "))
         elif fence is None and not line.startswith("    "):
-            cells = re.findall(r"`((?:xray|mlflow ui) [^`]+|xray \w+)`", line)
+            cells = re.findall(r"`(xray [^`]+)`", line)
             found += [cell for cell in cells if cell.count(" ") > 1 or f"| `{cell}` |" in line]
     return [re.split(r"\s{2,}[#(]", command)[0] for command in found]
 
@@ -218,12 +219,11 @@ def activate() -> str:
 xray() {{
   echo "xray $*" >&2
   case $1 in
-  serve) until_it_answers {sys.executable} -m xray_pneumonia.cli "$@" port={port}; return ;;
+  serve | ui) until_it_answers {sys.executable} -m xray_pneumonia.cli "$@" port={port}; return ;;
   {tiny}
   esac
   {sys.executable} -m xray_pneumonia.cli "$@"
 }}
-mlflow() {{ until_it_answers {sys.executable} -m mlflow "$@" --port {port} --workers 1; }}
 until_it_answers() {{
   setsid "$@" > server.log 2>&1 &
   server=$! answer=1

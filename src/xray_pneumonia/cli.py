@@ -21,6 +21,8 @@ VERBS = {
     "train": "train one classifier; -m sweeps: a grid or a search that can resume",
     "sweeps": "list the sweeps and how many of their trials are done",
     "compare": "compare runs in one table: seeds grouped, paired tests",
+    "runs": "list runs: state, result, what each changes of its experiment",
+    "ui": "serve MLflow's pages of the store; print the address of the last runs",
     "predict": "read new X-rays with a trained model, as a second opinion",
     "serve": "answer films in the browser and over HTTP, on this machine",
     "evaluate": "evaluate a run on validation, a test split or other images",

@@ -22,22 +22,23 @@ from xray_pneumonia.stored_config import check_experiment
 
 # Keys that hold a path or a name, as they are: Hydra would take `image (1).png` for a call, and `model` for the group.
 LITERAL = {
-    "evaluate": ("model",),
+    "evaluate": ("model", "run_id", "compare_to"),
     "export": ("model", "run_id", "input", "output"),
     "index": ("source", "output"),
     "predict": ("model", "input", "output"),
     "register": ("run_id", "name", "alias"),
     "reproduce": ("model", "run_id"),
+    "train": ("resume",),
     "serve": ("model", "keep", "audit", "host"),
 }
-# Paths, names and addresses of every verb; commas separate the values of a sweep, except in a path that exists.
+# Paths, names and addresses of every verb, taken as they are but for Hydra's quotes and `${...}`.
 PLACES = (
     "data.root", "home", "data.cache_dir", "tracking.run_name", "tracking.experiment_name", "tracking.uri",
-    "sweep.storage", "sweep.name",
+    "sweep.storage", "sweep.name", "storage", "experiment_name", "sweep_name", "output",
 )  # fmt: skip
+LISTS = ("run_id", "run_ids", "compare_to")  # what names runs, quoted: eight digits look like a number
+LISTED = re.compile(r"[^\[\],\s][^\[\],]*")
 PATTERNS = ("data.patient", "patient")  # regular expressions, or words
-QUOTES = ("'", '"', "${")
-SPECIAL = ("'", '"', "\\", "\n", "${", ",")
 
 
 def launch(verb: str, arguments: list[str], run: Callable[[DictConfig], Any] | None = None) -> Any:
@@ -59,7 +60,8 @@ def launch(verb: str, arguments: list[str], run: Callable[[DictConfig], Any] | N
     failures: list[BaseException] = []
     returned: list[Any] = [None]
     given, arguments = arguments, _added(_config_dir_first(arguments))
-    arguments, literal = _literally(verb, [_quoted(argument) for argument in arguments])
+    arguments, literal = _literally(verb, arguments)
+    arguments = [_quoted(argument) for argument in arguments]
 
     def task(cfg: DictConfig) -> Any:
         cfg.update(literal)
@@ -120,7 +122,8 @@ def _added(arguments: list[str]) -> list[str]:
 def _literally(verb: str, arguments: list[str]) -> tuple[list[str], dict[str, str]]:
     """Separate the arguments that Hydra's grammar must not parse."""
     parts = [(argument, *argument.partition("=")) for argument in arguments]
-    literal = {key: value for _, key, equals, value in parts if equals and key in LITERAL.get(verb, ())}
+    known = LITERAL.get(verb, ())
+    literal = {key: text for _, key, _, text in parts if key in known and text[:1] not in ("", "[") and text != "null"}
     return [argument for argument, key, _, _ in parts if key not in literal], literal
 
 
@@ -130,16 +133,23 @@ def _quoted(argument: str) -> str:
     from hydra.errors import HydraException
 
     key, _, value = argument.partition("=")
+    if key in LISTS and value.startswith("[") and not {"'", '"'} & set(value):
+        return f"{key}={LISTED.sub(lambda found: repr(found.group()), value)}"
     if key not in (*PLACES, *PATTERNS) or value in ("", "null"):
         return argument
-    special = QUOTES if key in PATTERNS else SPECIAL
-    if any(sign in value for sign in special) and not ("," in value and '"' not in value and Path(value).exists()):
+    if value[0] in "'\"" or "${" in value or "\n" in value or _lists(key, value):
         return argument
     try:
         read = OverridesParser.create().parse_override(argument).value()
     except HydraException:
         read = None
-    return argument if read == value else f'{key}="{value}"'
+    escaped = re.sub(r'(\\*)(?="|$)', r"\1\1", value).replace('"', r"\"")
+    return argument if read == value else f'{key}="{escaped}"'
+
+
+def _lists(key: str, value: str) -> bool:
+    """Tell whether commas separate the values of a sweep: in a path of data that does not exist."""
+    return key in ("data.root", "data.cache_dir") and "," in value and not Path(value).exists()
 
 
 def _run(run: Callable[[DictConfig], Any], cfg: DictConfig, failures: list[BaseException]) -> Any:
@@ -150,7 +160,7 @@ def _run(run: Callable[[DictConfig], Any], cfg: DictConfig, failures: list[BaseE
     try:
         if "extensions" in cfg:
             cfg.extensions = extensions.load(OmegaConf.to_object(cfg.extensions))
-            drop_replaced(cfg, HydraConfig.get().overrides.task)
+            drop_replaced(cfg, overrides())
         return run(cfg)
     except Exception as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -227,7 +237,8 @@ def _experiment_files(arguments: list[str]) -> Iterator[list[str]]:
                 extensions.load(_extensions(arguments))  # its targets may be theirs
                 text = path.read_bytes()
                 check_experiment(text, origin=f"experiment={value}")
-                name = f"file_{hashlib.sha256(text).hexdigest()[:8]}"  # no name of the package
+                stem = re.sub(r"\W+", "_", path.stem, flags=re.ASCII)
+                name = f"{stem}_{hashlib.sha256(text).hexdigest()[:8]}"  # no name of the package
                 (Path(folder) / "experiment").mkdir(exist_ok=True)
                 (Path(folder) / "experiment" / f"{name}.yaml").write_bytes(text)
                 changed.append(f"experiment={name}")
@@ -248,7 +259,20 @@ def _extensions(arguments: list[str]) -> Any:
 
 def asked() -> list[str]:
     """List the keys and groups that the running command sets."""
+    return [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides()]
+
+
+def overrides() -> list[str]:
+    """List what the running command sets, as it is written: `seed=${mode}` is no key of this list."""
     from hydra.core.hydra_config import HydraConfig
 
-    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    return [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]
+    given: Any = HydraConfig.get().overrides.task if HydraConfig.initialized() else OmegaConf.create([])
+    texts: Any = OmegaConf.to_container(given, resolve=False)
+    return list(texts)
+
+
+def choices() -> dict[str, str | None]:
+    """List which file each config group of the running command was read from."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return dict(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else {}

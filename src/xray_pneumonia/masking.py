@@ -10,6 +10,7 @@ PARAMETER = re.compile(r"([?&])([^\s=&?/'\"]+)=([^\s&]*)")
 HARMLESS = {  # parameters that are shown
     *("user", "host", "hostaddr", "port", "dbname", "sslmode", "sslrootcert", "connect_timeout", "application_name"),
     *("charset", "driver", "mode", "cache", "timeout", "experiment_name", "run_id", "path", "max_results"),
+    "workflowType",  # of MLflow's pages
 }
 HIDDEN = "***"
 _references: dict[str, str] = {}  # address -> how the config looks it up

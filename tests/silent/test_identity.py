@@ -5,7 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from xray_pneumonia import compose
 from xray_pneumonia.data.records import scan
 from xray_pneumonia.errors import InputError
 
@@ -173,3 +175,29 @@ def test_a_csv_names_nothing_outside_of_its_folder_even_where_links_are_followed
     table.write_text(f"path,label,patient,split\n{os.path.relpath(file, linked)},0,p,train\n")
     with pytest.raises(InputError, match="outside the folder"):
         scan(table, follow_links=True)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "/data/O'Brien",
+        '/a "b"',
+        "/a\\",
+        '\\"',
+        "postgresql://u:p,w'\"@h/d?sslmode=require&x=[1]",
+        "http://127.0.0.1:9?user=u&password=p#1",
+        "fold #2, {b}",
+        "a,b",
+        "12",
+    ],
+)
+@pytest.mark.parametrize("key", ["home", "tracking.uri", "sweep.storage", "storage", "experiment_name", "output"])
+def test_one_grammar_holds_for_paths_names_and_addresses(key, value):
+    read = OverridesParser.create().parse_override(compose._quoted(f"{key}={value}"))
+    assert not read.is_sweep_override()
+    assert str(read.value()) == value
+
+
+@pytest.mark.parametrize("argument", ["home=null", "home='a b'", "tracking.uri=${oc.env:X}", "data.root=a,b"])
+def test_what_is_written_in_hydras_grammar_stays_in_it(argument):
+    assert compose._quoted(argument) == argument

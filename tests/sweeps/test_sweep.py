@@ -163,12 +163,12 @@ def test_replicates_plots_and_the_best_config(xray, sweep, records, folder):
     for group in groups:
         members = [r for r in records.runs("train") if r.data.tags["mlflow.parentRunId"] == group.info.run_id]
         values = [json.loads(run.data.tags["sweep.values"])[0] for run in members]
-        assert group.data.metrics["val/auroc"] == pytest.approx(sum(values) / len(values))
-        assert group.data.metrics["val/auroc_replicates"] == len(values)
+        assert group.data.metrics["best/auroc"] == pytest.approx(sum(values) / len(values))
+        assert group.data.params["replicates"] == str(len(values))
         if group.data.tags["sweep.state"] == "COMPLETE":
             assert len(values) == 2
-            assert group.data.metrics["val/auroc_sd"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
-            assert any(t.value == pytest.approx(group.data.metrics["val/auroc"]) for t in complete)
+            assert group.data.metrics["best/auroc_sd"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+            assert any(t.value == pytest.approx(group.data.metrics["best/auroc"]) for t in complete)
 
     for kind in ("optimization_history", "param_importances", "parallel_coordinate", "slice"):
         assert (folder() / "plots" / f"{kind}.png").stat().st_size > 2_000, kind

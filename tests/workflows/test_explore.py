@@ -21,7 +21,7 @@ def test_a_run_with_figures_and_one_page(xray, xrays, home):
     assert "http" not in page
     assert str(xrays) in page
     train = len(list((xrays / "train").rglob("*.jpeg")))
-    assert run.data.metrics["data/train_NORMAL"] + run.data.metrics["data/train_PNEUMONIA"] == train
+    assert int(run.data.params["data/train_NORMAL"]) + int(run.data.params["data/train_PNEUMONIA"]) == train
 
 
 def test_findings_are_printed_and_do_not_stop_it(xray, xrays, home, tmp_path):

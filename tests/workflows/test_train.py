@@ -1,11 +1,14 @@
 """`xray train`, end to end, on generated X-rays."""
 
+import contextlib
 import hashlib
 import json
+import re
 import shutil
 import signal
 import time
 from pathlib import Path
+from unittest import mock
 
 import mlflow
 import numpy as np
@@ -17,7 +20,9 @@ from mlflow import MlflowClient
 
 from xray_pneumonia.data.images.decode import decode, read_bytes
 from xray_pneumonia.evaluation.metrics import epoch_metrics
+from xray_pneumonia.tracking import server
 from xray_pneumonia.tracking.registry import tracking_uri
+from xray_pneumonia.workflows import ui
 
 PER_EPOCH = [
     *(f"{stage}/{name}" for stage in ("train", "val") for name in ("loss", "accuracy")),
@@ -68,7 +73,8 @@ def test_a_run_holds_all_it_should(trained, client, folder, xrays):
     assert run.data.params["optimizer.lr"] == "0.001"
     for name in PER_EPOCH:
         assert [metric.step for metric in client.get_metric_history(outcome.run_id, name)] == [1, 2], name
-    assert run.data.metrics["model/parameters"] == int(run.data.params["model/parameters"])
+    assert int(run.data.params["model/parameters"]) > 0
+    assert not [name for name in run.data.metrics if name.startswith(("model/", "data/")) or name.endswith("_low")]
     for file in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "predictions/val.csv", "environment.json"):
         assert (home / file).stat().st_size > 0
     for name in ("learning_curves", "confusion_matrix", "roc_and_precision_recall", "worst_mistakes"):
@@ -88,6 +94,40 @@ def test_the_printed_figure_is_that_of_the_stored_predictions_and_says_what_it_r
     assert f"val/auroc={found['auroc']:.6f}" in outcome.out
     assert f"{len(table)} images of {table['patient'].nunique()} patients" in outcome.out
     assert max(map(len, outcome.out.splitlines()[:8])) <= 80
+
+
+def test_a_run_says_what_it_is(trained, client, folder, xray, tiny, monkeypatch):
+    run = client.get_run(trained.run_id)
+    assert (run.info.run_name, run.data.tags["state"]) == ("resnet-none-s0", "complete")
+    assert {"mlflow.user", "mlflow.source.name", "mlflow.source.type"} <= set(run.data.tags)
+    result, new, report = run.data.tags["mlflow.note.content"].splitlines()
+    at = run.data.metrics["operating/sensitivity"], run.data.metrics["best/sensitivity"]
+    assert f"sensitivity {at[0]:.4f} ({at[1]:.4f})" in result
+    assert new.startswith("New: `model=resnet model.width=4")
+    assert "home=" not in new
+    assert f"/runs/{trained.run_id}/artifacts/evaluation/val/report.html?" in report
+    page = folder(trained.run_id) / "evaluation/val/report.html"
+    assert f"Report: {page}\nSee it: xray ui home=" in trained.out
+    assert page.is_file()
+    assert not {"operating/auroc", "operating/average_precision"} & set(run.data.metrics)
+
+    dataset = run.inputs.dataset_inputs[0].dataset
+    assert json.loads(dataset.profile)["train PNEUMONIA"] > 0
+    assert {"name": "label", "type": "long", "required": True} in json.loads(dataset.schema)["mlflow_colspec"]
+    model = client.get_logged_model(run.data.tags["model_id"])
+    assert model.name == f"resnet-none-s0-epoch-{run.data.metrics['best/epoch']:.0f}"
+    assert model.params["augmentation"] == "none"
+    [linked] = [metric for metric in model.metrics if metric.key == "operating/specificity"]
+    assert (linked.value, linked.dataset_digest) == (run.data.metrics["operating/specificity"], dataset.digest)
+    assert len(client.get_metric_history(trained.run_id, "operating/specificity")) == 1
+
+    listed = xray("runs", tiny[1])
+    assert listed.code == 0, listed.err
+    assert re.search(rf"resnet-none-s0 +│ {trained.run_id[:8]} │ train .*complete", listed.out)
+    monkeypatch.setattr(ui, "serve", lambda store, port: contextlib.nullcontext(("http://here", mock.Mock())))
+    shown = xray("ui", tiny[1], "run_ids=[resnet-none-s0]")
+    page = f"http://here/#/experiments/{run.info.experiment_id}/runs/{trained.run_id}?{server.SHOWN}"
+    assert shown.out.splitlines()[-1] == f"See it: {page}"
 
 
 def test_the_logged_model_answers_as_the_run_did(trained, client, folder, home, xrays):
@@ -147,7 +187,9 @@ def test_the_seeds_class_weights_and_experiments_reach_the_run(xray, tiny, clien
     assert outcome.code == 0, outcome.err
     params = client.get_run(outcome.run_id).data.params
     assert params["loss.class_weights.NORMAL"] == "3"
-    assert params["optimizer._target_"].endswith("rmsprop")
+    choices = {"model": "cnn", "augmentation": "none", "optimizer": "rmsprop", "loss": "bce", "scheduler": "constant"}
+    assert {key: params[key] for key in choices} == choices
+    assert not [key for key in params if key.endswith("_target_")]
     assert params["augmentation.rotate"] == "0"
 
 

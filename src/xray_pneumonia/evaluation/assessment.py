@@ -140,10 +140,8 @@ class Assessment:
         return int(self.table.groupby("label")["patient"].nunique().reindex([0, 1], fill_value=0).min())
 
     def metrics(self) -> dict[str, float]:
-        """List the metrics at the operating point, with `_low` and `_high` for the intervals; NaN is left out."""
-        flat: dict[str, float] = {}
-        for name, one in self.at_point.items():
-            flat |= {name: one.value, f"{name}_low": one.low, f"{name}_high": one.high}
+        """List the metrics at the operating point; their intervals stand in the report, and NaN is left out."""
+        flat = {name: one.value for name, one in self.at_point.items()}
         flat |= {"calibration_floor": self.calibration.floor, "calibration_excess": self.calibration.excess}
         flat |= {"calibration_slope": self.calibration.slope.value}
         flat |= {"calibration_intercept": self.calibration.intercept.value}

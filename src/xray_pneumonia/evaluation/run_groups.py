@@ -12,7 +12,7 @@ from xray_pneumonia.types import CLASSES
 
 REPEATED = ("seed", "data.seed", "data.fold")  # in which the runs of a group may differ
 # Where and under which name a run happened, which does not define it.
-CIRCUMSTANCES = ("home", "tracking.", "data.cache_dir", "model/parameters", "trainer.threads", "data.root")
+CIRCUMSTANCES = ("home", "tracking.", "data.cache_dir", "data.root", "data/", "model/parameters", "trainer.threads")
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,22 @@ def _identity(entry: Entry) -> dict[str, str]:
 def differences(groups: Sequence[Group]) -> pd.DataFrame:
     """Table what differs between configs: a row for each group, a column for each key.
 
-    A key that some configs lack, such as a momentum, counts where those that have it disagree.
+    A key that some configs lack, such as a momentum, counts where those that have it disagree. Below the choice of a
+    group (`model`) its keys (`model.width`) count only where they differ between configs of the same choice.
     """
     configs = [_identity(one.entries[0]) for one in groups]
     keys = list(dict.fromkeys(key for config in configs for key in config))
-    varying = [key for key in keys if len({config[key] for config in configs if key in config}) > 1]
-    rows = [{key.removesuffix("._target_"): _value(key, config.get(key, "-")) for key in varying} for config in configs]
+    varying = [key for key in keys if _varies(key, configs)]
+    rows = [{key: config.get(key, "-") for key in varying} for config in configs]
     return pd.DataFrame(rows, index=range(1, len(groups) + 1))
+
+
+def _varies(key: str, configs: Sequence[Mapping[str, str]]) -> bool:
+    values: dict[str, set[str]] = {}
+    for config in configs:
+        if key in config:
+            values.setdefault(config.get(key.partition(".")[0], "") if "." in key else "", set()).add(config[key])
+    return any(len(several) > 1 for several in values.values())
 
 
 def questions(entries: Sequence[Entry]) -> list[str]:
@@ -71,10 +80,6 @@ def questions(entries: Sequence[Entry]) -> list[str]:
     known = [[entry.params.get(f"data.{side}") for side in ("positive", "negative")] for entry in entries]
     public = [str([name]) for name in reversed(CLASSES)]
     return sorted({" against ".join(one or name for one, name in zip(each, public, strict=True)) for each in known})
-
-
-def _value(key: str, value: str) -> str:
-    return value.rpartition(".")[2] if key.endswith("_target_") else value
 
 
 def tabulate(groups: Sequence[Group], metrics: Mapping[str, str]) -> pd.DataFrame:

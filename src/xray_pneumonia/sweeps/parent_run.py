@@ -6,13 +6,9 @@ import math
 import os
 import platform
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from html import escape
+from contextlib import ExitStack
 from typing import Any
 
-import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
@@ -20,19 +16,19 @@ from rich.table import Table
 
 from xray_pneumonia.errors import Busy
 from xray_pneumonia.evaluation import predictions
-from xray_pneumonia.masking import masked
 from xray_pneumonia.sweeps.best_trial import CORRECTED, best_config, correct_best, word_best
-from xray_pneumonia.sweeps.plan import Plan
+from xray_pneumonia.sweeps.plan import Plan, logged_as
+from xray_pneumonia.sweeps.plots import optional, write_plots
 from xray_pneumonia.sweeps.storage import locked
 from xray_pneumonia.sweeps.study import DONE, SweepStudy
 from xray_pneumonia.tracking import stored_runs
 from xray_pneumonia.tracking.run import Run, start_run
-from xray_pneumonia.tracking.store import Store
+from xray_pneumonia.tracking.server import see_it
+from xray_pneumonia.tracking.store import Store, show_searched
 from xray_pneumonia.tracking.sync import sync
 
 UPDATE_SECONDS = 5.0  # between two writings of the live table; each costs as much as the table is long
 SHOWN = 10  # trials in the printed table
-PLOTS = ("optimization_history", "param_importances", "parallel_coordinate", "slice")
 log = logging.getLogger(__name__)
 
 
@@ -48,11 +44,11 @@ def open_parent(plan: Plan, study: SweepStudy, store: Store, stack: ExitStack) -
             )
         except Busy:
             return known[0]
-    _record_plan(parent, plan, resumed=bool(known))
+    _record_plan(parent, plan, store, resumed=bool(known))
     return parent
 
 
-def _record_plan(parent: Run, plan: Plan, *, resumed: bool) -> None:
+def _record_plan(parent: Run, plan: Plan, store: Store, *, resumed: bool) -> None:
     described = plan.describe()
     parent.path("space.json").write_text(json.dumps(described, indent=2), encoding="utf-8")
     parent.set_tags(
@@ -67,7 +63,9 @@ def _record_plan(parent: Run, plan: Plan, *, resumed: bool) -> None:
     )
     if not resumed:
         parent.log_params({f"space/{key}": text for key, text in described["space"].items()})
-        parent.log_params({f"fixed/{key}": text for key, text in described["fixed"].items()})
+        parent.log_params(described["fixed"])  # under the names that the trials have
+        if store.experiment_id:
+            show_searched(store, list(described["space"]))
 
 
 def _note(plan: Plan, described: dict[str, Any]) -> str:
@@ -106,7 +104,9 @@ def close_orphaned_runs(store: Store, study: SweepStudy, parent: Run, *, name: s
         state = states.get(run.tags.get("sweep.trial", ""), TrialState.FAIL)
         if state.is_finished() and run.run_id not in {parent.run_id, parent.mlflow_id}:
             status = "FINISHED" if state in DONE else "FAILED"
-            stored_runs.close(store, run.run_id, status=status, reason="the store did not answer when its trial ended")
+            reason = "the store did not answer when its trial ended"
+            ended = "pruned" if state == TrialState.PRUNED else None
+            stored_runs.close(store, run.run_id, status=status, reason=reason, state=ended)
 
 
 class Progress:
@@ -135,7 +135,7 @@ class Progress:
         metrics = {f"sweep/{name}": float(count) for name, count in counts.items() if name != "waiting"}
         best = self.best()
         if math.isfinite(best):
-            metrics[f"best/{self._objective}"] = best
+            metrics[logged_as(self._objective)] = best
         self._parent.log_metrics(metrics, step=counts["complete"] + counts["pruned"])
 
     def best(self) -> float:
@@ -157,20 +157,31 @@ class Progress:
             words = word_best(self._study.study) or "its only trial"
             text = best_config(self._plan, ranked[0], sweep_id=self._parent.run_id, words=words)
             self._parent.path("best.yaml").write_text(text, encoding="utf-8")
+            self._name_best(ranked[0], words)
         if len(ranked) > 1:
-            _write_plots(self._study.study, self._plan, self._parent)
+            write_plots(self._study.study, self._plan, self._parent)
+
+    def _name_best(self, trial: FrozenTrial, words: str) -> None:
+        """Name the best trial, its value and its parameters: tags, since a sweep that goes on may find a better one."""
+        value = f"{trial.values[0]:.6g}"
+        tags = {"sweep.best.trial": trial.number, "sweep.best.value": value}
+        tags |= {f"sweep.best.{key}": text for key, text in trial.params.items()}
+        point = " ".join(f"{key}={text}" for key, text in trial.params.items())
+        result = f"Best: `{self._plan.name} {trial.number}`, {self._objective} {value} ({words}), `{point}`."
+        note = _note(self._plan, self._plan.describe())
+        self._parent.set_tags({**tags, "mlflow.note.content": f"{result}\n\n{note}"})
 
     def _correct(self, store: Store, complete: list[FrozenTrial]) -> None:
         """Keep in study and parent run what is left of the best value; no reason for a sweep to fail."""
         if len(complete) < 2 or len(self._plan.objectives) > 1:
             return
-        with _optional("correction for the choice"):
+        with optional("correction for the choice"):
             found = correct_best(store, self._plan, complete)
             log.info("%s: %s", self._objective, found)
             if math.isfinite(found.corrected):
                 known = {"trials": len(complete), "value": found.corrected}
                 self._study.study.set_user_attr(CORRECTED, known)
-                self._parent.log_metrics({f"best/{self._objective}_corrected": found.corrected})
+                self._parent.log_metrics({f"{logged_as(self._objective)}_corrected": found.corrected})
 
     def print(self, store: Store) -> None:
         """Print the best trials, the failures, and how to see them."""
@@ -193,7 +204,7 @@ class Progress:
         if (words := word_best(self._study.study)) and len(self._plan.objectives) == 1:
             print(f"{self._objective} {self.best():.4f}: {words}, on the validation images of the trials")
         print(f"Train the best again: xray train experiment={self._parent.folder / 'best.yaml'}")
-        print(f"See it: mlflow ui --backend-store-uri {masked(store.uri)}")
+        print(f"See it: {see_it(store, [self._parent.mlflow_id or self._parent.run_id])}")
         done = counts["complete"] + counts["pruned"]
         print(f"sweep_id={self._parent.run_id} trials={done} {self._objective}={self.best():.6f}", flush=True)
 
@@ -223,51 +234,3 @@ def tabulate(trials: list[FrozenTrial], plan: Plan) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
-
-
-def _write_plots(study: optuna.Study, plan: Plan, parent: Run) -> None:
-    """Write Optuna's plots as one page, `plots.html`, and a PNG each; what a study is too small for is left out."""
-    pages: list[str] = []
-    for kind in PLOTS if plan.space.parameters else PLOTS[:1]:
-        with _optional(kind):
-            pages.append(_plot_html(study, kind, plan, first=not pages))
-        with _optional(kind):
-            _plot_png(study, kind, plan, parent)
-    name = escape(plan.name)
-    head = f'<!doctype html><meta charset="utf-8"><title>{name}</title><h1>Sweep {name}</h1>'
-    parent.path("plots.html").write_text("\n".join([head, *pages]), encoding="utf-8")
-
-
-@contextmanager
-def _optional(kind: str) -> Iterator[None]:
-    """Log why there is no plot: that is no reason for a sweep whose trials are done to fail."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the PNGs are Optuna's experimental ones
-        try:
-            yield
-        except Exception as error:
-            log.info("no %s: %s", kind.replace("_", " "), error)
-
-
-def _target(plan: Plan) -> dict[str, Any]:
-    """Plot the first objective where there are several."""
-    several = {"target": lambda trial: trial.values[0]} if len(plan.objectives) > 1 else {}
-    return {**several, "target_name": next(iter(plan.objectives))}
-
-
-def _plot_html(study: optuna.Study, kind: str, plan: Plan, *, first: bool) -> str:
-    import optuna.visualization as visualization
-
-    figure = getattr(visualization, f"plot_{kind}")(study, **_target(plan))
-    return str(figure.to_html(full_html=False, include_plotlyjs=first))  # the script stands in the page once
-
-
-def _plot_png(study: optuna.Study, kind: str, plan: Plan, parent: Run) -> None:
-    import optuna.visualization.matplotlib as visualization
-
-    logging.getLogger("matplotlib.category").setLevel(logging.WARNING)  # choices may look like numbers
-    drawn = getattr(visualization, f"plot_{kind}")(study, **_target(plan))
-    axes = drawn.flat[0] if hasattr(drawn, "flat") else drawn  # a slice has axes for each parameter
-    figure = axes.figure
-    figure.savefig(parent.path(f"plots/{kind}.png"), bbox_inches="tight", dpi=110)
-    figure.clear()

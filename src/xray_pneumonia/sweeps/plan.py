@@ -55,6 +55,11 @@ class Plan:
         return [*self.carried, *(f"{key}={value}" for key, value in self.space.fixed.items())]
 
 
+def logged_as(objective: str) -> str:
+    """Name an objective as the run of a training logs it for its kept epoch."""
+    return f"best/{objective.removeprefix('val/')}" if objective.startswith("val/") else objective
+
+
 def read_plan(cfg: DictConfig, arguments: Sequence[str], *, choice: str) -> Plan:
     """Plan a multirun.
 

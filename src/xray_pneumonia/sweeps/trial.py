@@ -21,7 +21,7 @@ from pytorch_lightning.callbacks import Callback
 from xray_pneumonia.config import build
 from xray_pneumonia.errors import InputError, Stopped
 from xray_pneumonia.masking import masked
-from xray_pneumonia.sweeps.plan import Replicate, build_pruner, is_hopeless, list_replicates, mean_and_sd
+from xray_pneumonia.sweeps.plan import Replicate, build_pruner, is_hopeless, list_replicates, logged_as, mean_and_sd
 from xray_pneumonia.sweeps.settings import SweepSettings, TrialSpec
 from xray_pneumonia.sweeps.storage import lost_connection, open_storage, resolve, retried
 from xray_pneumonia.tracking import stored_runs
@@ -85,13 +85,18 @@ class EpochReport(Callback):
             best_epoch: whose metrics count, from 1; of the seconds it is the median.
         """
         seconds = sorted(epoch["time/epoch_seconds"] for epoch in self.history if "time/epoch_seconds" in epoch)
-        known = {
-            **self.history[best_epoch - 1],
-            "model/parameters": float(self.parameters),
-            "time/epoch_seconds": seconds[len(seconds) // 2] if seconds else math.nan,
-        }
+        median = (seconds or [math.nan])[len(seconds) // 2]
+        known = self.history[best_epoch - 1] | {"model/parameters": self.parameters, "time/epoch_seconds": median}
         self.values = [known.get(name, math.nan) for name in self._objectives]
         run.set_tags(_result_tags(self.values, pruned=self.pruned))
+        if self.pruned:
+            run.set_tags(_pruned_tags(run, len(self.history)))
+
+
+def _pruned_tags(run: Run, epochs: int) -> dict[str, str]:
+    """Make a pruned run look like no finished training."""
+    note = {"mlflow.note.content": f"Pruned after {epochs} epochs. {run.tags['mlflow.note.content']}"}
+    return {**note, "mlflow.runName": f"pruned: {run.name}", stored_runs.STATE: "pruned"}
 
 
 def _result_tags(values: list[float], *, pruned: bool) -> dict[str, str]:
@@ -124,7 +129,7 @@ class Trial:
 
     @cached_property
     def _trial(self) -> optuna.Trial:
-        """Rebuild the trial. Its parameters are already suggested; the sampler is irrelevant."""
+        """Rebuild the trial; its parameters are suggested already, so any sampler will do."""
         study = optuna.load_study(
             study_name=self.spec.study,
             storage=self._storage,
@@ -201,8 +206,9 @@ class Trial:
         """Log mean and standard deviation of every objective on the trial's own run."""
         summaries = [mean_and_sd(column) for column in zip(*values, strict=True)]
         for name, (mean, sd) in zip(self._names, summaries, strict=True):
-            known = {name: mean, **({} if math.isnan(sd) else {f"{name}_sd": sd})}
-            group.log_metrics({**known, f"{name}_replicates": len(values)})
+            logged = logged_as(name)
+            group.log_metrics({logged: mean, **({} if math.isnan(sd) else {f"{logged}_sd": sd})})
+        group.log_params({"replicates": len(values)})
         self._set("sd", summaries[0][1])
         means = [mean for mean, _ in summaries]
         group.set_tags(_result_tags(means, pruned=pruned))
@@ -217,11 +223,8 @@ class Trial:
         return is_hopeless(mine, others=others, maximize=self.spec.objectives[self._names[0]] == "max")
 
     def _report(self, tags: dict[str, str], *, first: bool, suffix: str = "") -> EpochReport:
-        own = {
-            key: value
-            for key, value in tags.items()
-            if key in {"sweep.trial_id", "sweep.replicate", stored_runs.PARENT}
-        }
+        same = {"sweep.trial_id", "sweep.replicate", stored_runs.PARENT}
+        own = {key: value for key, value in tags.items() if key in same}
         return EpochReport(
             self._trial if first and len(self._names) == 1 else None,
             objectives=self._names,
@@ -260,8 +263,7 @@ class Trial:
                 with start_run(self._store, name=self._name, tags=tags, system_metrics=False):
                     raise error
         if lost_connection(error):  # no fault of the trial's: another one takes its place
-            self._give_back()
-            return
+            return self._give_back()
         self._set("reason", masked(reason)[:2000])
         self._set("input", isinstance(error, InputError))
         self._tell(TrialState.FAIL)

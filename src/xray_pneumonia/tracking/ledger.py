@@ -6,8 +6,6 @@ by eight characters an image, so that images are known again in any other set.
 """
 
 import base64
-import getpass
-import os
 import platform
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +13,7 @@ from datetime import UTC, datetime
 
 from filelock import FileLock
 
+from xray_pneumonia.tracking.process import user
 from xray_pneumonia.tracking.store import Store, ensure_experiment
 
 EXPERIMENT = "ledger"
@@ -80,7 +79,7 @@ def record_opening(
             "ledger.experiment": experiment,
             "ledger.config_sha256": config_sha256,
             "ledger.runs": ",".join(runs),
-            "ledger.who": _who(),
+            "ledger.who": f"{user()}@{platform.node()}",
             **{f"ledger.{name}": str(fact) for name, fact in (facts or {}).items()},
         }
         with FileLock(store.home / ".ledger.lock"):
@@ -157,11 +156,3 @@ def _listed(known: list[Opening]) -> dict[str, set[str]]:
         for one in known
         if one.films
     }
-
-
-def _who() -> str:
-    try:
-        name = getpass.getuser()
-    except (OSError, KeyError):  # a container without a name for its user
-        name = str(os.getuid())
-    return f"{name}@{platform.node()}"

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import sqlite3
+import uuid
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
@@ -12,6 +13,7 @@ from xray_pneumonia.errors import InputError
 from xray_pneumonia.masking import masked
 
 ARTIFACTS = "artifacts"  # in the home: the files of a local store
+STAGED = "staged"  # the same: the files of runs whose artifact store is not on this machine
 LOCATIONS = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"))
 SERVERS = ("http", "https", "mlflow-artifacts")  # MLflow sends them the store's own password
 log = logging.getLogger(__name__)
@@ -181,3 +183,21 @@ def _unquoted(uri: str) -> str:
 
 def _outside(origin: str, uri: str, what: str) -> InputError:
     return InputError(f"{origin}: its artifacts ({masked(uri)}) lie outside of {what}; nothing is read from there")
+
+
+def artifact_folder(home: Path, run_id: str, uri: str | None) -> Path:
+    """Make the folder of a run's files: the artifact folder itself, or a staged one where that cannot be written."""
+    from mlflow.utils.file_utils import local_file_uri_to_path
+
+    staged = home / STAGED / run_id
+    if uri is not None and uri.startswith(("file:", "/")) and not staged.is_dir():
+        folder = Path(local_file_uri_to_path(uri))
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / f".{uuid.uuid4().hex}"
+            probe.write_bytes(b"x")
+            probe.unlink()
+            return folder
+        log.warning("%s cannot be written; the run's files are kept in %s until it can", folder, staged)
+    staged.mkdir(parents=True, exist_ok=True)
+    return staged

@@ -1,5 +1,6 @@
 """Identifies this process, and tells whether another one is still alive: of trainings and of trials alike."""
 
+import getpass
 import os
 import platform
 import time
@@ -31,6 +32,13 @@ def identity() -> dict[str, Any]:
 def identity_tags() -> dict[str, str]:
     """Identify this process, as tags."""
     return {key: str(value) for key, value in identity().items()}
+
+
+def user() -> str:
+    """Name the user of this process; a container may have no name for it, but has a number."""
+    with suppress(OSError, KeyError):
+        return getpass.getuser()
+    return str(os.getuid())
 
 
 @lru_cache(maxsize=1)

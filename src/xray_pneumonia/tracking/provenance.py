@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from xray_pneumonia.tracking.process import user
+
 PACKAGES = (
     "xray-pneumonia",
     "torch",
@@ -63,6 +65,13 @@ def collect(computing: Iterable[str]) -> Provenance:
         tags |= {"mlflow.source.git.commit": commit, "git.dirty": str(bool(diff)).lower()}
     code = {"commit": commit, "dirty": bool(diff), "source_sha256": _source(computing)}
     return Provenance(tags, json.dumps({"machine": machine, "versions": versions, "code": code}, indent=2), diff)
+
+
+def source_tags(verb: str) -> dict[str, str]:
+    """Name user, command and commit of a run, as MLflow's own tags."""
+    tags = {"mlflow.source.name": f"xray {verb}", "mlflow.source.type": "LOCAL", "mlflow.user": user()}
+    commit = _git("rev-parse", "HEAD")
+    return tags | ({"mlflow.source.git.commit": commit} if commit else {})
 
 
 def cpu() -> dict[str, str]:

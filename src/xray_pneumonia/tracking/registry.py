@@ -8,13 +8,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.masking import masked
+from xray_pneumonia.tracking.process import user
 from xray_pneumonia.tracking.store import Store
 from xray_pneumonia.tracking.stored_runs import StoredRun, quoted, read_run
 
+if TYPE_CHECKING:
+    from mlflow.entities import Metric, Run
+
+FORBIDDEN = re.compile("[/:.%\"']")  # in the name of a model
+ON_MODEL = ("model", "augmentation", "optimizer", "loss", "scheduler", "optimizer.lr", "seed")  # parameters
+ON_VERSION = ("mlflow.source.git.commit", "config_sha256", "records_fingerprint", "chosen_after_opening")  # tags
+RESULTS = ("best/auroc", "operating/threshold", "operating/sensitivity", "operating/specificity")
+KEPT = "Classifiers of chest X-rays (NORMAL, PNEUMONIA), registered by `xray register`; an alias names the one in use."
 NAMED = re.compile(r"^(?P<name>[^@/:\\]+)@(?P<alias>[\w-]+)$")
 
 
@@ -57,8 +66,12 @@ def log_model(store: Store, run_id: str, folder: Path, *, epoch: int, loader_mod
     import mlflow.pyfunc
     from mlflow.models import Model
 
-    experiment_id = store.client.get_run(run_id).info.experiment_id
-    model = store.client.create_logged_model(experiment_id, name="model", source_run_id=run_id)
+    run = store.client.get_run(run_id)
+    name = FORBIDDEN.sub("-", f"{run.info.run_name}-epoch-{epoch}")
+    params = {key: run.data.params[key] for key in ON_MODEL if key in run.data.params}
+    model = store.client.create_logged_model(
+        run.info.experiment_id, name=name, source_run_id=run_id, params=params, model_type="classifier"
+    )
     with tracking_uri(store.uri):
         Model.log(
             artifact_path=None,
@@ -71,9 +84,21 @@ def log_model(store: Store, run_id: str, folder: Path, *, epoch: int, loader_mod
             signature=_signature(),
             pip_requirements=["xray-pneumonia"],
         )
+    store.client.log_batch(run_id, metrics=_linked_metrics(run, model.model_id))
     store.client.set_tag(run_id, "model_id", model.model_id)
     if not _holds(store, model.model_id, folder):
         raise Unverified("the model in the store is not what was sent")
+
+
+def _linked_metrics(run: "Run", model_id: str) -> list["Metric"]:
+    """Say of the metrics of the kept epoch which model and data they are of; they stay the same metrics of the run."""
+    from mlflow.entities import Metric
+
+    inputs = run.inputs.dataset_inputs if run.inputs else []
+    data = (inputs[0].dataset.name, inputs[0].dataset.digest) if inputs else (None, None)
+    # `Run.data` holds numbers alone; what is logged anew must have the time that it was logged at.
+    logged = [one for one in run.data._metric_objs if one.key.startswith(("best/", "operating/"))]
+    return [Metric(one.key, one.value, one.timestamp, one.step, model_id, *data) for one in logged]
 
 
 def has_model(store: Store, run_id: str, folder: Path) -> bool:
@@ -146,15 +171,25 @@ def register(run: StoredRun, *, name: str, alias: str) -> Registered:
     if "model_id" not in run.tags:
         raise InputError(f"run {run.run_id}: holds no model; train it to its end first")
     client = run.store.client
+    facts = {key: run.tags[key] for key in ON_VERSION if key in run.tags}
+    facts |= {"author": user(), "run_name": run.name}
+    facts |= {key: f"{run.metrics[key]:.6f}" for key in RESULTS if key in run.metrics}
     try:
         known = client.search_model_versions(f"run_id = '{run.run_id}'")
         version = next((one for one in known if one.name == name), None)
         if version is None:
             if not client.search_registered_models(f"name = {quoted(name)}"):
-                client.create_registered_model(name)
+                client.create_registered_model(name, description=KEPT)
             source = f"models:/{run.tags['model_id']}"
             with tracking_uri(run.store.uri):  # MLflow looks the source up in whatever store is set
-                version = client.create_model_version(name, source, run_id=run.run_id, model_id=run.tags["model_id"])
+                version = client.create_model_version(
+                    name,
+                    source,
+                    run_id=run.run_id,
+                    model_id=run.tags["model_id"],
+                    tags=facts,
+                    description=run.tags.get("mlflow.note.content"),
+                )
         client.set_registered_model_alias(name, alias, version.version)
     except MlflowException as error:
         raise InputError(f"{name}@{alias}: cannot be registered: {' '.join(str(error).split())}") from error

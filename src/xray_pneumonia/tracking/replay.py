@@ -1,5 +1,6 @@
 """Replays the entries of a spool to MLflow, so that sending them twice changes nothing."""
 
+import json
 import logging
 import os
 import time
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.progress import track
 
 from xray_pneumonia.masking import masked
+from xray_pneumonia.tracking.locations import STAGED
 from xray_pneumonia.tracking.recovery import lacks_entries, lost_run, require_not_deleted
 from xray_pneumonia.tracking.registry import Unverified, has_model, log_model, sha256_file
 from xray_pneumonia.tracking.spool import Entry, Spool, moved_path
@@ -27,7 +29,6 @@ from xray_pneumonia.tracking.stored_runs import OFFLINE_ID
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-STAGED = "staged"  # below the home: the files of runs whose artifact store is not on this machine
 MAX_PARAMS = 100  # of one request, MLflow's limit
 MAX_METRICS = 1000  # the same
 AT_ONCE = 200  # entries read from a spool at a time
@@ -165,7 +166,9 @@ class Replay:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         for value in values:
-            dataset = Dataset(value["name"], value["digest"], "local", value["source"])
+            source = json.dumps({"uri": value["source"]})
+            facts = value.get("schema"), value.get("profile")  # which version 0.1.0 did not spool
+            dataset = Dataset(value["name"], value["digest"], "local", source, *facts)
             self._client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", value["stage"])])])
 
     def _model(self, run_id: str, values: list[dict[str, Any]], unsure: bool) -> None:

@@ -9,22 +9,25 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from xray_pneumonia.errors import Busy, Stopped
 from xray_pneumonia.masking import masked
+from xray_pneumonia.tracking.locations import STAGED, artifact_folder
 from xray_pneumonia.tracking.process import identity_tags, now
-from xray_pneumonia.tracking.provenance import Provenance
+from xray_pneumonia.tracking.provenance import Provenance, source_tags
 from xray_pneumonia.tracking.recovery import copy_back
-from xray_pneumonia.tracking.replay import STAGED, Replay
+from xray_pneumonia.tracking.replay import Replay
 from xray_pneumonia.tracking.spool import FOLDER, Spool, moved_path
 from xray_pneumonia.tracking.store import Store
 from xray_pneumonia.tracking.store_errors import StoreUnavailable, first_line
-from xray_pneumonia.tracking.stored_runs import OFFLINE_ID, find_run
+from xray_pneumonia.tracking.stored_runs import OFFLINE_ID, STATE, find_run
 from xray_pneumonia.tracking.sync import Sender, closing_entries
 from xray_pneumonia.tracking.system_metrics import SystemMetrics
 
 MAX_VALUE = 6000  # characters of a parameter, MLflow's limit
+NOTHING: Mapping[str, str] = MappingProxyType({})
 SETTLE = 2.0  # seconds that whoever writes tags waits for a healthy store
 log = logging.getLogger(__name__)
 
@@ -103,9 +106,12 @@ class Run:
         if new:
             self._log(("metrics", new))
 
-    def log_dataset(self, *, name: str, digest: str, source: str, stage: str) -> None:
-        """Name the data of the run as an MLflow dataset input."""
-        self._log(("dataset", {"name": name, "digest": digest[:36], "source": source, "stage": stage}), settle=SETTLE)
+    def log_dataset(
+        self, *, name: str, digest: str, source: str, stage: str, described: Mapping[str, str] = NOTHING
+    ) -> None:
+        """Name the data of the run as an MLflow dataset input; `schema` and `profile`, in JSON, describe them."""
+        facts = {"name": name, "digest": digest[:36], "source": source, "stage": stage}
+        self._log(("dataset", {**facts, **described}), settle=SETTLE)
 
     def log_provenance(self, provenance: Provenance) -> None:
         """Log commit, uncommitted changes, versions and machine."""
@@ -126,8 +132,9 @@ class Run:
 
     def close(self, status: str, reason: str) -> bool:
         """Log how the run ended, wait until it is sent, and tell whether the store has everything, verified."""
+        pruned = self.tags.get(STATE) == "pruned"
         # Written at once: if this process is killed while files are sent, the run has ended all the same.
-        self._log(*closing_entries(self.store, self.spool, status, masked(reason)[:MAX_VALUE]))
+        self._log(*closing_entries(self.store, self.spool, status, masked(reason)[:MAX_VALUE], pruned=pruned))
         done = self.sender is None or self.sender.finish()
         if self.mlflow_id and self.mlflow_id != self.run_id:
             log.warning("run %s: in MLflow it is %s", self.run_id, self.mlflow_id)
@@ -181,7 +188,7 @@ def start_run(
 def _create(store: Store, name: str | None, tags: Mapping[str, str]) -> Run:
     """Create a run in MLflow, or on this machine alone where MLflow is unavailable."""
     offline_id, started = uuid.uuid4().hex, now()
-    known = {**tags, **identity_tags(), OFFLINE_ID: offline_id}
+    known = {**source_tags(tags.get("verb", "")), **tags, **identity_tags(), STATE: "running", OFFLINE_ID: offline_id}
     mlflow_id, uri = None, None
     if store.experiment_id:
         try:
@@ -192,7 +199,7 @@ def _create(store: Store, name: str | None, tags: Mapping[str, str]) -> Run:
     run_id = mlflow_id or offline_id
     spool = Spool(store.home / FOLDER / run_id)
     spool.acquire()
-    run = Run(store, run_id, name or run_id[:8], started, _artifact_folder(store, run_id, uri), spool, known)
+    run = Run(store, run_id, name or run_id[:8], started, artifact_folder(store.home, run_id, uri), spool, known)
     _write_header(run, mlflow_id)
     return run
 
@@ -215,13 +222,14 @@ def _resume(store: Store, run_id: str) -> Run:
     else:
         uri = found.info.artifact_uri
         name, started, tags = found.info.run_name or run_id[:8], found.info.start_time, found.data.tags
-    tags = {**tags, **identity_tags(), "resumed": str(int(tags.get("resumed", 0)) + 1)}
-    run = Run(store, run_id, name, started, _artifact_folder(store, run_id, uri), spool, tags)
+    new = {**identity_tags(), STATE: "running", "resumed": str(int(tags.get("resumed", 0)) + 1)}
+    tags = {**tags, **new}
+    run = Run(store, run_id, name, started, artifact_folder(store.home, run_id, uri), spool, tags)
     if header is None:
         _write_header(run, found.info.run_id)
         copy_back(store, spool, found)
     (run.folder / "traceback.txt").unlink(missing_ok=True)
-    spool.append(("resume", None), ("tags", {**identity_tags(), "resumed": tags["resumed"]}))
+    spool.append(("resume", None), ("tags", new))
     run.logged_before = _logged_before(run)
     return run
 
@@ -256,22 +264,4 @@ def _write_header(run: Run, mlflow_id: str | None) -> None:
 def run_folder(store: Store, run_id: str) -> Path:
     """Name the folder in which a run keeps its files on this machine."""
     staged = store.home / STAGED / run_id
-    return staged if staged.is_dir() else _artifact_folder(store, run_id, find_run(store, run_id).info.artifact_uri)
-
-
-def _artifact_folder(store: Store, run_id: str, uri: str | None) -> Path:
-    """Make the folder of a run's files: the artifact folder itself, or a staged one where that cannot be written."""
-    from mlflow.utils.file_utils import local_file_uri_to_path
-
-    staged = store.home / STAGED / run_id
-    if uri is not None and uri.startswith(("file:", "/")) and not staged.is_dir():
-        folder = Path(local_file_uri_to_path(uri))
-        with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / f".{uuid.uuid4().hex}"
-            probe.write_bytes(b"x")
-            probe.unlink()
-            return folder
-        log.warning("%s cannot be written; the run's files are kept in %s until it can", folder, staged)
-    staged.mkdir(parents=True, exist_ok=True)
-    return staged
+    return staged if staged.is_dir() else artifact_folder(store.home, run_id, find_run(store, run_id).info.artifact_uri)

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from filelock import FileLock
 
 from xray_pneumonia.errors import InputError, nearest
 from xray_pneumonia.masking import masked
+from xray_pneumonia.tracking.leaderboard import TAG, leaderboard
 from xray_pneumonia.tracking.locations import ARTIFACTS, repair_moved, require_writable, sqlite_path, sqlite_uri
 from xray_pneumonia.tracking.store_errors import (
     START,
@@ -235,7 +237,9 @@ def ensure_experiment(uri: str, name: str, home: Path) -> str:
         if found is None:
             try:
                 location = _artifact_location(uri, name, home)
-                return str(client.create_experiment(name, artifact_location=location, tags=KIND)), None
+                return str(
+                    client.create_experiment(name, artifact_location=location, tags={**KIND, TAG: leaderboard()})
+                ), None
             except Exception:
                 found = client.get_experiment_by_name(name)  # another machine may have been faster
                 if found is None:
@@ -249,6 +253,20 @@ def ensure_experiment(uri: str, name: str, home: Path) -> str:
             f"`mlflow experiments restore -x {experiment_id}` or choose another name"
         )
     return experiment_id
+
+
+def show_searched(store: Store, parameters: Sequence[str]) -> None:
+    """Make the parameters of a sweep axes of the view Leaderboard; a store that does not answer keeps the old ones."""
+    try:
+        query(store.uri, lambda: store.client.set_experiment_tag(store.experiment_id, TAG, leaderboard(parameters)))
+    except InputError as error:
+        log.info("the view Leaderboard keeps its axes: %s", error)
+
+
+def ensure_leaderboard(store: Store) -> None:
+    """Make the view Leaderboard of an experiment that an older version, or MLflow's page, has made."""
+    if TAG not in store.client.get_experiment(store.experiment_id).tags:
+        store.client.set_experiment_tag(store.experiment_id, TAG, leaderboard())
 
 
 def _artifact_location(uri: str, name: str, home: Path) -> str | None:

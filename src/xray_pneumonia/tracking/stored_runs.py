@@ -18,6 +18,8 @@ RUN_ID = re.compile(r"[0-9a-f]{32}\Z")
 CONFIGS = re.compile(r"config.*\.ya?ml\Z", re.IGNORECASE)
 MAX_CONFIG = 2**20  # bytes
 PARENT = "mlflow.parentRunId"
+STATE = "state"  # the tag that the view Leaderboard shows, where a pruned trial is no finished training
+STATES = {"RUNNING": "running", "FINISHED": "complete", "FAILED": "failed", "KILLED": "killed"}
 OFFLINE_ID = "journal"  # the tag with the id that a run had on this machine before MLflow gave it one
 
 
@@ -41,6 +43,12 @@ class StoredRun:
     def when(self) -> str:
         """The day and minute it started, in UTC."""
         return datetime.fromtimestamp(self.started / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+    @property
+    def state(self) -> str:
+        """What became of it: running, complete, pruned, failed or killed."""
+        pruned = self.status == "FINISHED" and self.tags.get("sweep.state") == "PRUNED"
+        return "pruned" if pruned else STATES.get(self.status, self.status.lower())
 
     def history(self, metric: str) -> list[tuple[int, float]]:
         """Read (epoch, value) pairs."""
@@ -133,7 +141,7 @@ def read_run(store: Store, run_id: str, *, unfinished: bool = False) -> StoredRu
 def find(store: Store, tags: Mapping[str, str], *, status: str | None = None) -> list[StoredRun]:
     """Find the runs of the store's experiment that carry all these tags, oldest first; their configs are not read."""
     parts = [f"tags.`{key}` = {quoted(value)}" for key, value in tags.items()]
-    return _search(store, [*parts, *([f"attributes.status = '{status}'"] if status else [])])
+    return search(store, [*parts, *([f"attributes.status = '{status}'"] if status else [])])
 
 
 def quoted(value: str) -> str:
@@ -145,10 +153,11 @@ def find_running(store: Store) -> list[StoredRun]:
     """Find the runs of every experiment of the store that are RUNNING."""
     experiments = store.client.search_experiments()
     stores = [replace(store, experiment_id=one.experiment_id, experiment_name=one.name) for one in experiments]
-    return [run for one in stores for run in _search(one, ["attributes.status = 'RUNNING'"])]
+    return [run for one in stores for run in search(one, ["attributes.status = 'RUNNING'"])]
 
 
-def _search(store: Store, conditions: Sequence[str]) -> list[StoredRun]:
+def search(store: Store, conditions: Sequence[str]) -> list[StoredRun]:
+    """Find the runs of the store's experiment that meet conditions in MLflow's syntax, oldest first."""
     found: list[StoredRun] = []
     token = None
     while True:
@@ -183,15 +192,16 @@ def find_run(store: Store, run_id: str) -> Any:
         return found[0]
 
 
-def close(store: Store, run_id: str, *, status: str, reason: str) -> None:
+def close(store: Store, run_id: str, *, status: str, reason: str, state: str | None = None) -> None:
     """End a run whose process is gone."""
-    store.client.set_tag(run_id, "reason", reason)
+    for key, value in {"reason": reason, STATE: state or STATES[status]}.items():
+        store.client.set_tag(run_id, key, value)
     store.client.set_terminated(run_id, status, max(now(), store.client.get_run(run_id).info.start_time))
 
 
 def mark_running(store: Store, run_id: str) -> None:
     """Mark a run as RUNNING in this process."""
-    for key, value in identity_tags().items():
+    for key, value in {**identity_tags(), STATE: STATES["RUNNING"]}.items():
         store.client.set_tag(run_id, key, value)
     store.client.update_run(run_id, status="RUNNING")
 
@@ -205,7 +215,11 @@ def _stored(store: Store, run: Any) -> StoredRun:
         run.info.start_time,
         config="",
         tags=dict(run.data.tags),
-        metrics=dict(run.data.metrics),
+        # How many images and patients there are: parameters, which version 0.1.0 logged as metrics.
+        metrics={
+            **{key: float(n) for key, n in run.data.params.items() if key.startswith("data/")},
+            **run.data.metrics,
+        },
         params=dict(run.data.params),
         artifact_uri=run.info.artifact_uri,
     )

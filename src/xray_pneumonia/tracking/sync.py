@@ -10,13 +10,13 @@ from types import MappingProxyType
 from typing import Any
 
 from xray_pneumonia.masking import HIDDEN, masked
-from xray_pneumonia.tracking.locations import repair_moved
+from xray_pneumonia.tracking.locations import STAGED, repair_moved
 from xray_pneumonia.tracking.process import alive, now
-from xray_pneumonia.tracking.replay import STAGED, Replay, inventory
+from xray_pneumonia.tracking.replay import Replay, inventory
 from xray_pneumonia.tracking.spool import Spool, spools, store_uri
 from xray_pneumonia.tracking.store import Store
 from xray_pneumonia.tracking.store_errors import first_line
-from xray_pneumonia.tracking.stored_runs import StoredRun, close, find_running
+from xray_pneumonia.tracking.stored_runs import STATE, STATES, StoredRun, close, find_running
 
 POLL = 1.0  # seconds until entries are seen that another process wrote
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 60.0  # seconds between two attempts while the store fails
@@ -175,10 +175,13 @@ def _sync(spool: Spool, store: Store, unavailable: dict[str, str], loader_module
     return Synced(spool.run_id, spool.mlflow_id, status or "KILLED", problem)
 
 
-def closing_entries(store: Store, spool: Spool, status: str, reason: str) -> list[tuple[str, Any]]:
+def closing_entries(
+    store: Store, spool: Spool, status: str, reason: str, *, pruned: bool = False
+) -> list[tuple[str, Any]]:
     """List the last entries of a run: why it ended, the files that have to be sent, its status."""
+    state = "pruned" if pruned and status == "FINISHED" else STATES[status]
     staged, started = store.home / STAGED / spool.run_id, (spool.header or {"start": 0})["start"]
-    tags = [("tags", {"reason": reason})] if reason else []
+    tags = [("tags", {STATE: state, **({"reason": reason} if reason else {})})]
     files = [("artifacts", inventory(staged))] if staged.is_dir() else []
     return [*tags, *files, ("end", {"status": status, "time": max(now(), started)})]
 

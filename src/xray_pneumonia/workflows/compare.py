@@ -1,6 +1,5 @@
 """Runs `xray compare`: tables the runs of an experiment or a sweep, repeats grouped, and tests two groups."""
 
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -8,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Literal
-from urllib.parse import quote
 
 from annotated_types import Len
 from omegaconf import DictConfig
@@ -21,12 +19,14 @@ from xray_pneumonia.evaluation.group_comparison import Repeat, compare_groups
 from xray_pneumonia.evaluation.metrics import EPOCH_METRICS, METRICS
 from xray_pneumonia.evaluation.run_groups import Entry, Group, group, questions, tabulate
 from xray_pneumonia.evaluation.selection import correct_for_choice
-from xray_pneumonia.masking import masked
 from xray_pneumonia.tracking import stored_runs
 from xray_pneumonia.tracking.locations import ArtifactMissing
+from xray_pneumonia.tracking.run_names import find_run_id
+from xray_pneumonia.tracking.server import address, link, see_it
 from xray_pneumonia.tracking.store import Store, open_existing
 from xray_pneumonia.tracking.stored_runs import StoredRun
 from xray_pneumonia.types import Count, Seed
+from xray_pneumonia.workflows.choices import parameters_of
 from xray_pneumonia.workflows.comparison_tables import THRESHOLD, Format, basis, count_images, show, show_test
 
 TESTED = ("auroc", "accuracy", "sensitivity", "specificity")
@@ -70,16 +70,18 @@ def main(cfg: DictConfig) -> None:
     at_point = all(OPERATING in run.metrics for run in runs)
     logged = {name: _logged(name, at_point) for name in cfg.metrics}
     first = METRICS[cfg.metrics[0].rpartition("/")[2]]
-    entries = [Entry(run.run_id, run.name, run.params, run.metrics) for run in runs]
+    entries = [Entry(run.run_id, run.name, parameters_of(run.params), run.metrics) for run in runs]
     groups = group(entries, best_by=logged[cfg.metrics[0]], maximize=first.direction == "max")
     table = tabulate(groups, logged)
     counted = count_images(table, groups, cfg.metrics)
+    named = [", ".join(f"{one.name} ({one.run_id[:8]})" for one in each.entries) for each in groups]
     folder = Path(cfg.output or Path(cfg.home) / "comparison" / store.experiment_name).expanduser().resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    counted.to_csv(folder / "runs.csv")
+    counted.assign(names=named).to_csv(folder / "runs.csv")
     show(counted if cfg.format == "csv" else table, list(cfg.metrics), cfg.format)
     by_id = {run.run_id: run for run in runs}
-    sentences = _basis(runs, cfg, at_point=at_point)
+    sentences = [*(f"group {place}: {names}" for place, names in enumerate(named, start=1)), ""]
+    sentences += _basis(runs, cfg, at_point=at_point)
     asked = questions(entries)
     if len(groups) > 1 and len(asked) == 1:
         sentences.append(_best(groups, by_id, cfg, at_point=at_point))
@@ -123,12 +125,13 @@ def _find(store: Store, cfg: DictConfig) -> list[StoredRun]:
         runs = [run for run in runs if cfg.sweep_name in {run.tags.get("sweep.name"), run.tags.get(stored_runs.PARENT)}]
     if cfg.run_ids:
         known = {run.run_id: run for run in runs}
-        unknown = [run_id for run_id in cfg.run_ids if run_id not in known]
+        asked = [find_run_id(store, text, key="run_ids") for text in cfg.run_ids]
+        unknown = [run_id for run_id in asked if run_id not in known]
         if unknown:
             raise InputError(
                 f"run_ids={unknown}: no finished training in experiment {store.experiment_name} has this id"
             )
-        return [known[run_id] for run_id in cfg.run_ids]
+        return [known[run_id] for run_id in asked]
     if not runs:
         raise InputError(f"experiment_name={store.experiment_name}: holds no finished training; train with xray train")
     return runs if cfg.pruned else _without_pruned(runs)
@@ -214,6 +217,7 @@ def _draw(groups: Sequence[Group], runs: dict[str, StoredRun], path: Path) -> No
 
 def _print_links(store: Store, runs: Sequence[StoredRun], folder: Path) -> None:
     print(f"Learning curves and table: {folder}")
-    print(f"See it: mlflow ui --backend-store-uri {masked(store.uri)}")
-    ids = quote(json.dumps([run.run_id for run in runs], separators=(",", ":")))
-    print(f"  http://127.0.0.1:5000/#/compare-runs?runs={ids}&experiments={quote(json.dumps([store.experiment_id]))}")
+    ids = [run.run_id for run in runs]
+    print(f"See it: {see_it(store, ids, last=False)}")
+    if not address(store):
+        print(f"  {link(store, ids)}")

@@ -20,8 +20,8 @@ from xray_pneumonia.config import Node, anchor, build, check
 from xray_pneumonia.errors import InputError, Unwell
 from xray_pneumonia.masking import masked
 from xray_pneumonia.tracking import sync
+from xray_pneumonia.tracking.locations import STAGED
 from xray_pneumonia.tracking.provenance import cpu
-from xray_pneumonia.tracking.replay import STAGED
 from xray_pneumonia.tracking.spool import spools
 from xray_pneumonia.tracking.store import Store, TrackingSettings, open_database, resolve_uri
 from xray_pneumonia.tracking.store_errors import query

@@ -9,25 +9,26 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from xray_pneumonia.config import Node, anchor, build, check, leaves, plain
+from xray_pneumonia.config import Node, anchor, build, check, plain
 from xray_pneumonia.data.classes import counted
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.comparison import Difference
 from xray_pneumonia.evaluation.intervals import FEWEST
-from xray_pneumonia.evaluation.metrics import METRICS
+from xray_pneumonia.evaluation.metrics import METRICS, OF_RANKS
 from xray_pneumonia.evaluation.report.build import NUMBERS, PAGE, Context, Report, Rival, assess_and_report
 from xray_pneumonia.evaluation.report.text import SPLITS, number, p, tested, times, untold
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.inference.model import TrainedModel
-from xray_pneumonia.masking import masked
 from xray_pneumonia.stored_config import load_stored
 from xray_pneumonia.tracking.ledger import Opening, opened_before, record_opening
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run, start_run
+from xray_pneumonia.tracking.server import see_it
 from xray_pneumonia.tracking.store import open_store
 from xray_pneumonia.training import performance
 from xray_pneumonia.types import CLASSES, OpenFraction, Positive
+from xray_pneumonia.workflows.choices import changes, parameters_of
 from xray_pneumonia.workflows.evaluation_data import (
     RECORD_COLUMNS,
     EvaluationFolder,
@@ -38,7 +39,14 @@ from xray_pneumonia.workflows.evaluation_data import (
     training_leaks,
 )
 from xray_pneumonia.workflows.find_model import EvaluatedModel, find_compared, find_evaluated
-from xray_pneumonia.workflows.training_run import COMPUTING, public_config
+from xray_pneumonia.workflows.training_run import (
+    COMPUTING,
+    DESCRIPTION,
+    describe,
+    public_config,
+    record_dataset,
+    summarise,
+)
 
 DRIFT = 0.05  # logits of one model on one image differ less between machines
 log = logging.getLogger(__name__)
@@ -94,7 +102,7 @@ def main(cfg: DictConfig) -> None:
         report = evaluate(run, folder, evaluated, held_out, settings, other=other)
     _print(report, Console(width=None if Console().is_terminal else 100))
     print(f"Report: {folder / PAGE}" if settings.report else f"Numbers: {folder / NUMBERS}")
-    print(f"See it: mlflow ui --backend-store-uri {masked(store.uri)}")
+    print(f"See it: {see_it(store, [run.mlflow_id or run.run_id])}")
     print(f"run_id={run.run_id} {cfg.split}/auroc={report.assessment.at_point['auroc'].value:.6f}", flush=True)
 
 
@@ -127,7 +135,15 @@ def evaluate(
         validation=table if held_out.split == "val" and evaluated.validation is None else evaluated.validation,
         rival=None if other is None else _predict_rival(other.model, held_out, table),
     )
-    run.log_metrics({f"{held_out.split}/{name}": value for name, value in report.assessment.metrics().items()})
+    assessed = report.assessment
+    metrics = assessed.metrics()
+    if held_out.split == "val":  # the names that its training gave these numbers
+        run.log_metrics({f"{'val' if name in OF_RANKS else 'operating'}/{name}": n for name, n in metrics.items()})
+    else:
+        run.log_metrics({f"{held_out.split}/{name}": value for name, value in metrics.items()})
+    at, half = ({name: one.value for name, one in part.items()} for part in (assessed.at_point, assessed.at_half))
+    result = summarise(assessed.table, at, half, assessed.decision.threshold, split=SPLITS[held_out.split])
+    run.set_tags({DESCRIPTION: describe(run, result, folder / (PAGE if settings.report else NUMBERS))})
     run.set_tags({"openings": len(openings), "chosen_after_opening": any(context.chosen_after.values())})
     return report
 
@@ -135,12 +151,10 @@ def evaluate(
 def _record_origin(run: Run, cfg: DictConfig, held_out: HeldOut) -> None:
     public = public_config(cfg)
     run.log_config(OmegaConf.to_yaml(public, resolve=True))
-    run.log_params(dict(leaves(plain(public))))
+    run.log_params(parameters_of(plain(public)))
+    run.set_tags({"changes": changes()})
     run.log_provenance(collect(COMPUTING))
-    run.set_tags({"records_fingerprint": held_out.fingerprint})
-    run.log_dataset(
-        name=Path(held_out.root).name, digest=held_out.fingerprint, source=held_out.root, stage=held_out.split
-    )
+    record_dataset(run, held_out.records, root=held_out.root, stage=held_out.split)
 
 
 def _open(evaluated: EvaluatedModel, held_out: HeldOut) -> list[Opening]:

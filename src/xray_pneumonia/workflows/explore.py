@@ -14,14 +14,13 @@ from xray_pneumonia.config import Node, anchor, build, check, leaves
 from xray_pneumonia.data.augment.augmentation import Augmentation
 from xray_pneumonia.data.classes import counted
 from xray_pneumonia.data.datamodule import XRayDataModule
-from xray_pneumonia.data.records import fingerprint
 from xray_pneumonia.evaluation.report import figures
 from xray_pneumonia.evaluation.report.build import render
-from xray_pneumonia.masking import masked
 from xray_pneumonia.tracking.run import Run, start_run
+from xray_pneumonia.tracking.server import see_it
 from xray_pneumonia.tracking.store import open_store
 from xray_pneumonia.types import Seed
-from xray_pneumonia.workflows.training_run import public_config
+from xray_pneumonia.workflows.training_run import public_config, record_dataset
 
 SHOWN = 12  # sample images of each class
 
@@ -42,7 +41,7 @@ def main(cfg: DictConfig) -> None:
     """Explore and print."""
     anchor(cfg)
     values = check(cfg, ExploreConfig)
-    augmentation: Augmentation = build(cfg.augmentation)
+    augmentation: Augmentation = build(cfg.augmentation, key="augmentation")
     data: XRayDataModule = build(cfg.data, augmentation)
     data.open()
     tracking = build(cfg.tracking)
@@ -52,18 +51,16 @@ def main(cfg: DictConfig) -> None:
         run.log_params(dict(leaves(values)))
         _record(run, cfg, data, augmentation)
     _print(data, Console(width=None if Console().is_terminal else 80))
-    print(f"Figures and page: {run.folder}\nSee it: mlflow ui --backend-store-uri {masked(store.uri)}")
+    print(f"Figures and page: {run.folder}\nSee it: {see_it(store, [run.mlflow_id or run.run_id])}")
     print(f"run_id={run.run_id} images={len(data.records)} errors={len(data.audit.errors)}", flush=True)
 
 
 def _record(run: Run, cfg: DictConfig, data: XRayDataModule, augmentation: Augmentation) -> None:
     """Record counts, figures and the page."""
-    digest = fingerprint(data.records)
-    run.set_tags({"records_fingerprint": digest})
-    run.log_dataset(name=Path(cfg.data.root).name, digest=digest, source=cfg.data.root, stage="explore")
+    digest = record_dataset(run, data.records, root=cfg.data.root, stage="explore")
     counts = data.records.groupby(["split", "class_name"]).size()
     counts.index = counts.index.map("data/{0[0]}_{0[1]}".format)
-    run.log_metrics({str(name): float(count) for name, count in counts.items()})
+    run.log_params({str(name): count for name, count in counts.items()})
     run.log_metrics({f"shortcut/{name.replace(' ', '_')}": auroc for name, auroc in data.audit.shortcuts.items()})
     drawn = _draw(data, augmentation, cfg.seed)
     for title, figure in drawn.items():

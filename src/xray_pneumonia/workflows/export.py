@@ -27,6 +27,8 @@ from xray_pneumonia.inference.ensemble import ENSEMBLE
 from xray_pneumonia.inference.loading import load_model
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.inference.onnx import GRAPH, read_graph, require_reader, require_writer, write_graph
+from xray_pneumonia.tracking.run_names import read_named
+from xray_pneumonia.tracking.store import open_database
 from xray_pneumonia.tracking.stored_runs import StoredRun
 from xray_pneumonia.types import Count, Gray
 from xray_pneumonia.workflows.find_model import find_model
@@ -62,7 +64,9 @@ def main(cfg: DictConfig) -> None:
     require_writer()
     require_reader()
     name = cfg.run_id or cfg.model
-    found = find_model(name, tracking=build(cfg.tracking), home=Path(cfg.home))
+    tracking, home = build(cfg.tracking), Path(cfg.home)
+    run = read_named(open_database(tracking, home=home), cfg.run_id) if cfg.run_id else None
+    found = run or find_model(name, tracking=tracking, home=home)
     folder = found.bundle() if isinstance(found, StoredRun) else found
     if folder.is_file():
         raise InputError(f"model={name}: is an exported file already; name the run or folder it was made of")

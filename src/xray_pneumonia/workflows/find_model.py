@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -24,6 +24,7 @@ from xray_pneumonia.inference.ensemble import ENSEMBLE
 from xray_pneumonia.inference.loading import EngineName, load_bundle, load_model
 from xray_pneumonia.inference.model import TrainedModel, ensemble_of
 from xray_pneumonia.tracking.registry import NAMED, find_registered
+from xray_pneumonia.tracking.run_names import NoSuchRun, read_named
 from xray_pneumonia.tracking.store import Store, TrackingSettings, open_database
 from xray_pneumonia.tracking.stored_runs import RUN_ID, StoredRun, read_run
 from xray_pneumonia.workflows.own_code import changes_shown
@@ -66,9 +67,9 @@ def find_model(model: str, *, tracking: TrackingSettings, home: Path, key: str =
     """Find the run that trained a model, its folder, or its exported file.
 
     Args:
-        model: a run id; NAME@ALIAS of the registry; a folder with a bundle or an ensemble; an exported `.onnx` file;
-            or the name of a model that is shipped with this package.
-        tracking: where runs are, for the first two; the others touch nothing of MLflow.
+        model: a run id; NAME@ALIAS of the registry; the name of a model that is shipped with this package; a folder
+            with a bundle or an ensemble; an exported `.onnx` file; or what else names a run for `run_id=`.
+        tracking: where runs are; what is shipped or a file touches nothing of MLflow.
         home: of the store.
         key: of the command line that names the model, for messages.
 
@@ -86,7 +87,16 @@ def find_model(model: str, *, tracking: TrackingSettings, home: Path, key: str =
     exported = folder.suffix == ".onnx" and folder.is_file()
     if exported or (folder / CARD).is_file() or (folder / ENSEMBLE).is_file():
         return folder.resolve()
+    if (store := _database(tracking, home)) is not None:
+        with suppress(NoSuchRun):
+            return read_named(store, model, key=key)
     raise InputError(f"{key}={model}: {_explain(model, folder, sorted(shipped))}")
+
+
+def _database(tracking: TrackingSettings, home: Path) -> Store | None:
+    with suppress(InputError):
+        return open_database(tracking, home=home)
+    return None
 
 
 def shipped_models() -> dict[str, Path]:
@@ -171,16 +181,16 @@ def load_runs(
 
     Args:
         store: where the runs are.
-        run_ids: of one training, or of several that validate on the same images.
+        run_ids: what names one training, or several that validate on the same images.
         settings: how to choose on validation, where nothing was chosen when the model was trained.
         operating_point: `stored`, or a policy by which it is chosen on validation anew.
 
     Raises:
         InputError: a run is missing, unfinished or altered, or the runs do not fit each other.
     """
-    if len(set(run_ids)) < len(run_ids) or not run_ids:
+    runs = [read_named(store, text) for text in run_ids]
+    if len({run.run_id for run in runs}) < len(run_ids) or not run_ids:
         raise InputError(f"run_id={run_ids}: name each run once")
-    runs = [read_run(store, run_id) for run_id in run_ids]
     tables = [validation_predictions(run) for run in runs]
     members = [_load_run(run, table, settings) for run, table in zip(runs, tables, strict=True)]
     model, validation = members[0], tables[0]
@@ -189,7 +199,8 @@ def load_runs(
         members = [_naming_prevalence(one, table) for one, table in zip(members, tables, strict=True)]
         rows = [one.calibration.evidence(table["logit"]) for one, table in zip(members, tables, strict=True)]
         validation = validation.assign(logit=np.mean(rows, axis=0))
-        card = replace(model.card, net={}, weights_sha256="", run_id=",".join(run_ids))
+        run_id = ",".join(run.run_id for run in runs)
+        card = replace(model.card, net={}, weights_sha256="", run_id=run_id)
         card = replace(card, temperature=1.0, bias=0.0, prevalence=0.5)  # evidence stays as it is
         model = ensemble_of(members, card, name=" + ".join(run.name for run in runs))
     elsewhere = read_out_of_fold(settings.out_of_fold, lambda: store)

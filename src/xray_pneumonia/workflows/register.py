@@ -7,8 +7,8 @@ from omegaconf import DictConfig
 
 from xray_pneumonia.config import Node, anchor, build, check
 from xray_pneumonia.tracking.registry import register
+from xray_pneumonia.tracking.run_names import read_named
 from xray_pneumonia.tracking.store import open_database
-from xray_pneumonia.tracking.stored_runs import read_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ def main(cfg: DictConfig) -> None:
     """Register the model and print its name, alias and version."""
     anchor(cfg)
     check(cfg, RegisterConfig)
-    run = read_run(open_database(build(cfg.tracking), home=Path(cfg.home)), cfg.run_id)
+    run = read_named(open_database(build(cfg.tracking), home=Path(cfg.home)), cfg.run_id)
     run.bundle()  # refuses a run without a model
     made = register(run, name=cfg.name or run.store.experiment_name, alias=cfg.alias)
     print(f"{made.name}@{made.alias} is version {made.version}: the model of run {run.run_id} ({run.name})")

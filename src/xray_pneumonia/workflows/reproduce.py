@@ -19,11 +19,10 @@ from xray_pneumonia.config import Node, anchor, build, check
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.records import fingerprint
 from xray_pneumonia.errors import InputError, NotReproduced
-from xray_pneumonia.masking import masked
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run
+from xray_pneumonia.tracking.run_names import read_named
 from xray_pneumonia.tracking.store import Store, TrackingSettings, open_database, open_store
-from xray_pneumonia.tracking.stored_runs import read_run
 from xray_pneumonia.training.checkpoints import BEST
 from xray_pneumonia.types import Positive
 from xray_pneumonia.workflows.find_model import find_model
@@ -152,7 +151,7 @@ def main(cfg: DictConfig) -> None:
     trained = train(asked, watch=reproduction)
     comparison = reproduction.comparison
     _print(record, comparison, Console(width=None if Console().is_terminal else 100))
-    print(f"See it: mlflow ui --backend-store-uri {masked(store.uri)}")
+    print(f"See it: {trained.see_it}")
     print(f"run_id={trained.run_id} verdict={comparison.level}", flush=True)
     if comparison.level == "different":
         raise NotReproduced(f"{record.name}: {comparison}")
@@ -164,7 +163,7 @@ def _find(cfg: DictConfig, tracking: TrackingSettings) -> TrainingRecord:
         raise InputError("run_id, model: name one of them: run_id=ID, model=NAME@ALIAS or model=FOLDER")
     if cfg.model is not None:
         return read_record(find_model(cfg.model, tracking=tracking, home=Path(cfg.home)))
-    return read_record(read_run(open_database(tracking, home=Path(cfg.home)), cfg.run_id))
+    return read_record(read_named(open_database(tracking, home=Path(cfg.home)), cfg.run_id))
 
 
 def _config(record: TrainingRecord, cfg: DictConfig, *, experiment: str) -> DictConfig:
@@ -187,7 +186,7 @@ def _config(record: TrainingRecord, cfg: DictConfig, *, experiment: str) -> Dict
 
 def _require_same_data(record: TrainingRecord, asked: DictConfig) -> None:
     """Refuse other images, labels or splits than those it was trained on."""
-    data: XRayDataModule = build(asked.data, build(asked.augmentation))
+    data: XRayDataModule = build(asked.data, build(asked.augmentation, key="augmentation"))
     data.prepare()
     found = fingerprint(data.records)
     if found != record.fingerprint:

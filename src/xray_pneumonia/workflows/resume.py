@@ -19,6 +19,7 @@ from xray_pneumonia.data.records import fingerprint
 from xray_pneumonia.errors import CheckpointDamaged, InputError, Stopped
 from xray_pneumonia.tracking.process import alive
 from xray_pneumonia.tracking.run import Run, run_folder
+from xray_pneumonia.tracking.run_names import find_run_id
 from xray_pneumonia.tracking.store import Store, TrackingSettings, open_existing, open_store
 from xray_pneumonia.tracking.stored_runs import find, get, mark_running, read_run
 from xray_pneumonia.training.checkpoints import BEST, Saved, clean_up, newest_valid, verify
@@ -59,6 +60,7 @@ def open_resumption(cfg: DictConfig, run_id: str) -> Resumption:
         InputError: it is finished, still running, has no valid checkpoint, or the command asks for another config.
     """
     store = open_store(build(cfg.tracking), home=Path(cfg.home))
+    run_id = find_run_id(store, run_id, key="resume")
     run = read_run(store, run_id, unfinished=True)
     if run.tags.get("verb") != "train":
         raise InputError(f"resume={run_id}: is no training but `xray {run.tags.get('verb')}`; start that again")

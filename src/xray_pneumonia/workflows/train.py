@@ -8,8 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from xray_pneumonia.config import Node, anchor, check
-from xray_pneumonia.evaluation.metrics import Monitor, monitor_mode
-from xray_pneumonia.masking import masked
+from xray_pneumonia.evaluation.metrics import METRICS, Monitor, monitor_mode
 from xray_pneumonia.sweeps.settings import read_settings, take_sweep
 from xray_pneumonia.types import Seed, Text
 
@@ -37,6 +36,8 @@ class TrainConfig:
     scheduler: Node
     trainer: Node
     evaluation: Node
+    callbacks: list[Node]
+    loggers: list[Node]
     tracking: Node
 
 
@@ -62,7 +63,6 @@ def train_one(cfg: DictConfig) -> "Trained":
     # Imported after the check, so that a wrong value need not wait for Lightning and MLflow.
     from xray_pneumonia.workflows import resume
     from xray_pneumonia.workflows.training import build_training, run_training
-    from xray_pneumonia.workflows.training_run import THRESHOLD
 
     asked = resume.take_resume(cfg)
     take_sweep(cfg)
@@ -72,7 +72,7 @@ def train_one(cfg: DictConfig) -> "Trained":
     if asked is None:
         resume.mention_stopped(training.tracking, training.config.sha256, home=training.home)
     trained = run_training(training, resumption=resumption)
-    _print(trained, Console(width=None if Console().is_terminal else 80), training.settings, threshold=THRESHOLD)
+    _print(trained, Console(width=None if Console().is_terminal else 80), training.settings)
     monitor = training.classifier.monitor
     monitored = "" if monitor == "val/auroc" else f" {monitor}={trained.monitored:.6f}"
     print(f"run_id={trained.run_id} val/auroc={trained.metrics['auroc']:.6f}{monitored}", flush=True)
@@ -90,17 +90,21 @@ def check_train(cfg: DictConfig) -> dict[str, Any]:
     return values
 
 
-def _print(trained: "Trained", console: Console, settings: "TrainerSettings", *, threshold: float) -> None:
-    """Print the result with what it rests on."""
-    table = trained.predictions
+def _print(trained: "Trained", console: Console, settings: "TrainerSettings") -> None:
+    """Print the result with what it rests on: at the operating point, and at 0.5."""
+    table, decision = trained.predictions, trained.decision
     title = f"Validation: {len(table)} images of {table['patient'].nunique()} patients, none of them trained on"
-    rows = Table(title=title, title_justify="left", title_style="bold")
-    for name in trained.metrics:
-        rows.add_column(name.replace("_", " "), justify="right")
-    rows.add_row(*(f"{value:.4f}" for value in trained.metrics.values()))
+    rows = Table()
+    rows.add_column("metric")
+    for head in (f"at {decision.threshold:.4f} ({decision.policy})", "at 0.5"):
+        rows.add_column(head, justify="right")
+    for name, value in trained.metrics.items():
+        rows.add_row(METRICS[name].title, f"{trained.operating.get(name, value):.4f}", f"{value:.4f}")
+    console.print(title, style="bold", highlight=False)
     console.print(rows)
     kept = f"Best of {trained.epochs} epochs: {trained.best_epoch}, chosen on these same images, so slightly flattered."
     stopped = "none" if settings.patience is None else "where it stops"
     last = f"The last of {trained.epochs} epochs: {stopped} was chosen on these images."
-    console.print(f"{kept if settings.keep == 'best' else last} Threshold {threshold:g}.")
-    console.print(f"See it: mlflow ui --backend-store-uri {masked(trained.uri)}", soft_wrap=True, highlight=False)
+    console.print(kept if settings.keep == "best" else last)
+    report = f"Report: {trained.report}\n" if trained.report else ""
+    console.print(f"{report}See it: {trained.see_it}", soft_wrap=True, highlight=False, markup=False)

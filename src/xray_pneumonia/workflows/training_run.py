@@ -1,7 +1,9 @@
 """Record a training in its run: config, data, code and machine at the start; results and model at the end."""
 
 import hashlib
+import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,15 +15,18 @@ import pandas as pd
 from omegaconf import DictConfig
 from torch import nn
 
-from xray_pneumonia.config import Node, leaves, plain
+from xray_pneumonia.config import Node, is_foreign, plain
 from xray_pneumonia.data.classes import counted
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.records import fingerprint
+from xray_pneumonia.evaluation.assessment import Decision
 from xray_pneumonia.masking import masked
 from xray_pneumonia.stored_config import stored_text
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run
+from xray_pneumonia.tracking.server import artifact_path
 from xray_pneumonia.tracking.store import try_upload
+from xray_pneumonia.workflows.choices import changes, parameters_of
 from xray_pneumonia.workflows.own_code import keep_sources
 
 if TYPE_CHECKING:  # imported when a training ends: pages and figures take seconds, which no first step waits for
@@ -29,10 +34,12 @@ if TYPE_CHECKING:  # imported when a training ends: pages and figures take secon
 
 # The code that computes weights and metrics; the rest of the package names, stores and draws.
 COMPUTING = ("data/**/*.py", "models/*.py", "training/*.py", "evaluation/metrics.py", "workflows/training.py")
-THRESHOLD = 0.5  # of the figures that compare runs; the operating point stands in the report and the bundle
+THRESHOLD = 0.5  # of the metrics that compare runs, `best/...`; those at the operating point are `operating/...`
+COLUMNS = dict.fromkeys(("id", "patient", "split", "sha256"), "string") | {"label": "long"}  # of a dataset in MLflow
 RECORDS = "records.csv"
 LOADER_MODULE = "xray_pneumonia.workflows.pyfunc"  # with which MLflow opens a logged bundle
 CURVES = [f"{stage}/{name}" for stage in ("train", "val") for name in ("loss", "accuracy", "auroc")]
+DESCRIPTION = "mlflow.note.content"
 log = logging.getLogger(__name__)
 
 
@@ -67,12 +74,21 @@ class Trained:
     """What a training leaves behind: the run, and the kept epoch with its predictions on validation."""
 
     run_id: str
-    uri: str
+    see_it: str  # the address of the run, or the command that shows it
     best_epoch: int
     epochs: int
     predictions: pd.DataFrame
-    metrics: dict[str, float]
+    metrics: dict[str, float]  # at a threshold of 0.5
+    operating: dict[str, float]  # those that depend on calibration and operating point, at the operating point
+    decision: Decision
+    report: Path | None  # None where none was asked for
     monitored: float  # the monitored metric at the kept epoch
+
+    @property
+    def summary(self) -> str:
+        """Word the result in one line, with what it rests on."""
+        at = {**self.metrics, **self.operating}
+        return summarise(self.predictions, at, self.metrics, self.decision.threshold, split="validation")
 
 
 def record_start(run: Run, config: RunConfig, data: XRayDataModule, net: nn.Module) -> None:
@@ -82,22 +98,55 @@ def record_start(run: Run, config: RunConfig, data: XRayDataModule, net: nn.Modu
     if run.staged and run.mlflow_id:
         required = config.values["tracking"]["required"]
         try_upload(run.store, run.mlflow_id, run.path("config.yaml"), required=required)
-    run.log_params({**dict(leaves(config.values)), "model/parameters": parameters})
-    run.log_metrics({"model/parameters": parameters})
+    records = data.records
+    sizes = records[records["split"] != ""].groupby("split").agg(images=("id", "size"), patients=("patient", "nunique"))
+    counts = {f"data/{split}_{what}": n for what, column in sizes.items() for split, n in column.items()}
+    run.log_params({**parameters_of(config.values), "model/parameters": parameters, **counts})
+    run.set_tags({"changes": changes()})
+    run.set_tags({DESCRIPTION: describe(run, "Running.", None)})
     run.log_provenance(collect(COMPUTING))
     keep_sources(run)
     run.path(RECORDS).write_text(records_table(data).to_csv(index=False), encoding="utf-8")
-    root, digest = config.values["data"]["root"], fingerprint(data.records)
-    run.set_tags({"records_fingerprint": digest})
-    run.log_dataset(name=Path(root).name, digest=digest, source=root, stage="train")
-    splits = data.records[data.records["split"] != ""].groupby("split")
-    sizes = splits.agg(images=("id", "size"), patients=("patient", "nunique"))
-    run.log_metrics({f"data/{split}_{what}": n for what, column in sizes.items() for split, n in column.items()})
-    counts = (f"{split} {n.images} images of {n.patients} patients" for split, n in sizes.iterrows() if split != "test")
+    record_dataset(run, records, root=config.values["data"]["root"], stage="train")
     if data.left_out:
-        run.log_metrics({"data/left_out": sum(data.left_out.values())})
+        run.log_params({"data/left_out": sum(data.left_out.values())})
         run.set_tags({"data.left_out": counted(data.left_out)})
-    log.info("run %s: %d parameters, %s", run.run_id, parameters, ", ".join(counts))
+    named = (f"{split} {n.images} images of {n.patients} patients" for split, n in sizes.iterrows() if split != "test")
+    log.info("run %s: %d parameters, %s", run.run_id, parameters, ", ".join(named))
+
+
+def summarise(
+    table: pd.DataFrame, at: Mapping[str, float], half: Mapping[str, float], threshold: float, *, split: str
+) -> str:
+    """Word metrics at the operating point and at 0.5 in one line, with the images that they rest on."""
+    rates = ", ".join(f"{name} {at[name]:.4f} ({half[name]:.4f})" for name in ("sensitivity", "specificity"))
+    basis = f"{split}, {len(table)} images of {table['patient'].nunique()} patients"
+    return f"At {threshold:.4f} (at 0.5): {rates}; AUROC {at['auroc']:.4f}; {basis}."
+
+
+def record_dataset(run: Run, records: pd.DataFrame, *, root: str, stage: str) -> str:
+    """Record the data of a run by fingerprint, with their columns and how many there are of what.
+
+    Returns:
+        The fingerprint, 64 hex digits.
+    """
+    digest = fingerprint(records)
+    parts = records.groupby(["split", "class_name"]).size()
+    profile = {"num_rows": len(records), "patients": int(records["patient"].nunique())}
+    profile |= {" ".join(map(str, part)).strip(): int(n) for part, n in zip(parts.index, parts, strict=True)}
+    run.set_tags({"records_fingerprint": digest})
+    columns = [{"name": name, "type": kind, "required": True} for name, kind in COLUMNS.items()]
+    described = {"schema": json.dumps({"mlflow_colspec": columns}), "profile": json.dumps(profile)}
+    run.log_dataset(name=Path(root).name, digest=digest, source=root, stage=stage, described=described)
+    return digest
+
+
+def describe(run: Run, result: str, report: Path | None) -> str:
+    """Write a run's description: the result, what is new in its config, and where its report is."""
+    name = report.relative_to(run.folder).as_posix() if report else "predictions/val.csv"
+    link = artifact_path(run.store, str(run.mlflow_id), name)
+    new = run.tags.get("changes", "unknown: begun by an older version")
+    return "  \n".join([result, f"New: `{new}`", f"{'Report' if report else 'Predictions'}: [{name}]({link})"])
 
 
 def records_table(data: XRayDataModule) -> pd.DataFrame:
@@ -111,13 +160,18 @@ def record_result(run: Run, trained: Trained, data: XRayDataModule) -> None:
     from xray_pneumonia.evaluation.report import figures
 
     table, best_epoch, classes = trained.predictions, trained.best_epoch, data.question.names
+    threshold = trained.decision.threshold
     predictions.write(table, run.path("predictions/val.csv"))
-    run.log_metrics({"best/epoch": best_epoch, **{f"best/{name}": value for name, value in trained.metrics.items()}})
+    loss = dict(run.metric_history(["val/loss"])["val/loss"]).get(best_epoch, np.nan)
+    run.log_metrics({"best/epoch": best_epoch, "best/loss": loss})
+    run.log_metrics({f"best/{name}": value for name, value in trained.metrics.items()})
+    run.log_metrics({f"operating/{name}": value for name, value in trained.operating.items() if not np.isnan(value)})
+    run.set_tags({DESCRIPTION: describe(run, trained.summary, trained.report)})
     for name, figure in {
         "learning_curves": figures.learning_curves(run.metric_history(CURVES), best_epoch=best_epoch),
-        "confusion_matrix": figures.confusion_matrix(table, threshold=THRESHOLD, classes=classes),
-        "roc_and_precision_recall": figures.roc_and_precision_recall(table, threshold=THRESHOLD),
-        "worst_mistakes": figures.worst_mistakes(table, data.images, threshold=THRESHOLD, classes=classes),
+        "confusion_matrix": figures.confusion_matrix(table, threshold=threshold, classes=classes),
+        "roc_and_precision_recall": figures.roc_and_precision_recall(table, threshold=threshold),
+        "worst_mistakes": figures.worst_mistakes(table, data.images, threshold=threshold, classes=classes),
     }.items():
         figures.save(figure, run.path(f"figures/{name}.png"))
 
@@ -133,7 +187,7 @@ def record_bundle(
     decision = chosen.decision
     card = Card(
         net=dict(config["model"]),
-        extensions=dict(config["extensions"]),
+        extensions=dict(config["extensions"]) if is_foreign(config["model"]) else {},
         class_names=list(data.question.names),
         image_size=data.image_size,
         temperature=decision.calibration.temperature,

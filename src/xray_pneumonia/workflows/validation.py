@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from xray_pneumonia.evaluation.drift import Home, describe
 from xray_pneumonia.evaluation.input_gate import Gate, fit_feature_gate, fit_thumbnail_gate
 from xray_pneumonia.evaluation.metrics import table_metrics
 from xray_pneumonia.evaluation.quality import InputCheck
-from xray_pneumonia.evaluation.report.build import Context, assess_and_report
+from xray_pneumonia.evaluation.report.build import PAGE, Context, assess_and_report
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.inference.model import run_features, run_net
 from xray_pneumonia.models.features import FeatureNet
@@ -30,7 +31,6 @@ from xray_pneumonia.training.predict import predict_logits
 from xray_pneumonia.types import Vector
 from xray_pneumonia.workflows.evaluation_data import RECORD_COLUMNS, HeldOut, cut
 
-OPERATING = "operating/threshold"  # of calibrated probabilities; `xray compare` judges each run at its own
 ON_CARD = ("auroc", "sensitivity", "specificity")
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ class Chosen:
     decision: Decision
     gate: Gate
     predictions: pd.DataFrame
+    report: Path | None  # None where none was asked for
 
 
 def assess_validation(
@@ -65,13 +66,10 @@ def assess_validation(
     rows = held_out.records.set_index("id")[[name for name in RECORD_COLUMNS if name in held_out.records]]
     films = table.set_index("id").loc[held_out.records["id"]].reset_index().join(rows, on="id")
     check, films = settle_gate(check, distances, held_out, films, decision)
-    chosen = Chosen(decision, check.gate, decision.calibration.apply(table))
-    found = table_metrics(chosen.predictions, threshold=decision.threshold)
-    run.log_metrics({f"operating/{name}": value for name, value in found.items() if not np.isnan(value)})
-    run.log_metrics({OPERATING: decision.threshold})
-    if settings.report:
-        _report(run, config, net, held_out, films, decision, settings, check)
-    return chosen
+    report = run.path(f"evaluation/val/{PAGE}") if settings.report else None
+    if report:
+        _report(run, report.parent, config, net, held_out, films, decision, settings, check)
+    return Chosen(decision, check.gate, decision.calibration.apply(table), report)
 
 
 def fit_gate(net: nn.Module, held_out: HeldOut) -> tuple[InputCheck, Vector]:
@@ -114,6 +112,7 @@ def settle_gate(
 
 def _report(
     run: Run,
+    folder: Path,
     config: dict[str, Any],
     net: nn.Module,
     held_out: HeldOut,
@@ -123,8 +122,8 @@ def _report(
     check: InputCheck,
 ) -> None:
     opened = _opened_before(run)
-    report = assess_and_report(
-        run.path("evaluation/val/evaluation.json").parent,
+    assess_and_report(
+        folder,
         table,
         held_out.images,
         decision,
@@ -144,7 +143,6 @@ def _report(
         check=check,
         validation=table,
     )
-    run.log_metrics({f"operating/{name}": value for name, value in report.assessment.metrics().items()})
     run.set_tags({"chosen_after_opening": "unknown" if opened is None else bool(opened)})
 
 
