@@ -194,8 +194,8 @@ def whole(width: int, *, rate: float = 0.1, pair: tuple[float, float] = (0, 1), 
     ],
 )  # fmt: skip
 def test_signatures_of_others_are_read_as_they_are(values, found):
-    assert found in "".join(problems(values, whole, prefix="", handed_in=0))
-    assert bool(found) == bool(problems(values, whole, prefix="", handed_in=0))
+    assert found in "".join(problems(values, whole, prefix="", handed_in=()))
+    assert bool(found) == bool(problems(values, whole, prefix="", handed_in=()))
 
 
 def test_names_are_a_list():

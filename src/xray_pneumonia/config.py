@@ -7,6 +7,7 @@ positional parameters are handed in by the workflows.
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from copy import deepcopy
 from importlib import import_module, resources
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from xray_pneumonia import extensions
+from xray_pneumonia import extensions, libraries
 from xray_pneumonia.errors import InputError, nearest
 from xray_pneumonia.masking import remember
 from xray_pneumonia.signatures import problems
@@ -27,8 +28,10 @@ TARGETS = frozenset(
         "xray_pneumonia.data.images.sandbox.Limits",
         "xray_pneumonia.evaluation.settings.EvaluationSettings",
         "xray_pneumonia.models.cnn.CNN",
+        "xray_pneumonia.pacs.settings.DicomSettings",
         "xray_pneumonia.models.mlp.MLP",
         "xray_pneumonia.models.resnet.ResNet",
+        "xray_pneumonia.models.timm.TimmNet",
         "xray_pneumonia.models.torchvision.TorchvisionNet",
         "xray_pneumonia.sweeps.settings.SweepSettings",
         "xray_pneumonia.tracking.store.TrackingSettings",
@@ -119,7 +122,7 @@ def check(cfg: DictConfig, root: type) -> dict[str, Any]:
 def unlisted(name: object) -> str:
     """Word that a target is not on the list, with the nearest that is, or how to name code of one's own."""
     module = str(name).rpartition(".")[0]
-    near = nearest(str(name), [*TARGETS, *extensions.targets()])
+    near = nearest(str(name), [*TARGETS, *libraries.targets(), *extensions.targets()])
     own = not near and all(map(str.isidentifier, module.split("."))) and not module.startswith("xray_pneumonia")
     if extension := extensions.owner(str(name)):
         near = f"; {extension.module.__file__} has {', '.join(extension.targets()) or 'none'}"
@@ -128,17 +131,19 @@ def unlisted(name: object) -> str:
     return f"{NOT_LISTED}{near}"
 
 
-def _handed_in(name: str, key: str) -> int | None:
-    """Count the first parameters of a target of others that workflows hand in; None for a target of this package."""
+def _handed_in(name: str, key: str) -> list[str] | None:
+    """List the parameters of a target of others that workflows hand in; None for a target of this package."""
     if name in TARGETS:
         return None
     group, target = key.partition(".")[0], locate(name)
     names = [*inspect.signature(target).parameters]
+    if group == "loggers":
+        return [name for name in names if name in libraries.PLACES]
     if group in {"loss", "augmentation"} and inspect.isfunction(target):
-        return 2  # it is called with logits and labels, or image and generator, and not to build something
+        return names[:2]  # it is called with logits and labels, or image and generator, and not to build something
     if group == "scheduler":
-        return 1 + (names[1:2] == ["horizon"])
-    return int(group == "optimizer" or (group == "loss" and names[:1] == ["counts"]))
+        return names[: 1 + (names[1:2] == ["horizon"])]
+    return names[: int(group == "optimizer" or (group == "loss" and names[:1] == ["counts"]))]
 
 
 def may_build(name: object, key: str = "") -> bool:
@@ -148,7 +153,8 @@ def may_build(name: object, key: str = "") -> bool:
     """
     if not isinstance(name, str):
         return False
-    return name in TARGETS or (key.partition(".")[0] in OPEN and extensions.find(name) is not None)
+    group = key.partition(".")[0]
+    return name in TARGETS or libraries.lists(name, group) or (group in OPEN and extensions.find(name) is not None)
 
 
 def is_foreign(node: Node) -> bool:
@@ -169,17 +175,30 @@ def build(node: Node, *handed_in: Any, key: str = "") -> Any:
     """
     from hydra.utils import instantiate
 
-    values = plain(node) if isinstance(node, DictConfig) else dict(node)
+    values = plain(node) if isinstance(node, DictConfig) else deepcopy(dict(node))
     for path, inner in _targets(values):
         if not may_build(inner["_target_"], key):
             raise InputError(f"{path}_target_={inner['_target_']!r}: {NOT_LISTED}")
+        if inner is not values and inspect.isfunction(locate(inner["_target_"])):
+            inner["_partial_"] = True  # a transform, to be called with images
     if "${" in repr(values):
         raise InputError(f"{values['_target_']}: its values are built as they are; nothing is looked up: {values}")
-    made = instantiate(values, _partial_=True, _convert_="all")
-    count = _handed_in(values["_target_"], key)
-    if key == "loss" and count == 2:  # a function is the loss itself
-        return made
-    return made(*handed_in[:count])
+    name, count = values["_target_"], None
+    if is_foreign(values):
+        count = len(_handed_in(name, key) or [])
+        if key == "loss" and name.startswith("torch."):
+            import torch
+
+            values |= {name: torch.tensor(float(values[name])) for name in ("pos_weight", "weight") if name in values}
+    try:
+        made = instantiate(values, _partial_=True, _convert_="all")
+        return made if key == "loss" and count == 2 else made(*handed_in[:count])  # a function is the loss itself
+    except InputError:
+        raise
+    except Exception as error:  # of a constructor of others
+        if not is_foreign(values):
+            raise
+        raise InputError(f"{key}._target_={name}: cannot be built: {type(error).__name__}: {error}") from error
 
 
 def plain(cfg: DictConfig, *, resolve: bool = True) -> dict[str, Any]:
@@ -226,7 +245,7 @@ def _targets(tree: Any, prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]
 
 def locate(name: str) -> Callable[..., Any]:
     """Import what a target on the list names, or find it in the modules of the command."""
-    if name not in TARGETS:
-        return extensions.find(name)  # type: ignore[return-value]
+    if extension := extensions.find(name):
+        return extension
     module, _, attribute = name.rpartition(".")
     return getattr(import_module(module), attribute)  # type: ignore[no-any-return]

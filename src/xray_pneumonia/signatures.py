@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache
 from typing import Any, NotRequired, get_type_hints
 
@@ -10,7 +10,7 @@ from xray_pneumonia.errors import nearest
 
 
 def problems(
-    values: dict[str, Any], target: Callable[..., Any], *, prefix: str, handed_in: int | None = None
+    values: dict[str, Any], target: Callable[..., Any], *, prefix: str, handed_in: Collection[str] | None = None
 ) -> list[str]:
     """Validate values against the parameters of a target that are keys.
 
@@ -18,21 +18,21 @@ def problems(
         values: what a config sets.
         target: a class or function with annotated parameters.
         prefix: the dotted key of the node, with its last dot.
-        handed_in: how many parameters are none, of a target of others; None where keyword-only parameters alone are.
+        handed_in: parameters that are none, of a target of others; None where keyword-only parameters alone are.
 
     Returns:
         One line for each wrong key: the key, its value, what it should be.
     """
     from pydantic import ValidationError
 
-    names, adapter = _adapter(target) if handed_in is None else _foreign_adapter(target, handed_in)
+    names, adapter = _adapter(target) if handed_in is None else _foreign_adapter(target, tuple(handed_in))
     try:
         if handed_in is None:
             adapter.validate_python(values)
         else:
             adapter.validate_json(json.dumps(values))  # in which a list may be a tuple
     except ValidationError as error:
-        return _worded(error.errors(), values, names, prefix=prefix)
+        return _worded(error.errors(), values, names, prefix=prefix, nested=handed_in is not None)
     return []
 
 
@@ -49,7 +49,7 @@ def _adapter(target: Callable[..., Any]) -> tuple[list[str], Any]:
     return names, TypeAdapter(schema)
 
 
-def _foreign_adapter(target: Callable[..., Any], handed_in: int) -> tuple[list[str], Any]:
+def _foreign_adapter(target: Callable[..., Any], handed_in: Collection[str]) -> tuple[list[str], Any]:
     """Make the validator of a target of others, whose parameters may have defaults, and no or odd annotations."""
     from pydantic import ConfigDict, TypeAdapter, with_config
     from typing_extensions import TypedDict
@@ -58,8 +58,9 @@ def _foreign_adapter(target: Callable[..., Any], handed_in: int) -> tuple[list[s
         hints = get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)  # type: ignore[misc]
     except (NameError, TypeError, AttributeError):  # of types that are imported for checkers alone
         hints = {}
-    parameters = [*inspect.signature(target).parameters.values()][handed_in:]
-    keys = [one for one in parameters if one.kind in {one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY}]
+    parameters = [*inspect.signature(target).parameters.values()]
+    named = [one for one in parameters if one.kind in {one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY}]
+    keys = [one for one in named if one.name not in handed_in]
     known = {one.name: _checkable(hints.get(one.name, Any)) for one in keys}
     fields = {one.name: known[one.name] if one.default is one.empty else NotRequired[known[one.name]] for one in keys}
     extra: Any = "allow" if any(one.kind is one.VAR_KEYWORD for one in parameters) else "forbid"
@@ -79,11 +80,13 @@ def _checkable(hint: Any) -> Any:
     return hint
 
 
-def _worded(errors: list[Any], values: dict[str, Any], names: list[str], *, prefix: str) -> list[str]:
+def _worded(errors: list[Any], values: dict[str, Any], names: list[str], *, prefix: str, nested: bool) -> list[str]:
     """Word pydantic's errors: one line for each key, with its value and what it should be."""
     lines: dict[str, list[str]] = {}
     for error in errors:
         path, value = _real_path(error["loc"], values)
+        if nested and "'_target_': " in repr(value):  # what is built of it is checked by itself
+            continue
         key = f"{prefix}{'.'.join(map(str, path))}={value!r}"
         what = error["msg"].replace("Input should", "should")
         if error["type"] == "extra_forbidden":

@@ -30,8 +30,8 @@ RENAMED = {"xray_pneumonia.data.decoding.Limits": "xray_pneumonia.data.images.sa
 # Keys that came after the first configs were stored, by the target that takes them, with the value that means
 # what was done before; "" is the whole config.
 MEANT_BEFORE: dict[str, dict[str, Any]] = {
-    "": {"extensions": {}},
-    "xray_pneumonia.data.augment.Augmentation": {"engine": "albumentations", "device": "cpu"}
+    "": {"extensions": {}, "callbacks": [], "loggers": []},
+    "xray_pneumonia.data.augment.Augmentation": {"engine": "albumentations", "device": "cpu", "transforms": []}
     | dict.fromkeys(("equalise", "sharpen", "shrink"), 0),
     "xray_pneumonia.data.datamodule.XRayDataModule": {
         "follow_links": False,

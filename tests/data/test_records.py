@@ -91,6 +91,11 @@ def test_own_class_folders_in_any_case_without_splits(tmp_path):
     assert set(table["split"]) == {"train"}
 
 
+def test_other_folders_are_not_searched(tmp_path):
+    with pytest.raises(InputError, match=r"no folder `train`; expected .*, found Normal, other"):
+        scan(layout(tmp_path, ["Normal/a.jpeg", "other/d.jpeg"]), question=OWN)
+
+
 def test_subtypes_of_the_public_names_are_classes(tmp_path):
     question = Question.of(["bacteria"], ["virus"])
     table = scan(layout(tmp_path, FILES), question=question)

@@ -18,7 +18,7 @@ from xray_pneumonia.training.progress import EpochLog
 def built(folder, *overrides):
     with initialize_config_module("xray_pneumonia.conf", version_base="1.3"):
         settings = build(compose("train", list(overrides)).trainer)
-    return build_callbacks(settings, monitor="val/auroc", mode="max", folder=folder, identity={})
+    return build_callbacks(settings, own=[], monitor="val/auroc", mode="max", folder=folder, identity={})
 
 
 @pytest.mark.parametrize(("device", "waits"), [("cpu", []), ("cuda", [11])])

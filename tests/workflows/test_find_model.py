@@ -199,6 +199,8 @@ def test_mlflow_loads_it_and_gets_calibrated_answers(home, run, xrays, films):
         for column in ("label", "answer", "abstention", "operating_point"):
             assert table[column].tolist() == expected[column].tolist()
     served = model._model_impl
+    with pytest.raises(InputError, match="kept no prevalence"):  # this card names none
+        model.predict({"image": files}, params={"prevalence": 0.05})
     table = served.predict(pd.DataFrame({"image": [texts[0], b"no image", texts[1], "%"]}))
     assert table["probability"].isna().tolist() == [False, True, False, True]
     assert table["abstention"].iloc[1] == "unreadable: its content is neither PNG nor JPEG nor DICOM"

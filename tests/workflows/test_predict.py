@@ -67,6 +67,20 @@ def test_every_file_gets_the_models_answer(read, ward, bundle, tmp_path):
         assert (line["path"], line["decision"], line["sha256"]) == (row["path"], row["decision"], row["sha256"])
 
 
+def test_a_prevalence_translates_probabilities_and_leaves_answers(read, ward, bundle, tmp_path):
+    model = bundle(0, prevalence=0.4)
+    for output, more in (("own", []), ("rare", ["prevalence=0.05"])):
+        outcome = read(ward, *more, model=model, output=output)
+        assert outcome.code == 0, outcome.err
+    own, rare = (pd.DataFrame(rows(tmp_path / output)) for output in ("own", "rare"))
+    odds = own["probability"] / (1 - own["probability"]) * (0.05 / 0.95) / (0.4 / 0.6)
+    assert rare["probability"].tolist() == pytest.approx((odds / (1 + odds)).tolist())
+    assert rare[["label", "decision"]].equals(own[["label", "decision"]])
+    assert (set(own["prevalence"]), set(rare["prevalence"])) == ({0.4}, {0.05})
+    outcome = read(ward, "prevalence=0.05", output="old")
+    assert (outcome.code, "kept no prevalence" in outcome.err) == (2, True)
+
+
 def test_the_summary_fits_80_columns_and_says_what_it_rests_on(read, ward):
     outcome = read(ward)
     assert max(map(len, outcome.out.split("Answers:")[0].splitlines())) <= 80

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.types import CLASSES, Classes
@@ -65,6 +66,10 @@ class Question:
         found = [self._listed[_key(name)] for name in names if _key(name) in self._listed]
         return found[0] if len({label for label, _ in found}) == 1 else None
 
+    def answered_by(self, names: Iterable[str]) -> bool:
+        """Tell whether these names hold both classes."""
+        return {self._listed[_key(name)][0] for name in names if _key(name) in self._listed} == {0, 1}
+
     def doubt(self, name: str) -> str:
         """Say why a name that matches nothing is no other class but a mistake; empty where it may be one."""
         key = _key(name)
@@ -85,7 +90,7 @@ class Question:
 PUBLIC = Question()
 
 
-def counted(counts: Mapping[str, int]) -> str:
+def counted(counts: Mapping[Any, int]) -> str:
     """Word counts of classes, the largest first."""
     shown = [f"{count} {name}" for name, count in Counter(counts).most_common(SHOWN)]
     more = [f"{len(counts) - SHOWN} more kinds"] if len(counts) > SHOWN else []

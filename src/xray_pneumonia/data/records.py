@@ -149,7 +149,7 @@ def _folder_rule(patient: str | None) -> Rule:
 def _folder_rows(root: Path, question: Question, rule: Rule, links: bool) -> Iterator[Row]:
     splits = [name for name in SPLITS if (root / name).is_dir()]
     names = sorted(folder.name for folder in _folders(root))
-    if not splits and question.match(names) is None and len(names) > 1 and names != sorted(CLASSES):
+    if not splits and question.answered_by(names) and names != sorted(CLASSES):  # those may be a published split
         log.warning("data.root=%s: has no folder `train`, so all of its images are for training and validation", root)
         yield from _class_rows(root, root, question, rule, links, split="train")
         return

@@ -15,6 +15,7 @@ class RunLogger(Logger):
     def __init__(self, run: Run) -> None:
         super().__init__()
         self._run = run
+        self._latest: dict[str, float] = {}  # what callbacks log within an epoch
 
     @property
     def name(self) -> str:
@@ -28,9 +29,14 @@ class RunLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Log the metrics of an epoch in one batch."""
-        epoch = metrics.pop("epoch", 0)
-        self._run.log_metrics(metrics, step=int(epoch) + 1)
+        """Log the metrics of an epoch in one batch, with the last values of what is logged more often."""
+        if "epoch" not in metrics:
+            self._latest |= metrics
+            return
+        known = {**self._latest, **metrics}
+        self._latest = {}
+        epoch = known.pop("epoch")
+        self._run.log_metrics(known, step=int(epoch) + 1)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the whole config is logged before the training."""

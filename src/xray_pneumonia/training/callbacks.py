@@ -2,13 +2,21 @@
 
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+import torch
+from pytorch_lightning.callbacks import (
+    Callback,
+    EarlyStopping,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 
+from xray_pneumonia.errors import InputError
 from xray_pneumonia.training import performance
 from xray_pneumonia.training.last_checkpoint import LastCheckpoint
 from xray_pneumonia.training.progress import EpochLog, ProgressBar
@@ -64,19 +72,51 @@ class Compile(Callback):
         pl_module.net._compiled_call_impl = None  # type: ignore[union-attr]
 
 
+def require_kept(own: Sequence[Any], settings: TrainerSettings) -> list[Callback]:
+    """Check the callbacks that a config names; returns them.
+
+    Raises:
+        InputError: one is none, or the weights that it averages would not be kept.
+    """
+    for one in own:
+        if not isinstance(one, Callback):
+            raise InputError(f"callbacks: {one!r}: should be a pytorch_lightning.Callback")
+        if isinstance(one, StochasticWeightAveraging) and settings.keep != "last":
+            raise InputError(
+                "callbacks: StochasticWeightAveraging averages the weights at the end of the training, which "
+                f"trainer.keep={settings.keep} would not keep; set trainer.keep=last trainer.patience=null"
+            )
+    return [*own]
+
+
+def keep_averaged(trainer: pl.Trainer, path: Path) -> None:
+    """Write the weights into the kept checkpoint that StochasticWeightAveraging left behind after the last epoch."""
+    if any(isinstance(one, StochasticWeightAveraging) for one in trainer.callbacks):  # type: ignore[attr-defined]
+        kept = torch.load(path, map_location="cpu", weights_only=True)
+        kept["state_dict"] = trainer.lightning_module.state_dict()
+        trainer.strategy.checkpoint_io.save_checkpoint(kept, path)
+
+
 def build_callbacks(
-    settings: TrainerSettings, *, monitor: str, mode: str, folder: Path, identity: Mapping[str, str]
+    settings: TrainerSettings,
+    *,
+    own: Sequence[Callback],
+    monitor: str,
+    mode: str,
+    folder: Path,
+    identity: Mapping[str, str],
 ) -> list[Callback]:
     """Build the callbacks of a training.
 
     Args:
+        own: that the config names; an EarlyStopping among them takes the place of `trainer.patience`.
         settings: the config group `trainer`.
         monitor: the metric that chooses the best epoch, where that is kept.
         mode: `max` or `min`.
         folder: where `best.ckpt` (weights) and `last.ckpt` (everything) go.
         identity: of config, data and schedule.
     """
-    callbacks: list[Callback] = [LastCheckpoint(folder, identity=identity), EpochLog()]
+    callbacks: list[Callback] = [*own, LastCheckpoint(folder, identity=identity), EpochLog()]
     if settings.devices > 1:
         callbacks.append(ProcessSetup(settings))
     if sys.stderr.isatty():
@@ -86,7 +126,7 @@ def build_callbacks(
         callbacks.append(EMAWeightAveraging(device=device, decay=settings.ema_decay))
     if settings.compile:
         callbacks.append(Compile())
-    if settings.patience is not None:
+    if settings.patience is not None and not any(isinstance(one, EarlyStopping) for one in own):
         callbacks.append(EarlyStopping(monitor, mode=mode, patience=settings.patience))
     best = ModelCheckpoint(
         dirpath=folder,

@@ -81,7 +81,7 @@ class TrainerSettings:
 
 
 def build_trainer(
-    settings: TrainerSettings, *, callbacks: "list[Callback]", logger: "Logger", folder: Path
+    settings: TrainerSettings, *, callbacks: "list[Callback]", loggers: "list[Logger]", folder: Path
 ) -> "pl.Trainer":
     """Build Lightning's trainer; `folder` takes what Lightning itself might write."""
     import pytorch_lightning as pl
@@ -107,7 +107,7 @@ def build_trainer(
         enable_model_summary=False,
         log_every_n_steps=1,
         callbacks=callbacks,
-        logger=logger,
+        logger=loggers,
         plugins=[AtomicCheckpointIO()],
         default_root_dir=folder,
     )

@@ -167,7 +167,7 @@ def print_summary(summary: Summary, model: TrainedModel, folder: Path, console: 
     for name, count in summary.flags.most_common():
         console.print(f"Flag {name}: {count} ({FLAGS[name]})", highlight=False)
     holds = text.promise(model.card.promise)
-    console.print(f"{word_probability(model.card)(0.8)} {holds}", highlight=False, markup=False)
+    console.print(f"For example {word_probability(model.card)(0.8)} {holds}", highlight=False, markup=False)
     console.print(f"Model {model.name}. {describe_evidence(model.card)}", highlight=False, markup=False)
     console.print("A second opinion beside a radiologist's reading; no medical device.", highlight=False)
     print(f"Answers: {folder / TABLE}\nContact sheet: {folder / SHEET}")

@@ -114,7 +114,7 @@ def open_split(
         question = folder_question(folder, asked_of(run))
         return _open_external(folder, folder["root"], question, home=home, image_size=image_size)
     stored = _stored_data(run, split, folder, home=home)
-    data: XRayDataModule = build(stored.data, build(stored.augmentation))
+    data: XRayDataModule = build(stored.data, build(stored.augmentation, key="augmentation"))
     _open_test(data, stored) if split == "test" else _prepare(run, data, stored)
     if split == "shift" and data.shift_dataloader() is None:
         raise InputError(

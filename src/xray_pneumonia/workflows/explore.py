@@ -41,7 +41,7 @@ def main(cfg: DictConfig) -> None:
     """Explore and print."""
     anchor(cfg)
     values = check(cfg, ExploreConfig)
-    augmentation: Augmentation = build(cfg.augmentation)
+    augmentation: Augmentation = build(cfg.augmentation, key="augmentation")
     data: XRayDataModule = build(cfg.data, augmentation)
     data.open()
     tracking = build(cfg.tracking)

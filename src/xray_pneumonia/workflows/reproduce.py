@@ -186,7 +186,7 @@ def _config(record: TrainingRecord, cfg: DictConfig, *, experiment: str) -> Dict
 
 def _require_same_data(record: TrainingRecord, asked: DictConfig) -> None:
     """Refuse other images, labels or splits than those it was trained on."""
-    data: XRayDataModule = build(asked.data, build(asked.augmentation))
+    data: XRayDataModule = build(asked.data, build(asked.augmentation, key="augmentation"))
     data.prepare()
     found = fingerprint(data.records)
     if found != record.fingerprint:

@@ -36,6 +36,8 @@ class TrainConfig:
     scheduler: Node
     trainer: Node
     evaluation: Node
+    callbacks: list[Node]
+    loggers: list[Node]
     tracking: Node
 
 

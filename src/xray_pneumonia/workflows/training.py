@@ -27,13 +27,14 @@ from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.server import see_it
 from xray_pneumonia.tracking.store import Store, TrackingSettings, open_database, open_or_offline
 from xray_pneumonia.training import checkpoints, performance
-from xray_pneumonia.training.callbacks import DataCheck, build_callbacks
+from xray_pneumonia.training.callbacks import DataCheck, build_callbacks, keep_averaged, require_kept
 from xray_pneumonia.training.classifier import PneumoniaClassifier
 from xray_pneumonia.training.losses import require_loss
 from xray_pneumonia.training.predict import predict_logits
 from xray_pneumonia.training.trainer import TrainerSettings, build_trainer, fit
 from xray_pneumonia.workflows import resume
 from xray_pneumonia.workflows.choices import group_choices, run_name
+from xray_pneumonia.workflows.loggers import build_loggers, require_packages
 from xray_pneumonia.workflows.train import check_train
 from xray_pneumonia.workflows.training_run import THRESHOLD, RunConfig, Trained, record_start
 
@@ -66,6 +67,7 @@ class Training:
     tracking: TrackingSettings
     data: XRayDataModule
     classifier: PneumoniaClassifier
+    callbacks: list[Callback]
     out_of_fold: pd.DataFrame | None
 
 
@@ -80,12 +82,15 @@ def build_training(cfg: DictConfig) -> Training:
     pl.seed_everything(values["seed"], workers=True, verbose=False)
     settings: TrainerSettings = build(values["trainer"])
     evaluation, tracking, home = build(values["evaluation"]), build(values["tracking"]), Path(values["home"])
-    data: XRayDataModule = build(values["data"], build(values["augmentation"]))
+    callbacks = require_kept([build(node, key="callbacks") for node in values["callbacks"]], settings)
+    require_packages(values["loggers"])
+    augmentation = build(values["augmentation"], key="augmentation")
+    data: XRayDataModule = build(values["data"], augmentation)
     net = _build_net(values["model"], data.image_size)
     net = to_channels_last(net) if settings.channels_last else net
-    if is_foreign(values["loss"]):
-        require_loss(build(values["loss"], [1, 1], key="loss"))  # before any data are read
+    require_loss(build(values["loss"], [1, 1], key="loss"))  # before any data are read
     data.spread_over(settings.max_epochs)
+    augmentation.require_sides(data.sides)
     if refused := [side for side in data.sides if not takes(net, side)]:
         raise InputError(
             f"data.progressive={data.sides}: this net takes no images of {refused[0]} pixels; choose one that pools "
@@ -110,6 +115,7 @@ def build_training(cfg: DictConfig) -> Training:
         tracking=tracking,
         data=data,
         classifier=classifier,
+        callbacks=callbacks,
         out_of_fold=out_of_fold,
     )
 
@@ -172,10 +178,14 @@ def _fit(
 ) -> pl.Trainer:
     monitor, mode = training.classifier.monitor, training.classifier.mode
     folder = run.folder / "checkpoints"
-    callbacks = build_callbacks(training.settings, monitor=monitor, mode=mode, folder=folder, identity=identity)
+    callbacks = build_callbacks(
+        training.settings, own=training.callbacks, monitor=monitor, mode=mode, folder=folder, identity=identity
+    )
     callbacks += [DataCheck(partial(require_unchanged, training.data.records)), *watching]
-    trainer = build_trainer(training.settings, callbacks=callbacks, logger=RunLogger(run), folder=run.folder)
+    loggers = [RunLogger(run), *build_loggers(training.config.values["loggers"], run)]
+    trainer = build_trainer(training.settings, callbacks=callbacks, loggers=loggers, folder=run.folder)
     fit(trainer, training.classifier, training.data, start=start)
+    keep_averaged(trainer, folder / checkpoints.BEST)
     return trainer
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 from omegaconf import DictConfig
 from torch import nn
 
-from xray_pneumonia.config import Node, plain
+from xray_pneumonia.config import Node, is_foreign, plain
 from xray_pneumonia.data.classes import counted
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.records import fingerprint
@@ -187,7 +187,7 @@ def record_bundle(
     decision = chosen.decision
     card = Card(
         net=dict(config["model"]),
-        extensions=dict(config["extensions"]),
+        extensions=dict(config["extensions"]) if is_foreign(config["model"]) else {},
         class_names=list(data.question.names),
         image_size=data.image_size,
         temperature=decision.calibration.temperature,

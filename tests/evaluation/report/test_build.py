@@ -137,6 +137,27 @@ def test_words_are_those_of_the_numbers(assessment):
     assert (text.number(np.nan), text.number(0.12345)) == ("undefined", "0.123")
 
 
+def test_a_probability_and_a_promise_are_worded_for_a_radiologist():
+    assert text.meaning(0.54, prevalence=0.4, threshold=0.5) == (
+        "54 %: among patients of whom 40 in 100 have pneumonia, 54 of 100 films like this one show it. From 50 % on it "
+        "is called pneumonia. Where 5 in 100 are ill the same film means 8 %."
+    )
+    assert "means" not in text.meaning(0.54, prevalence=0.05, threshold=0.07)
+    assert "older version" in text.meaning(0.79, prevalence=None, threshold=0.81)
+    known = {
+        "margin": 2.0,
+        "max_error": 0.02,
+        "bound": 0.017,
+        "answered": 0.92,
+        "images": 781,
+        "patients": 412,
+        "folds": 0,
+    }
+    assert "at most 2.0 % are wrong, with 95 % confidence" in text.promise(known)
+    assert text.promise(known | {"bound": 0.031}).startswith("Not certified: 781 films of 412 patients")
+    assert "3.1 %" in text.promise(known | {"bound": 0.031})
+
+
 @pytest.mark.parametrize(
     ("share", "says"),
     [(0.438, "about as chance"), (0.5, "more than chance"), (0.3, "less than chance"), (np.nan, "none of")],

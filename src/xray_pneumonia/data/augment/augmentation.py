@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from xray_pneumonia.data.augment.more_transforms import Transforms
 from xray_pneumonia.data.augment.parameters import Transform
 from xray_pneumonia.data.augment.transforms import TRANSFORMS
 from xray_pneumonia.errors import InputError
@@ -25,23 +26,30 @@ class Augmentation:
     Its keyword-only parameters, all required, are the fields of all `TRANSFORMS`, with their ranges, and:
 
     Args:
+        transforms: come after them: albumentations', or functions of an image (H, W) and a NumPy generator.
         engine: `opencv`, or the slower `albumentations`: the same distributions, but other draws.
         device: where images are augmented: `cpu`; `auto`, of configs stored by version 0.1.0, means the same.
     """
 
     def __init__(
-        self, *, engine: Literal["opencv", "albumentations"], device: Literal["auto", "cpu", "net"], **keys: Any
+        self,
+        *,
+        transforms: list[Any],
+        engine: Literal["opencv", "albumentations"],
+        device: Literal["auto", "cpu", "net"],
+        **keys: Any,
     ) -> None:
         if device == "net":
             raise InputError(
                 "augmentation.device=net: images are no longer augmented on the model's device, which was never "
                 "measured to be faster; use augmentation.device=cpu: a thread prepares batches while the model trains"
             )
-        signature(Augmentation).bind(engine=engine, device=device, **keys)
-        transforms = [kind(**{field.name: keys[field.name] for field in fields(kind)}) for kind in TRANSFORMS]
-        self._transforms = [transform for transform in transforms if transform.active]
-        self.active = bool(self._transforms)
-        self._pipeline = _compose(self._transforms) if self.active and engine == "albumentations" else None
+        signature(Augmentation).bind(transforms=transforms, engine=engine, device=device, **keys)
+        known = [kind(**{field.name: keys[field.name] for field in fields(kind)}) for kind in TRANSFORMS]
+        self._transforms = [transform for transform in known if transform.active]
+        self._more = Transforms(transforms)
+        self.active = bool(self._transforms or transforms)
+        self._pipeline = _compose(self._transforms) if self._transforms and engine == "albumentations" else None
 
     def __call__(self, images: Gray, *, seed: int, epoch: int, records: Iterable[int]) -> Gray:
         """Augment a batch.
@@ -59,13 +67,19 @@ class Augmentation:
             return images
         changed, rows = images.copy(), np.fromiter(records, np.uint64)
         if self._pipeline is not None:
-            return _by_albumentations(self._pipeline, changed, entropy=[seed, epoch], records=rows)
+            changed = _by_albumentations(self._pipeline, changed, entropy=[seed, epoch], records=rows)
+            return self._more(changed, entropy=[seed, epoch], records=rows)
         for transform in self._transforms:
             numbers = transform.stream.draw(rows, seed=seed, epoch=epoch)
             chosen, parameters = transform.draw(numbers, side=images.shape[1])
             for row in np.flatnonzero(chosen):
                 changed[row] = transform.apply(changed[row], parameters[row])
-        return changed
+        return self._more(changed, entropy=[seed, epoch], records=rows)
+
+    def require_sides(self, sides: Iterable[int]) -> None:
+        """Check that images of these sizes keep their shape and type; else an InputError says what does not."""
+        for side in sides:
+            self._more.require_side(side)
 
 
 def _by_albumentations(pipeline: Any, images: Gray, *, entropy: list[int], records: Iterable[int]) -> Gray:

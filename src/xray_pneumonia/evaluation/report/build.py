@@ -219,6 +219,7 @@ def _write_page(folder: Path, report: Report, images: Gray, settings: Evaluation
     answers = checklist_answers(
         context.config, assessment, split=context.split, openings=len(context.openings), classes=context.classes
     )
+    facts = model_facts(context.config, context.tags, assessment, settings, classes=context.classes)
     drawn = assessment_figures.draw(report, images, seed=settings.seed)
     for name, figure in drawn.items():
         figures.save(figure, folder / "figures" / f"{name}.png")
@@ -228,7 +229,7 @@ def _write_page(folder: Path, report: Report, images: Gray, settings: Evaluation
         report=report,
         context=context,
         assessment=assessment,
-        facts=model_facts(context.config, context.tags, assessment, settings) | dict(context.facts),
+        facts={**facts, **context.facts},
         summary=text.summary(assessment, split=context.split, classes=context.classes),
         seed_figure=text.small_sample(right=15, images=16),
         checklist=fill_checklist(answers),

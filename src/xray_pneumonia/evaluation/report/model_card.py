@@ -43,7 +43,12 @@ def limitations(classes: Classes) -> list[str]:
 
 
 def model_facts(
-    config: Mapping[str, Any], tags: Mapping[str, str], assessment: Assessment, settings: EvaluationSettings
+    config: Mapping[str, Any],
+    tags: Mapping[str, str],
+    assessment: Assessment,
+    settings: EvaluationSettings,
+    *,
+    classes: Classes = CLASSES,
 ) -> dict[str, str]:
     """List the rows of the model card, from the plain config and the tags of the training."""
     decision, data = assessment.decision, config["data"]
@@ -61,7 +66,9 @@ def model_facts(
         "Calibration": f"evidence = logit / {calibration.temperature:.3f} + {calibration.bias:.3f}, fitted on "
         f"validation; shown {_shown_at(calibration.prevalence)}",
         "Operating point": f"probability {decision.threshold:.4f}, policy {decision.policy}, chosen on validation",
-        "What a probability means": meaning(0.8, prevalence=calibration.prevalence, threshold=decision.threshold),
+        "What a probability means": meaning(
+            0.8, prevalence=calibration.prevalence, threshold=decision.threshold, finding=spoken(classes[1])
+        ),
         "Look closer": f"{decision.band.low:.4f} to {decision.band.high:.4f}. {promise(decision.promise)}",
         "Intervals": f"95 %, {settings.replicates} resamplings of patients; rates after Wilson, AUROC after DeLong on "
         f"the logit scale; none of fewer than {FEWEST} patients (of each class)",

@@ -94,11 +94,11 @@ def meaning(
             f"in its validation split, and it calls a film {finding} from {percent(threshold)} on."
         )
     share, among = f"{100 * probability:.0f}", f"{100 * prevalence:.0f}"
-    rare = float(translate(probability, prevalence=prevalence, to=elsewhere))
+    rare = 100 * float(translate(probability, prevalence=prevalence, to=elsewhere))
+    there = f" Where {100 * elsewhere:.0f} in 100 are ill the same film means {rare:.0f} %."
     return (
         f"{share} %: among patients of whom {among} in 100 have {finding}, {share} of 100 films like this one show it. "
-        f"From {100 * threshold:.0f} % on it is called {finding}. Where {100 * elsewhere:.0f} in 100 are ill the same "
-        f"film means {100 * rare:.0f} %."
+        f"From {100 * threshold:.0f} % on it is called {finding}." + ("" if prevalence == elsewhere else there)
     )
 
 
