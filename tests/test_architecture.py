@@ -28,14 +28,17 @@ DOORS = {
         "evaluation/report/build.py",
         "workflows/explore.py",
     },
-    "pydicom": {"data/images/dicom.py", "data/images/dicom_rendering.py", "data/images/dicom_tags.py"},
+    "pydicom": {"data/images/dicom.py", "data/images/dicom_rendering.py", "data/images/dicom_tags.py", "pacs"},
     "kagglehub": {"data/download.py"},
     "optuna": {"sweeps"},
     "onnx": {"inference/onnx.py"},
     "onnxscript": {"inference/onnx.py"},
     "onnxruntime": {"inference/graph_process.py"},
+    "timm": {"models/timm.py"},
     "captum": {"evaluation/gradcam.py"},
     "fastapi": {"serving"},
+    "pynetdicom": {"pacs"},
+    "highdicom": {"pacs"},
     "uvicorn": {"serving"},
 }
 LEAVES = {"types", "errors", "confined", "masking", "__version__"}
@@ -55,10 +58,11 @@ KNOWS = {  # room -> the rooms it may import besides the leaves
     "tracking": set(),
     "training": {"evaluation"},
     "inference": {"models", "evaluation", "config", "extensions", "signatures", "stored_config"},
+    "pacs": {"data"},
     "serving": {"data"},
     "sweeps": {"evaluation", "tracking", "config", "extensions", "signatures"},
     "workflows": {
-        *("data", "models", "inference", "training", "evaluation", "tracking", "sweeps", "serving"),
+        *("data", "models", "inference", "training", "evaluation", "tracking", "sweeps", "serving", "pacs"),
         *("config", "extensions", "libraries", "stored_config", "compose"),
     },
 }

@@ -32,6 +32,7 @@ TINY = {
     "trainer.keep_freed_memory=false tracking.system_metrics=false",
     "evaluate": "evaluation=quick",
     "download": "--cfg job",  # the network is not needed to read its config
+    "index": "--cfg job",  # nor a published data set
 }
 
 
