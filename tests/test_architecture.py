@@ -34,6 +34,7 @@ DOORS = {
     "onnx": {"inference/onnx.py"},
     "onnxscript": {"inference/onnx.py"},
     "onnxruntime": {"inference/graph_process.py"},
+    "timm": {"models/timm.py"},
     "captum": {"evaluation/gradcam.py"},
     "fastapi": {"serving"},
     "pynetdicom": {"pacs"},

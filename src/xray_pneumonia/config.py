@@ -31,6 +31,7 @@ TARGETS = frozenset(
         "xray_pneumonia.pacs.settings.DicomSettings",
         "xray_pneumonia.models.mlp.MLP",
         "xray_pneumonia.models.resnet.ResNet",
+        "xray_pneumonia.models.timm.TimmNet",
         "xray_pneumonia.models.torchvision.TorchvisionNet",
         "xray_pneumonia.sweeps.settings.SweepSettings",
         "xray_pneumonia.tracking.store.TrackingSettings",

@@ -2,7 +2,9 @@
 
 import json
 import re
+import sys
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -55,6 +57,40 @@ def test_raw_pixels_to_logits_from_the_config_group_alone(model):
 def test_backbones(backbone):
     net = net_of("model=torchvision", f"model.backbone={backbone}").eval()
     assert net(torch.zeros(2, 1, 64, 64, dtype=torch.uint8)).shape == (2,)
+
+
+@pytest.mark.parametrize("backbone", ["resnet1", "squeezenet1_0", "vit_b_16", "../x"])
+def test_backbones_that_do_not_fit_are_refused_by_name(backbone):
+    with pytest.raises(InputError, match="no backbone of torchvision that fits"):
+        net_of("model=torchvision", f"model.backbone={backbone}")
+
+
+@pytest.fixture
+def timm(monkeypatch):
+    """The package, or what stands in for it."""
+
+    def create_model(name, *, pretrained, in_chans, num_classes, drop_rate):
+        if pretrained:
+            raise OSError("no route")
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(num_classes))
+
+    stub = SimpleNamespace(is_model="resnet18".__eq__, list_models=lambda: ["resnet18"], create_model=create_model)
+    monkeypatch.setitem(sys.modules, "timm", stub)
+
+
+def test_backbones_of_timm(timm):
+    assert net_of("model=timm").eval()(torch.zeros(2, 1, 64, 64, dtype=torch.uint8)).shape == (2,)
+    for name in ("resnet1", "hf-hub:evil/model", "local-dir:/tmp", "resnet18.a/b"):
+        with pytest.raises(InputError, match="no backbone of timm"):
+            net_of("model=timm", f"model.backbone='{name}'")
+    with pytest.raises(InputError, match=r"no route.*model.pretrained=false"):
+        net_of("model=timm", "model.pretrained=true")
+
+
+def test_without_timm_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(InputError, match=r"xray-pneumonia\[timm\]"):
+        net_of("model=timm")
 
 
 def test_the_gray_stem_sees_what_the_colour_stem_saw():
