@@ -16,8 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from xray_pneumonia import extensions
-from xray_pneumonia.config import OPEN, PACKAGE, drop_replaced, groups, leaves, plain
+from xray_pneumonia.config import OPEN, PACKAGE, drop_replaced, groups
 from xray_pneumonia.errors import InputError
+from xray_pneumonia.keys import Verb
 from xray_pneumonia.stored_config import check_experiment
 from xray_pneumonia.suggestions import suggest, suggest_choice, suggest_positional, undashed
 
@@ -211,7 +212,7 @@ def _explained(error: Exception, verb: str, arguments: list[str]) -> str:
     if unknown:
         key = unknown.group(1)
         value = next((a.partition("=")[2] for a in arguments if a.lstrip("+").startswith(f"{key}=")), "")
-        known = _known_keys(verb, arguments)
+        known = [*groups(), *Verb(verb, arguments).keys]
         if key in groups():
             own = [each for each in known if each.startswith(f"{key}.")]
             cure = f"it has {', '.join(own)}" if own else "leave it out"
@@ -223,21 +224,6 @@ def _explained(error: Exception, verb: str, arguments: list[str]) -> str:
         cure = quotes if "=" in word else suggest_positional(verb, word, is_path=Path(word).expanduser().exists())
         return f"{word}: cannot be read; {cure}"
     return f"{' '.join(arguments)}: {text}"
-
-
-def _known_keys(verb: str, arguments: list[str]) -> list[str]:
-    """List the keys of a verb's config with the chosen groups, and the groups themselves."""
-    from hydra import compose, initialize_config_module
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-
-    GlobalHydra.instance().clear()
-    with initialize_config_module(PACKAGE, version_base="1.3"):
-        try:
-            cfg = compose(verb, [argument for argument in arguments if argument.partition("=")[0] in groups()])
-        except HydraException:  # the unknown key is a group that another verb chooses
-            cfg = compose(verb)
-    return [*groups(), *(key for key, _ in leaves(plain(cfg, resolve=False)))]
 
 
 @contextmanager

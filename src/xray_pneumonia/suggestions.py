@@ -48,9 +48,7 @@ BACKBONES |= {"mobilenet": "mobilenet_v3_small", "mobilenet_v3_small": "mobilene
 # Choices of groups that go by other names here.
 CHOICES = {
     "model": {name: f"model=torchvision model.backbone={backbone}" for name, backbone in BACKBONES.items()}
-    | dict.fromkeys(
-        ("vgg", "vgg16", "vit", "resnet34", "resnet50"), "model=torchvision, or extensions=[...]: docs/extending.md"
-    ),
+    | dict.fromkeys(("vgg", "vit", "resnet34", "resnet50", "swin"), "model=timm model.backbone=NAME"),
     "optimizer": {"adam": "optimizer=adamw optimizer.weight_decay=0", "rms": "optimizer=rmsprop"},
     "loss": dict.fromkeys(("cross_entropy", "ce", "bce_with_logits", "crossentropy"), "loss=bce"),
     "scheduler": {"none": "scheduler=constant", "reduce_on_plateau": "scheduler=plateau"},
