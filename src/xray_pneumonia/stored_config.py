@@ -6,10 +6,11 @@ Every config that comes from a run, a bundle or another folder than the package'
 import hashlib
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -124,26 +125,28 @@ def _read(raw: bytes, *, origin: str, sha256: str | None) -> dict[str, Any]:
     return values
 
 
-def check_experiment(raw: bytes, *, origin: str) -> None:
+def check_experiment(raw: bytes, *, origin: str, folders: Sequence[Path] = ()) -> None:
     """Check an experiment file from outside the package, such as a `best.yaml`, before Hydra composes it.
 
     Args:
         raw: the YAML, byte for byte.
         origin: what to call it in messages.
+        folders: that the command names, with choices of its user's own.
 
     Raises:
         InputError: it is no plain YAML, is too large, chooses groups that are not the package's, configures Hydra
             itself, names a target that is not on the list, or looks up more than other keys.
     """
     values = _read(raw.replace(b"\r\n", b"\n"), origin=origin, sha256=None)
-    known = groups()
+    known, places = groups(), [resources.files(PACKAGE), *folders]
     for item in values.pop("defaults", None) or []:
         group, choice = next(iter(item.items())) if isinstance(item, dict) and len(item) == 1 else ("experiment", item)
         name = str(group).removeprefix("override ").removeprefix("/")
         files = "" if choice is None or choice == "_self_" else f"{name}/{choice}.yaml"
-        if name not in known or (files and not (resources.files(PACKAGE) / files).is_file()) or ".." in files:
+        if name not in known or (files and not any((place / files).is_file() for place in places)) or ".." in files:
+            known_groups = ", ".join(known)
             raise InputError(
-                f"{origin}: defaults: {item!r}: names no choice of the package; its groups are {', '.join(known)}"
+                f"{origin}: defaults: {item!r}: names no choice of the package; its groups are {known_groups}"
             )
     if "extensions" in values:
         raise InputError(f"{origin}: extensions: code is named on the command line alone: extensions=[my_models]")
