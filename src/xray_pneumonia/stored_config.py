@@ -85,7 +85,6 @@ def load_stored(text: str | bytes, *, origin: str, sha256: str | None = None) ->
         Plain values in the keys of the present schema, still to be checked against the workflow's class.
 
     Raises:
-        CodeChanged: modules of the user's own that it was written with have changed.
         InputError: it is no plain YAML, was altered, is of another schema, or names what it may not or code to import.
     """
     raw = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
@@ -144,10 +143,8 @@ def check_experiment(raw: bytes, *, origin: str, folders: Sequence[Path] = ()) -
         name = str(group).removeprefix("override ").removeprefix("/")
         files = "" if choice is None or choice == "_self_" else f"{name}/{choice}.yaml"
         if name not in known or (files and not any((place / files).is_file() for place in places)) or ".." in files:
-            known_groups = ", ".join(known)
-            raise InputError(
-                f"{origin}: defaults: {item!r}: names no choice of the package; its groups are {known_groups}"
-            )
+            there = f"its groups are {', '.join(known)}"
+            raise InputError(f"{origin}: defaults: {item!r}: names no choice of the package; {there}")
     if "extensions" in values:
         raise InputError(f"{origin}: extensions: code is named on the command line alone: extensions=[my_models]")
     require_safe(values, origin=origin, references=True)
