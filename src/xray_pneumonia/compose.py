@@ -237,7 +237,8 @@ def _experiment_files(arguments: list[str]) -> Iterator[list[str]]:
             if key == "experiment" and path.suffix == ".yaml" and path.is_file():
                 extensions.load(_extensions(arguments))  # its targets may be theirs
                 text = path.read_bytes()
-                check_experiment(text, origin=f"experiment={value}")
+                own = [each.partition("=")[2] for each in arguments if each.startswith("--config-dir=")]
+                check_experiment(text, origin=f"experiment={value}", folders=[Path(each) for each in own])
                 stem = re.sub(r"\W+", "_", path.stem, flags=re.ASCII)
                 name = f"{stem}_{hashlib.sha256(text).hexdigest()[:8]}"  # no name of the package
                 (Path(folder) / "experiment").mkdir(exist_ok=True)
