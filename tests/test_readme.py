@@ -78,7 +78,7 @@ def composable() -> list[tuple[str, list[str]]]:
         (page.stem, arguments)
         for page in PAGES
         for arguments in xray_commands(page)
-        if not PLACEHOLDERS.search(" ".join(arguments)) and arguments != WRONG
+        if not PLACEHOLDERS.search(" ".join(arguments)) and arguments != WRONG and arguments[0] != "completion"
     ]
 
 
