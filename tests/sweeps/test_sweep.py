@@ -40,6 +40,12 @@ def test_a_grid_is_one_parent_run_and_a_failing_point_does_not_end_it(xray, swee
     assert [run.data.tags["override.data.batch_size"] for run in children] == ["0", "64"]
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
     assert children[0].data.tags["reason"].startswith("InputError: data.batch_size=0")
+    assert [run.data.tags["state"] for run in children] == ["failed", "complete"]
+    best = {"trial": "1", "data.batch_size": "64", "value": f"{records.study('grid').best_value:.6g}"}
+    assert best.items() <= {key.removeprefix("sweep.best."): text for key, text in parent.data.tags.items()}.items()
+    assert parent.data.tags["mlflow.note.content"].startswith(f"Best: `grid 1`, val/auroc {best['value']}")
+    assert parent.data.metrics["best/auroc"] == pytest.approx(children[1].data.metrics["best/auroc"], abs=1e-6)
+    assert parent.data.params["model.width"] == children[1].data.params["model.width"]
     rows = list(csv.DictReader((folder() / "trials.csv").read_text().splitlines()))
     assert [row["state"] for row in rows] == ["fail", "complete"]
     assert json.loads((folder() / "space.json").read_text())["space"] == {"data.batch_size": "0,64"}
@@ -197,7 +203,9 @@ def test_pruned_trials_end_early_and_well(sweep, records):
     for trial in pruned:
         [run] = [r for r in records.runs("train") if r.data.tags["sweep.trial_id"] == str(trial._trial_id)]
         assert run.info.status == "FINISHED"
-        assert run.data.tags["sweep.state"] == "PRUNED"
+        assert (run.data.tags["sweep.state"], run.data.tags["state"]) == ("PRUNED", "pruned")
+        assert run.info.run_name == f"pruned: pruned {trial.number}"
+        assert run.data.tags["mlflow.note.content"].startswith("Pruned after ")
         assert max(trial.intermediate_values) < 4
 
 

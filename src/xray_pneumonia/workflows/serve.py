@@ -7,6 +7,7 @@ import ipaddress
 import os
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ class ServeConfig:
     body_parts: list[str]
     any_preamble: bool
     workers: Processes | None
+    dicom: Node
     limits: Node
     tracking: Node
 
@@ -79,10 +81,11 @@ def main(cfg: DictConfig) -> None:
         limits=build(cfg.limits),
         workers=cfg.workers or os.cpu_count() or 1,
     )
-    with reading:
+    heat_map = _heat_maps(reading, model)
+    with reading, _dicom_node(cfg, reading, heat_map, model):
         service = app.Service(
             reader=reading,
-            heat_map=_heat_maps(reading, model),
+            heat_map=heat_map,
             describe=lambda row, prevalence: _describe(row, model, prevalence),
             model=_facts(model),
             journal=journal,
@@ -99,6 +102,24 @@ def main(cfg: DictConfig) -> None:
         print(f"A second opinion beside a radiologist's reading; no medical device. Audit lines: {cfg.audit}")
         print(f"url=http://{f'[{host}]' if ':' in host else host}:{port} model={model.name}", flush=True)
         server.run(app.make_app(service, rules), listener)
+
+
+def _dicom_node(
+    cfg: DictConfig, reading: Any, heat_map: Callable[[Path], tuple[bytes, str]], model: TrainedModel
+) -> AbstractContextManager[Any]:
+    """Make the DICOM node, if `dicom.port` asks for one.
+
+    Raises:
+        InputError: a package of the extra `pacs` is missing, or senders or archive are not named.
+    """
+    if cfg.dicom.port is None:
+        return nullcontext()
+    try:
+        from xray_pneumonia.pacs.node import Node
+        from xray_pneumonia.workflows.dicom_replies import make_answer
+    except ImportError as error:
+        raise InputError(f"dicom.port: {error.name} is missing; pip install 'xray-pneumonia[pacs]'") from error
+    return Node(build(cfg.dicom), host=cfg.host, answer=make_answer(reading, heat_map, model))
 
 
 def _tokens(host: str) -> tuple[str, ...]:

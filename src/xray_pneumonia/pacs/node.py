@@ -1,0 +1,162 @@
+"""Runs the DICOM node: receives films from known senders, answers quiet studies, sends the replies to the archive."""
+
+import logging
+import threading
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Self
+
+from pydicom import Dataset, dcmread
+from pydicom.uid import ComprehensiveSRStorage, SecondaryCaptureImageStorage
+from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, StoragePresentationContexts, evt
+
+from xray_pneumonia.data.images.limits import MAX_BYTES
+from xray_pneumonia.errors import InputError
+from xray_pneumonia.pacs.films import Film, Films
+from xray_pneumonia.pacs.settings import DicomSettings
+
+VERIFICATION = "1.2.840.10008.1.1"  # the SOP class of C-ECHO
+SUCCESS, NO_ROOM, UNCLEAR, NOT_AUTHORISED = 0x0000, 0xA700, 0xC000, 0x0124  # of PS3.4 C.4-1 and PS3.7 C
+SECONDS = 30.0  # of silence, after which a connection is closed
+POLL, LONGEST_PAUSE = 1.0, 60.0  # seconds between looks; between attempts to reach the archive
+log = logging.getLogger(__name__)
+
+
+class Node:
+    """A DICOM node; a context manager that receives and answers until it ends.
+
+    Args:
+        settings: ports, names and times.
+        host: address to listen on.
+        answer: a film's file and its attributes -> the replies, encoded.
+    """
+
+    def __init__(self, settings: DicomSettings, *, host: str, answer: Callable[[Path, Dataset], list[bytes]]) -> None:
+        self._settings, self._answer, self._host = settings, answer, host
+        self._senders, self._archive = settings.senders(), settings.archive()
+        self._films = Films(Path(settings.folder))
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._until_stopped, args=(work,), name=work.__name__, daemon=True)
+            for work in (self._answer_settled, self._send_unsent)
+        ]
+
+    def __enter__(self) -> Self:
+        self._films.clean_up()
+        entity = AE(self._settings.ae_title)
+        entity.supported_contexts = StoragePresentationContexts
+        for context in entity.supported_contexts:
+            context.transfer_syntax = list(ALL_TRANSFER_SYNTAXES)
+        entity.add_supported_context(VERIFICATION)
+        entity.require_called_aet = True
+        entity.require_calling_aet = sorted({title for title, _ in self._senders})
+        entity.maximum_associations = 16
+        entity.network_timeout = entity.acse_timeout = entity.dimse_timeout = SECONDS
+        handlers = [(evt.EVT_C_STORE, self._store), (evt.EVT_C_ECHO, self._echo)]
+        place = (self._host, self._settings.port)
+        try:
+            self._server: Any = entity.start_server(place, block=False, evt_handlers=handlers)  # type: ignore[arg-type]
+        except OSError as error:
+            raise InputError(f"dicom.port={self._settings.port}: {error.strerror}; name a free port") from error
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(SECONDS)
+        self._films.close()
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        return int(self._server.socket.getsockname()[1])
+
+    def counts(self) -> dict[str, int]:
+        """Count the films received, answered and sent."""
+        return self._films.counts()
+
+    def _known(self, event: evt.Event) -> bool:
+        requestor = event.assoc.requestor
+        if (str(requestor.ae_title).strip(), requestor.address) in self._senders:
+            return True
+        log.warning("refused a sender that dicom.allow does not name: %s", ascii(str(requestor.ae_title)))
+        return False
+
+    def _echo(self, event: evt.Event) -> int:
+        return SUCCESS if self._known(event) else NOT_AUTHORISED
+
+    def _store(self, event: evt.Event) -> int:
+        """Keep a film; it is acknowledged when it is on disk."""
+        if not self._known(event):
+            return NOT_AUTHORISED
+        try:
+            data = event.encoded_dataset()
+            film = dcmread(BytesIO(data), stop_before_pixels=True, specific_tags=["StudyInstanceUID", "SOPInstanceUID"])
+            instance, study = str(film.SOPInstanceUID), str(film.StudyInstanceUID)
+        except Exception:
+            log.exception("refused what is no film")
+            return UNCLEAR
+        if len(data) > MAX_BYTES or not instance or not study:
+            return UNCLEAR
+        try:
+            self._films.receive(data, instance=instance, study=study)
+        except OSError as error:
+            log.error("a film could not be kept: %s", error.strerror)
+            return NO_ROOM
+        return SUCCESS
+
+    def _until_stopped(self, work: Callable[[], bool]) -> None:
+        """Repeat a piece of work, with longer pauses while it fails."""
+        pause = POLL
+        while not self._stop.wait(pause):
+            try:
+                good = work()
+            except Exception:
+                log.exception("%s failed; it is tried again", threading.current_thread().name)
+                good = False
+            pause = POLL if good else min(2 * pause, LONGEST_PAUSE)
+
+    def _answer_settled(self) -> bool:
+        for film in self._films.settled(seconds=self._settings.settle):
+            if self._stop.is_set():
+                break
+            path = self._films.path(film)
+            try:
+                replies = self._answer(path, dcmread(path, stop_before_pixels=True))
+            except Exception:
+                log.exception("no reply could be written to a film; it is kept in %s", path)
+                self._films.fail(film)
+            else:
+                self._films.answer(film, replies)
+        return True
+
+    def _send_unsent(self) -> bool:
+        waiting = self._films.unsent()
+        if not waiting:
+            return True
+        title, host, port = self._archive
+        entity = AE(self._settings.ae_title)
+        entity.network_timeout = entity.acse_timeout = entity.dimse_timeout = SECONDS
+        for kind in (ComprehensiveSRStorage, SecondaryCaptureImageStorage):
+            entity.add_requested_context(kind)
+        association = entity.associate(host, port, ae_title=title)
+        if not association.is_established:
+            log.warning("the archive %s@%s:%d does not answer; %d films wait", title, host, port, len(waiting))
+            return False
+        try:
+            return all([self._send(association, film) for film in waiting if not self._stop.is_set()])
+        finally:
+            association.release()
+
+    def _send(self, association: Any, film: Film) -> bool:
+        for path in self._films.replies(film):
+            status = association.send_c_store(path)
+            if "Status" not in status or (status.Status != SUCCESS and status.Status >> 12 != 0xB):  # Bxxx: a warning
+                log.warning("the archive refused a reply: %s", hex(status.get("Status", 0)))
+                return False
+        self._films.close_film(film)
+        return True
