@@ -1,7 +1,8 @@
 """Answers "normal", "pneumonia" or "look closer": a margin around the operating point that promises few errors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -74,14 +75,13 @@ def fit_promise(
     *,
     max_error: float,
     folds: int = 0,
-    least: float = 0.7,
+    sure: float = 0.7,
 ) -> Promise:
     """Find the least margin of which at most a share `max_error` of the answers is wrong, with 95 % confidence.
 
-    Margins are tested from the widest (`least` is answered) to none, each for "more answers are wrong", until the first
+    Margins are tested from the widest (`sure` is answered) to none, each for "more answers are wrong", until the first
     test that fails: fixed-sequence testing, which needs no correction (Angelopoulos et al., Learn then Test, 2021;
-    Geifman and El-Yaniv, NeurIPS 2017). The binomial bound counts images / D, D being how much more the errors vary
-    over patients than over independent images.
+    Geifman and El-Yaniv, NeurIPS 2017). The binomial bound counts images / `design_effect`.
 
     Args:
         distance: logits (N,) from the operating point; from 0 on an image is called PNEUMONIA.
@@ -89,34 +89,30 @@ def fit_promise(
         patient: (N,).
         max_error: of the answers.
         folds: nets that the logits come from, each on images it never saw; 0 for one net on its validation split.
-        least: share that the widest margin answers.
+        sure: share that the widest margin answers.
     """
-    shares = np.arange(round(100 * least), 101) / 100  # from the surest images on; tried in this order
-    wrong = (distance >= 0) != (np.asarray(label) > 0.5)
-    sizes, effect = np.sort(np.abs(distance)), design_effect(wrong, patient)
-    patients = len(np.unique(np.asarray(patient)))
-
-    def test(share: float) -> Promise:
-        margin = _margin(sizes, share)
-        answered = np.abs(distance) >= margin
-        errors, right = (float((answered & part).sum()) / effect for part in (wrong, ~wrong))
-        return Promise(
-            margin=margin,
-            max_error=max_error,
-            bound=float(betaincinv(errors + 1, right, CONFIDENCE)) if right else 1.0,
-            answered=float(answered.mean()),
-            images=len(distance),
-            patients=patients,
-            folds=folds,
-        )
-
-    found = test(shares[0])
+    wrong, patients = (distance >= 0) != (np.asarray(label) > 0.5), len(np.unique(np.asarray(patient)))
+    effect = design_effect(wrong, patient)
+    known = {"max_error": max_error, "images": len(distance), "patients": patients, "folds": folds}
+    shares = np.arange(round(100 * sure), 101) / 100  # from the surest images on; tried in this order
+    found = _test(np.abs(distance), wrong, shares[0], effect=effect, known=known)
     for share in shares[1:]:
-        narrower = test(share)
+        narrower = _test(np.abs(distance), wrong, share, effect=effect, known=known)
         if not (is_certified(found) and is_certified(narrower)):
             break
         found = narrower
     return found
+
+
+def _test(
+    sizes: Vector, wrong: npt.NDArray[np.bool_], share: float, *, effect: float, known: Mapping[str, Any]
+) -> Promise:
+    """Bound the error of the answers to a share of images, the surest ones."""
+    margin = _margin(np.sort(sizes), share)
+    answered = sizes >= margin
+    errors, right = (float((answered & part).sum()) / effect for part in (wrong, ~wrong))
+    bound = float(betaincinv(errors + 1, right, CONFIDENCE)) if right else 1.0
+    return Promise(margin=margin, bound=bound, answered=float(answered.mean()), **known)  # type: ignore[typeddict-item, no-any-return]
 
 
 def design_effect(flags: npt.NDArray[np.bool_], patient: npt.ArrayLike) -> float:

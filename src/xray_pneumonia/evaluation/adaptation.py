@@ -71,7 +71,7 @@ class LocalRule:
             known["patient"],
             max_error=settings.max_error,
             folds=folds,
-            least=float(np.clip(2 * fewest / len(known), LEAST, 0.7)),
+            sure=float(np.clip(2 * fewest / len(known), LEAST, 0.7)),
         )
         if not is_certified(promise):
             promise["margin"], promise["answered"] = NOTHING, 0.0
