@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pydicom import Dataset, FileMetaDataset, dcmread
+from pydicom import DataElement, Dataset, FileMetaDataset, config, dcmread
+from pydicom.datadict import dictionary_VR
 from pydicom.uid import DigitalXRayImageStorageForPresentation as DX
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from pynetdicom import AE, AllStoragePresentationContexts, evt
@@ -123,23 +124,52 @@ def test_what_a_kill_interrupts_is_done_after_the_next_start_with_the_same_uids(
     kept.answer(second, answer(kept.path(second), dcmread(kept.path(second))))
     expected = {dcmread(path).SOPInstanceUID for path in kept.replies(first)}
     (tmp_path / "inbox" / "half.1.tmp").write_bytes(b"cut")
+    (tmp_path / "inbox" / f"{'0' * 32}.dcm").write_bytes(b"killed before the acknowledgement")
     kept.close()
     received: dict[str, Dataset] = {}
     with archive(received) as port, running(tmp_path, port) as one:
         wait(lambda: one.counts() == {"sent": 3})
     assert len(received) == 6
     assert expected < set(received)
+    assert not list((tmp_path / "inbox").iterdir())
 
 
 def test_strangers_and_junk_are_refused(tmp_path):
     with running(tmp_path, 1) as one:
         assert send(one.port, film(), title="STRANGER") == [None]
-        empty = film()
-        empty.StudyInstanceUID = ""
-        assert send(one.port, empty) == [node.UNCLEAR]
+        for uid in ("", "<script>", "1" * 65, "../../x"):
+            empty = film()
+            empty.StudyInstanceUID = uid
+            assert send(one.port, empty) == [node.UNCLEAR]
     with running(tmp_path, 1, allow=["MODALITY@192.0.2.1"]) as one:  # the title of a known sender, from elsewhere
-        assert send(one.port, film()) == [node.NOT_AUTHORISED]
+        assert send(one.port, film()) == [None]
         assert one.counts() == {}
+    with running(tmp_path, 1, allow=["MODALITY@127.0.0.1", "OTHER@192.0.2.1"]) as one:
+        assert send(one.port, film(), title="OTHER") == [node.NOT_AUTHORISED]
+    with running(tmp_path, 1, allow=["MODALITY@localhost"]) as one:
+        assert send(one.port, film()) == [0]
+
+
+NASTY = {
+    "PatientName": "<script>alert(1)</script>^'; DROP TABLE films", "PatientID": "x" * 300, "StudyDate": "garbage",
+    "StudyTime": "99", "PatientSex": "XX", "PatientBirthDate": "2020-01-01", "AccessionNumber": "a" * 99,
+    "ReferringPhysicianName": "\x1b$B", "StudyID": "\u202e", "SpecificCharacterSet": "ISO_IR 999",
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of the sender, which writes them
+@pytest.mark.parametrize("name", NASTY)
+def test_a_malformed_attribute_keeps_no_film_from_its_report_and_stands_in_no_log(tmp_path, name, caplog, capfd):
+    received: dict[str, Dataset] = {}
+    value = NASTY[name]
+    nasty = film()
+    nasty[name]  = DataElement(name, dictionary_VR(name), value, validation_mode=config.IGNORE)
+    with archive(received) as port, running(tmp_path, port) as one:
+        assert send(one.port, nasty) == [0]
+        wait(lambda: one.counts() == {"sent": 1})
+    assert {data.Modality for data in received.values()} == {"SR", "OT"}
+    out = capfd.readouterr()
+    assert value not in caplog.text + out.out + out.err
 
 
 def test_replies_wait_for_the_archive_and_a_film_without_one_holds_up_no_other(tmp_path, monkeypatch):
@@ -166,6 +196,8 @@ def test_a_full_disk_is_told_to_the_sender(tmp_path, monkeypatch):
     [
         ({"allow": []}, "dicom.allow"),
         ({"allow": ["MODALITY"]}, "dicom.allow"),
+        ({"allow": ["MODALITY@no host"]}, "dicom.allow"),
+        ({"allow": ["MODALITY@nowhere.invalid"]}, "nowhere.invalid"),
         ({"reply_to": None}, "dicom.reply_to"),
         ({"reply_to": "ARCHIVE@host"}, "dicom.reply_to"),
     ],

@@ -93,13 +93,20 @@ def meaning(
             f"This model was stored by an older version: its probability holds where as many films show {finding} as "
             f"in its validation split, and it calls a film {finding} from {percent(threshold)} on."
         )
-    share, among = f"{100 * probability:.0f}", f"{100 * prevalence:.0f}"
-    rare = 100 * float(translate(probability, prevalence=prevalence, to=elsewhere))
-    there = f" Where {100 * elsewhere:.0f} in 100 are ill the same film means {rare:.0f} %."
+    share, among = of_hundred(probability), f"{100 * prevalence:.3g}"
+    rare = of_hundred(float(translate(probability, prevalence=prevalence, to=elsewhere)))
+    there = f" Where {100 * elsewhere:.0f} in 100 are ill the same film means {rare} %."
+    point = f"{100 * threshold:.0f}" if 0.01 <= threshold <= 0.99 else f"{100 * threshold:.3g}"
     return (
         f"{share} %: among patients of whom {among} in 100 have {finding}, {share} of 100 films like this one show it. "
-        f"From {100 * threshold:.0f} % on it is called {finding}." + ("" if prevalence == elsewhere else there)
+        f"From {point} % on it is called {finding}." + ("" if prevalence == elsewhere else there)
     )
+
+
+def of_hundred(share: float) -> str:
+    """Write how many of 100, and never none or all: no film is certain."""
+    rounded = f"{100 * share:.0f}"
+    return {"0": "less than 1", "100": "more than 99"}.get(rounded, rounded)
 
 
 def promise(known: Promise | None) -> str:
