@@ -208,10 +208,19 @@ def test_opinions_are_kept_by_hash_and_harmless_in_a_spreadsheet(server):
 @pytest.mark.parametrize(
     "change",
     [
-        {"sha256": "../x"}, {"opinion": "maybe"}, {"label": "CAT"}, {"label": []}, {"note": "x" * 501}, {"note": {}},
-        {"note": "\ud800"}, {"answer": "x" * 9999}, {"probability": "much"}, {"probability": float("nan")},
-        {"filler": "x" * 2**15}, None,
-    ],  # fmt: skip
+        {"sha256": "../x"},
+        {"opinion": "maybe"},
+        {"label": "CAT"},
+        {"label": []},
+        {"note": "x" * 501},
+        {"note": {}},
+        {"note": "\ud800"},
+        {"answer": "x" * 9999},
+        {"probability": "much"},
+        {"probability": float("nan")},
+        {"filler": "x" * 2**15},
+        None,
+    ],
 )
 def test_a_malformed_opinion_is_refused(server, change: dict | None):
     values = {"sha256": "a" * 64, "opinion": "agree", **change} if change else ["no object"]

@@ -12,6 +12,7 @@ from xray_pneumonia.data.images.limits import MAX_BYTES
 
 LONGEST_PDU = 2**20  # bytes; the longest that peers have a reason to send names 128 contexts with all their syntaxes
 SECONDS = 30.0  # in which a PDU must arrive, and of silence, after which a connection is closed
+FIRST_SECONDS = 5.0  # in which a connection must say who it is
 MOST_CONNECTIONS = 32
 log = logging.getLogger(__name__)
 
@@ -49,11 +50,16 @@ class Bounded:
         self._bytes = 0
 
 
-def bound(event: evt.Event, addresses: Collection[str]) -> None:
-    """Bound a connection that was opened; one that is not from a known address, or one too many, is closed."""
+def bound(event: evt.Event) -> None:
+    """Bound what a connection sends."""
     connection: Any = event.assoc.dul.socket
-    crowded = len(event.assoc._server.active_associations) >= MOST_CONNECTIONS
-    if crowded or event.address[0] not in addresses:
-        log.warning("closed a connection: %s", "too many" if crowded else "dicom.allow does not name its address")
-        connection.socket.shutdown(socket.SHUT_RDWR)
     connection.recv = Bounded(connection.socket)
+
+
+def admit(server: Any, addresses: Collection[str], request: socket.socket, peer: tuple[Any, ...]) -> bool:
+    """Tell whether a connection is from a known address and not one too many; others are closed."""
+    crowded = len(server.active_associations) >= MOST_CONNECTIONS
+    if crowded or peer[0] not in addresses:
+        log.warning("closed a connection: %s", "too many" if crowded else "dicom.allow does not name its address")
+        return False
+    return True

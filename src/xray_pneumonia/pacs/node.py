@@ -4,6 +4,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +15,7 @@ from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, StoragePresentationContexts, e
 
 from xray_pneumonia.data.images.limits import MAX_BYTES
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.pacs.bounds import SECONDS, bound
+from xray_pneumonia.pacs.bounds import FIRST_SECONDS, SECONDS, admit, bound
 from xray_pneumonia.pacs.films import Film, Films
 from xray_pneumonia.pacs.settings import DicomSettings
 
@@ -56,15 +57,16 @@ class Node:
         entity.require_called_aet = True
         entity.require_calling_aet = sorted({title for title, _ in self._senders})
         entity.maximum_associations = 16
-        entity.network_timeout = entity.acse_timeout = entity.dimse_timeout = SECONDS
+        entity.network_timeout = entity.dimse_timeout = SECONDS
+        entity.acse_timeout = FIRST_SECONDS
         addresses = {address for _, address in self._senders}
-        opened = (evt.EVT_CONN_OPEN, bound, [addresses])
-        handlers = [opened, (evt.EVT_C_STORE, self._store), (evt.EVT_C_ECHO, self._echo)]
+        handlers = [(evt.EVT_CONN_OPEN, bound), (evt.EVT_C_STORE, self._store), (evt.EVT_C_ECHO, self._echo)]
         place = (self._host, self._settings.port)
         try:
             self._server: Any = entity.start_server(place, block=False, evt_handlers=handlers)  # type: ignore[arg-type]
         except OSError as error:
             raise InputError(f"dicom.port={self._settings.port}: {error.strerror}; name a free port") from error
+        self._server.verify_request = partial(admit, self._server, addresses)
         for thread in self._threads:
             thread.start()
         return self
