@@ -26,7 +26,7 @@ setup: .venv/.ready
 demo: setup
 	@echo "X-rays: $(if $(DATA),$(DATA),generated ones; DATA=DIR takes real ones)"
 	$(BIN)/xray explore $(SOURCE)
-	$(BIN)/xray train experiment=seed_final $(SOURCE) trainer.max_epochs=$(EPOCHS)
+	$(BIN)/xray train experiment=notebook_final $(SOURCE) trainer.max_epochs=$(EPOCHS)
 
 test: setup
 	$(BIN)/ruff format --check .

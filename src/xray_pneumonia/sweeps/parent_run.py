@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import platform
+import sys
 import time
 from contextlib import ExitStack
 from typing import Any
@@ -203,7 +204,8 @@ class Progress:
                 console.print(f"trial {trial.number} failed: {trial.user_attrs['reason']}")
         if (words := word_best(self._study.study)) and len(self._plan.objectives) == 1:
             print(f"{self._objective} {self.best():.4f}: {words}, on the validation images of the trials")
-        print(f"Train the best again: xray train experiment={self._parent.folder / 'best.yaml'}")
+        own = [one for one in sys.argv[1:] if one.startswith("extensions=")]
+        print("Train the best again:", *("xray train", *own, f"experiment={self._parent.folder / 'best.yaml'}"))
         print(f"See it: {see_it(store, [self._parent.mlflow_id or self._parent.run_id])}")
         done = counts["complete"] + counts["pruned"]
         print(f"sweep_id={self._parent.run_id} trials={done} {self._objective}={self.best():.6f}", flush=True)

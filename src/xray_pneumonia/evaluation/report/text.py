@@ -1,6 +1,6 @@
 """Words numbers as sentences, for readers who see patients and not distributions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,24 @@ def untold(estimate: Estimate) -> str:
     if np.isnan(estimate.value):
         return "undefined"
     return f"not shown: {estimate.patients} patient" if 0 < estimate.patients < FEWEST else ""
+
+
+def official_test(evidence: Mapping[str, float]) -> str:
+    """Word how a shipped model did on its data's published test split; empty for a model whose card names no such test.
+
+    Intervals are Wilson's by image, since the patients of that split are unknown.
+    """
+    if "test/ill" not in evidence:
+        return ""
+    rates = []
+    for right, of in (("found", "ill"), ("cleared", "well")):
+        count, images = evidence[f"test/{right}"], evidence[f"test/{of}"]
+        low, high = wilson(count, images)
+        rates.append(f"{count:.0f} of {images:.0f} ({100 * low:.1f} to {100 * high:.1f} %)")
+    return (
+        f"On the published test split, opened once by those who made the model, it found {rates[0]} of the ill and "
+        f"cleared {rates[1]} of the well (AUROC {evidence['test/auroc']:.3f})."
+    )
 
 
 def p(value: float) -> str:
