@@ -143,7 +143,8 @@ def describe_evidence(card: Card) -> str:
         f"source, it found {percent(known['val/sensitivity'])} of {found} and cleared "
         f"{percent(known['val/specificity'])} of the {negative} films (AUROC {known['val/auroc']:.3f}); "
         "the operating point was chosen on them, so this flatters."
-    )
+        f" {text.official_test(known)}"
+    ).rstrip()
 
 
 def print_summary(summary: Summary, model: TrainedModel, folder: Path, console: Console) -> None:
