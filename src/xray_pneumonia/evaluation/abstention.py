@@ -112,7 +112,8 @@ def _test(
     answered = sizes >= margin
     errors, right = (float((answered & part).sum()) / effect for part in (wrong, ~wrong))
     bound = float(betaincinv(errors + 1, right, CONFIDENCE)) if right else 1.0
-    return Promise(margin=margin, bound=bound, answered=float(answered.mean()), **known)  # type: ignore[typeddict-item, no-any-return]
+    found = {"margin": margin, "bound": bound, "answered": float(answered.mean())}
+    return Promise(**found, **known)  # type: ignore[typeddict-item, no-any-return]
 
 
 def design_effect(flags: npt.NDArray[np.bool_], patient: npt.ArrayLike) -> float:

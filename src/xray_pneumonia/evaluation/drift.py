@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
+from scipy.special import ndtr
 
 from xray_pneumonia.types import Gray, Vector
 
@@ -133,7 +133,7 @@ def compare_with_home(table: pd.DataFrame, home: Home, *, positive: str) -> Drif
     units, known = len(rank), home.counts.sum()
     chance = float(rank.mean()) if units >= FEWEST else np.nan
     deviation = np.sqrt((1 / max(units, 1) + 1 / known) / 12)
-    p_value = float(norm.sf((chance - ALIKE) / deviation))
+    p_value = float(ndtr((ALIKE - chance) / deviation))
     return Drift(len(table), units, int(known), chance, p_value, _beside(table, home, positive))
 
 
