@@ -3,10 +3,11 @@
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from omegaconf import DictConfig
@@ -26,7 +27,7 @@ from xray_pneumonia.evaluation.quality import quality_flags
 from xray_pneumonia.inference.loading import EngineName
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.types import CLASSES, Count, Gray, OpenFraction, Positive, Processes, Text, Whole
-from xray_pneumonia.workflows.contact_sheet import Summary, print_summary, summarise, write_sheet
+from xray_pneumonia.workflows.contact_sheet import Summary, print_last_line, print_summary, summarise, write_sheet
 from xray_pneumonia.workflows.find_model import find_and_load
 from xray_pneumonia.workflows.prediction_files import TABLE, PredictionFiles, Row, make_row
 
@@ -34,6 +35,7 @@ HEAT_MAPS = "heat_maps"
 CHOSEN = (
     "run_id", "weights_sha256", "operating_point", "band", "temperature", "bias", "prevalence", "image_size", "net",
 )  # fmt: skip
+PAUSE = 1.0  # seconds between two looks at a watched folder
 COMPARED = 8  # images whose heat maps are compared with those of random weights
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class PredictConfig:
     output: Text
     engine: EngineName
     explain: bool
+    watch: bool
     prevalence: OpenFraction | None
     cost: Positive | None
     modalities: list[str]
@@ -91,14 +94,41 @@ def _predict(cfg: DictConfig) -> None:
         rules=dicom_rules(cfg),
         limits=build(cfg.limits),
     )
-    with PredictionFiles(folder, _identity(cfg, model, source)) as answers, decoders:
+    there = _stamps(source) if cfg.watch else {}
+    with decoders:
+        summary = _answer(source, folder, decoders, model, cfg)
+        print_summary(summary, model, folder, Console(width=None if Console().is_terminal else 80))
+        if cfg.watch:
+            _watch(source, there, lambda: print_last_line(_answer(source, folder, decoders, model, cfg), folder))
+    _raise_failures(summary, folder)
+
+
+def _answer(source: Path, folder: Path, decoders: Decoders, model: TrainedModel, cfg: DictConfig) -> Summary:
+    """Answer what has no answer yet; write rows and contact sheet."""
+    with PredictionFiles(folder, _identity(cfg, model, source)) as answers:
         _classify_all(source, answers, decoders, model, cfg)
-        answers.sort(lambda: find_files(source))
+        answers.sort(None if cfg.watch else lambda: find_files(source))
         home, positive = model.gate.home if model.gate else None, model.card.class_names[1]
         summary = summarise(answers.rows(), shown=cfg.sheet_images, positive=positive, home=home)
         write_sheet(folder, summary, model, decoders, source)
-    print_summary(summary, model, folder, Console(width=None if Console().is_terminal else 80))
-    _raise_failures(summary, folder)
+    return summary
+
+
+def _watch(source: Path, answered: dict[str, str], answer: Callable[[], None]) -> NoReturn:
+    """Answer new and changed files, each once it has stopped growing, until a signal ends the command."""
+    before = answered
+    log.info("watches %s until it is stopped; new files are answered", printable(str(source)))
+    while True:
+        time.sleep(PAUSE)
+        now = _stamps(source)
+        if now == before and not now.items() <= answered.items():
+            answer()
+            answered = now
+        before = now
+
+
+def _stamps(source: Path) -> dict[str, str]:
+    return {file.id: file.stamp for file in find_files(source)}
 
 
 def _places(cfg: DictConfig) -> tuple[Path, Path]:
@@ -109,7 +139,7 @@ def _places(cfg: DictConfig) -> tuple[Path, Path]:
         raise InputError(
             f"output={cfg.output}: lies in the input, where the next run would read it; name another folder"
         )
-    if next(iter(find_files(source)), None) is None:
+    if not cfg.watch and next(iter(find_files(source)), None) is None:
         raise InputError(f"input={printable(cfg.input)}: no images; the folder holds no files but hidden ones")
     return source, folder
 
