@@ -22,10 +22,12 @@ from xray_pneumonia.sweeps.plots import optional, write_plots
 from xray_pneumonia.sweeps.storage import locked
 from xray_pneumonia.sweeps.study import DONE, SweepStudy
 from xray_pneumonia.tracking import stored_runs
+from xray_pneumonia.tracking.process import is_own
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.server import see_it
 from xray_pneumonia.tracking.store import Store, show_searched
-from xray_pneumonia.tracking.sync import sync
+from xray_pneumonia.tracking.store_errors import query
+from xray_pneumonia.tracking.sync import is_alive, sync
 
 UPDATE_SECONDS = 5.0  # between two writings of the live table; each costs as much as the table is long
 SHOWN = 10  # trials in the printed table
@@ -33,10 +35,20 @@ log = logging.getLogger(__name__)
 
 
 def open_parent(plan: Plan, study: SweepStudy, store: Store, stack: ExitStack) -> Run | stored_runs.StoredRun:
-    """Open the parent run until the stack closes; where another process has it, return it as it stands."""
+    """Open the parent run until the stack closes; where another process has it, return it as it stands.
+
+    On this machine a lock in the home tells that another process has it, elsewhere its sign of life in the store.
+
+    Raises:
+        StoreUnavailable: the store does not answer.
+    """
     tags = {"verb": "sweep", "sweep.name": plan.name}
+    if (known := _find(store, tags)) and _is_led(known[0]):  # asked without the lock, which all trials need
+        return known[0]
     with locked(study.storage):  # two commands at once would make two parents
-        known = stored_runs.find(store, tags)
+        known = _find(store, tags)
+        if known and _is_led(known[0]):
+            return known[0]
         run_id = known[0].run_id if known else None
         try:
             parent = stack.enter_context(
@@ -46,6 +58,15 @@ def open_parent(plan: Plan, study: SweepStudy, store: Store, stack: ExitStack) -
             return known[0]
     _record_plan(parent, plan, store, resumed=bool(known))
     return parent
+
+
+def _find(store: Store, tags: dict[str, str]) -> list[stored_runs.StoredRun]:
+    return query(store.uri, lambda: stored_runs.find(store, tags))
+
+
+def _is_led(parent: stored_runs.StoredRun) -> bool:
+    known = parent.status == "RUNNING" and {"host", "pid", "born"} <= {*parent.tags}
+    return known and not is_own(parent.tags) and is_alive(parent)
 
 
 def _record_plan(parent: Run, plan: Plan, store: Store, *, resumed: bool) -> None:
@@ -79,8 +100,12 @@ def _note(plan: Plan, described: dict[str, Any]) -> str:
 
 
 def recover_result(store: Store, trial: FrozenTrial) -> tuple[TrialState, list[float]] | None:
-    """Close the runs of a trial whose process is gone, and read the result of one that was trained to its end."""
-    runs = stored_runs.find(store, {"sweep.trial_id": str(trial._trial_id)})
+    """Close the runs of a trial whose process is gone, and read the result of one that was trained to its end.
+
+    Raises:
+        StoreUnavailable: the store does not answer.
+    """
+    runs = _find(store, {"sweep.trial_id": str(trial._trial_id)})
     runs = [run for run in runs if run.tags.get("sweep.trial") == str(trial.number)]
     for run in runs:
         if run.status == "RUNNING":
