@@ -44,13 +44,16 @@ DOORS = {
 LEAVES = {"types", "errors", "confined", "masking", "__version__"}
 KNOWS = {  # room -> the rooms it may import besides the leaves
     "": {"api"},  # the package itself, on demand
-    "cli": {"compose"},
+    "cli": {"compose", "command_help"},
+    "command_help": {"keys"},
+    "keys": set(),
     "api": {"compose", "config", "stored_config", "data", "evaluation", "inference", "tracking", "workflows"},
-    "compose": {"config", "extensions", "stored_config"},
+    "compose": {"config", "extensions", "keys", "stored_config", "suggestions"},
     "config": {"extensions", "libraries", "signatures"},
     "extensions": set(),
     "libraries": set(),
-    "signatures": set(),
+    "signatures": {"suggestions"},
+    "suggestions": set(),
     "stored_config": {"config", "extensions"},
     "data": set(),
     "models": set(),

@@ -1,6 +1,7 @@
 """README and docs: one page, links and paths that exist, commands that compose and run, a true file tree."""
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -17,11 +18,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from xray_pneumonia import __version__, cli
 from xray_pneumonia.data import synthetic
 from xray_pneumonia.evaluation.intervals import wilson
+from xray_pneumonia.evaluation.report.text import official_test
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [README, ROOT / "CONTRIBUTING.md", *DOCS]
+CARDS = {"model", "ensemble"}
 APACHE = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"  # of apache.org/licenses/LICENSE-2.0.txt
 PLACEHOLDERS = re.compile(r"\bVERB\b|\.\.\.")
 GIVEN = {"sweep=NAME": "sweep=optimizer", "$DATA": "DIR", "$RUN": "ID"}  # what stands where a user fills something in
@@ -78,7 +81,7 @@ def composable() -> list[tuple[str, list[str]]]:
         (page.stem, arguments)
         for page in PAGES
         for arguments in xray_commands(page)
-        if not PLACEHOLDERS.search(" ".join(arguments)) and arguments != WRONG
+        if not PLACEHOLDERS.search(" ".join(arguments)) and arguments != WRONG and arguments[0] != "completion"
     ]
 
 
@@ -180,6 +183,14 @@ def test_intervals_of_the_official_test_follow_from_its_counts():
     )
     in_docs = [tuple(f"{low} to {high}" for low, high in (row[1:3], row[4:6], row[7:9])) for row in rows]
     assert of_readme == [in_docs[0], in_docs[5], in_docs[6]]
+    names = ("final", "final_seed2", "final_seed3", "final_seed4", "final_seed5", None, "final_ensemble")
+    for name, row in zip(names, rows, strict=True):
+        if name:  # the cards say the same
+            folder = ROOT / "src" / "xray_pneumonia" / "weights" / name
+            card = json.loads(next(path for path in folder.glob("*.json") if path.stem in CARDS).read_text())
+            known = card.get("card", card)["evidence"]
+            assert (known["test/found"], known["test/cleared"]) == (float(row[3]), float(row[6]))
+            assert f"{100 * float(row[4]):.1f} to {100 * float(row[5]):.1f} %" in official_test(known)
 
 
 def test_the_python_of_the_readme_runs(xrays, tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""Nets: raw pixels in, logits out; the seed's sizes."""
+"""Nets: raw pixels in, logits out; the notebook's sizes."""
 
 import json
 import re
@@ -30,7 +30,12 @@ def count(net):
 
 @pytest.mark.parametrize(
     ("experiment", "parameters"),
-    [("seed_mlp", 131_089), ("seed_cnn", 12_938_753), ("seed_cnn_weighted", 12_938_753), ("seed_final", 12_938_753)],
+    [
+        ("notebook_mlp", 131_089),
+        ("notebook_cnn", 12_938_753),
+        ("notebook_cnn_weighted", 12_938_753),
+        ("notebook_final", 12_938_753),
+    ],
 )
 def test_the_seeds_nets_have_the_seeds_size(experiment, parameters):
     assert count(net_of(f"experiment={experiment}")) == parameters
@@ -134,7 +139,7 @@ def test_average_pooling_comes_after_the_activation():
 
 def test_weights_start_as_in_keras():
     torch.manual_seed(0)
-    convolution = net_of("experiment=seed_final").blocks[1][0]
+    convolution = net_of("experiment=notebook_final").blocks[1][0]
     limit = np.sqrt(6 / (9 * 32 + 9 * 64))
     assert convolution.weight.abs().max() <= limit
     assert convolution.weight.abs().max() > 0.99 * limit

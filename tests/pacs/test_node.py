@@ -1,21 +1,23 @@
 """The DICOM node: films of known senders are on disk before they are acknowledged, and each is answered once."""
 
 import shutil
+import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
-from pydicom import Dataset, FileMetaDataset, dcmread
+from pydicom import DataElement, Dataset, FileMetaDataset, config, dcmread
+from pydicom.datadict import dictionary_VR
 from pydicom.uid import DigitalXRayImageStorageForPresentation as DX
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.pacs import films, node, replies
+from xray_pneumonia.pacs import bounds, films, node, replies
 from xray_pneumonia.pacs.settings import DicomSettings
 
 READER = replies.Reader("final", "0" * 12, "PNEUMONIA")
@@ -123,23 +125,76 @@ def test_what_a_kill_interrupts_is_done_after_the_next_start_with_the_same_uids(
     kept.answer(second, answer(kept.path(second), dcmread(kept.path(second))))
     expected = {dcmread(path).SOPInstanceUID for path in kept.replies(first)}
     (tmp_path / "inbox" / "half.1.tmp").write_bytes(b"cut")
+    (tmp_path / "inbox" / f"{'0' * 32}.dcm").write_bytes(b"killed before the acknowledgement")
     kept.close()
     received: dict[str, Dataset] = {}
     with archive(received) as port, running(tmp_path, port) as one:
         wait(lambda: one.counts() == {"sent": 3})
     assert len(received) == 6
     assert expected < set(received)
+    assert not list((tmp_path / "inbox").iterdir())
 
 
 def test_strangers_and_junk_are_refused(tmp_path):
     with running(tmp_path, 1) as one:
         assert send(one.port, film(), title="STRANGER") == [None]
-        empty = film()
-        empty.StudyInstanceUID = ""
-        assert send(one.port, empty) == [node.UNCLEAR]
+        for uid in ("", "<script>", "1" * 65, "../../x"):
+            empty = film()
+            empty.StudyInstanceUID = uid
+            assert send(one.port, empty) == [node.UNCLEAR]
     with running(tmp_path, 1, allow=["MODALITY@192.0.2.1"]) as one:  # the title of a known sender, from elsewhere
-        assert send(one.port, film()) == [node.NOT_AUTHORISED]
+        with socket.create_connection(("127.0.0.1", one.port), 10) as peer:
+            assert peer.recv(1) == b""
         assert one.counts() == {}
+    with running(tmp_path, 1, settle=60.0, allow=["MODALITY@127.0.0.1", "OTHER@192.0.2.1"]) as one:
+        assert send(one.port, film(), title="OTHER") == [node.NOT_AUTHORISED]
+    with running(tmp_path, 1, settle=60.0, allow=["MODALITY@localhost"]) as one:
+        assert send(one.port, film()) == [0]
+
+
+@pytest.mark.parametrize(
+    "sent", [b"\x01\x00\xff\xff\xff\xff", b"GET / HTTP/1.1\r\n\r\n", b"\x04\x00\x00\x00\x00\x02ab"]
+)
+def test_a_pdu_that_is_too_long_or_none_closes_its_connection_and_nothing_else(tmp_path, sent):
+    with running(tmp_path, 1, settle=60.0) as one:
+        with socket.create_connection(("127.0.0.1", one.port), 10) as peer:
+            peer.sendall(sent)
+            with suppress(ConnectionError):  # an abort, then the end
+                while peer.recv(100):
+                    pass
+        assert send(one.port, film()) == [0]
+
+
+def test_a_crowd_is_cut_off(tmp_path, monkeypatch):
+    monkeypatch.setattr(bounds, "MOST_CONNECTIONS", 2)
+    monkeypatch.setattr(node, "FIRST_SECONDS", 0.5)
+    with running(tmp_path, 1, settle=60.0) as one:
+        crowd = [socket.create_connection(("127.0.0.1", one.port), 10) for _ in range(4)]
+        assert crowd[3].recv(1) == b""
+        for peer in crowd:
+            peer.close()
+        wait(lambda: send(one.port, film()) == [0])
+
+
+NASTY = {
+    "PatientName": "<script>alert(1)</script>^'; DROP TABLE films", "PatientID": "x" * 300, "StudyDate": "garbage",
+    "StudyTime": "9999", "PatientSex": "XX", "PatientBirthDate": "2020-01-01", "AccessionNumber": "a" * 99,
+    "ReferringPhysicianName": "\x1b$B", "StudyID": "\u202e", "SpecificCharacterSet": "ISO_IR 999",
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of the sender, which writes them
+def test_a_malformed_attribute_keeps_no_film_from_its_report_and_stands_in_no_log(tmp_path, caplog, capfd):
+    received: dict[str, Dataset] = {}
+    nasty = [film(number) for number in range(len(NASTY))]
+    for data, (name, value) in zip(nasty, NASTY.items(), strict=True):
+        data[name] = DataElement(name, dictionary_VR(name), value, validation_mode=config.IGNORE)
+    with archive(received) as port, running(tmp_path, port) as one:
+        assert set(send(one.port, *nasty)) == {0}
+        wait(lambda: one.counts() == {"sent": len(NASTY)})
+    assert len(received) == 2 * len(NASTY)
+    said = caplog.text + "".join(capfd.readouterr())
+    assert not [value for value in NASTY.values() if value in said]
 
 
 def test_replies_wait_for_the_archive_and_a_film_without_one_holds_up_no_other(tmp_path, monkeypatch):
@@ -166,6 +221,8 @@ def test_a_full_disk_is_told_to_the_sender(tmp_path, monkeypatch):
     [
         ({"allow": []}, "dicom.allow"),
         ({"allow": ["MODALITY"]}, "dicom.allow"),
+        ({"allow": ["MODALITY@no host"]}, "dicom.allow"),
+        ({"allow": ["MODALITY@nowhere.invalid"]}, "nowhere.invalid"),
         ({"reply_to": None}, "dicom.reply_to"),
         ({"reply_to": "ARCHIVE@host"}, "dicom.reply_to"),
     ],
@@ -184,6 +241,17 @@ def test_dcmtk_reads_the_report_without_a_warning(tmp_path, row):
     assert not done.stderr, done.stderr
     assert "Pneumonia" in done.stdout
     assert ("Indeterminate" if row.get("error") else "Present") in done.stdout
+
+
+@pytest.mark.skipif(not shutil.which("dciodvfy"), reason="dicom3tools is not installed")
+def test_report_and_capture_conform_to_their_definitions(tmp_path):
+    unread = {"error": "truncated", "message": "is cut"}
+    written = [replies.report(film(), row, READER, comment="Ü 93 %") for row in (ROW, unread)]
+    written.append(replies.capture(film(), np.zeros((64, 64, 3), np.uint8), READER, lines=["pneumonia"]))
+    for data in written:
+        (tmp_path / "reply.dcm").write_bytes(data)
+        done = subprocess.run(["dciodvfy", "-new", tmp_path / "reply.dcm"], capture_output=True, encoding="latin-1")
+        assert "Error" not in done.stderr + done.stdout
 
 
 KILLED = """

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import re
 import sqlite3
 import subprocess
@@ -10,6 +11,9 @@ from urllib.parse import unquote
 import optuna
 import pytest
 from mlflow import MlflowClient
+
+from xray_pneumonia.sweeps.parent_run import word_seconds
+from xray_pneumonia.sweeps.sweep import _findings_once
 
 
 @pytest.fixture
@@ -35,6 +39,7 @@ def test_a_grid_is_one_parent_run_and_a_failing_point_does_not_end_it(xray, swee
     [parent] = records.runs("sweep")
     assert parent.info.status == "FINISHED"
     assert done.out.splitlines()[-1].startswith(f"sweep_id={parent.info.run_id} trials=1 val/auroc=")
+    assert re.findall(r"best so far: val/auroc [\d.]+ \(trial 1\); 1 of 2 trials$", done.err, re.MULTILINE)
     children = records.runs("train")
     assert [run.info.status for run in children] == ["FAILED", "FINISHED"]
     assert [run.data.tags["override.data.batch_size"] for run in children] == ["0", "64"]
@@ -69,6 +74,22 @@ def test_a_sweep_of_which_nothing_can_run_blames_the_input(sweep, records):
     assert done.code == 2
     assert "no trial could run; trial 0: InputError: data.batch_size=0" in done.err
     assert [run.info.status for run in records.runs("sweep")] == ["FAILED"]
+
+
+@pytest.mark.parametrize(("silent", "said"), [(False, ["twins"]), (True, [])])
+def test_the_audit_is_said_once_in_a_sweep(caplog, silent, said):
+    log = logging.getLogger("xray_pneumonia.data.datamodule")
+    with _findings_once(silent=silent):
+        log.warning("%s", "twins")
+        log.warning("%s", "twins")
+    assert [record.getMessage() for record in caplog.records] == said
+    log.warning("%s", "twins")  # of a training by itself
+    assert len(caplog.records) == len(said) + 1
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(41.3, "41 s"), (300, "5 min"), (9000, "2.5 h")])
+def test_the_time_that_is_left_is_no_finer_than_an_estimate(seconds, words):
+    assert word_seconds(seconds) == words
 
 
 @pytest.mark.long

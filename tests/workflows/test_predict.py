@@ -96,7 +96,7 @@ def test_one_file_is_enough(read, ward, tmp_path):
 
 
 def test_bad_files_are_reported_and_the_others_are_read(read, ward, tmp_path):
-    (ward / "notes.txt").write_text("hello")
+    (ward / "notes.txt").write_bytes(b"\xff\x00 no text")
     (ward / "empty.png").write_bytes(b"")
     os.mkfifo(ward / "pipe.png")
     (ward / "out.png").symlink_to("/etc/passwd")
@@ -113,6 +113,20 @@ def test_bad_files_are_reported_and_the_others_are_read(read, ward, tmp_path):
         "out.png": "link_outside_root", "s": "not_a_file",
     }  # fmt: skip
     assert all(row["probability"] is None for row in rows(tmp_path / "out") if row["error"])
+
+
+def test_texts_are_no_films_and_no_failures(read, ward, tmp_path):
+    for name in ("readme.txt", "a/list.CSV", "LICENSE", "Röntgen.md"):
+        (ward / name).write_text("Grüße " * 1000, encoding="utf-8")
+    shutil.copy(next(ward.glob("0.*")), ward / "film.txt")  # a film by its content
+    outcome = read(ward)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.splitlines()[-1].endswith("files=9 failed=0")
+    assert "film.txt" in {row["path"] for row in rows(tmp_path / "out")}
+    assert "no film, left out: 4 (LICENSE, Röntgen.md, readme.txt, a/list.CSV)" in outcome.err
+    (ward / "readme.png").write_text("hello")
+    assert read(ward, output="other").code == 3
+    assert read(ward / "readme.txt", output="one").code == 2  # what is named itself is asked for
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root reads everything; tests/faults drops that right")

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from xray_pneumonia.data.classes import PUBLIC, Question, counted
-from xray_pneumonia.data.files import is_hidden, printable, stamp_of, walk
+from xray_pneumonia.data.files import is_hidden, printable, stamp_of, walk_films
 from xray_pneumonia.data.patients import COLUMN, NO_PATIENT, Rule, by_scheme, rule_of, warn_of_look_alikes
 from xray_pneumonia.data.tables import read_table
 from xray_pneumonia.errors import InputError, nearest
@@ -184,7 +184,7 @@ def _files(folder: Path) -> Iterator[Path]:
             raise InputError(
                 f"{folder}: holds a folder {masks[0]!r}; masks are no X-rays: move it away, or list the X-rays in a CSV"
             )
-        for path in map(Path, walk(folder)):
+        for path in map(Path, walk_films(folder)):
             if path.is_dir() and not path.is_symlink():
                 raise PermissionError(0, "no permission, or too long a path", str(path))
             yield path

@@ -63,7 +63,7 @@ def load_bundle(folder: Path, *, name: str) -> TrainedModel:
     card, weights = read_bundle(folder)
     gate = _load_gate(folder)
     if extensions.missing(card.extensions) and (folder / GRAPH).is_file():
-        log.info("%s: computed by its graph; its code is used with extensions=[%s]", name, ",".join(card.extensions))
+        log.info("%s: computed by its graph; its code is used with extensions=%r", name, [*card.extensions])
         return TrainedModel(name, card, gate, graph=_read_own_graph(folder, card, gate), folder=folder)
     extensions.require(card.extensions, origin=name)
     net = _load_net(card.net, weights, name=str(folder))

@@ -12,7 +12,9 @@ RECEIVED, ANSWERED, SENT, FAILED = "received", "answered", "sent", "failed"
 TABLE = """
 CREATE TABLE IF NOT EXISTS films (
     name TEXT PRIMARY KEY, study TEXT NOT NULL, state TEXT NOT NULL, received REAL NOT NULL, changed REAL NOT NULL
-)
+);
+CREATE INDEX IF NOT EXISTS by_state ON films (state, received);
+CREATE INDEX IF NOT EXISTS by_study ON films (study, received);
 """
 
 
@@ -42,7 +44,7 @@ class Films:
         self._database = sqlite3.connect(folder / "films.db", check_same_thread=False, isolation_level=None)
         self._database.execute("PRAGMA journal_mode=WAL")
         self._database.execute("PRAGMA synchronous=FULL")
-        self._database.execute(TABLE)
+        self._database.executescript(TABLE)
 
     def close(self) -> None:
         """Close the database."""
@@ -65,8 +67,8 @@ class Films:
     def settled(self, *, seconds: float) -> list[Film]:
         """List the films to answer, of studies that received nothing for so long."""
         query = """
-            SELECT name, study FROM films WHERE state = ? AND study IN
-                (SELECT study FROM films GROUP BY study HAVING max(received) <= ?)
+            SELECT name, study FROM films AS film WHERE state = ? AND
+                (SELECT max(received) FROM films WHERE study = film.study) <= ?
             ORDER BY received
         """
         return self._films(query, (RECEIVED, time.time() - seconds))
@@ -105,12 +107,12 @@ class Films:
         self._move(film, FAILED)
 
     def clean_up(self) -> None:
-        """Remove half-written files and those of films that are sent; give failed films another try."""
+        """Remove files of films that are sent or were never acknowledged; give failed films another try."""
         with self._lock:
             self._database.execute("UPDATE films SET state = ? WHERE state = ?", (RECEIVED, FAILED))
-            done = {row[0] for row in self._database.execute("SELECT name FROM films WHERE state = ?", (SENT,))}
+            open_ = {row[0] for row in self._database.execute("SELECT name FROM films WHERE state != ?", (SENT,))}
         for path in (*self._inbox.iterdir(), *self._outbox.iterdir()):
-            if path.suffix == ".tmp" or path.name.partition(".")[0] in done:
+            if path.suffix == ".tmp" or path.name.partition(".")[0] not in open_:
                 path.unlink(missing_ok=True)
 
     def _films(self, query: str, values: tuple[object, ...]) -> list[Film]:

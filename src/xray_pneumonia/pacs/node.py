@@ -1,25 +1,29 @@
 """Runs the DICOM node: receives films from known senders, answers quiet studies, sends the replies to the archive."""
 
 import logging
+import re
 import threading
 from collections.abc import Callable
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Self
 
-from pydicom import Dataset, dcmread
+from pydicom import Dataset, config, dcmread
 from pydicom.uid import ComprehensiveSRStorage, SecondaryCaptureImageStorage
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, StoragePresentationContexts, evt
 
 from xray_pneumonia.data.images.limits import MAX_BYTES
 from xray_pneumonia.errors import InputError
+from xray_pneumonia.pacs.bounds import FIRST_SECONDS, SECONDS, admit, bound
 from xray_pneumonia.pacs.films import Film, Films
 from xray_pneumonia.pacs.settings import DicomSettings
 
 VERIFICATION = "1.2.840.10008.1.1"  # the SOP class of C-ECHO
 SUCCESS, NO_ROOM, UNCLEAR, NOT_AUTHORISED = 0x0000, 0xA700, 0xC000, 0x0124  # of PS3.4 C.4-1 and PS3.7 C
-SECONDS = 30.0  # of silence, after which a connection is closed
+UIDS = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID")  # to which a reply refers
 POLL, LONGEST_PAUSE = 1.0, 60.0  # seconds between looks; between attempts to reach the archive
+UID = re.compile(r"[0-9.]{1,64}")  # with the leading zeros that old devices write
 log = logging.getLogger(__name__)
 
 
@@ -43,6 +47,7 @@ class Node:
         ]
 
     def __enter__(self) -> Self:
+        _keep_values_out_of_logs()
         self._films.clean_up()
         entity = AE(self._settings.ae_title)
         entity.supported_contexts = StoragePresentationContexts
@@ -52,13 +57,16 @@ class Node:
         entity.require_called_aet = True
         entity.require_calling_aet = sorted({title for title, _ in self._senders})
         entity.maximum_associations = 16
-        entity.network_timeout = entity.acse_timeout = entity.dimse_timeout = SECONDS
-        handlers = [(evt.EVT_C_STORE, self._store), (evt.EVT_C_ECHO, self._echo)]
+        entity.network_timeout = entity.dimse_timeout = SECONDS
+        entity.acse_timeout = FIRST_SECONDS
+        addresses = {address for _, address in self._senders}
+        handlers = [(evt.EVT_CONN_OPEN, bound), (evt.EVT_C_STORE, self._store), (evt.EVT_C_ECHO, self._echo)]
         place = (self._host, self._settings.port)
         try:
             self._server: Any = entity.start_server(place, block=False, evt_handlers=handlers)  # type: ignore[arg-type]
         except OSError as error:
             raise InputError(f"dicom.port={self._settings.port}: {error.strerror}; name a free port") from error
+        self._server.verify_request = partial(admit, self._server, addresses)
         for thread in self._threads:
             thread.start()
         return self
@@ -91,16 +99,17 @@ class Node:
 
     def _store(self, event: evt.Event) -> int:
         """Keep a film; it is acknowledged when it is on disk."""
+        event.assoc.dul.socket.recv.message_ends()
         if not self._known(event):
             return NOT_AUTHORISED
         try:
             data = event.encoded_dataset()
-            film = dcmread(BytesIO(data), stop_before_pixels=True, specific_tags=["StudyInstanceUID", "SOPInstanceUID"])
-            instance, study = str(film.SOPInstanceUID), str(film.StudyInstanceUID)
-        except Exception:
-            log.exception("refused what is no film")
+            film = dcmread(BytesIO(data), stop_before_pixels=True, specific_tags=list(UIDS))
+            instance, study, *more = [str(film[name].value) for name in UIDS]
+        except Exception as error:
+            log.warning("refused what is no film (%s)", type(error).__name__)
             return UNCLEAR
-        if len(data) > MAX_BYTES or not instance or not study:
+        if len(data) > MAX_BYTES or not all(map(UID.fullmatch, (instance, study, *more))):
             return UNCLEAR
         try:
             self._films.receive(data, instance=instance, study=study)
@@ -115,8 +124,9 @@ class Node:
         while not self._stop.wait(pause):
             try:
                 good = work()
-            except Exception:
-                log.exception("%s failed; it is tried again", threading.current_thread().name)
+            except Exception as error:
+                name = threading.current_thread().name
+                log.error("%s failed (%s); it is tried again", name, type(error).__name__)
                 good = False
             pause = POLL if good else min(2 * pause, LONGEST_PAUSE)
 
@@ -127,8 +137,9 @@ class Node:
             path = self._films.path(film)
             try:
                 replies = self._answer(path, dcmread(path, stop_before_pixels=True))
-            except Exception:
-                log.exception("no reply could be written to a film; it is kept in %s", path)
+            except Exception as error:
+                kind = type(error).__name__  # its text may hold a patient's data
+                log.error("no reply could be written to a film (%s); it is kept in %s", kind, path)
                 self._films.fail(film)
             else:
                 self._films.answer(film, replies)
@@ -160,3 +171,10 @@ class Node:
                 return False
         self._films.close_film(film)
         return True
+
+
+def _keep_values_out_of_logs() -> None:
+    """Silence what libraries say of malformed values, which are a patient's."""
+    config.settings.reading_validation_mode = config.settings.writing_validation_mode = config.IGNORE
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)

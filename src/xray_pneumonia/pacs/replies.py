@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from highdicom import sr
+from highdicom import PatientSexValues, sr
 from highdicom.sc import SCImage
 from PIL import Image, ImageDraw, ImageFont
 from pydicom import Dataset, dcmwrite
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
+from pydicom.valuerep import DA, TM
 
 MAKER, OURS = "xray_pneumonia", "99XRAYPNEUMONIA"
 WARNING = "Second opinion, not for diagnosis"
@@ -29,6 +30,12 @@ PRESENT, ABSENT = Code("52101004", "SCT", "Present"), Code("2667000", "SCT", "Ab
 UNSURE = Code("82334004", "SCT", "Indeterminate")
 FINDINGS = {"PNEUMONIA": Code("233604007", "SCT", "Pneumonia")}
 PROCEDURE = Code("399208008", "SCT", "Plain chest X-ray")
+VALUES = {
+    "StudyDate": DA,
+    "StudyTime": TM,
+    "PatientBirthDate": DA,
+    "PatientSex": PatientSexValues,
+}  # others are left out
 REPORTS, CAPTURES = 9001, 9002  # series numbers
 
 
@@ -107,6 +114,7 @@ def capture(film: Dataset, picture: npt.NDArray[np.uint8], reader: Reader, *, li
         reader: the model.
         lines: of text that is burnt in, below the warning.
     """
+    directions = [str(one) for one in film.get("PatientOrientation") or ()]
     film = _complete(film)
     document = SCImage.from_ref_dataset(
         ref_dataset=film,
@@ -114,7 +122,7 @@ def capture(film: Dataset, picture: npt.NDArray[np.uint8], reader: Reader, *, li
         photometric_interpretation="RGB",
         bits_allocated=8,
         coordinate_system="PATIENT",
-        patient_orientation=("L", "F"),
+        patient_orientation=directions if len(directions) == 2 else ("L", "F"),
         series_instance_uid=_uid(film.StudyInstanceUID, reader.version, "captures"),
         series_number=CAPTURES,
         sop_instance_uid=_uid(film.SOPInstanceUID, reader.version, "capture"),
@@ -123,6 +131,7 @@ def capture(film: Dataset, picture: npt.NDArray[np.uint8], reader: Reader, *, li
         transfer_syntax_uid=ExplicitVRLittleEndian,
     )
     document.BurnedInAnnotation = "YES"
+    document.BodyPartExamined = "CHEST"
     document.SeriesDescription = f"{MAKER} heat map: {WARNING}"[:64]
     document.SourceImageSequence = [_reference(film)]
     return _encoded(document)
@@ -139,6 +148,11 @@ def _complete(film: Dataset) -> Dataset:
     kept = Dataset()
     for name in (*PATIENT, *STUDY, "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "Modality"):
         setattr(kept, name, str(getattr(film, name, "") or ""))  # decoded, to be written anew
+    for name, read in VALUES.items():
+        try:
+            read(kept[name].value)
+        except ValueError:
+            setattr(kept, name, "")
     kept.StudyDate, kept.StudyTime = kept.StudyDate or None, kept.StudyTime or None
     return kept
 

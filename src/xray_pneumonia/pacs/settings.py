@@ -1,6 +1,7 @@
 """Define the config group `dicom` of `xray serve`: where films come from and where the replies go."""
 
 import re
+import socket
 from dataclasses import dataclass
 
 from xray_pneumonia.errors import InputError
@@ -31,15 +32,15 @@ class DicomSettings:
     folder: Text
 
     def senders(self) -> set[tuple[str, str]]:
-        """Read `allow` as pairs of AE title and host.
+        """Read `allow` as pairs of AE title and address.
 
         Raises:
-            InputError: it is empty, or an entry is no AE@HOST.
+            InputError: it is empty, an entry is no AE@HOST, or there is no such host.
         """
         found = [SENDER.fullmatch(one) for one in self.allow]
         if not found or None in found:
             raise InputError(f"dicom.allow={self.allow}: name each sender as AE@HOST; others are refused")
-        return {(one[1], one[2]) for one in found if one}
+        return {(one[1], address) for one in found if one for address in _addresses(one[2])}
 
     def archive(self) -> tuple[str, str, int]:
         """Read `reply_to`.
@@ -51,3 +52,10 @@ class DicomSettings:
         if not found:
             raise InputError(f"dicom.reply_to={self.reply_to}: name the archive as AE@HOST:PORT")
         return found[1], found[2], int(found[3])
+
+
+def _addresses(host: str) -> set[str]:
+    try:
+        return {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
+    except OSError as error:
+        raise InputError(f"dicom.allow: {host}: {error.strerror}; name a host that exists, or its address") from error

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import platform
+import sys
 import time
 from contextlib import ExitStack
 from typing import Any
@@ -140,8 +141,9 @@ class Progress:
     def __init__(self, plan: Plan, study: SweepStudy, parent: Run) -> None:
         self._plan, self._study, self._parent = plan, study, parent
         self._objective = next(iter(plan.objectives))
-        self._written = 0.0
+        self._written, self._began = 0.0, time.monotonic()
         self._seen = -1
+        self._told = self._before = self._done()
 
     def update(self, *, now: bool = False) -> None:
         """Write the live table where a trial has ended, at most every `UPDATE_SECONDS` or `now`."""
@@ -154,6 +156,23 @@ class Progress:
             self._log_counts(trials)
             self._seen = ended
         self._written = time.monotonic()
+
+    def tell(self) -> None:
+        """Log the best value and the time that is left, where trials were done since the last time."""
+        done = self._done()
+        if done > self._told:
+            left = self._study.room() + self._study.running()
+            seconds = (time.monotonic() - self._began) / (done - self._before) * left
+            time_left = f", about {word_seconds(seconds)} left" if left else ""
+            log.info("best so far: %s", f"{self._word_best()}; {done} of {self._plan.n_trials} trials{time_left}")
+        self._told = done
+
+    def _done(self) -> int:
+        return sum(trial.state in DONE for trial in self._study.trials())
+
+    def _word_best(self) -> str:
+        ranked = self._ranked()
+        return f"{self._objective} {ranked[0].values[0]:.6g} (trial {ranked[0].number})" if ranked else "none yet"
 
     def _log_counts(self, trials: list[FrozenTrial]) -> None:
         counts = _counts(trials)
@@ -228,10 +247,17 @@ class Progress:
                 console.print(f"trial {trial.number} failed: {trial.user_attrs['reason']}")
         if (words := word_best(self._study.study)) and len(self._plan.objectives) == 1:
             print(f"{self._objective} {self.best():.4f}: {words}, on the validation images of the trials")
-        print(f"Train the best again: xray train experiment={self._parent.folder / 'best.yaml'}")
+        own = [one for one in sys.argv[1:] if one.startswith("extensions=")]
+        print("Train the best again:", *("xray train", *own, f"experiment={self._parent.folder / 'best.yaml'}"))
         print(f"See it: {see_it(store, [self._parent.mlflow_id or self._parent.run_id])}")
         done = counts["complete"] + counts["pruned"]
         print(f"sweep_id={self._parent.run_id} trials={done} {self._objective}={self.best():.6f}", flush=True)
+
+
+def word_seconds(seconds: float) -> str:
+    """Word a time to come, no finer than an estimate is."""
+    minutes = seconds / 60
+    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
 def _counts(trials: list[FrozenTrial]) -> dict[str, int]:

@@ -3,8 +3,8 @@
 import logging
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -94,10 +94,33 @@ def run(
     role = workers.role()
     session = role.session if role else uuid.uuid4().hex
     study = SweepStudy(sweep.plan, storage, session=session, recover_result=lambda trial: recover_result(store, trial))
-    if role:
-        _work(sweep, study, parent=role.parent, progress=None)
-        return None
-    return _lead(sweep, study, store)
+    with _findings_once(silent=bool(role and role.number)):
+        if role:
+            _work(sweep, study, parent=role.parent, progress=None)
+            return None
+        return _lead(sweep, study, store)
+
+
+@contextmanager
+def _findings_once(*, silent: bool) -> Iterator[None]:
+    """Log each finding of the audit once and not for every trial; not at all in workers but the first."""
+    seen: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        known = silent or record.getMessage() in seen
+        seen.add(record.getMessage())
+        return not known
+
+    loggers = [
+        logging.getLogger(f"xray_pneumonia.data.{name}") for name in ("datamodule", "records", "files", "patients")
+    ]
+    for logger in loggers:
+        logger.addFilter(is_new)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(is_new)
 
 
 def _lead(sweep: Sweep, study: SweepStudy, store: Store) -> float:
@@ -170,6 +193,7 @@ def _work(sweep: Sweep, study: SweepStudy, *, parent: str, progress: Progress | 
         _launch(launcher, [sweep.lines(claim, parent=parent) for claim in claims], claims, study)
         if progress:
             progress.update()
+            progress.tell()
 
 
 def _launch(launcher: Any, lines: list[list[str]], claims: list[Claim], study: SweepStudy) -> None:
@@ -197,6 +221,7 @@ def _wait(busy: Callable[[], object], study: SweepStudy, progress: Progress | No
         study.fail_stale_trials()
         if progress:
             progress.update()
+            progress.tell()
 
 
 def _require_success(plan: Plan, study: SweepStudy) -> None:

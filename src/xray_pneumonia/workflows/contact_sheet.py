@@ -12,7 +12,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from xray_pneumonia.data.files import find_files, printable
+from xray_pneumonia.data.files import find_films, printable
 from xray_pneumonia.data.images.sandbox import Decoders
 from xray_pneumonia.evaluation.drift import Drift, Home, compare_with_home
 from xray_pneumonia.evaluation.gradcam import read_overlay, thumbnail
@@ -92,7 +92,7 @@ def write_sheet(folder: Path, summary: Summary, model: TrainedModel, decoders: D
     """Write the page; its images are decoded again, so that a continued run shows the old ones too."""
     rows = {row["path"]: row for row in summary.shown}
     pictures: dict[str, str] = {}
-    for batch in decoders.batches((file for file in find_files(source) if file.id in rows), 64):
+    for batch in decoders.batches((file for file in find_films(source) if file.id in rows), 64):
         for attempt in batch:
             if attempt.pixels is not None:
                 pictures[attempt.file.id] = thumbnail(attempt.pixels, side=SIDE)
@@ -143,7 +143,8 @@ def describe_evidence(card: Card) -> str:
         f"source, it found {percent(known['val/sensitivity'])} of {found} and cleared "
         f"{percent(known['val/specificity'])} of the {negative} films (AUROC {known['val/auroc']:.3f}); "
         "the operating point was chosen on them, so this flatters."
-    )
+        f" {text.official_test(known)}"
+    ).rstrip()
 
 
 def print_summary(summary: Summary, model: TrainedModel, folder: Path, console: Console) -> None:

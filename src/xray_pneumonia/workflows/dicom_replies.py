@@ -12,13 +12,13 @@ from xray_pneumonia.evaluation.report.text import percent
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.pacs import replies
 from xray_pneumonia.types import Gray
-from xray_pneumonia.workflows.contact_sheet import meanings
+from xray_pneumonia.workflows.contact_sheet import describe_evidence, meanings, word_probability
 
 STRENGTH = 0.6  # of the heat over the film
 
 
 def make_answer(
-    reading: Any, heat_map: Callable[[Path], tuple[bytes, str]], model: TrainedModel
+    reading: Any, heat_map: Callable[[Path], tuple[bytes, str]], model: TrainedModel, journal: Any
 ) -> Callable[[Path, Any], list[bytes]]:
     """Make the function that answers a film.
 
@@ -26,19 +26,22 @@ def make_answer(
         reading: decodes and classifies.
         heat_map: a film's path -> the layer as PNG, empty where there is none, and why.
         model: that answers.
+        journal: of the audit lines.
     """
     card = model.card
     reader = replies.Reader(model.name, (card.weights_sha256 or card.run_id)[:12], card.class_names[1])
 
     def answer(path: Path, film: Any) -> list[bytes]:
         row = reading.read(path)
+        journal.answered(row, model=reader.version, reader="dicom")
         if row.get("error"):
             unread = f"This film could not be read: {row['message']}. {replies.WARNING}."
             return [replies.report(film, row, reader, comment=unread)]
         data, attempt = reading.picture(path)
         words = f"{row['decision']}, probability {percent(row['probability'])}: {meanings(card)[row['decision']]}"
         reason = f" Reason: {row['reason']}." if row["reason"] else ""
-        comment = f"{words}.{reason} {replies.WARNING}. Model {reader.name} {reader.version}."
+        said = f"{words}.{reason} {word_probability(card)(row['probability'])} {describe_evidence(card)}"
+        comment = f"{said} {replies.WARNING}. Model {reader.name} {reader.version}."
         picture = _overlaid(data, heat_map(path)[0], width=attempt.width, height=attempt.height)
         lines = [words, f"model {reader.name} {reader.version}"]
         return [

@@ -17,7 +17,7 @@ from xray_pneumonia.evaluation.comparison import Difference
 from xray_pneumonia.evaluation.intervals import FEWEST
 from xray_pneumonia.evaluation.metrics import METRICS, OF_RANKS
 from xray_pneumonia.evaluation.report.build import NUMBERS, PAGE, Context, Report, Rival, assess_and_report
-from xray_pneumonia.evaluation.report.text import SPLITS, number, p, tested, times, untold
+from xray_pneumonia.evaluation.report.text import SPLITS, number, official_test, p, tested, times, untold
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.stored_config import load_stored
@@ -217,6 +217,8 @@ def _context(evaluated: EvaluatedModel, held_out: HeldOut, openings: list[Openin
         facts["Origin"] = (
             "a folder, not a run of this store, whose ledger cannot tell what was opened before its training"
         )
+    if official := official_test(evaluated.model.card.evidence):
+        facts["Official test"] = official
     return Context(
         model=evaluated.model.name,
         split=held_out.split,
@@ -266,6 +268,8 @@ def _print(report: Report, console: Console) -> None:
         count = len(context.openings)
         when = "just now" if count == 1 else "this one included"
         console.print(f"Ledger: these images, or some of them, were opened {times(count)}, {when}.")
+    if context.split == "test" and "Official test" in context.facts:
+        console.print(context.facts["Official test"], highlight=False)
     if context.leakage:
         console.print(context.leakage)
     for run_id, count in context.chosen_after.items():

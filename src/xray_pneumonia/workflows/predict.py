@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from xray_pneumonia.config import Node, anchor, build, check
-from xray_pneumonia.data.files import find_files, printable
+from xray_pneumonia.data.files import find_files, find_films, is_text, printable, shown
 from xray_pneumonia.data.images.decode import DECODER_VERSION
 from xray_pneumonia.data.images.limits import DicomRules
 from xray_pneumonia.data.images.sandbox import DAMAGED, Attempt, Decoders
@@ -93,12 +93,19 @@ def _predict(cfg: DictConfig) -> None:
     )
     with PredictionFiles(folder, _identity(cfg, model, source)) as answers, decoders:
         _classify_all(source, answers, decoders, model, cfg)
-        answers.sort(lambda: find_files(source))
+        answers.sort(lambda: find_films(source))
         home, positive = model.gate.home if model.gate else None, model.card.class_names[1]
         summary = summarise(answers.rows(), shown=cfg.sheet_images, positive=positive, home=home)
         write_sheet(folder, summary, model, decoders, source)
+    _name_texts(source)
     print_summary(summary, model, folder, Console(width=None if Console().is_terminal else 80))
     _raise_failures(summary, folder)
+
+
+def _name_texts(source: Path) -> None:
+    """Say which files were left out since they are texts."""
+    if texts := [file.id for file in find_files(source) if source.is_dir() and is_text(file.path)]:
+        log.info("no film, left out: %d (%s)", len(texts), shown(texts))
 
 
 def _places(cfg: DictConfig) -> tuple[Path, Path]:
@@ -109,8 +116,10 @@ def _places(cfg: DictConfig) -> tuple[Path, Path]:
         raise InputError(
             f"output={cfg.output}: lies in the input, where the next run would read it; name another folder"
         )
-    if next(iter(find_files(source)), None) is None:
-        raise InputError(f"input={printable(cfg.input)}: no images; the folder holds no files but hidden ones")
+    if next(iter(find_films(source)), None) is None:
+        raise InputError(
+            f"input={printable(cfg.input)}: no images; the folder holds no files but hidden ones and texts"
+        )
     return source, folder
 
 
@@ -139,11 +148,11 @@ def _classify_all(
     source: Path, answers: PredictionFiles, decoders: Decoders, model: TrainedModel, cfg: DictConfig
 ) -> None:
     """Classify what has no answer yet, batch by batch; the files are listed again rather than kept in memory."""
-    total = sum(map(answers.lacks, find_files(source)))
+    total = sum(map(answers.lacks, find_films(source)))
     if answers.resumed:
         log.info("goes on where it stopped: %d files are left", total)
     maps = HeatMaps(model.require_net(), answers.folder) if cfg.explain else None
-    for batch in _with_progress(decoders.batches(filter(answers.lacks, find_files(source)), cfg.batch_size), total):
+    for batch in _with_progress(decoders.batches(filter(answers.lacks, find_films(source)), cfg.batch_size), total):
         rows = iter(classify([attempt for attempt in batch if attempt.pixels is not None], model, maps))
         answers.append([next(rows) if attempt.pixels is not None else _failed(attempt) for attempt in batch])
     if maps is not None and maps.informative is None:

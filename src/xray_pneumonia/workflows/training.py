@@ -153,7 +153,8 @@ def run_training(
     store = resumption.store if resumption else open_or_offline(tracking, home=training.home)
     known = resumption or watch
     run_id = known.run_id if known else None
-    identity = resume.identity_of(training.config.sha256, training.data, training.settings)
+    sha256 = resumption.sha256 if resumption else training.config.sha256
+    identity = resume.identity_of(sha256, training.data, training.settings)
     start = resume.find_checkpoint(store, run_id, identity, training.data) if run_id else None
     if resumption:
         resume.claim(store, resumption.run_id)
