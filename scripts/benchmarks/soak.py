@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import optuna
 import psutil
@@ -36,7 +37,7 @@ from optuna.storages import RDBStorage
 from xray_pneumonia.sweeps import study as studies
 from xray_pneumonia.sweeps.plan import read_plan
 from xray_pneumonia.sweeps.settings import TrialSpec, take_sweep
-from xray_pneumonia.sweeps.storage import open_storage, resolve
+from xray_pneumonia.sweeps.storage import locked, open_storage, resolve
 from xray_pneumonia.sweeps.study import Claim, SweepStudy
 from xray_pneumonia.sweeps.trial import Trial
 
@@ -102,16 +103,15 @@ def open_study(asked: argparse.Namespace) -> SweepStudy:
 def work(asked: argparse.Namespace, output: Path) -> None:
     """Take trials until none is left, and write what each cost."""
     held, statements = [0.0], [0]
-    original = studies.locked
 
     @contextlib.contextmanager
     def timed(storage: RDBStorage) -> Iterator[None]:
-        with original(storage):
+        with locked(storage):
             began = time.perf_counter()
             yield
             held[0] += time.perf_counter() - began
 
-    studies.locked = timed
+    mock.patch.object(studies, "locked", timed).start()
     study = open_study(asked)
     count: Callable[..., None] = lambda *_: statements.__setitem__(0, statements[0] + 1)  # noqa: E731
     with initialize_config_module("xray_pneumonia.conf", version_base="1.3"):  # once: Hydra is not what is measured

@@ -18,12 +18,13 @@ from xray_pneumonia import extensions
 from xray_pneumonia.config import build, check, drop_replaced, remember_references
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.sweeps import workers
-from xray_pneumonia.sweeps.parent_run import Progress, close_orphaned_runs, open_parent, recover_result
+from xray_pneumonia.sweeps.parent_run import Progress, open_parent
 from xray_pneumonia.sweeps.plan import Plan, read_plan
 from xray_pneumonia.sweeps.settings import TrialSpec
 from xray_pneumonia.sweeps.space import overrides
 from xray_pneumonia.sweeps.storage import open_storage, resolve
 from xray_pneumonia.sweeps.study import DONE, POLL, Claim, SweepStudy
+from xray_pneumonia.sweeps.trial_runs import close_orphaned_runs, recover_result
 from xray_pneumonia.tracking import stored_runs
 from xray_pneumonia.tracking.run import Run
 from xray_pneumonia.tracking.store import Store, open_store
