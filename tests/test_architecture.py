@@ -170,7 +170,7 @@ def test_every_target_of_the_configs_may_be_built_and_every_allowed_target_exist
     for file in (ROOT / "conf").rglob("*.yaml"):
         lines = map(str.strip, file.read_text().splitlines())
         used |= {line.split(": ")[1] for line in lines if line.startswith("_target_: ")}
-    assert used == TARGETS
+    assert used == TARGETS - {"xray_pneumonia.models.probe.Probe"}  # which `xray adapt` alone makes
 
 
 def test_no_file_is_named_after_nothing():

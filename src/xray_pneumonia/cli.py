@@ -26,6 +26,7 @@ VERBS = {
     "predict": "read new X-rays with a trained model, as a second opinion",
     "serve": "answer films in the browser and over HTTP, on this machine",
     "evaluate": "evaluate a run on validation, a test split or other images",
+    "adapt": "adapt a model to a hospital's own labelled films; prove what it gains",
     "doctor": "check machine, packages, store, runs; `doctor sync` sends what is unsent",
     "register": "give the model of a run a name and an alias",
     "export": "export a model as one ONNX file, checked against its weights, or a bundle",

@@ -24,6 +24,7 @@ from xray_pneumonia.suggestions import suggest, suggest_choice, suggest_position
 
 # Keys that hold a path or a name, as they are: Hydra would take `image (1).png` for a call, and `model` for the group.
 LITERAL = {
+    "adapt": ("model", "labels"),
     "evaluate": ("model", "run_id", "compare_to"),
     "export": ("model", "run_id", "input", "output"),
     "index": ("source", "output"),
@@ -36,7 +37,7 @@ LITERAL = {
 # Paths, names and addresses of every verb, taken as they are but for Hydra's quotes and `${...}`.
 PLACES = (
     "data.root", "home", "data.cache_dir", "tracking.run_name", "tracking.experiment_name", "tracking.uri",
-    "sweep.storage", "sweep.name", "storage", "experiment_name", "sweep_name", "output",
+    "sweep.storage", "sweep.name", "storage", "experiment_name", "sweep_name", "output", "model.init_from",
 )  # fmt: skip
 LISTS = ("run_id", "run_ids", "compare_to")  # what names runs, quoted: eight digits look like a number
 LISTED = re.compile(r"[^\[\],\s][^\[\],]*")
@@ -106,9 +107,8 @@ def _call_hydra(
     except OSError as error:  # the folders of Hydra
         failures.append(error)
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{' '.join(arguments)}: a config file cannot be read: {' '.join(str(error).split())}"
-        ) from error
+        reason = " ".join(str(error).split())
+        raise InputError(f"{' '.join(arguments)}: a config file cannot be read: {reason}") from error
     finally:
         sys.argv = before
 

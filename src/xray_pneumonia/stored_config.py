@@ -48,12 +48,8 @@ MEANT_BEFORE: dict[str, dict[str, Any]] = {
     "xray_pneumonia.training.optimizers.adamw": {"fused": False},
     "xray_pneumonia.training.optimizers.rmsprop": {"fused": False},
     "xray_pneumonia.training.optimizers.sgd": {"fused": False},
-    "xray_pneumonia.training.trainer.TrainerSettings": {
-        "checkpoint_minutes": 10,
-        "checkpoint_steps": None,
-        "compile": False,
-        "keep": "best",
-    },
+    "xray_pneumonia.training.trainer.TrainerSettings": {"checkpoint_minutes": 10, "checkpoint_steps": None}
+    | {"compile": False, "freeze": [], "backbone_lr": 1.0, "keep": "best"},
 }
 REFERENCE = re.compile(r"\$\{[\w.]+\}")
 FORBIDDEN = re.compile(r"[\x00-\x09\x0b-\x1f\x7f\ufeff\u0085\u2028\u2029]")
@@ -164,15 +160,19 @@ def check_net(net: Any, *, origin: str) -> dict[str, Any]:
         InputError: it names anything but a net of this package, or arguments that it does not take.
     """
     require_safe({"model": net}, origin=origin)
-    if not isinstance(net, dict) or not (
-        (target := str(net.get("_target_"))).startswith(NETS) or extensions.find(target)
-    ):
+    if not isinstance(net, dict) or not _is_net(net):
         raise InputError(f"{origin}: net names no net of this package: {str(net)[:200]}")
     try:
         check(OmegaConf.create({"model": net}), NetConfig)
     except InputError as error:
         raise InputError(f"{origin}: {error}") from error
-    return net
+    return dict(net)
+
+
+def _is_net(node: Mapping[str, Any]) -> bool:
+    """Tell whether a node names a net of this package around nothing but such nets, or one of the user's own."""
+    target, inner = str(node.get("_target_")), [one for one in node.values() if isinstance(one, dict)]
+    return (target.startswith(NETS) and all(map(_is_net, inner))) or extensions.find(target) is not None
 
 
 class _PlainLoader(get_yaml_loader()):  # type: ignore[misc]

@@ -20,8 +20,8 @@ LEVEL = 0.01  # how often films that are just alike are called different
 SHARES = np.linspace(0, 1, 101)
 RANGE = (0.05, 0.5, 0.95)
 DIFFERENT = (
-    'These films differ from those the model knows; its figures do not hold here: see "Another hospital\'s films" in '
-    "docs/evaluation.md."
+    'These films differ from those the model knows; its figures do not hold here: `xray adapt`, see "Another '
+    "hospital's films\" in docs/evaluation.md."
 )
 
 

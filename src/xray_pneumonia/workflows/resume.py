@@ -212,7 +212,7 @@ def _changed_records(path: Path, data: XRayDataModule) -> list[str]:
     if not path.is_file():
         return []
     then = pd.read_csv(io.BytesIO(path.read_bytes()), dtype=str, keep_default_na=False).set_index("id")
-    now = records_table(data).astype(str).set_index("id")
+    now = records_table(data.records).astype(str).set_index("id")
     both = then.index.intersection(now.index)
     lines = [f"{name}: is gone" for name in then.index.difference(now.index)]
     lines += [f"{name}: is new" for name in now.index.difference(then.index)]
