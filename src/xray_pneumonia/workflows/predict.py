@@ -26,9 +26,10 @@ from xray_pneumonia.evaluation.quality import quality_flags
 from xray_pneumonia.inference.loading import EngineName
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.types import CLASSES, Count, Gray, OpenFraction, Positive, Processes, Text, Whole
-from xray_pneumonia.workflows.contact_sheet import Summary, print_summary, summarise, write_sheet
+from xray_pneumonia.workflows.contact_sheet import Summary, print_last_line, print_summary, summarise, write_sheet
 from xray_pneumonia.workflows.find_model import find_and_load
 from xray_pneumonia.workflows.prediction_files import TABLE, PredictionFiles, Row, make_row
+from xray_pneumonia.workflows.watch import stamps, watch
 
 HEAT_MAPS = "heat_maps"
 CHOSEN = (
@@ -49,6 +50,7 @@ class PredictConfig:
     output: Text
     engine: EngineName
     explain: bool
+    watch: bool
     prevalence: OpenFraction | None
     cost: Positive | None
     modalities: list[str]
@@ -91,15 +93,25 @@ def _predict(cfg: DictConfig) -> None:
         rules=dicom_rules(cfg),
         limits=build(cfg.limits),
     )
-    with PredictionFiles(folder, _identity(cfg, model, source)) as answers, decoders:
+    there = stamps(source) if cfg.watch else {}
+    with decoders:
+        summary = _answer(source, folder, decoders, model, cfg)
+        _name_texts(source)
+        print_summary(summary, model, folder, Console(width=None if Console().is_terminal else 80))
+        if cfg.watch:
+            watch(source, there, lambda: print_last_line(_answer(source, folder, decoders, model, cfg), folder))
+    _raise_failures(summary, folder)
+
+
+def _answer(source: Path, folder: Path, decoders: Decoders, model: TrainedModel, cfg: DictConfig) -> Summary:
+    """Answer what has no answer yet; write rows and contact sheet."""
+    with PredictionFiles(folder, _identity(cfg, model, source)) as answers:
         _classify_all(source, answers, decoders, model, cfg)
-        answers.sort(lambda: find_films(source))
+        answers.sort(None if cfg.watch else lambda: find_films(source))
         home, positive = model.gate.home if model.gate else None, model.card.class_names[1]
         summary = summarise(answers.rows(), shown=cfg.sheet_images, positive=positive, home=home)
         write_sheet(folder, summary, model, decoders, source)
-    _name_texts(source)
-    print_summary(summary, model, folder, Console(width=None if Console().is_terminal else 80))
-    _raise_failures(summary, folder)
+    return summary
 
 
 def _name_texts(source: Path) -> None:
@@ -116,7 +128,7 @@ def _places(cfg: DictConfig) -> tuple[Path, Path]:
         raise InputError(
             f"output={cfg.output}: lies in the input, where the next run would read it; name another folder"
         )
-    if next(iter(find_films(source)), None) is None:
+    if not cfg.watch and next(iter(find_films(source)), None) is None:
         raise InputError(
             f"input={printable(cfg.input)}: no images; the folder holds no files but hidden ones and texts"
         )

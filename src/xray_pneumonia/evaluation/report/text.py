@@ -111,13 +111,12 @@ def meaning(
             f"This model was stored by an older version: its probability holds where as many films show {finding} as "
             f"in its validation split, and it calls a film {finding} from {percent(threshold)} on."
         )
-    share, among = of_hundred(probability), f"{100 * prevalence:.3g}"
+    share, among = of_hundred(probability), _bound_of_hundred(prevalence)
     rare = of_hundred(float(translate(probability, prevalence=prevalence, to=elsewhere)))
     there = f" Where {100 * elsewhere:.0f} in 100 are ill the same film means {rare} %."
-    point = f"{100 * threshold:.0f}" if 0.01 <= threshold <= 0.99 else f"{100 * threshold:.3g}"
     return (
         f"{share} %: among patients of whom {among} in 100 have {finding}, {share} of 100 films like this one show it. "
-        f"From {point} % on it is called {finding}." + ("" if prevalence == elsewhere else there)
+        f"From {_bound_of_hundred(threshold)} % on it is called {finding}." + ("" if prevalence == elsewhere else there)
     )
 
 
@@ -125,6 +124,11 @@ def of_hundred(share: float) -> str:
     """Write how many of 100, and never none or all: no film is certain."""
     rounded = f"{100 * share:.0f}"
     return {"0": "less than 1", "100": "more than 99"}.get(rounded, rounded)
+
+
+def _bound_of_hundred(share: float) -> str:
+    """Write a share that is set, not estimated, so that a rare one stays what it is."""
+    return f"{100 * share:.0f}" if 0.01 <= share <= 0.99 else f"{100 * share:.3g}"
 
 
 def promise(known: Promise | None) -> str:
