@@ -338,7 +338,7 @@ def test_films_without_evidence_that_come_first_do_not_cost_the_others_their_map
     )
     monkeypatch.setattr(predict.gradcam, "likeness_to_random", likeness)
     assert read(ward, "explain=true", "batch_size=2").code == 0
-    assert tried == [1, 2]  # dark films have no map; what cannot be compared leaves it open
+    assert tried == [1, 3]  # dark films have no map; what cannot be compared leaves it open
     without = [row["path"] for row in rows(tmp_path / "out") if row["heat_map"] is None]
     assert [name.split(".")[0] for name in without] == ["!0", "!1", "!2", "0"]
 
