@@ -103,6 +103,7 @@ def fuzz(port: int, rng: random.Random, count: int) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # sockets of refused clients
 def test_nothing_gets_through_and_both_ports_answer_afterwards(tmp_path):
     (dicom,) = free_ports(1)
     options = (f"dicom.port={dicom}", "dicom.allow=[MODALITY@127.0.0.1]", "dicom.reply_to=A@127.0.0.1:1")
@@ -131,7 +132,7 @@ def test_nothing_gets_through_and_both_ports_answer_afterwards(tmp_path):
         before = megabytes(server.process.pid)
         flood(dicom)
         assert megabytes(server.process.pid) < before + 200
-        wait(lambda: send(dicom, title="STRANGER") == [] and echo(dicom), 60)
+        wait(lambda: echo(dicom), 60)
         assert send(dicom, dicom_film(), title="STRANGER") == [None]
         assert send(dicom, dicom_film()) == [0]
         assert server.form(film())[0].status == 200
