@@ -113,6 +113,11 @@ def open_split(
             raise InputError("data.root=null: split=external needs data.root=DIR, the folder of the other hospital")
         question = folder_question(folder, asked_of(run))
         return _open_external(folder, folder["root"], question, home=home, image_size=image_size)
+    if split in {"val", "shift"} and run.tags.get("verb") == "adapt":
+        raise InputError(
+            f"split={split}: {run.run_id} was adapted to all of its films; how it does on others, by cross-validation, "
+            "says its evaluation/adapt/adaptation.html; judge it on further films with split=external data.root=DIR"
+        )
     stored = _stored_data(run, split, folder, home=home)
     data: XRayDataModule = build(stored.data, build(stored.augmentation, key="augmentation"))
     _open_test(data, stored) if split == "test" else _prepare(run, data, stored)
