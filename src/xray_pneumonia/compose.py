@@ -33,8 +33,8 @@ LITERAL = {
 }
 # Paths, names and addresses of every verb, taken as they are but for Hydra's quotes and `${...}`.
 PLACES = (
-    "data.root", "home", "data.cache_dir", "tracking.run_name", "tracking.experiment_name", "tracking.uri",
-    "sweep.storage", "sweep.name", "storage", "experiment_name", "sweep_name", "output",
+    "data.root", "data.corrections", "data.cache_dir", "home", "tracking.run_name", "tracking.experiment_name",
+    "tracking.uri", "sweep.storage", "sweep.name", "storage", "experiment_name", "sweep_name", "output",
 )  # fmt: skip
 LISTS = ("run_id", "run_ids", "compare_to")  # what names runs, quoted: eight digits look like a number
 LISTED = re.compile(r"[^\[\],\s][^\[\],]*")

@@ -169,7 +169,11 @@ def _open(evaluated: EvaluatedModel, held_out: HeldOut) -> list[Opening]:
         config_sha256=",".join(run.tags.get("config_sha256", "") for run in evaluated.runs),
         runs=[run.run_id for run in evaluated.runs],
         films=set(held_out.records["sha256"]),
-        facts={"classes": ", ".join(evaluated.model.card.class_names), "left_out": sum(held_out.left_out.values())},
+        facts={
+            "classes": ", ".join(evaluated.model.card.class_names),
+            "left_out": sum(held_out.left_out.values()),
+            "corrections": held_out.corrections or "none",
+        },
     )
     if len(openings) > 1:
         before = times(len(openings) - 1)
@@ -210,9 +214,8 @@ def _predict_rival(model: TrainedModel, held_out: HeldOut, table: pd.DataFrame) 
 def _context(evaluated: EvaluatedModel, held_out: HeldOut, openings: list[Opening]) -> Context:
     runs = evaluated.runs
     counts = {run.run_id: opened_before(run.store, started=run.started) for run in runs}
-    facts = {}
-    if len(runs) > 1:
-        facts["Ensemble"] = f"the mean of the calibrated logits of {len(runs)} models, judged as one"
+    joined = f"the mean of the calibrated logits of {len(runs)} models, judged as one"
+    facts = {"Ensemble": joined} if len(runs) > 1 else {}
     if evaluated.validation is None:
         facts["Origin"] = (
             "a folder, not a run of this store, whose ledger cannot tell what was opened before its training"
@@ -230,6 +233,7 @@ def _context(evaluated: EvaluatedModel, held_out: HeldOut, openings: list[Openin
         elsewhere=held_out.elsewhere,
         classes=evaluated.model.card.classes,
         left_out=counted(held_out.left_out),
+        corrections=held_out.corrections,
     )
 
 
@@ -266,8 +270,8 @@ def _print(report: Report, console: Console) -> None:
         count = len(context.openings)
         when = "just now" if count == 1 else "this one included"
         console.print(f"Ledger: these images, or some of them, were opened {times(count)}, {when}.")
-    if context.leakage:
-        console.print(context.leakage)
+    for sentence in filter(None, (context.leakage, report.corrections)):
+        console.print(sentence, highlight=False, markup=False)
     for run_id, count in context.chosen_after.items():
         console.print(f"Run {run_id} was trained after a test had been opened {times(count)} in its store.")
 
