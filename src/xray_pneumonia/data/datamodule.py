@@ -68,7 +68,7 @@ class XRayDataModule:
     records: pd.DataFrame
     images: Gray
     audit: Audit
-    corrected: Corrected | None
+    corrected: Corrected | None = None
     _published: pd.DataFrame
     _cache: ImageCache
 
@@ -115,10 +115,8 @@ class XRayDataModule:
         self._root, self._synthetic_patients, self._max_images = root, synthetic_patients, max_images
         self.image_size, self.batch_size, self._num_workers = image_size, batch_size, num_workers
         self._split, self._val_fraction, self._split_seed = split, val_fraction, split_seed
-        self._folds, self._fold = folds, fold
-        self._broken, self._drop_test_patients = broken, drop_test_patients
-        self._cache_dir, self._follow_links = cache_dir, follow_links
-        self._corrections, self.corrected = corrections, None
+        self._folds, self._fold, self._broken, self._drop_test_patients = folds, fold, broken, drop_test_patients
+        self._cache_dir, self._follow_links, self._corrections = cache_dir, follow_links, corrections
 
     def open(self) -> None:
         """Scan, decode and audit: sets `records`, whose splits are the folder's own, `images` and `audit`."""
