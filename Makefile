@@ -1,4 +1,4 @@
-# make demo [DATA=DIR] [EPOCHS=N]   set up, explore and train the seed's final CNN
+# make demo [DATA=DIR] [EPOCHS=N]   set up; sweep, compare, reproduce and predict, on generated X-rays or those of DIR
 # make test                         set up, lint, types, tests
 # make quick                        the tests without the slow ones
 # make long                         the tests that take minutes, or a server: faults, Slurm, PostgreSQL, simulations
@@ -6,8 +6,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= $(patsubst %/train,%,$(wildcard data/chest_xray/train))
+FILMS := $(if $(DATA),$(firstword $(wildcard $(DATA)/val $(DATA)/.) $(dir $(DATA))),mlruns/synthetic/200/val)
 SOURCE := $(if $(DATA),data.root=$(DATA),data=synthetic)
-EPOCHS ?= 10
+SWEEP := demo$(if $(DATA)$(EPOCHS),-$(firstword $(shell echo $(DATA) $(EPOCHS) | cksum)))
+
+COMMA := ,
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
@@ -24,9 +27,20 @@ setup: .venv/.ready
 	@touch $@
 
 demo: setup
-	@echo "X-rays: $(if $(DATA),$(DATA),generated ones; DATA=DIR takes real ones)"
-	$(BIN)/xray explore $(SOURCE)
-	$(BIN)/xray train experiment=seed_final $(SOURCE) trainer.max_epochs=$(EPOCHS)
+	@echo "X-rays: $(if $(DATA),$(DATA),generated ones$(COMMA) on which figures mean nothing; DATA=DIR takes real ones)"
+	@echo "\n1. Four trainings: two learning rates, with and without augmentation"
+	$(BIN)/xray train -m experiment=demo $(SOURCE) sweep.name=$(SWEEP) $(if $(EPOCHS),trainer.max_epochs=$(EPOCHS))
+	@echo "\n2. The four side by side, each at its own operating point"
+	$(BIN)/xray compare experiment_name=demo sweep_name=$(SWEEP)
+	@echo "\n3. The best of them once more, from its stored config: are all numbers the same?"
+	$(BIN)/xray reproduce run_id=best tracking.experiment_name=demo
+	@echo "\n4. The shipped model reads films$(if $(DATA),,. It learned from real ones$(COMMA) so it should decline these drawings)"
+	$(BIN)/xray predict input=$(FILMS) output=mlruns/$(SWEEP)
+	@echo "\nOpen mlruns/$(SWEEP)/contact_sheet.html in a browser. Next, after \`. .venv/bin/activate\`:"
+	@echo "  xray ui                    the four trainings in MLflow, with their curves"
+	@echo "  xray serve                 a page that answers the films you drop on it"
+	@echo "  xray train data.root=DIR   your own films: DIR/train|val|test/NORMAL|PNEUMONIA, or a CSV"
+	@echo "  xray train --help          all that can be set"
 
 test: setup
 	$(BIN)/ruff format --check .

@@ -1,13 +1,13 @@
 """Copies trained models into the package, where `xray predict` finds them: `final`, and the members of its ensemble.
 
 python scripts/freeze.py HOME [operating_point=POLICY] final=RUN_ID final_seed1=RUN_ID ... final_seed5=RUN_ID
-python scripts/freeze.py HOME data.root=DIR    makes the cards of all shipped models anew; their weights stay
+python scripts/freeze.py HOME data.root=DIR    makes cards and gates of all shipped models anew; their weights stay
 
 Each becomes a folder of src/xray_pneumonia/weights with weights, card, gate, and what reproducing it needs; places
 of this machine are left out of its config. With POLICY the operating point is chosen anew on the runs' validation
 predictions: their config then says so, and `judged` in environment.json by which code. The models called NAME_seed1,
 NAME_seed2 ... become the ensemble NAME_ensemble, which names them and holds no weights. With data.root calibration,
-operating point and margin of what is shipped are fitted anew on its validation split, by the policy of its config, and
+operating point, margin and gate of what is shipped are fitted anew on its splits, by the policy of its config, and
 `judged` among the versions of its card names the code. Every change of these files stays in the history for ever.
 """
 
@@ -25,20 +25,24 @@ from hydra import compose, initialize_config_module
 from xray_pneumonia.config import build, plain
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import predictions
-from xray_pneumonia.evaluation.assessment import decide
+from xray_pneumonia.evaluation.assessment import Decision, decide
 from xray_pneumonia.evaluation.calibration import Calibration
+from xray_pneumonia.evaluation.input_gate import FeatureGate, join_gates
 from xray_pneumonia.evaluation.metrics import table_metrics
+from xray_pneumonia.evaluation.quality import InputCheck
 from xray_pneumonia.evaluation.settings import EvaluationSettings
-from xray_pneumonia.inference.bundle import CARD, WEIGHTS, Card, file_sha256, read_bundle
+from xray_pneumonia.inference.bundle import CARD, GATE, WEIGHTS, Card, file_sha256, read_bundle
 from xray_pneumonia.inference.ensemble import save_ensemble
+from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.stored_config import load_stored
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.store import Store, TrackingSettings, open_database, open_store
 from xray_pneumonia.tracking.stored_runs import StoredRun, read_run
-from xray_pneumonia.workflows.evaluation_data import open_split
+from xray_pneumonia.workflows.evaluation_data import HeldOut, open_split
 from xray_pneumonia.workflows.find_model import STORED, find_evaluated, load_runs, shipped_models
 from xray_pneumonia.workflows.training_record import CONFIG, ENVIRONMENT
 from xray_pneumonia.workflows.training_run import COMPUTING
+from xray_pneumonia.workflows.validation import fit_gate, settle_gate
 
 SHIPPED = Path(__file__).parents[1] / "src" / "xray_pneumonia" / "weights"
 CHOSEN_BY = ("calibration", "operating_point", "max_error")  # of the config group `evaluation`
@@ -118,11 +122,26 @@ def judge_anew(name: str, root: str, *, home: str, code: dict[str, object]) -> N
         evidence=known | {key: found[key[4:]] for key in known if key[4:] in found},
     )
     folder = SHIPPED / name
+    write_gate(model, held_out, table, decision, folder / GATE)
     if model.members:
         save_ensemble(folder, [member.name for member in model.members], card)
     else:
         (folder / CARD).write_text(json.dumps(card.values(), indent=2) + "\n", encoding="utf-8")
     print(name, {key: round(value, 4) for key, value in card.evidence.items()}, card.prevalence, card.promise)
+
+
+def write_gate(model: TrainedModel, held_out: HeldOut, table: pd.DataFrame, decision: Decision, path: Path) -> None:
+    """Fit the input gate of a model anew; an ensemble's judges the mean of its members' distances."""
+    if model.members:
+        gates = [member.gate for member in model.members if isinstance(member.gate, FeatureGate)]
+        check = InputCheck(join_gates(gates), lambda images: model.measure(images)[1])
+        distances = check.distances(held_out.images)
+    else:
+        check, distances = fit_gate(model.require_net(), held_out)
+    films = table.join(held_out.records[["width", "height"]])
+    settled, films = settle_gate(check, distances, held_out, films, decision)
+    settled.gate.write(path)
+    print(path.parent.name, "stops", f"{(films['gate_score'] > 1).mean():.4f}", "limits", settled.gate.limits.round(3))
 
 
 def evidence(run: StoredRun, card: Card) -> dict[str, float]:

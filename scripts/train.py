@@ -1,4 +1,4 @@
-"""The same as `xray train`: python scripts/train.py experiment=seed_final seed=1."""
+"""The same as `xray train`: python scripts/train.py experiment=notebook_final seed=1."""
 
 import sys
 

@@ -28,26 +28,32 @@ DOORS = {
         "evaluation/report/build.py",
         "workflows/explore.py",
     },
-    "pydicom": {"data/images/dicom.py", "data/images/dicom_rendering.py", "data/images/dicom_tags.py"},
+    "pydicom": {"data/images/dicom.py", "data/images/dicom_rendering.py", "data/images/dicom_tags.py", "pacs"},
     "kagglehub": {"data/download.py"},
     "optuna": {"sweeps"},
     "onnx": {"inference/onnx.py"},
     "onnxscript": {"inference/onnx.py"},
     "onnxruntime": {"inference/graph_process.py"},
+    "timm": {"models/timm.py"},
     "captum": {"evaluation/gradcam.py"},
     "fastapi": {"serving"},
+    "pynetdicom": {"pacs"},
+    "highdicom": {"pacs"},
     "uvicorn": {"serving"},
 }
 LEAVES = {"types", "errors", "confined", "masking", "__version__"}
 KNOWS = {  # room -> the rooms it may import besides the leaves
     "": {"api"},  # the package itself, on demand
-    "cli": {"compose"},
+    "cli": {"compose", "command_help"},
+    "command_help": {"keys"},
+    "keys": set(),
     "api": {"compose", "config", "stored_config", "data", "evaluation", "inference", "tracking", "workflows"},
-    "compose": {"config", "extensions", "stored_config"},
+    "compose": {"config", "extensions", "keys", "stored_config", "suggestions"},
     "config": {"extensions", "libraries", "signatures"},
     "extensions": set(),
     "libraries": set(),
-    "signatures": set(),
+    "signatures": {"suggestions"},
+    "suggestions": set(),
     "stored_config": {"config", "extensions"},
     "data": set(),
     "models": set(),
@@ -55,10 +61,11 @@ KNOWS = {  # room -> the rooms it may import besides the leaves
     "tracking": set(),
     "training": {"evaluation"},
     "inference": {"models", "evaluation", "config", "extensions", "signatures", "stored_config"},
+    "pacs": {"data"},
     "serving": {"data"},
     "sweeps": {"evaluation", "tracking", "config", "extensions", "signatures"},
     "workflows": {
-        *("data", "models", "inference", "training", "evaluation", "tracking", "sweeps", "serving"),
+        *("data", "models", "inference", "training", "evaluation", "tracking", "sweeps", "serving", "pacs"),
         *("config", "extensions", "libraries", "stored_config", "compose"),
     },
 }
@@ -163,7 +170,7 @@ def test_every_target_of_the_configs_may_be_built_and_every_allowed_target_exist
     for file in (ROOT / "conf").rglob("*.yaml"):
         lines = map(str.strip, file.read_text().splitlines())
         used |= {line.split(": ")[1] for line in lines if line.startswith("_target_: ")}
-    assert used == TARGETS
+    assert used == TARGETS - {"xray_pneumonia.models.probe.Probe"}  # which `xray adapt` alone makes
 
 
 def test_no_file_is_named_after_nothing():

@@ -68,7 +68,7 @@ WRONG = {
     "misspelt key": (["optimizer.lrr=1"], "optimizer.lrr=1: unknown key; did you mean optimizer.lr"),
     "misspelt group": (["modle=cnn"], "modle=cnn: unknown key"),
     "misspelt choice": (["model=cnnn"], "did you mean cnn?"),
-    "misspelt experiment": (["experiment=seed_fnal"], "did you mean seed_final"),
+    "misspelt experiment": (["experiment=notebook_fnal"], "did you mean notebook_final"),
     "broken grammar": (["optimizer.lr=="], "optimizer.lr=="),
     "added key": (["+model.dropuot=0.1"], "model.dropuot=0.1: unknown key; did you mean model.dropout?"),
     "word for a number": (["optimizer.lr=1e-3x"], "optimizer.lr='1e-3x'"),
@@ -109,6 +109,19 @@ WRONG = {
     "unpickled rerun in short": (["--exp=x.pickle"], "unpickles a file"),
     "two equals signs": (["loss.gamma=a b=c"], "loss.gamma=a b=c: cannot be read"),
     "no value": (["data.root"], "data.root: cannot be read; say key=value"),
+    "an option of another tool": (["--lr=1e-3"], "--lr=1e-3: keys are set without dashes: optimizer.lr=1e-3; see"),
+    "Lightning's debugging": (["trainer.fast_dev_run=true"], "unknown key; say trainer=smoke"),
+    "the same, added": (["+trainer.fast_dev_run=true"], "trainer.fast_dev_run=True: unknown key; say trainer=smoke"),
+    "a template's logger": (["logger=csv"], "unknown key; say loggers=[{_target_: "),
+    "a checkpoint": (["ckpt_path=x"], "unknown key; say resume=RUN_ID"),
+    "a rate without its group": (["lr=1"], "lr=1: unknown key; say optimizer.lr"),
+    "a rate by its long name": (["optimizer.learning_rate=1"], "unknown key; say optimizer.lr"),
+    "a rate added at the top": (["+lr=1"], "lr=1: unknown key; say optimizer.lr"),
+    "devices": (["devices=2"], "unknown key; say trainer.devices"),
+    "GPUs": (["gpus=2"], "unknown key; say trainer=gpu trainer.devices=N"),
+    "a batch": (["batch_size=2"], "unknown key; say data.batch_size"),
+    "epochs": (["max_epochs=2"], "unknown key; say trainer.max_epochs"),
+    "a backbone": (["model=densenet"], "no such choice; say model=torchvision model.backbone=densenet121. There are"),
     "half a quote": (["data.root='x"], "data.root='x: cannot be read"),
     "letters from elsewhere": (["monitor=Röntgen bild"], """stands in quotes of its own: 'key="a (b)"'"""),
     "a folder with letters from elsewhere": (["data.root=Röntgen (1) = b"], "Röntgen (1) = b: no such folder"),
@@ -221,7 +234,11 @@ def test_other_errors_of_files_stay_errors(xray, monkeypatch):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("data=synthetic", "data=synthetic: `xray evaluate` chooses no data; it has data.root, data.broken"),
+        (
+            "data=synthetic",
+            "data=synthetic: `xray evaluate` chooses no data; it has data.root, data.broken, data.positive, "
+            "data.negative, data.patient",
+        ),
         ("loss=focal", "loss=focal: `xray evaluate` chooses no loss; leave it out"),
     ],
 )
@@ -229,6 +246,39 @@ def test_a_group_of_another_verb_is_named(xray, argument, message):
     outcome = xray("evaluate", "run_id=x", argument)
     assert outcome.code == 2
     assert outcome.err.splitlines()[-1] == f"xray: {message}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("predict", "films"), "films: cannot be read; say input=films"),
+        (("evaluate", "ckpt_path=x"), "ckpt_path=x: unknown key; say run_id"),
+        (("predict", "data_dir=x", "input=y"), "data_dir=x: unknown key; say input"),
+        (("predict", "lr=1", "input=y"), "lr=1: unknown key; `xray train` takes it, as optimizer.lr"),
+        (("train", "."), ".: cannot be read; say data.root=."),
+    ],
+)
+def test_other_habits_are_named_with_their_cure(xray, arguments, message):
+    outcome = xray(*arguments)
+    assert (outcome.code, outcome.err.splitlines()[-1]) == (2, f"xray: {message}")
+
+
+def test_what_suggestions_name_exists():
+    from xray_pneumonia.keys import Verb
+    from xray_pneumonia.suggestions import KEYS
+
+    train = Verb("train")
+    known = {
+        *train.keys,
+        *train.groups,
+        *Verb("train", ["model=cnn", "optimizer=sgd"]).keys,
+        "-m sweep",
+        "model.backbone",
+    }
+    assert {part.partition("=")[0] for cure in KEYS.values() for part in cure.split(" ") if "=" in part} <= known | {
+        "sweep"
+    }
+    assert {cure for cure in KEYS.values() if "=" not in cure} <= known
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -1,6 +1,7 @@
 """README and docs: one page, links and paths that exist, commands that compose and run, a true file tree."""
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -17,11 +18,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from xray_pneumonia import __version__, cli
 from xray_pneumonia.data import synthetic
 from xray_pneumonia.evaluation.intervals import wilson
+from xray_pneumonia.evaluation.report.text import official_test
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [README, ROOT / "CONTRIBUTING.md", *DOCS]
+CARDS = {"model", "ensemble"}
 APACHE = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"  # of apache.org/licenses/LICENSE-2.0.txt
 PLACEHOLDERS = re.compile(r"\bVERB\b|\.\.\.")
 GIVEN = {"sweep=NAME": "sweep=optimizer", "$DATA": "DIR", "$RUN": "ID"}  # what stands where a user fills something in
@@ -32,6 +35,7 @@ TINY = {
     "trainer.keep_freed_memory=false tracking.system_metrics=false",
     "evaluate": "evaluation=quick",
     "download": "--cfg job",  # the network is not needed to read its config
+    "index": "--cfg job",  # nor a published data set
 }
 
 
@@ -77,7 +81,7 @@ def composable() -> list[tuple[str, list[str]]]:
         (page.stem, arguments)
         for page in PAGES
         for arguments in xray_commands(page)
-        if not PLACEHOLDERS.search(" ".join(arguments)) and arguments != WRONG
+        if not PLACEHOLDERS.search(" ".join(arguments)) and arguments != WRONG and arguments[0] != "completion"
     ]
 
 
@@ -139,6 +143,24 @@ def test_commands_compose(xray, tmp_path, page, arguments):
     assert "home:" in outcome.out
 
 
+@pytest.mark.parametrize("data", ["", "films"])
+def test_the_commands_of_the_demo_compose_and_its_last_lines_name_the_next(xray, data):
+    done = subprocess.run(
+        ["make", "-n", "-o", ".venv/.ready", "demo", f"DATA={data}", "EPOCHS=3"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    calls = [line.removeprefix(".venv/bin/xray ").split() for line in done.stdout.splitlines() if line[:1] == "."]
+    assert [call[0] for call in calls] == ["train", "compare", "reproduce", "predict"]
+    for verb, *rest in calls:
+        outcome = xray(verb, "--cfg", "job", *(word for word in rest if word != "-m"))
+        assert outcome.code == 0, outcome.err
+    last = [line for line in done.stdout.splitlines() if line.startswith('echo "  xray')]
+    assert {line.split()[2] for line in last} == {"ui", "serve", "train"}
+
+
 def test_the_tree_names_every_file_and_no_other():
     named = tree()
     assert not [path for path in named if (ROOT / path).is_dir() != path.endswith("/") or not (ROOT / path).exists()]
@@ -179,6 +201,14 @@ def test_intervals_of_the_official_test_follow_from_its_counts():
     )
     in_docs = [tuple(f"{low} to {high}" for low, high in (row[1:3], row[4:6], row[7:9])) for row in rows]
     assert of_readme == [in_docs[0], in_docs[5], in_docs[6]]
+    names = ("final", "final_seed2", "final_seed3", "final_seed4", "final_seed5", None, "final_ensemble")
+    for name, row in zip(names, rows, strict=True):
+        if name:  # the cards say the same
+            folder = ROOT / "src" / "xray_pneumonia" / "weights" / name
+            card = json.loads(next(path for path in folder.glob("*.json") if path.stem in CARDS).read_text())
+            known = card.get("card", card)["evidence"]
+            assert (known["test/found"], known["test/cleared"]) == (float(row[3]), float(row[6]))
+            assert f"{100 * float(row[4]):.1f} to {100 * float(row[5]):.1f} %" in official_test(known)
 
 
 def test_the_python_of_the_readme_runs(xrays, tmp_path, monkeypatch, capsys):

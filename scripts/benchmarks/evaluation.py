@@ -43,9 +43,9 @@ def main() -> None:
             lambda table=table: bootstrap(table, threshold=0.5, replicates=REPLICATES, seed=0),  # type: ignore[misc]
         )
     with initialize_config_module("xray_pneumonia.conf", version_base="1.3"):
-        net = build(compose("train", ["experiment=seed_final"]).model)
+        net = build(compose("train", ["experiment=notebook_final"]).model)
     pictures = np.random.default_rng(0).integers(0, 256, (MAPS, 128, 128)).astype(np.uint8)
-    report(f"{MAPS} Grad-CAM maps of seed_final", lambda: grad_cam(net, pictures))
+    report(f"{MAPS} Grad-CAM maps of notebook_final", lambda: grad_cam(net, pictures))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Measures how well `xray review` finds labels that were flipped on purpose.
 
-python scripts/benchmarks/review.py DATA [FLIPS]    (the public chest X-rays; 5 minutes on one thread)
+python scripts/benchmarks/review.py DATA [FLIPS]    (the public chest X-rays; 3 minutes on one thread)
 
 Flips 5 % of the labels at random (seed FLIPS, by default 1) through `data.corrections`, trains a small net on each of
 four folds by patient, and compares the order of `xray review` with what was flipped. Labels that were wrong before

@@ -27,11 +27,13 @@ VERBS = {
     "predict": "read new X-rays with a trained model, as a second opinion",
     "serve": "answer films in the browser and over HTTP, on this machine",
     "evaluate": "evaluate a run on validation, a test split or other images",
+    "adapt": "adapt a model to a hospital's own labelled films; prove what it gains",
     "doctor": "check machine, packages, store, runs; `doctor sync` sends what is unsent",
     "register": "give the model of a run a name and an alias",
     "export": "export a model as one ONNX file, checked against its weights, or a bundle",
     "reproduce": "train a stored model again from its config and compare the results",
     "download": "fetch the public X-rays (Kermany et al., 2018) to data/chest_xray",
+    "completion": "print what completes `xray` in bash, zsh or fish",
 }
 ALIASES = {("doctor", "sync"): "sync=true"}
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -40,12 +42,11 @@ RANKS = (
     "LOCAL_WORLD_SIZE", "SLURM_NTASKS",
 )  # fmt: skip
 USAGE = """\
-usage: xray VERB [key=value ...]      e.g. xray train experiment=seed_final seed=1
+usage: xray VERB [key=value ...]      e.g. xray train experiment=notebook_final seed=1
 
 {verbs}
 
-Keys are those of the configs (Hydra syntax): `xray VERB --cfg job` prints them
-all, `xray VERB --help` lists the choices of each group.
+`xray VERB --help` lists its keys (Hydra syntax) with what they mean.
 """
 
 
@@ -70,13 +71,18 @@ def main() -> int:
 def _run() -> int:
     verb, *rest = sys.argv[1:] or [""]
     usage = USAGE.format(verbs="\n".join(f"  {name:<10} {what}" for name, what in VERBS.items()))
-    if verb in {"-h", "--help", "--version"}:
+    if verb in {"-h", "--help", "help", "--version"}:
         print(f"xray {__version__}" if verb == "--version" else usage.rstrip())
         return 0
     if verb not in VERBS:
         close = difflib.get_close_matches(verb, VERBS, n=1)
         print(usage, file=sys.stderr)
         return _complain(f"unknown verb {verb!r}" + (f"; did you mean {close[0]}?" if close else "")) if verb else 2
+    if verb != "completion" and {"-h", "--help"} & {*rest}:
+        from xray_pneumonia.command_help import describe
+
+        print(describe(verb, rest))
+        return 0
     if sys.version_info >= (3, 14):  # its argparse rejects the help texts of Hydra 1.3.8
         return _complain("Python {}.{} is not supported yet; use 3.11, 3.12 or 3.13".format(*sys.version_info))
     return _guarded(verb, [ALIASES.get((verb, argument), argument) for argument in rest])
@@ -96,9 +102,7 @@ def _guarded(verb: str, arguments: list[str]) -> int:
     gc.set_threshold(700, 10, 100)  # imports make a million objects that stay; scanning all of them often costs seconds
     with _stopped_once():
         try:
-            from xray_pneumonia.compose import launch
-
-            launch(verb, arguments)
+            _launch(verb, arguments)
         except InputError as error:
             return _complain(str(error), error)
         except SomeFailed as error:
@@ -111,6 +115,16 @@ def _guarded(verb: str, arguments: list[str]) -> int:
             message = f"failed: {type(error).__name__}: {error}"
             return _complain(f"{message} (XRAY_DEBUG=1 shows where)", error, code=1)
     return 0
+
+
+def _launch(verb: str, arguments: list[str]) -> None:
+    if verb == "completion":
+        from xray_pneumonia.command_help import print_completion
+
+        return print_completion(arguments, VERBS)
+    from xray_pneumonia.compose import launch
+
+    launch(verb, arguments)
 
 
 def _ignore_ranks() -> None:

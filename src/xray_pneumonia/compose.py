@@ -16,12 +16,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from xray_pneumonia import extensions
-from xray_pneumonia.config import OPEN, PACKAGE, drop_replaced, groups, leaves, plain
-from xray_pneumonia.errors import InputError, nearest
+from xray_pneumonia.config import OPEN, PACKAGE, drop_replaced, groups
+from xray_pneumonia.errors import InputError
+from xray_pneumonia.keys import Verb
 from xray_pneumonia.stored_config import check_experiment
+from xray_pneumonia.suggestions import suggest, suggest_choice, suggest_positional, undashed
 
 # Keys that hold a path or a name, as they are: Hydra would take `image (1).png` for a call, and `model` for the group.
 LITERAL = {
+    "adapt": ("model", "labels"),
     "evaluate": ("model", "run_id", "compare_to"),
     "export": ("model", "run_id", "input", "output"),
     "index": ("source", "output"),
@@ -33,8 +36,8 @@ LITERAL = {
 }
 # Paths, names and addresses of every verb, taken as they are but for Hydra's quotes and `${...}`.
 PLACES = (
-    "data.root", "data.corrections", "data.cache_dir", "home", "tracking.run_name", "tracking.experiment_name",
-    "tracking.uri", "sweep.storage", "sweep.name", "storage", "experiment_name", "sweep_name", "output",
+    "data.root", "home", "data.cache_dir", "tracking.run_name", "tracking.experiment_name", "tracking.uri", "output",
+    "sweep.storage", "sweep.name", "storage", "experiment_name", "sweep_name", "model.init_from", "data.corrections",
 )  # fmt: skip
 LISTS = ("run_id", "run_ids", "compare_to")  # what names runs, quoted: eight digits look like a number
 LISTED = re.compile(r"[^\[\],\s][^\[\],]*")
@@ -57,6 +60,8 @@ def launch(verb: str, arguments: list[str], run: Callable[[DictConfig], Any] | N
     """
     if any(argument.startswith("--e") for argument in arguments):  # Hydra completes abbreviated options
         raise InputError("--experimental-rerun unpickles a file, which could run anything; use `xray reproduce`")
+    if strange := [argument for argument in arguments if _is_no_option(argument)]:
+        raise InputError(f"{strange[0]}: {undashed(verb, strange[0])}; see xray {verb} --help")
     failures: list[BaseException] = []
     returned: list[Any] = [None]
     given, arguments = arguments, _added(_config_dir_first(arguments))
@@ -72,6 +77,16 @@ def launch(verb: str, arguments: list[str], run: Callable[[DictConfig], Any] | N
     if failures:
         raise _named(failures[0], given)
     return returned[0]
+
+
+def _is_no_option(argument: str) -> bool:
+    """Tell an argument with two dashes that Hydra does not know, also shortened."""
+    from hydra._internal.utils import get_args_parser
+
+    name = argument.partition("=")[0]
+    return name.startswith("--") and not any(
+        known.startswith(name) for known in get_args_parser()._option_string_actions
+    )
 
 
 def _call_hydra(
@@ -92,9 +107,8 @@ def _call_hydra(
     except OSError as error:  # the folders of Hydra
         failures.append(error)
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{' '.join(arguments)}: a config file cannot be read: {' '.join(str(error).split())}"
-        ) from error
+        reason = " ".join(str(error).split())
+        raise InputError(f"{' '.join(arguments)}: a config file cannot be read: {reason}") from error
     finally:
         sys.argv = before
 
@@ -192,37 +206,24 @@ def _explained(error: Exception, verb: str, arguments: list[str]) -> str:
     )
     if group:
         name, value, options = group.groups()
-        near = nearest(value, options.split()) or "."
+        near = suggest_choice(name, value, options.split())
         return f"{name}={value}: there is no such choice{near} There are {', '.join(options.split())}"
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
         key = unknown.group(1)
         value = next((a.partition("=")[2] for a in arguments if a.lstrip("+").startswith(f"{key}=")), "")
-        known = _known_keys(verb, arguments)
+        known = [*groups(), *Verb(verb, arguments).keys]
         if key in groups():
             own = [each for each in known if each.startswith(f"{key}.")]
             cure = f"it has {', '.join(own)}" if own else "leave it out"
             return f"{key}={value}: `xray {verb}` chooses no {key}; {cure}"
-        return f"{key}={value}: unknown key{nearest(key, known)}"
+        return f"{key}={value}: unknown key{suggest(key, known)}"
     if isinstance(error, OverrideParseException):
         quotes = "a value with spaces or other signs than letters stands in quotes of its own: 'key=\"a (b)\"'"
-        return f"{error.override}: cannot be read; {quotes if '=' in error.override else 'say key=value'}"
+        word = error.override
+        cure = quotes if "=" in word else suggest_positional(verb, word, is_path=Path(word).expanduser().exists())
+        return f"{word}: cannot be read; {cure}"
     return f"{' '.join(arguments)}: {text}"
-
-
-def _known_keys(verb: str, arguments: list[str]) -> list[str]:
-    """List the keys of a verb's config with the chosen groups, and the groups themselves."""
-    from hydra import compose, initialize_config_module
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-
-    GlobalHydra.instance().clear()
-    with initialize_config_module(PACKAGE, version_base="1.3"):
-        try:
-            cfg = compose(verb, [argument for argument in arguments if argument.partition("=")[0] in groups()])
-        except HydraException:  # the unknown key is a group that another verb chooses
-            cfg = compose(verb)
-    return [*groups(), *(key for key, _ in leaves(plain(cfg, resolve=False)))]
 
 
 @contextmanager
@@ -236,7 +237,8 @@ def _experiment_files(arguments: list[str]) -> Iterator[list[str]]:
             if key == "experiment" and path.suffix == ".yaml" and path.is_file():
                 extensions.load(_extensions(arguments))  # its targets may be theirs
                 text = path.read_bytes()
-                check_experiment(text, origin=f"experiment={value}")
+                own = [each.partition("=")[2] for each in arguments if each.startswith("--config-dir=")]
+                check_experiment(text, origin=f"experiment={value}", folders=[Path(each) for each in own])
                 stem = re.sub(r"\W+", "_", path.stem, flags=re.ASCII)
                 name = f"{stem}_{hashlib.sha256(text).hexdigest()[:8]}"  # no name of the package
                 (Path(folder) / "experiment").mkdir(exist_ok=True)

@@ -30,8 +30,11 @@ TARGETS = frozenset(
         "xray_pneumonia.data.images.sandbox.Limits",
         "xray_pneumonia.evaluation.settings.EvaluationSettings",
         "xray_pneumonia.models.cnn.CNN",
+        "xray_pneumonia.pacs.settings.DicomSettings",
         "xray_pneumonia.models.mlp.MLP",
+        "xray_pneumonia.models.probe.Probe",
         "xray_pneumonia.models.resnet.ResNet",
+        "xray_pneumonia.models.timm.TimmNet",
         "xray_pneumonia.models.torchvision.TorchvisionNet",
         "xray_pneumonia.sweeps.settings.SweepSettings",
         "xray_pneumonia.tracking.store.TrackingSettings",
@@ -47,6 +50,7 @@ TARGETS = frozenset(
         "xray_pneumonia.training.trainer.TrainerSettings",
     }
 )
+INIT = "init_from"  # key of `model` that the training takes, and no net
 NOT_LISTED = "not on the list of what a config may build"
 # Keys below which classes and functions of others may stand: those of `extensions`, and these of libraries.
 OPEN = ("model", "loss", "optimizer", "scheduler", "augmentation", "callbacks", "loggers")
@@ -123,13 +127,17 @@ def check(cfg: DictConfig, root: type) -> dict[str, Any]:
     for key, node in _targets(values):
         name = node["_target_"]
         if may_build(name, key):
-            settings = {key: value for key, value in node.items() if key != "_target_"}
+            settings = {name: value for name, value in node.items() if name not in _not_handed(key)}
             found += problems(settings, locate(name), prefix=key, handed_in=_handed_in(name, key))
         else:
             found.append(f"{key}_target_={name!r}: {unlisted(name)}")
     if found:
         raise InputError("\n  ".join(["the config is wrong:", *found]) if len(found) > 1 else found[0])
     return values
+
+
+def _not_handed(key: str) -> set[str]:
+    return {"_target_", INIT} if key == "model." else {"_target_"}
 
 
 def unlisted(name: object) -> str:
@@ -189,6 +197,8 @@ def build(node: Node, *handed_in: Any, key: str = "") -> Any:
     from hydra.utils import instantiate
 
     values = plain(node) if isinstance(node, DictConfig) else deepcopy(dict(node))
+    if key in {"", "model"}:
+        values.pop(INIT, None)
     for path, inner in _targets(values):
         if not may_build(inner["_target_"], key):
             raise InputError(f"{path}_target_={inner['_target_']!r}: {NOT_LISTED}")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from functools import cache
 from typing import Any, NotRequired, get_type_hints
 
-from xray_pneumonia.errors import nearest
+from xray_pneumonia.suggestions import suggest
 
 
 def problems(
@@ -90,7 +90,7 @@ def _worded(errors: list[Any], values: dict[str, Any], names: list[str], *, pref
         key = f"{prefix}{'.'.join(map(str, path))}={value!r}"
         what = error["msg"].replace("Input should", "should")
         if error["type"] == "extra_forbidden":
-            what = f"unknown key{nearest(str(path[-1]), names, prefix)}"
+            what = f"unknown key{suggest(str(path[-1]), names, prefix)}"
         elif error["type"] == "missing":
             key = key if path else prefix.rstrip(".") or "the config"
             what = f"lacks {error['loc'][-1]}"

@@ -6,10 +6,11 @@ Every config that comes from a run, a bundle or another folder than the package'
 import hashlib
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -48,12 +49,8 @@ MEANT_BEFORE: dict[str, dict[str, Any]] = {
     "xray_pneumonia.training.optimizers.adamw": {"fused": False},
     "xray_pneumonia.training.optimizers.rmsprop": {"fused": False},
     "xray_pneumonia.training.optimizers.sgd": {"fused": False},
-    "xray_pneumonia.training.trainer.TrainerSettings": {
-        "checkpoint_minutes": 10,
-        "checkpoint_steps": None,
-        "compile": False,
-        "keep": "best",
-    },
+    "xray_pneumonia.training.trainer.TrainerSettings": {"checkpoint_minutes": 10, "checkpoint_steps": None}
+    | {"compile": False, "freeze": [], "backbone_lr": 1.0, "keep": "best"},
 }
 REFERENCE = re.compile(r"\$\{[\w.]+\}")
 FORBIDDEN = re.compile(r"[\x00-\x09\x0b-\x1f\x7f\ufeff\u0085\u2028\u2029]")
@@ -85,7 +82,6 @@ def load_stored(text: str | bytes, *, origin: str, sha256: str | None = None) ->
         Plain values in the keys of the present schema, still to be checked against the workflow's class.
 
     Raises:
-        CodeChanged: modules of the user's own that it was written with have changed.
         InputError: it is no plain YAML, was altered, is of another schema, or names what it may not or code to import.
     """
     raw = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
@@ -125,27 +121,27 @@ def _read(raw: bytes, *, origin: str, sha256: str | None) -> dict[str, Any]:
     return values
 
 
-def check_experiment(raw: bytes, *, origin: str) -> None:
+def check_experiment(raw: bytes, *, origin: str, folders: Sequence[Path] = ()) -> None:
     """Check an experiment file from outside the package, such as a `best.yaml`, before Hydra composes it.
 
     Args:
         raw: the YAML, byte for byte.
         origin: what to call it in messages.
+        folders: that the command names, with choices of its user's own.
 
     Raises:
         InputError: it is no plain YAML, is too large, chooses groups that are not the package's, configures Hydra
             itself, names a target that is not on the list, or looks up more than other keys.
     """
     values = _read(raw.replace(b"\r\n", b"\n"), origin=origin, sha256=None)
-    known = groups()
+    known, places = groups(), [resources.files(PACKAGE), *folders]
     for item in values.pop("defaults", None) or []:
         group, choice = next(iter(item.items())) if isinstance(item, dict) and len(item) == 1 else ("experiment", item)
         name = str(group).removeprefix("override ").removeprefix("/")
         files = "" if choice is None or choice == "_self_" else f"{name}/{choice}.yaml"
-        if name not in known or (files and not (resources.files(PACKAGE) / files).is_file()) or ".." in files:
-            raise InputError(
-                f"{origin}: defaults: {item!r}: names no choice of the package; its groups are {', '.join(known)}"
-            )
+        if name not in known or (files and not any((place / files).is_file() for place in places)) or ".." in files:
+            there = f"its groups are {', '.join(known)}"
+            raise InputError(f"{origin}: defaults: {item!r}: names no choice of the package; {there}")
     if "extensions" in values:
         raise InputError(f"{origin}: extensions: code is named on the command line alone: extensions=[my_models]")
     require_safe(values, origin=origin, references=True)
@@ -165,15 +161,19 @@ def check_net(net: Any, *, origin: str) -> dict[str, Any]:
         InputError: it names anything but a net of this package, or arguments that it does not take.
     """
     require_safe({"model": net}, origin=origin)
-    if not isinstance(net, dict) or not (
-        (target := str(net.get("_target_"))).startswith(NETS) or extensions.find(target)
-    ):
+    if not isinstance(net, dict) or not _is_net(net):
         raise InputError(f"{origin}: net names no net of this package: {str(net)[:200]}")
     try:
         check(OmegaConf.create({"model": net}), NetConfig)
     except InputError as error:
         raise InputError(f"{origin}: {error}") from error
-    return net
+    return dict(net)
+
+
+def _is_net(node: Mapping[str, Any]) -> bool:
+    """Tell whether a node names a net of this package around nothing but such nets, or one of the user's own."""
+    target, inner = str(node.get("_target_")), [one for one in node.values() if isinstance(one, dict)]
+    return (target.startswith(NETS) and all(map(_is_net, inner))) or extensions.find(target) is not None
 
 
 class _PlainLoader(get_yaml_loader()):  # type: ignore[misc]

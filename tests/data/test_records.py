@@ -68,6 +68,12 @@ def test_no_images(tmp_path, files):
         scan(layout(tmp_path, files))
 
 
+def test_texts_among_the_films_are_left_out_and_named(tmp_path, caplog):
+    layout(tmp_path, [*FILES, "train/NORMAL/readme.txt"])
+    assert len(scan(tmp_path)) == len(FILES)
+    assert "no X-rays, left out: 1 (readme.txt)" in caplog.text
+
+
 def test_folders_of_other_classes_are_left_out_and_counted(tmp_path, caplog):
     table = scan(layout(tmp_path, [*FILES, "train/COVID/a.jpeg", "train/normal/b.jpeg"]))
     assert table.attrs["left_out"] == {"COVID": 1}

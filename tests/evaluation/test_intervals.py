@@ -39,7 +39,7 @@ def cohort(seed, *, patients, clustered=True):
 
 
 def test_wilson_by_the_book():
-    # 15 of 16: what the seed's 93.75 % on sixteen images says
+    # 15 of 16: what the notebook's 93.75 % on sixteen images says
     low, high = wilson(15, 16)
     expected = stats.binomtest(15, 16).proportion_ci(method="wilson")
     assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-9)

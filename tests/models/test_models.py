@@ -1,8 +1,10 @@
-"""Nets: raw pixels in, logits out; the seed's sizes."""
+"""Nets: raw pixels in, logits out; the notebook's sizes."""
 
 import json
 import re
+import sys
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,7 +30,12 @@ def count(net):
 
 @pytest.mark.parametrize(
     ("experiment", "parameters"),
-    [("seed_mlp", 131_089), ("seed_cnn", 12_938_753), ("seed_cnn_weighted", 12_938_753), ("seed_final", 12_938_753)],
+    [
+        ("notebook_mlp", 131_089),
+        ("notebook_cnn", 12_938_753),
+        ("notebook_cnn_weighted", 12_938_753),
+        ("notebook_final", 12_938_753),
+    ],
 )
 def test_the_seeds_nets_have_the_seeds_size(experiment, parameters):
     assert count(net_of(f"experiment={experiment}")) == parameters
@@ -50,6 +57,40 @@ def test_raw_pixels_to_logits_from_the_config_group_alone(model):
 def test_backbones(backbone):
     net = net_of("model=torchvision", f"model.backbone={backbone}").eval()
     assert net(torch.zeros(2, 1, 64, 64, dtype=torch.uint8)).shape == (2,)
+
+
+@pytest.mark.parametrize("backbone", ["resnet1", "squeezenet1_0", "vit_b_16", "../x"])
+def test_backbones_that_do_not_fit_are_refused_by_name(backbone):
+    with pytest.raises(InputError, match="no backbone of torchvision that fits"):
+        net_of("model=torchvision", f"model.backbone={backbone}")
+
+
+@pytest.fixture
+def timm(monkeypatch):
+    """The package, or what stands in for it."""
+
+    def create_model(name, *, pretrained, in_chans, num_classes, drop_rate):
+        if pretrained:
+            raise OSError("no route")
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(num_classes))
+
+    stub = SimpleNamespace(is_model="resnet18".__eq__, list_models=lambda: ["resnet18"], create_model=create_model)
+    monkeypatch.setitem(sys.modules, "timm", stub)
+
+
+def test_backbones_of_timm(timm):
+    assert net_of("model=timm").eval()(torch.zeros(2, 1, 64, 64, dtype=torch.uint8)).shape == (2,)
+    for name in ("resnet1", "hf-hub:evil/model", "local-dir:/tmp", "resnet18.a/b"):
+        with pytest.raises(InputError, match="no backbone of timm"):
+            net_of("model=timm", f"model.backbone='{name}'")
+    with pytest.raises(InputError, match=r"no route.*model.pretrained=false"):
+        net_of("model=timm", "model.pretrained=true")
+
+
+def test_without_timm_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(InputError, match=r"xray-pneumonia\[timm\]"):
+        net_of("model=timm")
 
 
 def test_the_gray_stem_sees_what_the_colour_stem_saw():
@@ -98,7 +139,7 @@ def test_average_pooling_comes_after_the_activation():
 
 def test_weights_start_as_in_keras():
     torch.manual_seed(0)
-    convolution = net_of("experiment=seed_final").blocks[1][0]
+    convolution = net_of("experiment=notebook_final").blocks[1][0]
     limit = np.sqrt(6 / (9 * 32 + 9 * 64))
     assert convolution.weight.abs().max() <= limit
     assert convolution.weight.abs().max() > 0.99 * limit

@@ -142,3 +142,12 @@ def test_a_file_of_a_librarys_name_replaces_none(here):
         extensions.load(["yaml"])
     extensions.load(["my_models"])
     assert sys.path.index(str(here)) == len(sys.path) - 1
+
+
+def test_choices_of_a_folder_that_the_command_names_are_the_users(here):
+    (here / "model").mkdir()
+    (here / "model" / "mine.yaml").write_text("")
+    text = b"defaults: [{override /model: mine}, {override /loss: null}]\n"
+    check_experiment(text, origin="x", folders=[here])
+    with pytest.raises(InputError, match="names no choice"):
+        check_experiment(text, origin="x")

@@ -99,6 +99,22 @@ def test_a_film_gets_an_answer_by_form_and_raw(server):
     assert server.ask("POST", "/v1/predict", film())[1] == values
 
 
+def test_a_prevalence_changes_the_probability_and_its_sentence_and_never_the_decision(server):
+    """Over odds, as computed by hand: those at the new prevalence times those of the evidence."""
+    own = server.ask("POST", "/v1/predict", film())[1]
+    for prevalence in (0.001, 0.05, own["prevalence"], 0.9):
+        shown = server.form(film(), prevalence=str(prevalence))[1]
+        assert shown == server.ask("POST", f"/v1/predict?prevalence={prevalence}", film())[1]
+        assert all(shown[name] == own[name] for name in ("decision", "label", "reason", "kind", "sha256", "rests_on"))
+        odds = own["probability"] / (1 - own["probability"]) / (own["prevalence"] / (1 - own["prevalence"]))
+        odds *= prevalence / (1 - prevalence)
+        assert shown["probability"] == pytest.approx(odds / (1 + odds), abs=1e-9)
+        assert (shown["probability"] >= shown["operating_point"]) == (shown["label"] == "PNEUMONIA")
+        share = f"{100 * prevalence:.0f}" if prevalence > 0.01 else "0.1"
+        assert f"among patients of whom {share} in 100 have pneumonia" in shown["words"]
+    assert "patients" in own["rests_on"]
+
+
 def test_a_film_is_rendered_and_explained(server):
     answer, data = server.ask("POST", "/v1/image", film())
     assert int(answer.headers["x-film-width"]) == Image.open(BytesIO(film())).width
@@ -155,6 +171,8 @@ def test_what_cannot_be_read_says_why(server, data: bytes, code: str):
         (413, "too_large", {"body": b"x", "Content_Length": "2000000"}),
         (400, "no_file", {"body": b"--X--\r\n", "Content_Type": "multipart/form-data; boundary=X"}),
         (400, None, {"body": b"junk", "Content_Type": "multipart/form-data; boundary=X"}),
+        (400, "two_lengths", {"body": b"1\r\nx\r\n0\r\n\r\n", "Content_Length": "11", "Transfer_Encoding": "chunked"}),
+        (400, "bad_opinion", {"path": "/v1/feedback", "body": b"[" * 10000}),
         (400, "prevalence", {"path": "/v1/predict?prevalence=nan"}),
         (400, "prevalence", {"path": "/v1/predict?prevalence=1"}),
         (404, "not_found", {"path": "/v1/../../etc/passwd"}),
@@ -190,7 +208,20 @@ def test_opinions_are_kept_by_hash_and_harmless_in_a_spreadsheet(server):
 
 @pytest.mark.parametrize(
     "change",
-    [{"sha256": "../x"}, {"opinion": "maybe"}, {"label": "CAT"}, {"note": "x" * 501}, {"probability": "much"}, None],
+    [
+        {"sha256": "../x"},
+        {"opinion": "maybe"},
+        {"label": "CAT"},
+        {"label": []},
+        {"note": "x" * 501},
+        {"note": {}},
+        {"note": "\ud800"},
+        {"answer": "x" * 9999},
+        {"probability": "much"},
+        {"probability": float("nan")},
+        {"filler": "x" * 2**15},
+        None,
+    ],
 )
 def test_a_malformed_opinion_is_refused(server, change: dict | None):
     values = {"sha256": "a" * 64, "opinion": "agree", **change} if change else ["no object"]

@@ -35,7 +35,7 @@ def test_the_name_says_what_is_asked_and_nothing_else():
     assert one.name.startswith("grid-")
 
 
-@pytest.mark.parametrize("name", ["seed_grid", "architecture", "augmentation", "optimizer"])
+@pytest.mark.parametrize("name", ["notebook_grid", "architecture", "augmentation", "optimizer"])
 def test_the_configs_that_come_along_are_plans(name):
     plan = read(f"sweep={name}", choice=name)
     assert plan.space.parameters
@@ -43,7 +43,7 @@ def test_the_configs_that_come_along_are_plans(name):
 
 
 def test_seed_grid_is_the_notebooks():
-    plan = read("sweep=seed_grid", choice="seed_grid")
+    plan = read("sweep=notebook_grid", choice="notebook_grid")
     assert len(plan.points) == 12
     assert plan.settings.folds == 3
 

@@ -1,22 +1,34 @@
 """A study in its database: claims, stale trials, failures, samplers; no training."""
 
+import math
 import os
 import shutil
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_module
 from optuna.trial import TrialState
 
-from xray_pneumonia.errors import InputError
+from xray_pneumonia.errors import InputError, Stopped
 from xray_pneumonia.sweeps import storage as storages
 from xray_pneumonia.sweeps import study as studies
+from xray_pneumonia.sweeps.parent_run import open_parent
 from xray_pneumonia.sweeps.plan import read_plan
+from xray_pneumonia.sweeps.settings import TrialSpec, take_sweep
 from xray_pneumonia.sweeps.storage import open_storage
 from xray_pneumonia.sweeps.study import SweepStudy
+from xray_pneumonia.sweeps.trial import Trial
+from xray_pneumonia.tracking.process import identity_tags
+from xray_pneumonia.tracking.store import TrackingSettings, open_store
+from xray_pneumonia.tracking.store_errors import StoreUnavailable
+from xray_pneumonia.tracking.stored_runs import StoredRun
 
 GONE = {"host": os.uname().nodename, "pid": 2**22 - 1, "born": 1.0}
 GRID = ("model=cnn,mlp",)
@@ -118,6 +130,109 @@ def test_processes_on_other_machines_are_given_time(make):
     assert points(make(*arguments, session="third").claim(5)) == [{"model": "cnn"}]
 
 
+def test_after_the_database_was_away_nobody_is_silent(make):
+    study = make(*GRID)
+    [claim] = study.claim(1)
+    assign(study, claim, host="elsewhere")
+    study.fail_stale_trials()
+    silence(study, 2000)
+    storages.note_failure()
+    study.fail_stale_trials()
+    assert study.running() == 1
+    storages._failed_at[0] = -1e9
+    study.fail_stale_trials()
+    assert study.running() == 0
+
+
+def test_a_trial_waits_for_the_store_that_knows_how_it_ended(make):
+    def unavailable(trial):
+        raise StoreUnavailable("no answer")
+
+    study = make(*GRID, recover_result=unavailable)
+    [claim] = study.claim(1)
+    assign(study, claim)
+    study.fail_stale_trials()
+    assert study.running() == 1
+    study._recover_result = lambda trial: (TrialState.COMPLETE, [0.75])
+    study.fail_stale_trials()
+    assert study.trials()[0].value == 0.75
+
+
+@pytest.fixture
+def trial(tmp_path):
+    """Make the job of a claimed trial, with a function that stands for its training."""
+
+    def made(study, claim, train):
+        with initialize_config_module("xray_pneumonia.conf", version_base="1.3"):
+            cfg = compose("train", [f"home={tmp_path}", f"sweep.storage=sqlite:///{tmp_path}/s.db"])
+        spec = TrialSpec(claim.trial_id, claim.number, study.study.study_name, "p", {"val/auroc": "max"}, claim.point)
+        cfg.sweep.trial = asdict(spec)
+        job = Trial(take_sweep(cfg), cfg, train=train)
+        job._store = None  # of the runs; there are none
+        return job
+
+    return made
+
+
+@pytest.mark.parametrize("ends", ["late", "failing", "stopped"])
+def test_a_process_that_comes_back_late_changes_nothing(make, trial, ends, caplog):
+    """It was paused for longer than the grace: its trial is failed and queued again, once."""
+    study = make(*GRID)
+    [claim] = study.claim(1)
+
+    def train(cfg, report):
+        assign(study, claim, "worker")
+        study.fail_stale_trials()
+        if ends == "late":
+            report.close(None, best_epoch=1)
+        raise ValueError("out of memory") if ends == "failing" else Stopped(15)
+
+    job = trial(study, claim, train)
+    with pytest.raises(Stopped) if ends == "stopped" else nullcontext():
+        assert math.isnan(job.run())
+    assert ("its late result is dropped" in caplog.text) == (ends != "stopped")
+    replaced = [t.user_attrs["replaces"] for t in study.trials() if "replaces" in t.user_attrs]
+    assert (study.trials()[0].state, replaced) == (TrialState.FAIL, [0])
+    assert "reason" not in study.trials()[0].user_attrs
+
+
+def test_the_fingerprint_of_the_data_decides_and_not_their_path(make, trial):
+    """A trial of the same keys with other images fails; what failed is no example for others."""
+    study = make("model=cnn,mlp,resnet,torchvision", "data.root=/a", "sweep.name=one")
+    claims = make("model=cnn,mlp,resnet,torchvision", "data.root=/b", "sweep.name=one").claim(4)
+
+    def outcome(claim, root, fingerprint):
+        def train(cfg, report):
+            cfg.data.root = root
+            report._require_records(fingerprint)
+            report.values = [0.5]
+
+        trial(study, claim, train).run()
+        return study.trials()[claim.number]
+
+    assert outcome(claims[0], "/a", "1" * 64).state == TrialState.COMPLETE
+    assert outcome(claims[1], "/b", "1" * 64).state == TrialState.COMPLETE
+    failed = outcome(claims[2], "/b", "2" * 64)
+    assert "data.root=/b: holds other images than trial 0" in failed.user_attrs["reason"]
+    assert outcome(claims[3], "/a", "1" * 64).state == TrialState.COMPLETE
+
+
+@pytest.mark.parametrize(("minutes", "led"), [(4, True), (11, False)])
+def test_a_sweep_is_led_from_another_machine_as_long_as_that_gives_signs_of_life(make, home, monkeypatch, minutes, led):
+    """Their homes are not shared, so no lock tells; their clocks may be five minutes apart."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    settings = TrackingSettings(uri=None, experiment_name="led", run_name=None, system_metrics=False, required=False)
+    store, study = open_store(settings, home=home), make(*GRID, f"sweep.name=led{minutes}")
+    tags = {**identity_tags(), "host": "elsewhere", "heartbeat": str(time.time() - 60 * minutes)}
+    tags |= {"verb": "sweep", "sweep.name": study.study.study_name}
+    leader = store.client.create_run(store.experiment_id, tags=tags).info.run_id
+    with ExitStack() as stack:
+        parent = open_parent(study._plan, study, store, stack)
+        assert parent.run_id == leader
+        assert isinstance(parent, StoredRun) == led
+    store.client.set_terminated(leader)
+
+
 def test_a_trial_that_waits_in_a_queue_gives_heartbeats(make, monkeypatch):
     study = make(*GRID)
     [claim] = study.claim(1)
@@ -197,6 +312,16 @@ def database(tmp_path):
         connection.execute("create table t (x)")
     connection.close()
     return path
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("ext4", "wal"), ("nfs4", "delete")])
+def test_a_network_folder_gets_no_write_ahead_log(tmp_path, monkeypatch, kind, mode):
+    mounts = [SimpleNamespace(mountpoint="/", fstype="ext4"), SimpleNamespace(mountpoint=str(tmp_path), fstype=kind)]
+    monkeypatch.setattr(storages.psutil, "disk_partitions", lambda all: mounts)
+    storage = open_storage(f"sqlite:///{tmp_path}/s.db")
+    open_storage.cache_clear()
+    with storage.engine.connect() as connection:
+        assert connection.exec_driver_sql("pragma journal_mode").scalar() == mode
 
 
 def test_a_locked_database_is_said_to_be_locked(database, monkeypatch):

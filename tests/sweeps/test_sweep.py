@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import re
 import sqlite3
 import subprocess
@@ -10,6 +11,9 @@ from urllib.parse import unquote
 import optuna
 import pytest
 from mlflow import MlflowClient
+
+from xray_pneumonia.sweeps.parent_run import word_seconds
+from xray_pneumonia.sweeps.sweep import _findings_once
 
 
 @pytest.fixture
@@ -35,11 +39,18 @@ def test_a_grid_is_one_parent_run_and_a_failing_point_does_not_end_it(xray, swee
     [parent] = records.runs("sweep")
     assert parent.info.status == "FINISHED"
     assert done.out.splitlines()[-1].startswith(f"sweep_id={parent.info.run_id} trials=1 val/auroc=")
+    assert re.findall(r"best so far: val/auroc [\d.]+ \(trial 1\); 1 of 2 trials$", done.err, re.MULTILINE)
     children = records.runs("train")
     assert [run.info.status for run in children] == ["FAILED", "FINISHED"]
     assert [run.data.tags["override.data.batch_size"] for run in children] == ["0", "64"]
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
     assert children[0].data.tags["reason"].startswith("InputError: data.batch_size=0")
+    assert [run.data.tags["state"] for run in children] == ["failed", "complete"]
+    best = {"trial": "1", "data.batch_size": "64", "value": f"{records.study('grid').best_value:.6g}"}
+    assert best.items() <= {key.removeprefix("sweep.best."): text for key, text in parent.data.tags.items()}.items()
+    assert parent.data.tags["mlflow.note.content"].startswith(f"Best: `grid 1`, val/auroc {best['value']}")
+    assert parent.data.metrics["best/auroc"] == pytest.approx(children[1].data.metrics["best/auroc"], abs=1e-6)
+    assert parent.data.params["model.width"] == children[1].data.params["model.width"]
     rows = list(csv.DictReader((folder() / "trials.csv").read_text().splitlines()))
     assert [row["state"] for row in rows] == ["fail", "complete"]
     assert json.loads((folder() / "space.json").read_text())["space"] == {"data.batch_size": "0,64"}
@@ -63,6 +74,22 @@ def test_a_sweep_of_which_nothing_can_run_blames_the_input(sweep, records):
     assert done.code == 2
     assert "no trial could run; trial 0: InputError: data.batch_size=0" in done.err
     assert [run.info.status for run in records.runs("sweep")] == ["FAILED"]
+
+
+@pytest.mark.parametrize(("silent", "said"), [(False, ["twins"]), (True, [])])
+def test_the_audit_is_said_once_in_a_sweep(caplog, silent, said):
+    log = logging.getLogger("xray_pneumonia.data.datamodule")
+    with _findings_once(silent=silent):
+        log.warning("%s", "twins")
+        log.warning("%s", "twins")
+    assert [record.getMessage() for record in caplog.records] == said
+    log.warning("%s", "twins")  # of a training by itself
+    assert len(caplog.records) == len(said) + 1
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(41.3, "41 s"), (300, "5 min"), (9000, "2.5 h")])
+def test_the_time_that_is_left_is_no_finer_than_an_estimate(seconds, words):
+    assert word_seconds(seconds) == words
 
 
 @pytest.mark.long
@@ -197,7 +224,9 @@ def test_pruned_trials_end_early_and_well(sweep, records):
     for trial in pruned:
         [run] = [r for r in records.runs("train") if r.data.tags["sweep.trial_id"] == str(trial._trial_id)]
         assert run.info.status == "FINISHED"
-        assert run.data.tags["sweep.state"] == "PRUNED"
+        assert (run.data.tags["sweep.state"], run.data.tags["state"]) == ("PRUNED", "pruned")
+        assert run.info.run_name == f"pruned: pruned {trial.number}"
+        assert run.data.tags["mlflow.note.content"].startswith("Pruned after ")
         assert max(trial.intermediate_values) < 4
 
 

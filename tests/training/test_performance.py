@@ -62,7 +62,7 @@ def test_the_allocator_keeps_freed_memory_in_a_process_of_its_own():
 
 
 def trained(net, *, fused):
-    """The weights after five steps of the seed's optimiser."""
+    """The weights after five steps of the notebook's optimiser."""
     optimizer = rmsprop(net.parameters(), lr=1e-4, rho=0.9, epsilon=1e-7, weight_decay=0, fused=fused)
     draws = torch.Generator().manual_seed(0)
     for _ in range(5):

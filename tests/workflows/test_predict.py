@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import socket
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 
 from xray_pneumonia.data.images.decode import decode, read_bytes
 from xray_pneumonia.inference.loading import load_model
-from xray_pneumonia.workflows import predict
+from xray_pneumonia.workflows import predict, watch
 from xray_pneumonia.workflows.prediction_files import PredictionFiles
 
 EVIL = "=cmd|\"&' <script>alert(1)</script>.png"
@@ -96,7 +97,7 @@ def test_one_file_is_enough(read, ward, tmp_path):
 
 
 def test_bad_files_are_reported_and_the_others_are_read(read, ward, tmp_path):
-    (ward / "notes.txt").write_text("hello")
+    (ward / "notes.txt").write_bytes(b"\xff\x00 no text")
     (ward / "empty.png").write_bytes(b"")
     os.mkfifo(ward / "pipe.png")
     (ward / "out.png").symlink_to("/etc/passwd")
@@ -113,6 +114,20 @@ def test_bad_files_are_reported_and_the_others_are_read(read, ward, tmp_path):
         "out.png": "link_outside_root", "s": "not_a_file",
     }  # fmt: skip
     assert all(row["probability"] is None for row in rows(tmp_path / "out") if row["error"])
+
+
+def test_texts_are_no_films_and_no_failures(read, ward, tmp_path):
+    for name in ("readme.txt", "a/list.CSV", "LICENSE", "Röntgen.md"):
+        (ward / name).write_text("Grüße " * 1000, encoding="utf-8")
+    shutil.copy(next(ward.glob("0.*")), ward / "film.txt")  # a film by its content
+    outcome = read(ward)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.splitlines()[-1].endswith("files=9 failed=0")
+    assert "film.txt" in {row["path"] for row in rows(tmp_path / "out")}
+    assert "no film, left out: 4 (LICENSE, Röntgen.md, readme.txt, a/list.CSV)" in outcome.err
+    (ward / "readme.png").write_text("hello")
+    assert read(ward, output="other").code == 3
+    assert read(ward / "readme.txt", output="one").code == 2  # what is named itself is asked for
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root reads everything; tests/faults drops that right")
@@ -364,3 +379,42 @@ def test_the_contact_sheet_is_one_page_that_asks_nobody(read, ward, tmp_path):
     order = sorted(found, key=lambda row: (row["decision"] != "look closer", abs(row["probability"] - 0.5)))
     shown = [line.split('data-name="')[1].split('"')[0] for line in page.splitlines() if "data-name=" in line]
     assert shown == [row["path"] for row in order[:5]]
+
+
+def test_a_watched_folder_is_answered_as_films_come_until_the_command_is_stopped(read, ward, tmp_path, monkeypatch):
+    """A file that still grows waits, one that changed is answered anew, and answers to what is gone stay."""
+    inbox, out, looks = tmp_path / "inbox", tmp_path / "out", watch.stamps
+    inbox.mkdir()
+    films = [path.read_bytes() for path in sorted(ward.rglob("*.*"))]
+    seen: list[dict[str, str]] = []
+
+    def note() -> None:
+        sheet = (out / "contact_sheet.html").read_text(encoding="utf-8")
+        seen.append({row["path"]: row["error"] for row in rows(out)})
+        assert all(name in sheet for name in seen[-1])
+
+    steps = [
+        lambda: None,  # before the first pass over an empty folder
+        lambda: (inbox / "a.jpeg").write_bytes(films[0][:2000]),
+        lambda: (inbox / "a.jpeg").write_bytes(films[0]),
+        note,
+        lambda: (note(), (inbox / "b.jpeg").write_bytes(films[1])),
+        note,
+        lambda: (note(), (inbox / "a.jpeg").unlink(), (inbox / "c.jpeg").write_bytes(b"text")),
+        lambda: None,
+        lambda: (note(), signal.raise_signal(signal.SIGTERM)),
+    ]
+
+    def look(source):
+        steps.pop(0)()
+        return looks(source)
+
+    for module in (predict, watch):
+        monkeypatch.setattr(module, "stamps", look)
+    monkeypatch.setattr(watch, "PAUSE", 0.0)
+    outcome = read(inbox, "watch=true")
+    assert outcome.code == 143, outcome.err
+    assert not steps
+    one, both = {"a.jpeg": ""}, {"a.jpeg": "", "b.jpeg": ""}
+    assert seen == [{}, one, one, both, {**both, "c.jpeg": "not_an_image"}]
+    assert f"output={out} files=2 failed=0" in outcome.out

@@ -254,7 +254,7 @@ def test_what_has_changed_is_refused_with_the_difference(xray, tiny, client, sto
     require_refused("trainer.max_epochs: 3 in the run, 5 asked for", "trainer.max_epochs=5")
     require_refused("data.batch_size: 8 in the run, 16 asked for", "data.batch_size=16")
     require_refused("optimizer.momentum: None in the run, 0.9 asked for", "optimizer=sgd")
-    require_refused("data.batch_size: 8 in the run, 80 asked for", "experiment=seed_mlp")
+    require_refused("data.batch_size: 8 in the run, 80 asked for", "experiment=notebook_mlp")
     one, other = sorted((root / "train" / "NORMAL").iterdir())[:2]
     before = one.read_bytes()
     with Image.open(one) as image:

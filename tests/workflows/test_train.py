@@ -178,7 +178,7 @@ def test_the_seeds_class_weights_and_experiments_reach_the_run(xray, tiny, clien
     small = [o for o in tiny if not o.startswith("model")]
     outcome = xray(
         "train",
-        "experiment=seed_final",
+        "experiment=notebook_final",
         *small,
         "model.filters=[2,2]",
         "model.activations=[relu,tanh]",

@@ -122,7 +122,10 @@ class XRayDataModule:
         """Scan, decode and audit: sets `records`, whose splits are the folder's own, `images` and `audit`."""
         if self._synthetic_patients is not None:
             synthetic.generate(self._root, patients=self._synthetic_patients, seed=0)
-        found = scan(self._root, question=self.question, patient=self._patient, follow_links=self._follow_links)
+        self.adopt(scan(self._root, question=self.question, patient=self._patient, follow_links=self._follow_links))
+
+    def adopt(self, found: pd.DataFrame) -> None:
+        """Decode and audit the files of a table that was scanned elsewhere."""
         self.left_out = found.attrs["left_out"]
         if self._max_images is not None and self._max_images < len(found):
             found = sample_by_patient(found, self._max_images, self._split_seed)

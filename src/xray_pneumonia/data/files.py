@@ -1,6 +1,8 @@
 """List the files of a folder in one order without opening them, under printable names; find files that changed."""
 
+import codecs
 import hashlib
+import logging
 import os
 import stat
 import unicodedata
@@ -15,11 +17,29 @@ if TYPE_CHECKING:
     import pandas as pd  # decoding processes import this module and have no use for pandas
 
 JUNK = {"Thumbs.db", "desktop.ini", "__MACOSX"}
+TEXTS = {
+    ".cfg",
+    ".csv",
+    ".htm",
+    ".html",
+    ".ini",
+    ".json",
+    ".log",
+    ".md",
+    ".rst",
+    ".tsv",
+    ".txt",
+    ".xml",
+    ".yaml",
+    ".yml",
+}
+TEXTS_BY_NAME = {"LICENCE", "LICENSE", "README"}
 LINK_TO_FOLDER = ("link_to_folder", "is a link to a folder; links are not followed")
 UNREADABLE_FOLDER = ("unreadable", "is a folder that cannot be read")
 MISSING = "missing"  # the stamp of a file that does not exist
 SHOWN = 10  # names in a message
 UNPRINTABLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # Unicode categories
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,6 +70,32 @@ def find_files(root: Path) -> Iterator[InputFile]:
     within = os.path.realpath(root) + os.sep
     for path in walk(root):
         yield _described(Path(path), root, within=within)
+
+
+def find_films(root: Path) -> Iterator[InputFile]:
+    """Yield the files that may be films: all but the texts among them; a file that is named itself is always one."""
+    return (file for file in find_files(root) if not root.is_dir() or not is_text(file.path))
+
+
+def is_text(path: str) -> bool:
+    """Tell a file that is no film by its name and by its first bytes, which are text; links are not followed."""
+    name, suffix = os.path.splitext(os.path.basename(path))
+    if suffix.lower() not in TEXTS and (suffix or name.upper() not in TEXTS_BY_NAME):
+        return False
+    try:
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            return False
+        with open(path, "rb") as file:
+            start = codecs.getincrementaldecoder("utf-8-sig")().decode(file.read(2048))  # the last sign may be cut
+    except (OSError, UnicodeDecodeError):
+        return False
+    return "\0" not in start
+
+
+def shown(names: list[str]) -> str:
+    """List the first names, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more}"
 
 
 def _described(path: Path, root: Path, *, within: str) -> InputFile:
@@ -98,6 +144,18 @@ def walk(folder: Path) -> Iterator[str]:
         refused = [name for name in folders if not _may_enter(os.path.join(here, name))]
         for name in sorted([*(name for name in files if not is_hidden(name)), *refused]):
             yield os.path.join(here, name)
+
+
+def walk_films(folder: Path) -> Iterator[str]:
+    """Yield what `walk` yields, but the texts, which are named."""
+    texts = []
+    for path in walk(folder):
+        if is_text(path):
+            texts.append(printable(os.path.relpath(path, folder)))
+        else:
+            yield path
+    if texts:
+        log.warning("%s: no X-rays, left out: %d (%s)", folder, len(texts), shown(texts))
 
 
 def _may_enter(folder: str) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from xray_pneumonia.data.classes import PUBLIC, Question, counted
-from xray_pneumonia.data.files import is_hidden, printable, stamp_of, walk
+from xray_pneumonia.data.files import is_hidden, printable, stamp_of, walk_films
 from xray_pneumonia.data.patients import COLUMN, NO_PATIENT, Rule, by_scheme, rule_of, warn_of_look_alikes
 from xray_pneumonia.data.tables import read_table
 from xray_pneumonia.errors import InputError, nearest
@@ -56,9 +56,9 @@ def scan(
             "with data.root=DIR, or try generated X-rays: `xray train data=synthetic`"
         )
     if root.is_file():
-        return _table(list(_csv_rows(root, question, patient, follow_links)), root, question)
-    inner = _unnest(root)
-    return _table(list(_folder_rows(inner, question, _folder_rule(patient), follow_links)), inner, question)
+        return table_of(list(_csv_rows(root, question, patient, follow_links)), root, question)
+    inner = unnest(root)
+    return table_of(list(_folder_rows(inner, question, _folder_rule(patient), follow_links)), inner, question)
 
 
 def scan_external(root: str | Path, *, question: Question = PUBLIC, patient: str | None = None) -> pd.DataFrame:
@@ -73,11 +73,11 @@ def scan_external(root: str | Path, *, question: Question = PUBLIC, patient: str
         InputError: the folder, the classes or the columns are not as expected.
     """
     root = Path(root)
-    inner = _unnest(root) if root.is_dir() else root
+    inner = unnest(root) if root.is_dir() else root
     if not root.exists() or root.is_file() or any((inner / split).is_dir() for split in SPLITS):
         return scan(root, question=question, patient=patient).assign(split="external")
     rows = list(_class_rows(root, root, question, _folder_rule(patient), False, split="external"))
-    return _table(rows, root, question)
+    return table_of(rows, root, question)
 
 
 def fingerprint(records: pd.DataFrame) -> str:
@@ -102,7 +102,7 @@ def sample_by_patient(records: pd.DataFrame, max_images: int, seed: int) -> pd.D
     return records[records["patient"].isin(chosen)].reset_index(drop=True)
 
 
-def _table(rows: list[Row], root: Path, question: Question) -> pd.DataFrame:
+def table_of(rows: list[Row], root: Path, question: Question) -> pd.DataFrame:
     """Keep the rows that have a label, and count the others by their class."""
     if not rows:
         raise InputError(
@@ -132,7 +132,7 @@ def _table(rows: list[Row], root: Path, question: Question) -> pd.DataFrame:
     return table
 
 
-def _unnest(root: Path) -> Path:
+def unnest(root: Path) -> Path:
     """Step into `chest_xray/chest_xray` when the splits lie one level deeper; never count them twice."""
     if any((root / split).is_dir() for split in SPLITS):
         return root
@@ -169,7 +169,7 @@ def _class_rows(root: Path, folder: Path, question: Question, rule: Rule, links:
         if doubt := question.doubt(inner.name):
             raise InputError(f"{folder}: has a folder {inner.name!r}; {doubt}; rename or move it")
         for path in _files(inner):
-            yield _row(root, path, question, [inner.name], links, split=split, rule=rule)
+            yield row_of(root, path, question, [inner.name], links, split=split, rule=rule)
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -184,7 +184,7 @@ def _files(folder: Path) -> Iterator[Path]:
             raise InputError(
                 f"{folder}: holds a folder {masks[0]!r}; masks are no X-rays: move it away, or list the X-rays in a CSV"
             )
-        for path in map(Path, walk(folder)):
+        for path in map(Path, walk_films(folder)):
             if path.is_dir() and not path.is_symlink():
                 raise PermissionError(0, "no permission, or too long a path", str(path))
             yield path
@@ -218,7 +218,7 @@ def _csv_rows(csv: Path, question: Question, patient: str | None, links: bool) -
                 f"{nearest(row['split'], SPLITS) or nearest(row['split'][:3], SPLITS)}"
             )
         path = _csv_path(csv, line, cells["path"])
-        found = _row(csv.parent, path, question, names, links, split=row["split"], rule=rule)
+        found = row_of(csv.parent, path, question, names, links, split=row["split"], rule=rule)
         if not found["path"] and found["id"].startswith(".."):
             raise InputError(
                 f"{csv}, line {line}: path={cells['path']!r} lies outside the folder of the CSV, and nothing "
@@ -254,7 +254,7 @@ def _csv_table(csv: Path) -> pd.DataFrame:
     return table
 
 
-def _row(root: Path, path: Path, question: Question, names: list[str], links: bool, *, split: str, rule: Rule) -> Row:
+def row_of(root: Path, path: Path, question: Question, names: list[str], links: bool, *, split: str, rule: Rule) -> Row:
     """Describe one file by its names and by what the file system says; `label` is None where no class is asked for."""
     size, stamp = stamp_of(path)
     relative = printable(os.path.relpath(path, root))

@@ -1,7 +1,8 @@
 """Answers "normal", "pneumonia" or "look closer": a margin around the operating point that promises few errors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,6 @@ from xray_pneumonia.evaluation.intervals import CONFIDENCE, wilson
 from xray_pneumonia.types import Vector
 
 ANSWERS = ("normal", "look closer", "pneumonia")
-SHARES = np.arange(70, 101) / 100  # of the images that are answered, from the surest on; tried in this order
 SHOWN = (1.0, 0.98, 0.95, 0.9, 0.85, 0.8, 0.7)  # of them, for which the trade-off is shown
 
 
@@ -69,14 +69,19 @@ def is_certified(promise: Promise) -> bool:
 
 
 def fit_promise(
-    distance: Vector, label: npt.ArrayLike, patient: npt.ArrayLike, *, max_error: float, folds: int = 0
+    distance: Vector,
+    label: npt.ArrayLike,
+    patient: npt.ArrayLike,
+    *,
+    max_error: float,
+    folds: int = 0,
+    sure: float = 0.7,
 ) -> Promise:
     """Find the least margin of which at most a share `max_error` of the answers is wrong, with 95 % confidence.
 
-    Margins are tested from the widest (70 % answered) to none, each for "more answers are wrong", until the first
+    Margins are tested from the widest (`sure` is answered) to none, each for "more answers are wrong", until the first
     test that fails: fixed-sequence testing, which needs no correction (Angelopoulos et al., Learn then Test, 2021;
-    Geifman and El-Yaniv, NeurIPS 2017). The binomial bound counts images / D, D being how much more the errors vary
-    over patients than over independent images.
+    Geifman and El-Yaniv, NeurIPS 2017). The binomial bound counts images / `design_effect`.
 
     Args:
         distance: logits (N,) from the operating point; from 0 on an image is called PNEUMONIA.
@@ -84,32 +89,31 @@ def fit_promise(
         patient: (N,).
         max_error: of the answers.
         folds: nets that the logits come from, each on images it never saw; 0 for one net on its validation split.
+        sure: share that the widest margin answers.
     """
-    wrong = (distance >= 0) != (np.asarray(label) > 0.5)
-    sizes, effect = np.sort(np.abs(distance)), design_effect(wrong, patient)
-    patients = len(np.unique(np.asarray(patient)))
-
-    def test(share: float) -> Promise:
-        margin = _margin(sizes, share)
-        answered = np.abs(distance) >= margin
-        errors, right = (float((answered & part).sum()) / effect for part in (wrong, ~wrong))
-        return Promise(
-            margin=margin,
-            max_error=max_error,
-            bound=float(betaincinv(errors + 1, right, CONFIDENCE)) if right else 1.0,
-            answered=float(answered.mean()),
-            images=len(distance),
-            patients=patients,
-            folds=folds,
-        )
-
-    found = test(SHARES[0])
-    for share in SHARES[1:]:
-        narrower = test(share)
+    wrong, patients = (distance >= 0) != (np.asarray(label) > 0.5), len(np.unique(np.asarray(patient)))
+    effect = design_effect(wrong, patient)
+    known = {"max_error": max_error, "images": len(distance), "patients": patients, "folds": folds}
+    shares = np.arange(round(100 * sure), 101) / 100  # from the surest images on; tried in this order
+    found = _test(np.abs(distance), wrong, shares[0], effect=effect, known=known)
+    for share in shares[1:]:
+        narrower = _test(np.abs(distance), wrong, share, effect=effect, known=known)
         if not (is_certified(found) and is_certified(narrower)):
             break
         found = narrower
     return found
+
+
+def _test(
+    sizes: Vector, wrong: npt.NDArray[np.bool_], share: float, *, effect: float, known: Mapping[str, Any]
+) -> Promise:
+    """Bound the error of the answers to a share of images, the surest ones."""
+    margin = _margin(np.sort(sizes), share)
+    answered = sizes >= margin
+    errors, right = (float((answered & part).sum()) / effect for part in (wrong, ~wrong))
+    bound = float(betaincinv(errors + 1, right, CONFIDENCE)) if right else 1.0
+    found = {"margin": margin, "bound": bound, "answered": float(answered.mean())}
+    return Promise(**found, **known)  # type: ignore[typeddict-item, no-any-return]
 
 
 def design_effect(flags: npt.NDArray[np.bool_], patient: npt.ArrayLike) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
+from scipy.special import ndtr
 
 from xray_pneumonia.types import Gray, Vector
 
@@ -20,8 +20,8 @@ LEVEL = 0.01  # how often films that are just alike are called different
 SHARES = np.linspace(0, 1, 101)
 RANGE = (0.05, 0.5, 0.95)
 DIFFERENT = (
-    'These films differ from those the model knows; its figures do not hold here: see "Another hospital\'s films" in '
-    "docs/evaluation.md."
+    'These films differ from those the model knows; its figures do not hold here: `xray adapt`, see "Another '
+    "hospital's films\" in docs/evaluation.md."
 )
 
 
@@ -96,8 +96,8 @@ class Drift:
             ]
         p = "p < 0.001" if self.p_value < 0.001 else f"p = {self.p_value:.3f}"
         tested = (
-            f"Beside {self.home} validation films, {self.films} films look less familiar in {self.chance:.0%} of pairs "
-            f"(at home 50 %; up to {ALIKE:.0%} counts as alike, {p}, n = {self.units})."
+            f"Beside {self.home} validation films, {self.films} films look less familiar in {100 * self.chance:.0f} % "
+            f"of pairs (at home 50 %; up to {100 * ALIKE:.0f} % counts as alike, {p}, n = {self.units})."
         )
         beside = "; ".join(f"{name} {here} (validation {home})" for name, here, home in self.beside)
         return [*[DIFFERENT] * self.differs, tested, f"Beside it: {beside}."]
@@ -133,13 +133,13 @@ def compare_with_home(table: pd.DataFrame, home: Home, *, positive: str) -> Drif
     units, known = len(rank), home.counts.sum()
     chance = float(rank.mean()) if units >= FEWEST else np.nan
     deviation = np.sqrt((1 / max(units, 1) + 1 / known) / 12)
-    p_value = float(norm.sf((chance - ALIKE) / deviation))
+    p_value = float(ndtr((ALIKE - chance) / deviation))
     return Drift(len(table), units, int(known), chance, p_value, _beside(table, home, positive))
 
 
 def _beside(table: pd.DataFrame, home: Home, positive: str) -> tuple[tuple[str, str, str], ...]:
     shares = (table["called"].mean(), home.counts[1] / home.counts.sum())
-    facts = [(f"called {positive}", f"{shares[0]:.0%}", f"{shares[1]:.0%}")]
+    facts = [(f"called {positive}", f"{100 * shares[0]:.0f} %", f"{100 * shares[1]:.0f} %")]
     for name, title, known in (("brightness", "mean gray", home.brightness), ("side", "longer side", home.side)):
         if np.isfinite(known).all() and table[name].notna().any():
             facts.append((title, f"{table[name].median():.0f}", f"{known[0]:.0f} to {known[2]:.0f}"))

@@ -227,7 +227,7 @@ def prevalence_weights(label: npt.ArrayLike, prevalence: float | None) -> Vector
     share = truth.mean()
     if prevalence is None or share in (0, 1):
         return np.ones(len(truth))
-    return np.where(truth, prevalence / share, (1 - prevalence) / (1 - share))
+    return np.asarray(np.where(truth, prevalence / share, (1 - prevalence) / (1 - share)), np.float64)
 
 
 def epoch_metrics(

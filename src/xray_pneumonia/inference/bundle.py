@@ -44,6 +44,7 @@ class Card:
         versions: of the packages that wrote it.
         evidence: what it was trained and validated on, such as `val/images`, `val/patients` and `val/auroc`.
         weights_sha256: of the file of weights; empty in models written before it was kept.
+        lineage: of an adapted model: its parent and the hash of its weights, how it was adapted, to how many films.
         extensions: modules of the user's own with which it was trained, and the hashes of their sources.
     """
 
@@ -63,11 +64,12 @@ class Card:
     weights_sha256: str = ""
     prevalence: OpenFraction | None = None
     promise: Promise | None = None
+    lineage: dict[str, str] = field(default_factory=dict)
     extensions: dict[str, str] = field(default_factory=dict)
 
     def values(self) -> dict[str, Any]:
-        """List the fields as they are stored; `extensions` alone is left out where it is empty."""
-        return {name: value for name, value in asdict(self).items() if value or name != "extensions"}
+        """List the fields as they are stored; `extensions` and `lineage` are left out where they are empty."""
+        return {name: value for name, value in asdict(self).items() if value or name not in {"extensions", "lineage"}}
 
     @property
     def classes(self) -> Classes:
@@ -135,7 +137,7 @@ def parse_card(text: str, *, name: str) -> Card:
     if values.get("schema", SCHEMA) != SCHEMA:
         raise InputError(f"{name}: schema {values.get('schema')}; this version reads {SCHEMA}")
     defaults = {one.name: one.default for one in fields(Card) if one.default is not MISSING}
-    values = {"band": [], "evidence": {}, "extensions": {}, **defaults, **values}
+    values = {"band": [], "evidence": {}, "extensions": {}, "lineage": {}, **defaults, **values}
     found = problems(values, Card, prefix="")
     if not found and (len(values["band"]) not in {0, 2} or values["band"] != sorted(values["band"])):
         found.append(f"band={values['band']!r}: should be empty or a lower and an upper probability")

@@ -63,7 +63,7 @@ def load_bundle(folder: Path, *, name: str) -> TrainedModel:
     card, weights = read_bundle(folder)
     gate = _load_gate(folder)
     if extensions.missing(card.extensions) and (folder / GRAPH).is_file():
-        log.info("%s: computed by its graph; its code is used with extensions=[%s]", name, ",".join(card.extensions))
+        log.info("%s: computed by its graph; its code is used with extensions=%r", name, [*card.extensions])
         return TrainedModel(name, card, gate, graph=_read_own_graph(folder, card, gate), folder=folder)
     extensions.require(card.extensions, origin=name)
     net = _load_net(card.net, weights, name=str(folder))
@@ -134,20 +134,24 @@ def _load_gate(folder: Path) -> Gate | None:
 
 def _load_net(node: Mapping[str, Any], weights: Mapping[str, Tensor], *, name: str) -> nn.Module:
     """Build the net a card names around its weights; nothing is drawn, downloaded or larger than the weights."""
-    node = dict(check_net(dict(node), origin=name))
+    node = _without_download(check_net(dict(node), origin=name))
     foreign = is_foreign(node)
-    if "pretrained" in node:
-        node["pretrained"] = False  # its weights are here
     try:
         with nullcontext() if foreign else _shapes_alone(weights):  # the command trusts code of others
             net: nn.Module = build(node, key="model")
-        _require_fitting(net, weights)
+        require_fitting(net, weights)
         net = as_logits(net) if foreign else net.to_empty(device="cpu")
         net.load_state_dict(weights)
     except (RuntimeError, ValueError, TypeError, OverflowError) as error:
         raise InputError(f"{name}: its weights do not fit its net: {' '.join(str(error).split())}") from error
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return to_channels_last(net).eval().requires_grad_(False).to(device)
+
+
+def _without_download(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Have a net, and those in it, fetch no weights: they are here."""
+    inner = {key: _without_download(value) for key, value in node.items() if isinstance(value, Mapping)}
+    return {**node, **inner, **({"pretrained": False} if "pretrained" in node else {})}
 
 
 @contextmanager
@@ -170,7 +174,12 @@ def _shapes_alone(weights: Mapping[str, Tensor]) -> Iterator[None]:
         hook.remove()
 
 
-def _require_fitting(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def require_fitting(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Check that weights have the names, shapes and types of a net's, and are finite.
+
+    Raises:
+        ValueError: they have not.
+    """
     expected = net.state_dict()
     differing = sorted(expected.keys() ^ weights.keys())
     if differing:

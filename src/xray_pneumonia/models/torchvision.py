@@ -1,15 +1,16 @@
 """Adapts backbones of torchvision to one input channel and one logit."""
 
-from typing import Literal
 from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from xray_pneumonia.errors import InputError
+from xray_pneumonia.errors import InputError, nearest
 from xray_pneumonia.models.layers import Pixels
-from xray_pneumonia.types import BelowOne, Fraction, Positive
+from xray_pneumonia.types import BelowOne, Fraction, Positive, Text
+
+UNFIT = ("googlenet", "inception", "maxvit", "squeezenet", "vit")  # other outputs, no dense head, one image size
 
 
 class TorchvisionNet(nn.Module):
@@ -19,7 +20,7 @@ class TorchvisionNet(nn.Module):
     gray image just as the pretrained net saw the same image in RGB.
 
     Args:
-        backbone: its name in torchvision.
+        backbone: its name in `torchvision.models`; those of `UNFIT` are refused.
         pretrained: start from the ImageNet weights, which torchvision downloads once.
         dropout: before the last layer.
         mean: of the pixels in [0, 1], for normalisation.
@@ -29,7 +30,7 @@ class TorchvisionNet(nn.Module):
     def __init__(
         self,
         *,
-        backbone: Literal["resnet18", "densenet121", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny"],
+        backbone: Text,
         pretrained: bool,
         dropout: BelowOne,
         mean: Fraction,
@@ -52,6 +53,9 @@ class TorchvisionNet(nn.Module):
 
 
 def _load(backbone: str, *, pretrained: bool) -> nn.Module:
+    known = [name for name in models.list_models(module=models) if not name.startswith(UNFIT)]
+    if backbone not in known:
+        raise InputError(f"model.backbone={backbone}: no backbone of torchvision that fits{nearest(backbone, known)}")
     try:
         return models.get_model(backbone, weights="DEFAULT" if pretrained else None)  # type: ignore[no-any-return]
     except (URLError, OSError, RuntimeError) as error:

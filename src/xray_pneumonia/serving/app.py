@@ -25,6 +25,7 @@ from xray_pneumonia.serving.reader import Reader
 from xray_pneumonia.serving.records import Journal
 from xray_pneumonia.serving.schema import ANSWER, ERROR, MODELS, OPINION, UPLOAD, require_opinion
 
+LONGEST_OPINION = 2**14  # bytes
 STATIC = Path(__file__).parent / "static"
 T = TypeVar("T")
 
@@ -67,6 +68,7 @@ def make_app(service: Service, rules: Rules) -> Guard:
     app.state.counts = counts = _Counts()
     app.add_exception_handler(HTTPException, _http_problem)
     app.add_exception_handler(Problem, _problem)
+    app.add_exception_handler(Exception, _failure)
     uploads = _Uploads(service.most_waiting, counts)
     _add_reading(app, service, uploads)
     _add_opinions(app, service)
@@ -84,6 +86,11 @@ async def _problem(request: Request, error: Exception) -> Response:
 async def _http_problem(request: Request, error: Exception) -> Response:
     status = HTTPStatus(getattr(error, "status_code", 500))
     return await _problem(request, Problem(status, getattr(error, "detail", status.phrase), code=status.name.lower()))
+
+
+async def _failure(request: Request, error: Exception) -> Response:
+    problem = Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "the server failed; see its log", code="failed")
+    return await _problem(request, problem)
 
 
 def _add_reading(app: FastAPI, service: Service, uploads: "_Uploads") -> None:
@@ -134,8 +141,8 @@ def _add_opinions(app: FastAPI, service: Service) -> None:
             detail = "the server keeps nothing; start it with keep=DIR, or use the page's own download"
             raise Problem(HTTPStatus.CONFLICT, detail, code="not_kept")
         try:
-            values = require_opinion(json.loads(await request.body()), service.model["classes"])
-        except ValueError as error:
+            values = require_opinion(json.loads(await _short_body(request)), service.model["classes"])
+        except (ValueError, RecursionError) as error:
             raise Problem(HTTPStatus.BAD_REQUEST, str(error), code="bad_opinion") from error
         model, reader = service.model["version"], request.scope["reader"]
         await run_in_threadpool(service.journal.opinion, values, model=model, reader=reader)
@@ -200,6 +207,20 @@ class _Uploads:
             os.unlink(name)
             self._now -= 1
             self.counts.waiting.set(self._now)
+
+
+async def _short_body(request: Request) -> bytes:
+    """Read a body that is no film.
+
+    Raises:
+        ValueError: it is longer than any opinion.
+    """
+    body = b""
+    async for piece in request.stream():
+        body += piece
+        if len(body) > LONGEST_OPINION:
+            raise ValueError(f"at most {LONGEST_OPINION} bytes are read")
+    return body
 
 
 async def _receive(request: Request, write: Callable[[bytes], Any]) -> dict[str, str]:

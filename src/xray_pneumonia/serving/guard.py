@@ -112,6 +112,8 @@ class Guard:
             )
         if scope["method"] not in SAFE and not _same_origin(headers, host):
             raise Problem(HTTPStatus.FORBIDDEN, "the request comes from another site", code="other_origin")
+        if "transfer-encoding" in headers and "content-length" in headers:  # two servers might read two requests
+            raise Problem(HTTPStatus.BAD_REQUEST, "send one length, not two", code="two_lengths", headers=CLOSE)
         scope["reader"] = self._authenticated(headers, scope["path"])
         if int(headers.get("content-length", "0") or 0) > self._rules.most_bytes:
             raise self._too_large()

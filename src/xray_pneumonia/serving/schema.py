@@ -34,8 +34,11 @@ EXAMPLE = {
     "prevalence": 0.4,
     "operating_point": 0.5,
     "reason": "uncertain",
+    "kind": "uncertain",
     "flags": [],
-    "words": "54 %: among children of whom 40 in 100 have pneumonia, 54 of 100 films like this one show it.",
+    "words": "Too near the operating point, or no film of the kind it knows. 54 %: among patients of whom 40 in 100 "
+    "have pneumonia, 54 of 100 films like this one show it. From 50 % on it is called pneumonia.",
+    "rests_on": "Trained on 4136 films of 2040 patients. On 1096 films of 510 patients ...",
     "sha256": "0" * 64,
     "width": 1024,
     "height": 1024,
@@ -92,10 +95,21 @@ def require_opinion(values: Any, classes: Sequence[str]) -> Mapping[str, Any]:
         raise ValueError("sha256: give the 64 hex digits of the answer")
     if values.get("opinion") not in OPINIONS:
         raise ValueError(f"opinion: one of {', '.join(OPINIONS)}")
-    if values.get("label", "") not in {"", *classes}:
+    if values.get("label", "") not in ("", *classes):
         raise ValueError(f"label: one of {', '.join(classes)}, or empty")
-    if len(str(values.get("note", ""))) > LONGEST_NOTE:
-        raise ValueError(f"note: at most {LONGEST_NOTE} letters")
-    if not isinstance(values.get("probability", 0.0), int | float):
-        raise ValueError("probability: a number")
+    for name in ("note", "answer"):
+        text = values.get(name, "")
+        if not isinstance(text, str) or len(text) > LONGEST_NOTE or _torn(text):
+            raise ValueError(f"{name}: a text of at most {LONGEST_NOTE} letters")
+    if not _is_share(values.get("probability", 0.0)):
+        raise ValueError("probability: a number between 0 and 1")
     return {name: values.get(name, "") for name in ("sha256", "opinion", "label", "note", "answer", "probability")}
+
+
+def _torn(text: str) -> bool:
+    """Tell whether a text has half a character, which no file can hold."""
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1

@@ -10,6 +10,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from xray_pneumonia.errors import InputError
 
 HEAD_SECONDS = 10.0  # in which the head of a request must arrive
+STUCK_SECONDS = 30.0  # in which a client must read some of its answer
 MOST_CONNECTIONS = 200
 
 
@@ -17,13 +18,18 @@ class ImpatientProtocol(H11Protocol):
     """HTTP/1.1 that closes a connection whose request does not begin or whose head does not end in time."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the clock."""
+        """Start the clock; where there are too many connections, the one that has been idle longest is closed."""
         super().connection_made(transport)
-        self._deadline = self.loop.call_later(HEAD_SECONDS, self._give_up)
+        self._deadline = self._stuck = self.loop.call_later(HEAD_SECONDS, self._give_up)
+        if len(self.connections) >= MOST_CONNECTIONS:
+            idle = [one for one in self.connections if one is not self and isinstance(one, ImpatientProtocol)]
+            for one in sorted(idle, key=lambda one: one._deadline.when())[: len(idle) + 2 - MOST_CONNECTIONS]:
+                one._give_up()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock."""
         self._deadline.cancel()
+        self._stuck.cancel()
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
@@ -32,9 +38,19 @@ class ImpatientProtocol(H11Protocol):
         self._deadline.cancel()
         self._deadline = self.loop.call_later(HEAD_SECONDS, self._give_up)
 
+    def pause_writing(self) -> None:
+        """Start the clock of a client that reads its answer too slowly."""
+        super().pause_writing()
+        self._stuck = self.loop.call_later(STUCK_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Stop that clock."""
+        self._stuck.cancel()
+        super().resume_writing()
+
     def _give_up(self) -> None:
         if self.cycle is None or self.cycle.response_complete:
-            self.transport.close()
+            self.transport.abort()
 
 
 def listen(host: str, port: int) -> socket.socket:

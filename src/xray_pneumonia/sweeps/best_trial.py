@@ -13,7 +13,7 @@ from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 from scipy.special import expit
 
-from xray_pneumonia.config import groups
+from xray_pneumonia.config import groups, is_foreign
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.metrics import METRICS
 from xray_pneumonia.evaluation.selection import Evaluated, Selection, correct_for_choice
@@ -65,7 +65,8 @@ def best_config(plan: Plan, trial: FrozenTrial, *, sweep_id: str, words: str) ->
 
     `words` say of how many trials it is the best.
     """
-    lines = [line for line in plan.shared() if not line.startswith(("sweep", "workers", "home", "tracking."))]
+    others = ("sweep", "workers", "home", "tracking.", "extensions")  # of the command
+    lines = [line for line in plan.shared() if not line.startswith(others)]
     defaults: list[Any] = []
     values = OmegaConf.create({})
     for override in OverridesParser.create().parse_overrides([*lines, *overrides(trial.params)]):
@@ -76,6 +77,8 @@ def best_config(plan: Plan, trial: FrozenTrial, *, sweep_id: str, words: str) ->
             defaults.append({f"override /{key}": str(value)})
         else:
             OmegaConf.update(values, key, value, force_add=True)
+            if key.endswith("._target_") and is_foreign({"_target_": value}):  # the keys of a group's file are not its
+                defaults.append({f"override /{key.removesuffix('._target_')}": None})
     figures = ", ".join(f"{name} {value:.4f}" for name, value in zip(plan.objectives, trial.values, strict=True))
     head = f"# @package _global_\n# Trial {trial.number} of sweep {plan.name} (run {sweep_id}): {figures}; {words}.\n"
     text = head + OmegaConf.to_yaml(OmegaConf.create({"defaults": [*defaults, "_self_"]}))

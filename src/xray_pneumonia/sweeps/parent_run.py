@@ -1,10 +1,11 @@
-"""Keeps a sweep's parent run in MLflow: its plan, live table, plots, best config, and the ends of its trials' runs."""
+"""Keeps a sweep's parent run in MLflow: its plan, live table, plots and best config."""
 
 import json
 import logging
 import math
 import os
 import platform
+import sys
 import time
 from contextlib import ExitStack
 from typing import Any
@@ -22,10 +23,12 @@ from xray_pneumonia.sweeps.plots import optional, write_plots
 from xray_pneumonia.sweeps.storage import locked
 from xray_pneumonia.sweeps.study import DONE, SweepStudy
 from xray_pneumonia.tracking import stored_runs
+from xray_pneumonia.tracking.process import is_own
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.server import see_it
 from xray_pneumonia.tracking.store import Store, show_searched
-from xray_pneumonia.tracking.sync import sync
+from xray_pneumonia.tracking.store_errors import query
+from xray_pneumonia.tracking.sync import is_alive
 
 UPDATE_SECONDS = 5.0  # between two writings of the live table; each costs as much as the table is long
 SHOWN = 10  # trials in the printed table
@@ -33,10 +36,20 @@ log = logging.getLogger(__name__)
 
 
 def open_parent(plan: Plan, study: SweepStudy, store: Store, stack: ExitStack) -> Run | stored_runs.StoredRun:
-    """Open the parent run until the stack closes; where another process has it, return it as it stands."""
+    """Open the parent run until the stack closes; where another process has it, return it as it stands.
+
+    On this machine a lock in the home tells that another process has it, elsewhere its sign of life in the store.
+
+    Raises:
+        StoreUnavailable: the store does not answer.
+    """
     tags = {"verb": "sweep", "sweep.name": plan.name}
+    if (known := _find(store, tags)) and _is_led(known[0]):  # asked without the lock, which all trials need
+        return known[0]
     with locked(study.storage):  # two commands at once would make two parents
-        known = stored_runs.find(store, tags)
+        known = _find(store, tags)
+        if known and _is_led(known[0]):
+            return known[0]
         run_id = known[0].run_id if known else None
         try:
             parent = stack.enter_context(
@@ -46,6 +59,15 @@ def open_parent(plan: Plan, study: SweepStudy, store: Store, stack: ExitStack) -
             return known[0]
     _record_plan(parent, plan, store, resumed=bool(known))
     return parent
+
+
+def _find(store: Store, tags: dict[str, str]) -> list[stored_runs.StoredRun]:
+    return query(store.uri, lambda: stored_runs.find(store, tags))
+
+
+def _is_led(parent: stored_runs.StoredRun) -> bool:
+    known = parent.status == "RUNNING" and {"host", "pid", "born"} <= {*parent.tags}
+    return known and not is_own(parent.tags) and is_alive(parent)
 
 
 def _record_plan(parent: Run, plan: Plan, store: Store, *, resumed: bool) -> None:
@@ -78,45 +100,15 @@ def _note(plan: Plan, described: dict[str, Any]) -> str:
     return "\n".join([head, "", "| key | range |", "| --- | --- |", *rows, "", "Its trials: `trials.csv`, live."])
 
 
-def recover_result(store: Store, trial: FrozenTrial) -> tuple[TrialState, list[float]] | None:
-    """Close the runs of a trial whose process is gone, and read the result of one that was trained to its end."""
-    runs = stored_runs.find(store, {"sweep.trial_id": str(trial._trial_id)})
-    runs = [run for run in runs if run.tags.get("sweep.trial") == str(trial.number)]
-    for run in runs:
-        if run.status == "RUNNING":
-            stored_runs.close(store, run.run_id, status="KILLED", reason="its process is gone")
-    for run in runs:
-        if run.status == "FINISHED" and "sweep.values" in run.tags and "sweep.replicate" not in run.tags:
-            values = [float(value) for value in json.loads(run.tags["sweep.values"])]
-            return TrialState[run.tags["sweep.state"]], values
-    return None
-
-
-def close_orphaned_runs(store: Store, study: SweepStudy, parent: Run, *, name: str) -> None:
-    """Close the runs that could not be closed when their trials ended, because the store did not answer.
-
-    What they left in the journals of this machine is sent; those of other machines end as their trials did.
-    """
-    for sent in sync(store.uri, store.home, tags={"sweep.name": name}):
-        log.info("run %s: %s", sent.run_id, sent.problem or f"sent late, {sent.status}")
-    states = {str(trial.number): trial.state for trial in study.trials()}
-    for run in stored_runs.find(store, {"sweep.name": name}, status="RUNNING"):
-        state = states.get(run.tags.get("sweep.trial", ""), TrialState.FAIL)
-        if state.is_finished() and run.run_id not in {parent.run_id, parent.mlflow_id}:
-            status = "FINISHED" if state in DONE else "FAILED"
-            reason = "the store did not answer when its trial ended"
-            ended = "pruned" if state == TrialState.PRUNED else None
-            stored_runs.close(store, run.run_id, status=status, reason=reason, state=ended)
-
-
 class Progress:
     """Writes how far a sweep is to its parent run, and prints its result."""
 
     def __init__(self, plan: Plan, study: SweepStudy, parent: Run) -> None:
         self._plan, self._study, self._parent = plan, study, parent
         self._objective = next(iter(plan.objectives))
-        self._written = 0.0
+        self._written, self._began = 0.0, time.monotonic()
         self._seen = -1
+        self._told = self._before = self._done()
 
     def update(self, *, now: bool = False) -> None:
         """Write the live table where a trial has ended, at most every `UPDATE_SECONDS` or `now`."""
@@ -129,6 +121,23 @@ class Progress:
             self._log_counts(trials)
             self._seen = ended
         self._written = time.monotonic()
+
+    def tell(self) -> None:
+        """Log the best value and the time that is left, where trials were done since the last time."""
+        done = self._done()
+        if done > self._told:
+            left = self._study.room() + self._study.running()
+            seconds = (time.monotonic() - self._began) / (done - self._before) * left
+            time_left = f", about {word_seconds(seconds)} left" if left else ""
+            log.info("best so far: %s", f"{self._word_best()}; {done} of {self._plan.n_trials} trials{time_left}")
+        self._told = done
+
+    def _done(self) -> int:
+        return sum(trial.state in DONE for trial in self._study.trials())
+
+    def _word_best(self) -> str:
+        ranked = self._ranked()
+        return f"{self._objective} {ranked[0].values[0]:.6g} (trial {ranked[0].number})" if ranked else "none yet"
 
     def _log_counts(self, trials: list[FrozenTrial]) -> None:
         counts = _counts(trials)
@@ -203,10 +212,17 @@ class Progress:
                 console.print(f"trial {trial.number} failed: {trial.user_attrs['reason']}")
         if (words := word_best(self._study.study)) and len(self._plan.objectives) == 1:
             print(f"{self._objective} {self.best():.4f}: {words}, on the validation images of the trials")
-        print(f"Train the best again: xray train experiment={self._parent.folder / 'best.yaml'}")
+        own = [one for one in sys.argv[1:] if one.startswith("extensions=")]
+        print("Train the best again:", *("xray train", *own, f"experiment={self._parent.folder / 'best.yaml'}"))
         print(f"See it: {see_it(store, [self._parent.mlflow_id or self._parent.run_id])}")
         done = counts["complete"] + counts["pruned"]
         print(f"sweep_id={self._parent.run_id} trials={done} {self._objective}={self.best():.6f}", flush=True)
+
+
+def word_seconds(seconds: float) -> str:
+    """Word a time to come, no finer than an estimate is."""
+    minutes = seconds / 60
+    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
 def _counts(trials: list[FrozenTrial]) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import sqlite3
 import time
@@ -9,10 +10,11 @@ import warnings
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import optuna
+import psutil
 import sqlalchemy as sa
 from filelock import FileLock
 from optuna.exceptions import StorageInternalError
@@ -27,17 +29,32 @@ RETRY_SECONDS = 120.0  # for a database that restarts or is locked
 BUSY_TIMEOUT = 30.0  # seconds to wait at the start for a SQLite file that another program has locked
 HEARTBEAT_SECONDS = 10
 LOCK_KEY = 0x78726179  # of PostgreSQL's advisory lock; "xray"
+LONGEST_LOCK = "60s"  # for which a process may hold it; one that was paused or vanished must not stop all others
+NETWORK = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "fuse", "9p", "afs", "orangefs")
 UNAVAILABLE = (OperationalError, InterfaceError, StorageInternalError)
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+_failed_at = [-math.inf]  # when the database last did not answer
 
 
 class _Storage(RDBStorage):
     def record_heartbeat(self, trial_id: int) -> None:
         """Record a heartbeat, or none: an error would end Optuna's thread, and with it all later heartbeats."""
-        with contextlib.suppress(SQLAlchemyError, StorageInternalError):
+        try:
             super().record_heartbeat(trial_id)
+        except (SQLAlchemyError, StorageInternalError):
+            note_failure()
+
+
+def note_failure() -> None:
+    """Note that the database does not answer."""
+    _failed_at[0] = time.monotonic()
+
+
+def just_failed() -> bool:
+    """Tell whether the database did not answer a moment ago, so that living processes may seem silent."""
+    return time.monotonic() - _failed_at[0] < 3 * HEARTBEAT_SECONDS
 
 
 def resolve(url: str | None, home: Path) -> str:
@@ -96,17 +113,32 @@ def _connect(url: str, stale_after: int) -> RDBStorage:
             heartbeat_interval=HEARTBEAT_SECONDS,
             grace_period=stale_after,
         )
-    if storage.engine.name == "sqlite":
+    if storage.engine.name == "postgresql":
+        sa.event.listen(storage.engine, "connect", _use_utc)
+    elif not _on_network(Path(str(storage.engine.url.database))):
         sa.event.listen(storage.engine, "connect", _use_write_ahead_log)
-        storage.engine.dispose()  # connections that were opened before
+    storage.engine.dispose()  # connections that were opened before
     return storage
+
+
+def _use_utc(connection: Any, _: object) -> None:
+    """Let `now()` be UTC: Optuna compares heartbeats as local times, which differ by client and jump twice a year."""
+    with connection.cursor() as cursor:
+        cursor.execute("set time zone 'UTC'")
+    connection.commit()
+
+
+def _on_network(path: Path) -> bool:
+    """Tell whether a file lies in a network folder, where a write-ahead log damages what several machines write."""
+    mounts = {Path(each.mountpoint): each.fstype for each in psutil.disk_partitions(all=True)}
+    folder = next((each for each in path.resolve().parents if each in mounts), None)
+    return folder is not None and mounts[folder].lower().startswith(NETWORK)
 
 
 def _use_write_ahead_log(connection: sqlite3.Connection, _: object) -> None:
     """Let SQLite commit without waiting for the disk, for a trial takes a dozen commits.
 
-    A killed process loses nothing by it, a power cut the last moments at most, never the file. A network folder may
-    refuse; then nothing changes.
+    A killed process loses nothing by it, a power cut the last moments at most, never the file.
     """
     if connection.execute("pragma journal_mode=wal").fetchone() == ("wal",):
         connection.execute("pragma synchronous=normal")
@@ -166,14 +198,27 @@ def locked(storage: RDBStorage) -> Iterator[None]:
         with FileLock(f"{storage.engine.url.database}.lock"):
             yield
         return
-    connection = storage.engine.connect()
+    connection = retried(lambda: _lock(storage.engine))
     try:
-        connection.execute(sa.text("select pg_advisory_lock(:key)"), {"key": LOCK_KEY})
         yield
     finally:
-        with contextlib.suppress(SQLAlchemyError):  # a lost connection has lost its lock already
-            connection.execute(sa.text("select pg_advisory_unlock(:key)"), {"key": LOCK_KEY})
-            connection.close()
+        try:
+            connection.rollback()
+        except SQLAlchemyError as error:
+            log.warning("the lock of the sweep's database was lost meanwhile: %s", masked(_first_line(error)))
+        connection.close()
+
+
+def _lock(engine: sa.Engine) -> sa.Connection:
+    """Begin a transaction that holds the lock; its end gives it back, and PostgreSQL ends one that lasts too long."""
+    connection = engine.connect()
+    try:
+        connection.execute(sa.text(f"set local idle_in_transaction_session_timeout = '{LONGEST_LOCK}'"))
+        connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def lost_connection(error: BaseException | None) -> bool:
@@ -195,6 +240,7 @@ def retried(action: Callable[[], T]) -> T:
         try:
             return action()
         except UNAVAILABLE as error:
+            note_failure()
             if time.monotonic() > end:
                 raise
             log.warning("the sweep's database does not answer, trying again: %s", masked(_first_line(error)))

@@ -13,6 +13,7 @@ from typing import Any
 
 import optuna
 import sqlalchemy as sa
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.storages._heartbeat import get_heartbeat_thread
 from optuna.trial import FrozenTrial, TrialState
@@ -22,10 +23,12 @@ from xray_pneumonia.errors import InputError
 from xray_pneumonia.masking import masked
 from xray_pneumonia.sweeps.plan import Plan, build_pruner, build_sampler
 from xray_pneumonia.sweeps.space import Point
-from xray_pneumonia.sweeps.storage import locked, retried
+from xray_pneumonia.sweeps.storage import just_failed, locked, retried
 from xray_pneumonia.tracking.process import alive, identity
+from xray_pneumonia.tracking.store_errors import StoreUnavailable
 
 POLL = 1.0  # seconds between two looks at trials of other processes
+PLACES = {"fixed.data.root", "fixed.data.cache_dir"}  # of the data, which may differ between machines
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 log = logging.getLogger(__name__)
 
@@ -70,18 +73,12 @@ class SweepStudy:
             self._queue_points()
 
     def _require_same(self) -> None:
-        """Refuse to mix values that mean different things."""
+        """Refuse to mix values that mean different things; each trial compares the data, by fingerprint."""
         asked = json.loads(json.dumps(self._plan.describe()))
         known = self.study.user_attrs.get("sweep")
         if known is None:
             self.study.set_user_attr("sweep", asked)
-        elif known != asked:
-            before, now = dict(leaves(known)), dict(leaves(asked))
-            changed = [
-                f"{key}: was {before.get(key, 'absent')}, now {now.get(key, 'absent')}"
-                for key in sorted({*before, *now})
-                if before.get(key) != now.get(key)
-            ]
+        elif changed := _changes(dict(leaves(known)), dict(leaves(asked))):
             raise InputError(
                 f"sweep.name={self._plan.name}: this study is another one; choose another name, or ask for "
                 "the same:\n  " + "\n  ".join(changed)
@@ -98,11 +95,7 @@ class SweepStudy:
                 self.study.enqueue_trial(point, user_attrs={"queued": True})
         for trial in trials:
             if trial.state == TrialState.FAIL:
-                self._queue_again(trial, trials)
-
-    def _queue_again(self, trial: FrozenTrial, trials: list[FrozenTrial]) -> None:
-        if not any(other.user_attrs.get("replaces") == trial.number for other in trials):
-            self.study.enqueue_trial(_point(trial), user_attrs={"replaces": trial.number})
+                queue_again(self.study, trial.number, _point(trial))
 
     def trials(self) -> list[FrozenTrial]:
         """Read all trials; not to be changed."""
@@ -110,7 +103,11 @@ class SweepStudy:
 
     def claim(self, count: int) -> list[Claim]:
         """Take up to `count` trials; none when the budget is spent or being spent, or too many failed."""
-        return retried(lambda: self._claim(count))
+        while True:
+            try:
+                return retried(lambda: self._claim(count))
+            except UpdateFinishedTrialError:  # paused while it asked, and given up by others
+                log.warning("this process was taken for dead while it took a trial; it takes another one")
 
     def _claim(self, count: int) -> list[Claim]:
         with locked(self.storage):
@@ -176,13 +173,20 @@ class SweepStudy:
         silent = functools.cache(self._silent)
         for trial in self.trials():
             if trial.state == TrialState.RUNNING and self._is_stale(trial, silent):
-                self._end(trial)
+                try:
+                    self._end(trial)
+                except StoreUnavailable as error:  # whether its training was done is known to the store alone
+                    log.warning("trial %d: its process is gone; %s; looked at again later", trial.number, error)
+                    return
 
     def _silent(self) -> set[int]:
         """Return the ids of running trials that gave no heartbeat within the grace period.
 
-        Optuna never counts a trial among them that was killed before its first heartbeat; it gets one here.
+        Optuna never counts a trial among them that was killed before its first heartbeat; it gets one here. After the
+        database was away every trial seems silent, until the living ones had time for a heartbeat.
         """
+        if just_failed():
+            return set()
         query = sa.text(
             "select trial_id from trials where study_id = :study and state = 'RUNNING' "
             "and trial_id not in (select trial_id from trial_heartbeats)"
@@ -208,7 +212,7 @@ class SweepStudy:
             self.storage.set_trial_user_attr(trial._trial_id, "reason", masked(reason))
         self.study.tell(trial.number, values if state == TrialState.COMPLETE else None, state, skip_if_finished=True)
         if state == TrialState.FAIL and not reason:
-            self._queue_again(trial, self.trials())
+            queue_again(self.study, trial.number, _point(trial))
 
     def fail(self, claim: Claim, reason: str) -> None:
         """Fail a trial that its launcher is done with, unless it has ended by itself."""
@@ -237,6 +241,20 @@ class SweepStudy:
         """Tell whether any of these trials has reached the process that trains it."""
         ids = {claim.trial_id for claim in claims}
         return any(trial._trial_id in ids and "worker" in trial.user_attrs for trial in self.trials())
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    return [
+        f"{key}: was {before.get(key, 'absent')}, now {now.get(key, 'absent')}"
+        for key in sorted({*before, *now} - PLACES)
+        if before.get(key) != now.get(key)
+    ]
+
+
+def queue_again(study: optuna.Study, number: int, point: Point) -> None:
+    """Queue the point of a failed trial, unless that was done; the caller holds the lock."""
+    if not any(other.user_attrs.get("replaces") == number for other in study.get_trials(deepcopy=False)):
+        study.enqueue_trial(point, user_attrs={"replaces": number})
 
 
 def _point(trial: FrozenTrial) -> Point:

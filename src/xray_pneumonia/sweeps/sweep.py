@@ -3,8 +3,8 @@
 import logging
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,17 @@ from xray_pneumonia import extensions
 from xray_pneumonia.config import build, check, drop_replaced, remember_references
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.sweeps import workers
-from xray_pneumonia.sweeps.parent_run import Progress, close_orphaned_runs, open_parent, recover_result
+from xray_pneumonia.sweeps.parent_run import Progress, open_parent
 from xray_pneumonia.sweeps.plan import Plan, read_plan
 from xray_pneumonia.sweeps.settings import TrialSpec
 from xray_pneumonia.sweeps.space import overrides
 from xray_pneumonia.sweeps.storage import open_storage, resolve
 from xray_pneumonia.sweeps.study import DONE, POLL, Claim, SweepStudy
+from xray_pneumonia.sweeps.trial_runs import close_orphaned_runs, recover_result
 from xray_pneumonia.tracking import stored_runs
+from xray_pneumonia.tracking.run import Run
 from xray_pneumonia.tracking.store import Store, open_store
+from xray_pneumonia.tracking.store_errors import StoreUnavailable
 from xray_pneumonia.types import MOST_PROCESSES, PROCESSORS
 
 log = logging.getLogger(__name__)
@@ -92,10 +95,33 @@ def run(
     role = workers.role()
     session = role.session if role else uuid.uuid4().hex
     study = SweepStudy(sweep.plan, storage, session=session, recover_result=lambda trial: recover_result(store, trial))
-    if role:
-        _work(sweep, study, parent=role.parent, progress=None)
-        return None
-    return _lead(sweep, study, store)
+    with _findings_once(silent=bool(role and role.number)):
+        if role:
+            _work(sweep, study, parent=role.parent, progress=None)
+            return None
+        return _lead(sweep, study, store)
+
+
+@contextmanager
+def _findings_once(*, silent: bool) -> Iterator[None]:
+    """Log each finding of the audit once and not for every trial; not at all in workers but the first."""
+    seen: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        known = silent or record.getMessage() in seen
+        seen.add(record.getMessage())
+        return not known
+
+    loggers = [
+        logging.getLogger(f"xray_pneumonia.data.{name}") for name in ("datamodule", "records", "files", "patients")
+    ]
+    for logger in loggers:
+        logger.addFilter(is_new)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(is_new)
 
 
 def _lead(sweep: Sweep, study: SweepStudy, store: Store) -> float:
@@ -105,14 +131,7 @@ def _lead(sweep: Sweep, study: SweepStudy, store: Store) -> float:
     """
     plan = sweep.plan
     with ExitStack() as stack:
-        told = ""
-        while isinstance(parent := open_parent(plan, study, store, stack), stored_runs.StoredRun):
-            does = "works along" if study.room() > 0 else "waits for its end"
-            if does != told:
-                log.info("sweep %s: pid %s leads it; this process %s", plan.name, parent.tags.get("pid", "?"), does)
-                told = does
-            _train(sweep, study, parent=parent.run_id, progress=None)
-            time.sleep(POLL)
+        parent = _follow(sweep, study, store, stack)
         study.fail_stale_trials()
         progress = Progress(plan, study, parent)
         log.info("sweep %s: %d of %d trials to go", plan.name, max(0, study.room()), plan.n_trials)
@@ -126,6 +145,30 @@ def _lead(sweep: Sweep, study: SweepStudy, store: Store) -> float:
         _require_success(plan, study)
     progress.print(store)
     return progress.best()
+
+
+def _follow(sweep: Sweep, study: SweepStudy, store: Store, stack: ExitStack) -> Run:
+    """Take trials while another process leads; returns the parent run when this one is to lead."""
+    leader: stored_runs.StoredRun | None = None
+    told = ""
+    while True:
+        try:
+            found = open_parent(sweep.plan, study, store, stack)
+        except StoreUnavailable as error:
+            if leader is None:
+                raise
+            log.warning("%s; this process goes on with trials", error)
+        else:
+            if isinstance(found, Run):
+                return found
+            leader = found
+        does = "works along" if study.room() > 0 else "waits for its end"
+        if does != told:
+            who = f"pid {leader.tags.get('pid', '?')} on {leader.tags.get('host', '?')}"
+            log.info("sweep %s: %s leads it; this process %s", sweep.plan.name, who, does)
+            told = does
+        _train(sweep, study, parent=leader.run_id, progress=None)
+        time.sleep(POLL)
 
 
 def _train(sweep: Sweep, study: SweepStudy, *, parent: str, progress: Progress | None) -> None:
@@ -151,6 +194,7 @@ def _work(sweep: Sweep, study: SweepStudy, *, parent: str, progress: Progress | 
         _launch(launcher, [sweep.lines(claim, parent=parent) for claim in claims], claims, study)
         if progress:
             progress.update()
+            progress.tell()
 
 
 def _launch(launcher: Any, lines: list[list[str]], claims: list[Claim], study: SweepStudy) -> None:
@@ -178,6 +222,7 @@ def _wait(busy: Callable[[], object], study: SweepStudy, progress: Progress | No
         study.fail_stale_trials()
         if progress:
             progress.update()
+            progress.tell()
 
 
 def _require_success(plan: Plan, study: SweepStudy) -> None:

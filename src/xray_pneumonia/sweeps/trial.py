@@ -1,106 +1,36 @@
 """Runs one trial of a study where its launcher brought it: trains once or for each replicate, reports, tells values."""
 
 import contextlib
+import hashlib
 import json
 import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import optuna
-import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from optuna.storages import RDBStorage
 from optuna.storages._heartbeat import get_heartbeat_thread
 from optuna.trial import TrialState
-from pytorch_lightning.callbacks import Callback
 
 from xray_pneumonia.config import build
 from xray_pneumonia.errors import InputError, Stopped
 from xray_pneumonia.masking import masked
+from xray_pneumonia.sweeps.epoch_report import EpochReport, GivenUp, result_tags
 from xray_pneumonia.sweeps.plan import Replicate, build_pruner, is_hopeless, list_replicates, logged_as, mean_and_sd
 from xray_pneumonia.sweeps.settings import SweepSettings, TrialSpec
-from xray_pneumonia.sweeps.storage import lost_connection, open_storage, resolve, retried
+from xray_pneumonia.sweeps.storage import locked, lost_connection, open_storage, resolve, retried
+from xray_pneumonia.sweeps.study import queue_again
 from xray_pneumonia.tracking import stored_runs
 from xray_pneumonia.tracking.process import identity
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.store import Store, open_store
 
+PLACES = {"root", "cache_dir"}  # where the data lie, which may differ between machines
 log = logging.getLogger(__name__)
-
-
-class EpochReport(Callback):
-    """Name the run of a training, report its epochs to the study, and write its values before it ends.
-
-    Args:
-        trial: to report to, and to prune by; None only collects the values.
-        objectives: names of metrics; the first one is reported.
-        name, tags: of the run.
-        run_id: of the run that a requeued trial continues; None for a new one.
-    """
-
-    def __init__(
-        self, trial: optuna.Trial | None, *, objectives: list[str], name: str, tags: dict[str, str], run_id: str | None
-    ) -> None:
-        self.callbacks: list[Callback] = [self]  # of the training
-        self._trial, self._objectives = trial, objectives
-        self.name, self.tags, self.run_id = name, tags, run_id
-        self.history: list[dict[str, float]] = []
-        self.parameters = 0
-        self.pruned = False
-        self.values: list[float] = []
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count the parameters, which may be an objective."""
-        self.parameters = sum(parameter.numel() for parameter in pl_module.parameters())
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Report the epoch, whose validation is complete by now, and stop where the pruner says so."""
-        self.history.append({name: float(value) for name, value in trainer.callback_metrics.items()})
-        value = self.history[-1].get(self._objectives[0])
-        if self._trial is None or value is None or not math.isfinite(value) or not trainer.is_global_zero:
-            return
-        trial, epoch = self._trial, trainer.current_epoch + 1
-        retried(lambda: trial.report(value, epoch))
-        if retried(trial.should_prune):
-            log.info("trial %d: pruned after epoch %d", trial.number, epoch)
-            self.pruned = trainer.should_stop = True
-
-    def state_dict(self) -> dict[str, Any]:
-        """Keep the history in the checkpoint, for a trial that is requeued."""
-        return {"history": self.history}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the history."""
-        self.history = list(state_dict["history"])
-
-    def close(self, run: Run, *, best_epoch: int) -> None:
-        """Write the values to the run before it ends, so that they count if this process is killed afterwards.
-
-        Args:
-            run: of the training.
-            best_epoch: whose metrics count, from 1; of the seconds it is the median.
-        """
-        seconds = sorted(epoch["time/epoch_seconds"] for epoch in self.history if "time/epoch_seconds" in epoch)
-        median = (seconds or [math.nan])[len(seconds) // 2]
-        known = self.history[best_epoch - 1] | {"model/parameters": self.parameters, "time/epoch_seconds": median}
-        self.values = [known.get(name, math.nan) for name in self._objectives]
-        run.set_tags(_result_tags(self.values, pruned=self.pruned))
-        if self.pruned:
-            run.set_tags(_pruned_tags(run, len(self.history)))
-
-
-def _pruned_tags(run: Run, epochs: int) -> dict[str, str]:
-    """Make a pruned run look like no finished training."""
-    note = {"mlflow.note.content": f"Pruned after {epochs} epochs. {run.tags['mlflow.note.content']}"}
-    return {**note, "mlflow.runName": f"pruned: {run.name}", stored_runs.STATE: "pruned"}
-
-
-def _result_tags(values: list[float], *, pruned: bool) -> dict[str, str]:
-    return {"sweep.state": "PRUNED" if pruned else "COMPLETE", "sweep.values": json.dumps(values)}
 
 
 @dataclass
@@ -142,6 +72,14 @@ class Trial:
     def _store(self) -> Store:
         return open_store(build(self.cfg.tracking), home=Path(self.cfg.home))
 
+    def _require_open(self) -> None:
+        if retried(lambda: self._storage.get_trial(self.spec.id)).state.is_finished():
+            seconds = self.settings.stale_after
+            raise GivenUp(
+                f"trial {self.spec.number}: was silent for over {seconds} s (sweep.stale_after), given up and queued "
+                "again; its late result is dropped"
+            )
+
     def run(self) -> float:
         """Train and tell the study; a failure is recorded and not raised.
 
@@ -159,6 +97,9 @@ class Trial:
                 values, pruned = self._train()
                 if any(math.isnan(value) for value in values) and not pruned:
                     raise InputError(f"{', '.join(self._names)}: never measured, so the trial has no value")
+            except GivenUp as error:
+                log.warning("%s", error)
+                return math.nan
             except Exception as error:
                 self._fail(error)
                 return math.nan
@@ -173,7 +114,7 @@ class Trial:
         """Train; returns the objectives and whether the trial was pruned."""
         planned = list_replicates(self.settings)
         if not planned:
-            report = self._report(self._tags(self.spec.parent), first=True)
+            report = self._report(self.cfg, self._tags(self.spec.parent), first=True)
             self.train(self.cfg, report)
             return report.values, report.pruned
         tags = {"verb": "trial", **self._tags(self.spec.parent)}
@@ -188,10 +129,10 @@ class Trial:
         for position, replicate in enumerate(planned):
             if replicate.name not in done:
                 tags = {**self._tags(group.run_id), "sweep.replicate": replicate.name}
-                report = self._report(tags, first=position == 0, suffix=f", {replicate.name}")
                 cfg = self.cfg.copy()
                 for key, value in replicate.values.items():
                     OmegaConf.update(cfg, key, value)
+                report = self._report(cfg, tags, first=position == 0, suffix=f", {replicate.name}")
                 self.train(cfg, report)
                 done[replicate.name] = report.values
                 self._set("replicates", done)
@@ -211,7 +152,7 @@ class Trial:
         group.log_params({"replicates": len(values)})
         self._set("sd", summaries[0][1])
         means = [mean for mean, _ in summaries]
-        group.set_tags(_result_tags(means, pruned=pruned))
+        group.set_tags(result_tags(means, pruned=pruned))
         return means, pruned
 
     def _is_hopeless(self, done: dict[str, list[float]]) -> bool:
@@ -222,7 +163,7 @@ class Trial:
         mine, *others = ({name: row[0] for name, row in values.items()} for values in (done, *known))
         return is_hopeless(mine, others=others, maximize=self.spec.objectives[self._names[0]] == "max")
 
-    def _report(self, tags: dict[str, str], *, first: bool, suffix: str = "") -> EpochReport:
+    def _report(self, cfg: DictConfig, tags: dict[str, str], *, first: bool, suffix: str = "") -> EpochReport:
         same = {"sweep.trial_id", "sweep.replicate", stored_runs.PARENT}
         own = {key: value for key, value in tags.items() if key in same}
         return EpochReport(
@@ -231,7 +172,25 @@ class Trial:
             name=self._name + suffix,
             tags=tags,
             run_id=self._earlier_run({"verb": "train", **own}),
+            require_open=self._require_open,
+            require_records=partial(self._require_records, cfg),
         )
+
+    def _require_records(self, cfg: DictConfig, fingerprint: str) -> None:
+        """Refuse other images than earlier trials had with the same keys: machines may have them at different paths."""
+        what = {key: str(value) for key, value in cfg.data.items() if key not in PLACES} | {
+            "seed": str(cfg.get("seed"))
+        }
+        key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
+        self._set("records", {**self._trial.user_attrs.get("records", {}), key: fingerprint})
+        for other in retried(lambda: self._trial.study.get_trials(deepcopy=False)):
+            known = other.user_attrs.get("records", {}).get(key, fingerprint)
+            if other.number < self.spec.number and other.state != TrialState.FAIL and known != fingerprint:
+                raise InputError(
+                    f"data.root={cfg.data.get('root')}: holds other images than trial {other.number} of "
+                    f"{self.spec.study} had (fingerprint {fingerprint[:12]}, expected {known[:12]}); bring the same "
+                    "ones to this machine, or choose another sweep.name"
+                )
 
     def _earlier_run(self, tags: dict[str, str]) -> str | None:
         """Find the run that this trial began before it was requeued."""
@@ -262,6 +221,11 @@ class Trial:
                 tags = {"verb": "train", **self._tags(self.spec.parent)}
                 with start_run(self._store, name=self._name, tags=tags, system_metrics=False):
                     raise error
+        try:
+            self._require_open()
+        except GivenUp as late:
+            log.warning("%s", late)
+            return
         if lost_connection(error):  # no fault of the trial's: another one takes its place
             return self._give_back()
         self._set("reason", masked(reason)[:2000])
@@ -269,9 +233,15 @@ class Trial:
         self._tell(TrialState.FAIL)
 
     def _give_back(self) -> None:
-        """Fail the trial and queue its point again."""
-        self._tell(TrialState.FAIL)
-        retried(lambda: self._trial.study.enqueue_trial(self.spec.point, user_attrs={"replaces": self.spec.number}))
+        """Fail the trial and queue its point again, unless another process has done so."""
+
+        def fail() -> None:
+            with locked(self._storage):
+                study = self._trial.study
+                study.tell(self.spec.number, None, TrialState.FAIL, skip_if_finished=True)
+                queue_again(study, self.spec.number, self.spec.point)
+
+        retried(fail)
 
     def _set(self, name: str, value: object) -> None:
         retried(lambda: self._trial.set_user_attr(name, value))

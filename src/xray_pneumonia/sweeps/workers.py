@@ -22,6 +22,7 @@ class Role:
     parent: str
     session: str
     leader: int
+    number: int = 0  # of the worker
 
 
 def role() -> Role | None:
@@ -43,12 +44,16 @@ def started(count: int, *, parent: str, session: str) -> Iterator[Callable[[], b
     Yields:
         A function that tells whether any of them still runs.
     """
-    own_role = json.dumps({"parent": parent, "session": session, "leader": os.getpid()})
+    known = {"parent": parent, "session": session, "leader": os.getpid()}
     command = [sys.executable, "-m", "xray_pneumonia.cli", "train", *sys.argv[1:]]
     processes = []
     try:
         for number in range(count):
-            environment = {**os.environ, **share(number, count, gpus=torch.cuda.device_count()), ROLE: own_role}
+            environment = {
+                **os.environ,
+                **share(number, count, gpus=torch.cuda.device_count()),
+                ROLE: json.dumps({**known, "number": number}),
+            }
             processes.append(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL))
         yield lambda: any(process.poll() is None for process in processes)
     finally:

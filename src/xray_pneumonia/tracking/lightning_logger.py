@@ -18,6 +18,11 @@ class RunLogger(Logger):
         self._latest: dict[str, float] = {}  # what callbacks log within an epoch
 
     @property
+    def experiment(self) -> Run:
+        """The run, under the name that Lightning's loggers have for what they write to."""
+        return self._run
+
+    @property
     def name(self) -> str:
         """The experiment."""
         return self._run.store.experiment_name

@@ -1,6 +1,8 @@
 """Identifies this process, and tells whether another one is still alive: of trainings and of trials alike."""
 
 import getpass
+import hashlib
+import math
 import os
 import platform
 import time
@@ -24,14 +26,19 @@ def now() -> int:
     return int((STARTED + time.clock_gettime(TICKS)) * 1000)
 
 
-def identity() -> dict[str, Any]:
-    """Identify this process by host, boot, container, pid and start time, so that no other is ever taken for it."""
-    return dict(_identity_of(os.getpid()))  # asked anew after a fork
+def identity(pid: int | None = None) -> dict[str, Any]:
+    """Identify a process, this one by default, by machine, boot, container, pid and start."""
+    return dict(_identity_of(pid or os.getpid()))  # asked anew after a fork
 
 
 def identity_tags() -> dict[str, str]:
-    """Identify this process, as tags."""
-    return {key: str(value) for key, value in identity().items()}
+    """Identify this process, as tags, with its first sign of life."""
+    return {**{key: str(value) for key, value in identity().items()}, "heartbeat": str(int(time.time()))}
+
+
+def is_own(process: Mapping[str, Any]) -> bool:
+    """Tell whether an identity, whose values may be texts, is that of this process."""
+    return all(str(process.get(key)) == str(value) for key, value in identity().items())
 
 
 def user() -> str:
@@ -41,10 +48,26 @@ def user() -> str:
     return str(os.getuid())
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def _identity_of(pid: int) -> dict[str, Any]:
-    born = round(psutil.Process(pid).create_time(), 2)
-    return {"host": platform.node(), "boot": _boot(), "space": _pid_namespace(), "pid": pid, "born": born}
+    born, since_boot = _begin(psutil.Process(pid))
+    place = {"host": platform.node(), "machine": _machine(), "boot": _boot(), "space": _pid_namespace()}
+    return {**place, "pid": pid, "born": born, "since_boot": since_boot}
+
+
+def _begin(process: psutil.Process) -> tuple[float, float]:
+    """Return when a process began, since 1970 and since the boot: on Linux the first changes when the clock is set."""
+    born = process.create_time()
+    return round(born, 2), round(born - psutil.boot_time(), 2)
+
+
+@lru_cache(maxsize=1)
+def _machine() -> str:
+    """Return a hash of this machine's id, which is not to be published; empty where it has none, as containers do."""
+    with suppress(OSError):
+        known = Path("/etc/machine-id").read_text(encoding="ascii").strip()
+        return hashlib.sha256(known.encode()).hexdigest()[:16] if known else ""
+    return ""
 
 
 def _boot() -> str:
@@ -67,19 +90,27 @@ def alive(process: Mapping[str, Any], *, silent: Callable[[], float], stale_afte
     Args:
         process: its identity; the values may be texts, as tags are.
         silent: counts the seconds since its last sign of life.
-        stale_after: seconds for which a process on another machine may be silent.
+        stale_after: seconds for which a process that cannot be seen from here may be silent.
     """
-    if process["host"] != platform.node() or _in_other_container(process):
+    if _is_out_of_sight(process):
         return silent() < stale_after
     if process.get("boot", _boot()) != _boot():
         return False
     with suppress(psutil.Error):
         found = psutil.Process(int(process["pid"]))
-        same = abs(found.create_time() - float(process["born"])) < 1
-        return bool(same and found.status() != psutil.STATUS_ZOMBIE)
+        known = float(process["born"]), float(process.get("since_boot", math.nan))
+        same = any(abs(now - then) < 1 for now, then in zip(_begin(found), known, strict=True))
+        return same and found.status() != psutil.STATUS_ZOMBIE
     return False
 
 
-def _in_other_container(process: Mapping[str, Any]) -> bool:
-    namespace = process.get("space", _pid_namespace())
-    return bool(process.get("boot", _boot()) == _boot() and namespace != _pid_namespace())
+def _is_out_of_sight(process: Mapping[str, Any]) -> bool:
+    """Tell whether a process runs on another machine, whose name may be this one's, or in another container of it.
+
+    A machine that was restarted is known by its id; without one it may be another machine as well.
+    """
+    if process["host"] != platform.node():
+        return True
+    if process.get("boot", _boot()) != _boot():
+        return bool(process.get("machine", _machine()) != _machine() or ("machine" in process and not _machine()))
+    return bool(process.get("space", _pid_namespace()) != _pid_namespace())

@@ -14,8 +14,6 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 from urllib.request import urlopen
 
-import psutil
-
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.masking import masked
 from xray_pneumonia.tracking.leaderboard import VIEW
@@ -109,8 +107,7 @@ def serve(store: Store, port: int | None) -> Iterator[tuple[str, "subprocess.Pop
         )
     try:
         _wait(process, chosen, store.home / LOG)
-        born = round(psutil.Process(process.pid).create_time(), 2)
-        record = {**identity(), "pid": process.pid, "born": born, "port": chosen, "uri": masked(store.uri)}
+        record = {**identity(process.pid), "port": chosen, "uri": masked(store.uri)}
         (store.home / RECORD).write_text(json.dumps(record), encoding="utf-8")
         yield f"http://{HOST}:{chosen}", process
     finally:

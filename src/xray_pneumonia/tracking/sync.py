@@ -193,10 +193,12 @@ def stale(store: Store, home: Path) -> list[StoredRun]:
     """
     over = {name for one in unsent(home) if one.status for name in (one.run_id, one.mlflow_id)}
     ours = [run for run in find_running(store) if {"host", "pid", "born"} <= {*run.tags} and run.run_id not in over]
-    return [run for run in ours if not _alive(run)]
+    return [run for run in ours if not is_alive(run)]
 
 
-def _alive(run: StoredRun) -> bool:
+def is_alive(run: StoredRun) -> bool:
+    """Tell whether a process runs a run; on other machines by its sign of life, for clocks that are minutes apart."""
+
     def silent() -> float:
         return time.time() - float(run.tags.get("heartbeat", run.started / 1000))
 

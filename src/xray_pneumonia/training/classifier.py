@@ -12,6 +12,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from xray_pneumonia.errors import InputError, TrainingDiverged
 from xray_pneumonia.evaluation.metrics import epoch_metrics
+from xray_pneumonia.training.finetuning import parameter_groups, slow_backbone
 from xray_pneumonia.training.optimizers import Horizon, Parameters
 from xray_pneumonia.types import Stage
 
@@ -48,6 +49,7 @@ class PneumoniaClassifier(pl.LightningModule):
         scheduler: builds Lightning's description of a schedule.
         monitor: the metric that chooses the best epoch.
         mode: `max` or `min`.
+        backbone_lr: share of the learning rate below the last layer.
     """
 
     def __init__(
@@ -59,11 +61,12 @@ class PneumoniaClassifier(pl.LightningModule):
         scheduler: Callable[[Optimizer, Horizon], dict[str, Any]],
         monitor: str,
         mode: Literal["max", "min"],
+        backbone_lr: float = 1.0,
     ) -> None:
         super().__init__()
         self.net, self.loss = net, loss
         self._optimizer, self._scheduler = optimizer, scheduler
-        self.monitor, self.mode = monitor, mode
+        self.monitor, self.mode, self._backbone_lr = monitor, mode, backbone_lr
         self.outputs = nn.ModuleDict({"fitting": Outputs(), "checking": Outputs()})  # ModuleDict has no key "train"
 
     def forward(self, image: Tensor) -> Tensor:
@@ -121,7 +124,8 @@ class PneumoniaClassifier(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Build optimiser and schedule."""
-        optimizer = self._optimizer(self.net.parameters())
+        optimizer = self._optimizer(parameter_groups(self.net, backbone_lr=self._backbone_lr))
+        slow_backbone(optimizer)
         epochs = self.trainer.max_epochs or 1
         steps = max(1, int(self.trainer.estimated_stepping_batches) // epochs)
         horizon = Horizon(epochs, steps, self.monitor, self.mode)

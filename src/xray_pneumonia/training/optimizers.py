@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 
 from xray_pneumonia.types import BelowOne, Fraction, NonNegative, OpenFraction, Positive, Whole
 
-Parameters = Iterable[nn.Parameter]
+Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]  # weights, or groups of them
 MANY_STEPS = 2.0**24  # adding one more changes nothing in single precision, and rho to this power is 0
 
 
@@ -38,7 +39,7 @@ def rmsprop(
     optimizer = torch.optim.Adam(
         parameters, lr=lr, betas=(0.0, rho), eps=epsilon, weight_decay=weight_decay, fused=True
     )
-    for weight in optimizer.param_groups[0]["params"]:
+    for weight in chain.from_iterable(group["params"] for group in optimizer.param_groups):
         step = torch.tensor(MANY_STEPS, dtype=torch.float32, device=weight.device)
         moments = {name: torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")}
         optimizer.state[weight] = {"step": step, **moments}

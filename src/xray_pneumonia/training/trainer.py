@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.types import BelowOne, Count, Positive, Processes
+from xray_pneumonia.types import BelowOne, Count, Fraction, Positive, Processes, Text
 
 if TYPE_CHECKING:  # a config is checked without Lightning, which takes seconds to import
     import pytorch_lightning as pl
@@ -33,6 +33,8 @@ class TrainerSettings:
             of a batch, of which the first process's are kept, and that an epoch's first images come again at its end
             where images do not divide evenly.
         precision: of the arithmetic; bf16 is emulated, and slow, on many CPUs.
+        freeze: parts of the net that stay as they are, batch norm with them; `stem` and `stages.0` of a ResNet.
+        backbone_lr: share of the learning rate with which all but the last layer is trained.
         gradient_clip: largest norm of the gradient; null leaves it alone.
         accumulate_batches: batches that make one step.
         limit_train_batches: batches of an epoch; null for all. `limit_val_batches`: the same for validation.
@@ -46,6 +48,8 @@ class TrainerSettings:
     precision: Literal["32-true", "bf16-mixed", "16-mixed"]
     patience: Count | None
     ema_decay: BelowOne | None
+    freeze: list[Text]
+    backbone_lr: Fraction
     gradient_clip: Positive | None
     accumulate_batches: Count
     limit_train_batches: Count | None
@@ -103,6 +107,7 @@ def build_trainer(
         deterministic=settings.deterministic,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # EpochSampler is one
+        enable_checkpointing=bool(callbacks),
         enable_progress_bar=False,  # see progress.ProgressBar
         enable_model_summary=False,
         log_every_n_steps=1,
@@ -118,6 +123,7 @@ def fit(trainer: "pl.Trainer", classifier: "pl.LightningModule", data: Any, *, s
     from xray_pneumonia.training.datamodule import LightningData
 
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # what is frozen
         if start is not None:  # these are as they should be
             warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided.*")
             warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty.*")

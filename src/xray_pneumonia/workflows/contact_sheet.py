@@ -12,7 +12,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from xray_pneumonia.data.files import find_files, printable
+from xray_pneumonia.data.files import find_films, printable
 from xray_pneumonia.data.images.sandbox import Decoders
 from xray_pneumonia.evaluation.drift import Drift, Home, compare_with_home
 from xray_pneumonia.evaluation.gradcam import read_overlay, thumbnail
@@ -24,7 +24,7 @@ from xray_pneumonia.evaluation.report.text import percent
 from xray_pneumonia.inference.bundle import Card
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.types import spoken
-from xray_pneumonia.workflows.prediction_files import TABLE, Row
+from xray_pneumonia.workflows.prediction_files import TABLE, Row, write_atomically
 
 SHEET = "contact_sheet.html"
 SIDE = 160  # pixels of a thumbnail, at most; the model's image size where that is smaller
@@ -92,7 +92,7 @@ def write_sheet(folder: Path, summary: Summary, model: TrainedModel, decoders: D
     """Write the page; its images are decoded again, so that a continued run shows the old ones too."""
     rows = {row["path"]: row for row in summary.shown}
     pictures: dict[str, str] = {}
-    for batch in decoders.batches((file for file in find_files(source) if file.id in rows), 64):
+    for batch in decoders.batches((file for file in find_films(source) if file.id in rows), 64):
         for attempt in batch:
             if attempt.pixels is not None:
                 pictures[attempt.file.id] = thumbnail(attempt.pixels, side=SIDE)
@@ -121,7 +121,7 @@ def write_sheet(folder: Path, summary: Summary, model: TrainedModel, decoders: D
         tones=dict(zip(meanings(model.card), ("closer", "positive", "negative"), strict=True)),
         when=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
-    (folder / SHEET).write_text(page, encoding="utf-8")
+    write_atomically(folder / SHEET, [page])
 
 
 def word_probability(card: Card) -> Callable[[float], str]:
@@ -143,7 +143,8 @@ def describe_evidence(card: Card) -> str:
         f"source, it found {percent(known['val/sensitivity'])} of {found} and cleared "
         f"{percent(known['val/specificity'])} of the {negative} films (AUROC {known['val/auroc']:.3f}); "
         "the operating point was chosen on them, so this flatters."
-    )
+        f" {text.official_test(known)}"
+    ).rstrip()
 
 
 def print_summary(summary: Summary, model: TrainedModel, folder: Path, console: Console) -> None:
@@ -171,4 +172,9 @@ def print_summary(summary: Summary, model: TrainedModel, folder: Path, console: 
     console.print(f"Model {model.name}. {describe_evidence(model.card)}", highlight=False, markup=False)
     console.print("A second opinion beside a radiologist's reading; no medical device.", highlight=False)
     print(f"Answers: {folder / TABLE}\nContact sheet: {folder / SHEET}")
+    print_last_line(summary, folder)
+
+
+def print_last_line(summary: Summary, folder: Path) -> None:
+    """Print the line that programs read."""
     print(f"output={folder} files={summary.files} failed={sum(summary.failures.values())}", flush=True)

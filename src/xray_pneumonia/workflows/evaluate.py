@@ -17,7 +17,7 @@ from xray_pneumonia.evaluation.comparison import Difference
 from xray_pneumonia.evaluation.intervals import FEWEST
 from xray_pneumonia.evaluation.metrics import METRICS, OF_RANKS
 from xray_pneumonia.evaluation.report.build import NUMBERS, PAGE, Context, Report, Rival, assess_and_report
-from xray_pneumonia.evaluation.report.text import SPLITS, number, p, tested, times, untold
+from xray_pneumonia.evaluation.report.text import SPLITS, number, official_test, p, tested, times, untold
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.stored_config import load_stored
@@ -160,6 +160,7 @@ def _record_origin(run: Run, cfg: DictConfig, held_out: HeldOut) -> None:
 def _open(evaluated: EvaluatedModel, held_out: HeldOut) -> list[Opening]:
     """Write the opening to the ledger; returns all openings of these images."""
     run = evaluated.runs[0]
+    labels = {"left_out": sum(held_out.left_out.values()), "corrections": held_out.corrections or "none"}
     openings = record_opening(
         run.store,
         split=held_out.split,
@@ -169,11 +170,7 @@ def _open(evaluated: EvaluatedModel, held_out: HeldOut) -> list[Opening]:
         config_sha256=",".join(run.tags.get("config_sha256", "") for run in evaluated.runs),
         runs=[run.run_id for run in evaluated.runs],
         films=set(held_out.records["sha256"]),
-        facts={
-            "classes": ", ".join(evaluated.model.card.class_names),
-            "left_out": sum(held_out.left_out.values()),
-            "corrections": held_out.corrections or "none",
-        },
+        facts={"classes": ", ".join(evaluated.model.card.class_names), **labels},
     )
     if len(openings) > 1:
         before = times(len(openings) - 1)
@@ -217,9 +214,9 @@ def _context(evaluated: EvaluatedModel, held_out: HeldOut, openings: list[Openin
     joined = f"the mean of the calibrated logits of {len(runs)} models, judged as one"
     facts = {"Ensemble": joined} if len(runs) > 1 else {}
     if evaluated.validation is None:
-        facts["Origin"] = (
-            "a folder, not a run of this store, whose ledger cannot tell what was opened before its training"
-        )
+        facts["Origin"] = "a folder, no run of this store, whose ledger cannot tell what was opened before its training"
+    if official := official_test(evaluated.model.card.evidence):
+        facts["Official test"] = official
     return Context(
         model=evaluated.model.name,
         split=held_out.split,
@@ -270,6 +267,8 @@ def _print(report: Report, console: Console) -> None:
         count = len(context.openings)
         when = "just now" if count == 1 else "this one included"
         console.print(f"Ledger: these images, or some of them, were opened {times(count)}, {when}.")
+    if context.split == "test" and "Official test" in context.facts:
+        console.print(context.facts["Official test"], highlight=False)
     for sentence in filter(None, (context.leakage, report.corrections)):
         console.print(sentence, highlight=False, markup=False)
     for run_id, count in context.chosen_after.items():

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from xray_pneumonia.config import Node, anchor, build, check
-from xray_pneumonia.data.files import find_files, printable
+from xray_pneumonia.data.files import find_files, find_films, is_text, printable, shown
 from xray_pneumonia.data.images.decode import DECODER_VERSION
 from xray_pneumonia.data.images.limits import DicomRules
 from xray_pneumonia.data.images.sandbox import DAMAGED, Attempt, Decoders
@@ -26,9 +26,10 @@ from xray_pneumonia.evaluation.quality import quality_flags
 from xray_pneumonia.inference.loading import EngineName
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.types import CLASSES, Count, Gray, OpenFraction, Positive, Processes, Text, Whole
-from xray_pneumonia.workflows.contact_sheet import Summary, print_summary, summarise, write_sheet
+from xray_pneumonia.workflows.contact_sheet import Summary, print_last_line, print_summary, summarise, write_sheet
 from xray_pneumonia.workflows.find_model import find_and_load
 from xray_pneumonia.workflows.prediction_files import TABLE, PredictionFiles, Row, make_row
+from xray_pneumonia.workflows.watch import stamps, watch
 
 HEAT_MAPS = "heat_maps"
 CHOSEN = (
@@ -49,6 +50,7 @@ class PredictConfig:
     output: Text
     engine: EngineName
     explain: bool
+    watch: bool
     prevalence: OpenFraction | None
     cost: Positive | None
     modalities: list[str]
@@ -91,14 +93,31 @@ def _predict(cfg: DictConfig) -> None:
         rules=dicom_rules(cfg),
         limits=build(cfg.limits),
     )
-    with PredictionFiles(folder, _identity(cfg, model, source)) as answers, decoders:
+    there = stamps(source) if cfg.watch else {}
+    with decoders:
+        summary = _answer(source, folder, decoders, model, cfg)
+        _name_texts(source)
+        print_summary(summary, model, folder, Console(width=None if Console().is_terminal else 80))
+        if cfg.watch:
+            watch(source, there, lambda: print_last_line(_answer(source, folder, decoders, model, cfg), folder))
+    _raise_failures(summary, folder)
+
+
+def _answer(source: Path, folder: Path, decoders: Decoders, model: TrainedModel, cfg: DictConfig) -> Summary:
+    """Answer what has no answer yet; write rows and contact sheet."""
+    with PredictionFiles(folder, _identity(cfg, model, source)) as answers:
         _classify_all(source, answers, decoders, model, cfg)
-        answers.sort(lambda: find_files(source))
+        answers.sort(None if cfg.watch else lambda: find_films(source))
         home, positive = model.gate.home if model.gate else None, model.card.class_names[1]
         summary = summarise(answers.rows(), shown=cfg.sheet_images, positive=positive, home=home)
         write_sheet(folder, summary, model, decoders, source)
-    print_summary(summary, model, folder, Console(width=None if Console().is_terminal else 80))
-    _raise_failures(summary, folder)
+    return summary
+
+
+def _name_texts(source: Path) -> None:
+    """Say which files were left out since they are texts."""
+    if texts := [file.id for file in find_files(source) if source.is_dir() and is_text(file.path)]:
+        log.info("no film, left out: %d (%s)", len(texts), shown(texts))
 
 
 def _places(cfg: DictConfig) -> tuple[Path, Path]:
@@ -109,8 +128,10 @@ def _places(cfg: DictConfig) -> tuple[Path, Path]:
         raise InputError(
             f"output={cfg.output}: lies in the input, where the next run would read it; name another folder"
         )
-    if next(iter(find_files(source)), None) is None:
-        raise InputError(f"input={printable(cfg.input)}: no images; the folder holds no files but hidden ones")
+    if not cfg.watch and next(iter(find_films(source)), None) is None:
+        raise InputError(
+            f"input={printable(cfg.input)}: no images; the folder holds no files but hidden ones and texts"
+        )
     return source, folder
 
 
@@ -139,11 +160,11 @@ def _classify_all(
     source: Path, answers: PredictionFiles, decoders: Decoders, model: TrainedModel, cfg: DictConfig
 ) -> None:
     """Classify what has no answer yet, batch by batch; the files are listed again rather than kept in memory."""
-    total = sum(map(answers.lacks, find_files(source)))
+    total = sum(map(answers.lacks, find_films(source)))
     if answers.resumed:
         log.info("goes on where it stopped: %d files are left", total)
     maps = HeatMaps(model.require_net(), answers.folder) if cfg.explain else None
-    for batch in _with_progress(decoders.batches(filter(answers.lacks, find_files(source)), cfg.batch_size), total):
+    for batch in _with_progress(decoders.batches(filter(answers.lacks, find_films(source)), cfg.batch_size), total):
         rows = iter(classify([attempt for attempt in batch if attempt.pixels is not None], model, maps))
         answers.append([next(rows) if attempt.pixels is not None else _failed(attempt) for attempt in batch])
     if maps is not None and maps.informative is None:

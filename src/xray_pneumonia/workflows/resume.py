@@ -40,6 +40,7 @@ class Resumption:
     store: Store
     run_id: str
     cfg: DictConfig
+    sha256: str  # of the config as it was stored, which lacks the keys that came since
 
 
 def take_resume(cfg: DictConfig) -> str | None:
@@ -81,7 +82,7 @@ def open_resumption(cfg: DictConfig, run_id: str) -> Resumption:
             f"resume={run_id}: was stopped before the end of its first epoch, so there is no checkpoint; start it "
             "again with its command"
         )
-    return Resumption(run.store, run_id, stored)
+    return Resumption(run.store, run_id, stored, run.tags["config_sha256"])
 
 
 def mention_stopped(tracking: TrackingSettings, config_sha256: str, *, home: Path) -> None:
@@ -211,7 +212,7 @@ def _changed_records(path: Path, data: XRayDataModule) -> list[str]:
     if not path.is_file():
         return []
     then = pd.read_csv(io.BytesIO(path.read_bytes()), dtype=str, keep_default_na=False).set_index("id")
-    now = records_table(data).astype(str).set_index("id")
+    now = records_table(data.records).astype(str).set_index("id")
     both = then.index.intersection(now.index)
     lines = [f"{name}: is gone" for name in then.index.difference(now.index)]
     lines += [f"{name}: is new" for name in now.index.difference(then.index)]

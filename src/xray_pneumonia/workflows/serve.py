@@ -7,7 +7,8 @@ import ipaddress
 import os
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from xray_pneumonia.evaluation import gradcam
 from xray_pneumonia.evaluation.calibration import translate
 from xray_pneumonia.evaluation.quality import FLAGS
 from xray_pneumonia.evaluation.report.model_card import USE, limitations
+from xray_pneumonia.evaluation.report.text import promise
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.types import Count, Port, Positive, Processes, Text
-from xray_pneumonia.workflows.contact_sheet import describe_evidence, meanings
+from xray_pneumonia.workflows.contact_sheet import describe_evidence, meanings, word_probability
 from xray_pneumonia.workflows.find_model import find_and_load
 from xray_pneumonia.workflows.predict import HeatMaps, classify, dicom_rules
 from xray_pneumonia.workflows.pyfunc import _load_pyfunc  # noqa: F401
@@ -51,6 +53,7 @@ class ServeConfig:
     body_parts: list[str]
     any_preamble: bool
     workers: Processes | None
+    dicom: Node
     limits: Node
     tracking: Node
 
@@ -79,10 +82,11 @@ def main(cfg: DictConfig) -> None:
         limits=build(cfg.limits),
         workers=cfg.workers or os.cpu_count() or 1,
     )
-    with reading:
+    heat_map = _heat_maps(reading, model)
+    with reading, _dicom_node(cfg, reading, heat_map, model, journal):
         service = app.Service(
             reader=reading,
-            heat_map=_heat_maps(reading, model),
+            heat_map=heat_map,
             describe=lambda row, prevalence: _describe(row, model, prevalence),
             model=_facts(model),
             journal=journal,
@@ -99,6 +103,24 @@ def main(cfg: DictConfig) -> None:
         print(f"A second opinion beside a radiologist's reading; no medical device. Audit lines: {cfg.audit}")
         print(f"url=http://{f'[{host}]' if ':' in host else host}:{port} model={model.name}", flush=True)
         server.run(app.make_app(service, rules), listener)
+
+
+def _dicom_node(
+    cfg: DictConfig, reading: Any, heat_map: Callable[[Path], tuple[bytes, str]], model: TrainedModel, journal: Any
+) -> AbstractContextManager[Any]:
+    """Make the DICOM node, if `dicom.port` asks for one.
+
+    Raises:
+        InputError: a package of the extra `pacs` is missing, or senders or archive are not named.
+    """
+    if cfg.dicom.port is None:
+        return nullcontext()
+    try:
+        from xray_pneumonia.pacs.node import Node
+        from xray_pneumonia.workflows.dicom_replies import make_answer
+    except ImportError as error:
+        raise InputError(f"dicom.port: {error.name} is missing; pip install 'xray-pneumonia[pacs]'") from error
+    return Node(build(cfg.dicom), host=cfg.host, answer=make_answer(reading, heat_map, model, journal))
 
 
 def _tokens(host: str) -> tuple[str, ...]:
@@ -166,6 +188,7 @@ def _facts(model: TrainedModel) -> dict[str, Any]:
         "prevalence": card.prevalence,
         "decisions": {"negative": negative, "positive": positive, "uncertain": "look closer"},
         "evidence": describe_evidence(card),
+        "promise": promise(card.promise),
         "use": f"Use: {USE}.",
         "limitations": list(limitations(card.classes)),
     }
@@ -173,19 +196,21 @@ def _facts(model: TrainedModel) -> dict[str, Any]:
 
 def _describe(row: Mapping[str, Any], model: TrainedModel, prevalence: float | None) -> dict[str, Any]:
     """Make the JSON of an answer from a row of `xray predict`, shown at a prevalence or the model's own."""
-    own = model.card.prevalence
-    shown = prevalence if own and prevalence else own
-    if own and prevalence:
-        points = translate([row["probability"], row["operating_point"]], prevalence=own, to=prevalence)
+    card = model.card
+    if card.prevalence and prevalence:
+        points = translate([row["probability"], row["operating_point"]], prevalence=card.prevalence, to=prevalence)
         row = {**row, "probability": float(points[0]), "operating_point": float(points[1])}
+        card = replace(card, prevalence=prevalence, operating_point=row["operating_point"])
     sure = "positive" if row["label"] == model.card.class_names[1] else "negative"
+    meant = meanings(card)[row["decision"]]
     names = ("decision", "label", "probability", "operating_point", "reason", "sha256", "width", "height")
     return {
         **{name: row[name] for name in names},
-        "prevalence": shown,
+        "prevalence": card.prevalence,
         "kind": "uncertain" if row["decision"] == "look closer" else sure,
         "flags": [{"name": flag, "meaning": FLAGS.get(flag, flag)} for flag in row["flags"]],
-        "words": meanings(model.card)[row["decision"]],
+        "words": f"{meant[0].upper()}{meant[1:]}. {word_probability(card)(row['probability'])}",
+        "rests_on": describe_evidence(card),
         "model": model.name,
         "version": (model.card.weights_sha256 or model.card.run_id)[:12],
     }

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback
 from torch import nn
 
-from xray_pneumonia.config import Node, build, is_foreign
+from xray_pneumonia.config import INIT, Node, build, is_foreign
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.files import require_unchanged
 from xray_pneumonia.errors import InputError
@@ -29,11 +29,13 @@ from xray_pneumonia.tracking.store import Store, TrackingSettings, open_database
 from xray_pneumonia.training import checkpoints, performance
 from xray_pneumonia.training.callbacks import DataCheck, build_callbacks, keep_averaged, require_kept
 from xray_pneumonia.training.classifier import PneumoniaClassifier
+from xray_pneumonia.training.finetuning import freeze
 from xray_pneumonia.training.losses import require_loss
 from xray_pneumonia.training.predict import predict_logits
 from xray_pneumonia.training.trainer import TrainerSettings, build_trainer, fit
 from xray_pneumonia.workflows import resume
 from xray_pneumonia.workflows.choices import group_choices, run_name
+from xray_pneumonia.workflows.initial_weights import InitialWeights, find_weights
 from xray_pneumonia.workflows.loggers import build_loggers, require_packages
 from xray_pneumonia.workflows.train import check_train
 from xray_pneumonia.workflows.training_run import THRESHOLD, RunConfig, Trained, record_start
@@ -69,6 +71,7 @@ class Training:
     classifier: PneumoniaClassifier
     callbacks: list[Callback]
     out_of_fold: pd.DataFrame | None
+    initial: dict[str, str]  # tags of the weights that it starts from
 
 
 def train(cfg: DictConfig, *, watch: Watch | None = None) -> Trained:
@@ -86,16 +89,14 @@ def build_training(cfg: DictConfig) -> Training:
     require_packages(values["loggers"])
     augmentation = build(values["augmentation"], key="augmentation")
     data: XRayDataModule = build(values["data"], augmentation)
-    net = _build_net(values["model"], data.image_size)
+    initial = _initial_weights(values["model"], tracking, home)
+    net = _build_net(values["model"], data.image_size, initial)
     net = to_channels_last(net) if settings.channels_last else net
     require_loss(build(values["loss"], [1, 1], key="loss"))  # before any data are read
     data.spread_over(settings.max_epochs)
     augmentation.require_sides(data.sides)
-    if refused := [side for side in data.sides if not takes(net, side)]:
-        raise InputError(
-            f"data.progressive={data.sides}: this net takes no images of {refused[0]} pixels; choose one that pools "
-            "over the whole image (model=resnet, model=torchvision), or data.progressive=null"
-        )
+    _require_sides(net, data.sides)
+    freeze(net, settings.freeze)
     performance.prepare_process(keep_freed_memory=settings.keep_freed_memory, threads=settings.threads)
     data.prepare()
     out_of_fold = _check_evaluation(evaluation, data, lambda: open_database(tracking, home=home))
@@ -106,6 +107,7 @@ def build_training(cfg: DictConfig) -> Training:
         scheduler=partial(build, values["scheduler"], key="scheduler"),
         monitor=values["monitor"],
         mode=values["mode"],
+        backbone_lr=settings.backbone_lr,
     )
     return Training(
         config=RunConfig.of(cfg),
@@ -117,7 +119,16 @@ def build_training(cfg: DictConfig) -> Training:
         classifier=classifier,
         callbacks=callbacks,
         out_of_fold=out_of_fold,
+        initial=initial.tags if initial else {},
     )
+
+
+def _require_sides(net: nn.Module, sides: list[int]) -> None:
+    if refused := [side for side in sides if not takes(net, side)]:
+        raise InputError(
+            f"data.progressive={sides}: this net takes no images of {refused[0]} pixels; choose one that pools "
+            "over the whole image (model=resnet, model=torchvision), or data.progressive=null"
+        )
 
 
 def _check_evaluation(
@@ -134,9 +145,19 @@ def _check_evaluation(
     return read_out_of_fold(evaluation.out_of_fold, open_store)
 
 
-def _build_net(node: Node, side: int) -> nn.Module:
-    net = build(node, key="model")
-    return require_logits(net, side, name=node["_target_"]) if is_foreign(node) else net
+def _initial_weights(node: Node, tracking: TrackingSettings, home: Path) -> InitialWeights | None:
+    named = node.get(INIT)
+    return find_weights(named, tracking=tracking, home=home) if named else None
+
+
+def _build_net(node: Node, side: int, initial: InitialWeights | None) -> nn.Module:
+    if initial and "pretrained" in node:
+        node = {**node, "pretrained": False}  # nothing is downloaded to be replaced
+    net: nn.Module = build(node, key="model")
+    net = require_logits(net, side, name=node["_target_"]) if is_foreign(node) else net
+    if initial:
+        initial.load_into(net)
+    return net
 
 
 def run_training(
@@ -153,13 +174,14 @@ def run_training(
     store = resumption.store if resumption else open_or_offline(tracking, home=training.home)
     known = resumption or watch
     run_id = known.run_id if known else None
-    identity = resume.identity_of(training.config.sha256, training.data, training.settings)
+    sha256 = resumption.sha256 if resumption else training.config.sha256
+    identity = resume.identity_of(sha256, training.data, training.settings)
     start = resume.find_checkpoint(store, run_id, identity, training.data) if run_id else None
     if resumption:
         resume.claim(store, resumption.run_id)
     values = training.config.values
     name = watch.name if watch else tracking.run_name or run_name(store, values, group_choices(values))
-    tags = {"verb": "train", **(watch.tags if watch else {})}
+    tags = {"verb": "train", **training.initial, **(watch.tags if watch else {})}
     with (
         start_run(store, name=name, tags=tags, system_metrics=tracking.system_metrics, run_id=run_id) as run,
         resume.explain_stop(run, resumable=watch is None),

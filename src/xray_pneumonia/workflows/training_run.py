@@ -15,7 +15,7 @@ import pandas as pd
 from omegaconf import DictConfig
 from torch import nn
 
-from xray_pneumonia.config import Node, is_foreign, plain
+from xray_pneumonia.config import INIT, Node, is_foreign, plain
 from xray_pneumonia.data.classes import counted
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.records import fingerprint
@@ -107,7 +107,7 @@ def record_start(run: Run, config: RunConfig, data: XRayDataModule, net: nn.Modu
     run.set_tags({DESCRIPTION: describe(run, "Running.", None)})
     run.log_provenance(collect(COMPUTING))
     keep_sources(run)
-    run.path(RECORDS).write_text(records_table(data).to_csv(index=False), encoding="utf-8")
+    run.path(RECORDS).write_text(records_table(records).to_csv(index=False), encoding="utf-8")
     record_dataset(run, records, root=config.values["data"]["root"], stage="train")
     if data.corrected:
         run.path(CORRECTIONS).write_bytes(data.corrected.text)
@@ -153,9 +153,9 @@ def describe(run: Run, result: str, report: Path | None) -> str:
     return "  \n".join([result, f"New: `{new}`", f"{'Report' if report else 'Predictions'}: [{name}]({link})"])
 
 
-def records_table(data: XRayDataModule) -> pd.DataFrame:
+def records_table(records: pd.DataFrame) -> pd.DataFrame:
     """Select the records that a run keeps: ids and hashes, no image."""
-    return data.records[["id", "patient", "subtype", "label", "split", "sha256"]].replace({np.nan: ""})
+    return records[["id", "patient", "subtype", "label", "split", "sha256"]].replace({np.nan: ""})
 
 
 def record_result(run: Run, trained: Trained, data: XRayDataModule) -> None:
@@ -190,7 +190,7 @@ def record_bundle(
 
     decision = chosen.decision
     card = Card(
-        net=dict(config["model"]),
+        net={name: value for name, value in config["model"].items() if name != INIT},
         extensions=dict(config["extensions"]) if is_foreign(config["model"]) else {},
         class_names=list(data.question.names),
         image_size=data.image_size,

@@ -113,7 +113,8 @@ def _matches(path: Path, *, stamp: str, blocks: list[str]) -> bool:
     if len(numbers) != len(blocks):
         return False
     if stamp == now:
-        numbers = random.sample(numbers, min(SAMPLED, len(numbers)))
+        own = random.SystemRandom()  # the module's own numbers are seeded, and part of a training's checkpoints
+        numbers = own.sample(numbers, min(SAMPLED, len(numbers)))
     return _hash_blocks(path, numbers) == [blocks[number] for number in numbers]
 
 

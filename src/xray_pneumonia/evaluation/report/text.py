@@ -38,6 +38,24 @@ def untold(estimate: Estimate) -> str:
     return f"not shown: {estimate.patients} patient" if 0 < estimate.patients < FEWEST else ""
 
 
+def official_test(evidence: Mapping[str, float]) -> str:
+    """Word how a shipped model did on its data's published test split; empty for a model whose card names no such test.
+
+    Intervals are Wilson's by image, since the patients of that split are unknown.
+    """
+    if "test/ill" not in evidence:
+        return ""
+    rates = []
+    for right, of in (("found", "ill"), ("cleared", "well")):
+        count, images = evidence[f"test/{right}"], evidence[f"test/{of}"]
+        low, high = wilson(count, images)
+        rates.append(f"{count:.0f} of {images:.0f} ({100 * low:.1f} to {100 * high:.1f} %)")
+    return (
+        f"On the published test split, opened once by those who made the model, it found {rates[0]} of the ill and "
+        f"cleared {rates[1]} of the well (AUROC {evidence['test/auroc']:.3f})."
+    )
+
+
 def p(value: float) -> str:
     """Write a p-value with three digits."""
     return "-" if np.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
@@ -94,13 +112,24 @@ def meaning(
             f"This model was stored by an older version: its probability holds where as many films show {finding} as "
             f"in its validation split, and it calls a film {finding} from {percent(threshold)} on."
         )
-    share, among = f"{100 * probability:.0f}", f"{100 * prevalence:.0f}"
-    rare = 100 * float(translate(probability, prevalence=prevalence, to=elsewhere))
-    there = f" Where {100 * elsewhere:.0f} in 100 are ill the same film means {rare:.0f} %."
+    share, among = of_hundred(probability), _bound_of_hundred(prevalence)
+    rare = of_hundred(float(translate(probability, prevalence=prevalence, to=elsewhere)))
+    there = f" Where {100 * elsewhere:.0f} in 100 are ill the same film means {rare} %."
     return (
         f"{share} %: among patients of whom {among} in 100 have {finding}, {share} of 100 films like this one show it. "
-        f"From {100 * threshold:.0f} % on it is called {finding}." + ("" if prevalence == elsewhere else there)
+        f"From {_bound_of_hundred(threshold)} % on it is called {finding}." + ("" if prevalence == elsewhere else there)
     )
+
+
+def of_hundred(share: float) -> str:
+    """Write how many of 100, and never none or all: no film is certain."""
+    rounded = f"{100 * share:.0f}"
+    return {"0": "less than 1", "100": "more than 99"}.get(rounded, rounded)
+
+
+def _bound_of_hundred(share: float) -> str:
+    """Write a share that is set, not estimated, so that a rare one stays what it is."""
+    return f"{100 * share:.0f}" if 0.01 <= share <= 0.99 else f"{100 * share:.3g}"
 
 
 def promise(known: Promise | None) -> str:

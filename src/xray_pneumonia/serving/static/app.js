@@ -76,7 +76,10 @@ function read() {
 
 async function ask(film) {
   try {
-    film.answer = await api.predict(film.file, prevalence());
+    do { // the prevalence may be changed meanwhile
+      film.shownAt = prevalence();
+      film.answer = await api.predict(film.file, film.shownAt);
+    } while (film.shownAt !== prevalence());
     film.error = null;
   } catch (error) {
     film.error = error;
@@ -119,6 +122,7 @@ function place(film) {
     find("#failed").hidden = false;
     return;
   }
+  const focused = film.button && document.activeElement === film.button;
   film.button?.parentElement.remove();
   const [item, button] = [document.createElement("li"), document.createElement("button")];
   button.type = "button";
@@ -139,6 +143,7 @@ function place(film) {
   const later = ordered().find((other) => other !== film && before(film, other) < 0);
   find("#worklist").insertBefore(item, later?.button.parentElement ?? null);
   if (chosen === film) button.setAttribute("aria-current", "true");
+  if (focused) button.focus();
   if (!chosen) choose(film);
 }
 
@@ -228,7 +233,7 @@ function labelOf(film, opinion) {
 async function say(opinion) {
   const film = chosen;
   if (!film) return;
-  Object.assign(film, { opinion, note: find("#note").value });
+  film.opinion = opinion;
   describe(film);
   place(film);
   find("#download").hidden = false;
@@ -268,7 +273,8 @@ function download() {
 // ---- start
 
 async function changePrevalence() {
-  for (const film of films.filter((one) => one.answer)) {
+  for (const film of [...(chosen ? [chosen] : []), ...films]) {
+    if (!film.answer || film.shownAt === prevalence()) continue;
     await ask(film);
     if (film === chosen) describe(film);
   }
@@ -294,6 +300,7 @@ function listen() {
   find("#opacity").addEventListener("input", (event) => { viewer.opacity = event.target.value / 100; viewer.draw(); });
   find("#drag").addEventListener("change", (event) => { viewer.drag = event.target.value; });
   find("#prevalence").addEventListener("change", changePrevalence);
+  find("#note").addEventListener("input", (event) => { if (chosen) chosen.note = event.target.value; });
   find("#download").addEventListener("click", download);
   find("#help-open").addEventListener("click", () => find("#help").showModal());
   find("#opinion").addEventListener("submit", (event) => { event.preventDefault(); if (chosen?.opinion) say(chosen.opinion); });
@@ -330,7 +337,7 @@ async function start() {
   listen();
   model = await api.model();
   find("#model").textContent = `Model ${model.name}, version ${model.version}. Question: ${model.question}`;
-  find("#evidence").textContent = model.evidence;
+  find("#evidence").textContent = `${model.evidence} ${model.promise}`;
   find("#use").textContent = `${model.use} ${model.limitations.join(" ")}`;
   find("#prevalence").placeholder = model.prevalence ? (100 * model.prevalence).toFixed(0) : "as is";
   find("#prevalence").disabled = !model.prevalence;

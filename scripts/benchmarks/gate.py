@@ -1,0 +1,106 @@
+"""Counts what the input gates of the shipped models stop: python scripts/benchmarks/gate.py DATA.
+
+DATA holds `chest_xray` (the public layout), `adults` (films of another hospital) and `originals` (training films as
+published). Counted are the models' own validation films, also under corruptions, generated strangers, and how often
+samples of validation films are called different as a whole. Prints the table of docs/evaluation.md.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from xray_pneumonia.config import build
+from xray_pneumonia.data.images.decode import decode, read_bytes
+from xray_pneumonia.evaluation.drift import FEWEST, Home, compare_with_home
+from xray_pneumonia.evaluation.robustness import KINDS, corrupt
+from xray_pneumonia.evaluation.strangers import out_of_distribution
+from xray_pneumonia.inference.loading import load_model
+from xray_pneumonia.inference.model import TrainedModel
+from xray_pneumonia.stored_config import load_stored
+from xray_pneumonia.types import Gray
+from xray_pneumonia.workflows.evaluation_data import HeldOut, cut
+from xray_pneumonia.workflows.find_model import shipped_models
+
+CORRUPTED, SHOWN, SAMPLES = 200, 100, 2000
+
+
+def main() -> None:
+    """Print a row for each model."""
+    data = Path(sys.argv[1])
+    places = shipped_models()
+    held_out = validation(places["final"], data / "chest_xray")
+    films = spread(held_out.images, CORRUPTED)
+    corrupted = [corrupt(films, kind=kind, strength=strength, seed=0) for kind in KINDS for strength in (1, 2)]
+    strangers = out_of_distribution(spread(held_out.images, SHOWN), seed=0)
+    adults, originals = (decoded(data / name) for name in ("adults", "originals"))
+    print(
+        "| model | validation | adults | least stranger | corruption 1-2 | originals | adults differ | false alarms |"
+    )
+    print("|" + " --- |" * 8)
+    for name, place in places.items():
+        model = load_model(place, name=name)
+        stops = [stopped(model, images) for images in (held_out.images, adults, originals)]
+        worst = min(stopped(model, images) for images in strangers.values())
+        mild = float(np.mean([stopped(model, images) for images in corrupted]))
+        alarms = false_alarms(model, held_out)
+        chance = compare_with_home(answers(model, adults), home(model), positive="").chance
+        cells = [*stops[:2], worst, mild, stops[2], chance, alarms]
+        print(f"| {name} | {' | '.join(f'{cell:.3f}' for cell in cells)} |", flush=True)
+
+
+def validation(folder: Path, root: Path) -> HeldOut:
+    """Open the validation films of a shipped model, whose config says how they were cut."""
+    config = load_stored((folder / "config.yaml").read_text(), origin=str(folder))
+    with tempfile.TemporaryDirectory() as cache:
+        config.data.root, config.data.cache_dir = str(root), cache
+        data = build(config.data, build(config.augmentation))
+        data.prepare()
+        return cut(data, "val", str(root), set(data.records.loc[data.records["split"].eq("val"), "id"]))
+
+
+def decoded(folder: Path) -> Gray:
+    """Decode every film of a folder for the shipped models, which see 128 pixels."""
+    return np.stack([decode(read_bytes(path), 128).pixels for path in sorted(folder.rglob("*.*g"))])
+
+
+def spread(images: Gray, count: int) -> Gray:
+    """Take so many images, evenly."""
+    return np.asarray(images[np.linspace(0, len(images) - 1, count).astype(int)])
+
+
+def answers(model: TrainedModel, images: Gray) -> pd.DataFrame:
+    """Answer as `xray predict` does."""
+    table = model.decide(images)
+    called = (table["label"] == model.card.class_names[1]).astype(int)
+    return pd.DataFrame({"gate_score": table["gate"], "called": called, "brightness": np.nan, "side": np.nan})
+
+
+def stopped(model: TrainedModel, images: Gray) -> float:
+    """Compute the share that the gate stops."""
+    return float((answers(model, images)["gate_score"] > 1).mean())
+
+
+def home(model: TrainedModel) -> Home:
+    """Give what the gate knows of the validation films."""
+    if model.gate is None or model.gate.home is None:
+        raise SystemExit(f"{model.name}: its gate knows no validation films")
+    return model.gate.home
+
+
+def false_alarms(model: TrainedModel, held_out: HeldOut) -> float:
+    """Compute how often films of whole validation patients, `FEWEST` to 100 in number, are called different."""
+    table, known, rng = answers(model, held_out.images), home(model), np.random.default_rng(0)
+    patient = held_out.records["patient"].to_numpy()
+    found = []
+    for count in (FEWEST, 30, 100):
+        for _ in range(SAMPLES // 3):
+            order = rng.permutation(np.unique(patient))[:count]
+            found.append(compare_with_home(table[np.isin(patient, order)], known, positive="").differs)
+    return float(np.mean(found))
+
+
+if __name__ == "__main__":
+    main()

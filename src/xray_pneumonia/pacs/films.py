@@ -1,0 +1,146 @@
+"""Keeps received films on disk and where each stands: received, answered, sent; a database that survives any kill."""
+
+import hashlib
+import os
+import sqlite3
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+RECEIVED, ANSWERED, SENT, FAILED = "received", "answered", "sent", "failed"
+TABLE = """
+CREATE TABLE IF NOT EXISTS films (
+    name TEXT PRIMARY KEY, study TEXT NOT NULL, state TEXT NOT NULL, received REAL NOT NULL, changed REAL NOT NULL
+);
+CREATE INDEX IF NOT EXISTS by_state ON films (state, received);
+CREATE INDEX IF NOT EXISTS by_study ON films (study, received);
+"""
+
+
+@dataclass(frozen=True)
+class Film:
+    """A received film: `name` is made of its SOP Instance UID, `study` of its Study Instance UID."""
+
+    name: str
+    study: str
+
+
+class Films:
+    """The films of one folder; safe for many threads of one process.
+
+    A film is on disk before it is in the database, its replies before it is `answered`, and it is `sent` after the
+    archive has acknowledged them all: whatever a kill interrupts is done again with the same UIDs.
+
+    Args:
+        folder: made when missing; its files are the user's alone.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._inbox, self._outbox = folder / "inbox", folder / "outbox"
+        for place in (self._inbox, self._outbox):
+            place.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        self._database = sqlite3.connect(folder / "films.db", check_same_thread=False, isolation_level=None)
+        self._database.execute("PRAGMA journal_mode=WAL")
+        self._database.execute("PRAGMA synchronous=FULL")
+        self._database.executescript(TABLE)
+
+    def close(self) -> None:
+        """Close the database."""
+        with self._lock:
+            self._database.close()
+
+    def receive(self, data: bytes, *, instance: str, study: str) -> None:
+        """Store a film; when this returns it is on disk. One that was answered before is not answered again."""
+        film = Film(_name(instance), _name(study))
+        with self._lock:
+            known = self._database.execute("SELECT 1 FROM films WHERE name = ?", (film.name,)).fetchone()
+            if known:
+                return
+        _write(self.path(film), data)
+        now = time.time()
+        row = (film.name, film.study, RECEIVED, now, now)
+        with self._lock:
+            self._database.execute("INSERT OR IGNORE INTO films VALUES (?, ?, ?, ?, ?)", row)
+
+    def settled(self, *, seconds: float) -> list[Film]:
+        """List the films to answer, of studies that received nothing for so long."""
+        query = """
+            SELECT name, study FROM films AS film WHERE state = ? AND
+                (SELECT max(received) FROM films WHERE study = film.study) <= ?
+            ORDER BY received
+        """
+        return self._films(query, (RECEIVED, time.time() - seconds))
+
+    def unsent(self) -> list[Film]:
+        """List the films whose replies wait to be sent."""
+        return self._films("SELECT name, study FROM films WHERE state = ? ORDER BY received", (ANSWERED,))
+
+    def counts(self) -> dict[str, int]:
+        """Count the films in each state."""
+        with self._lock:
+            return dict(self._database.execute("SELECT state, count(*) FROM films GROUP BY state").fetchall())
+
+    def path(self, film: Film) -> Path:
+        """Name the file of a film."""
+        return self._inbox / f"{film.name}.dcm"
+
+    def replies(self, film: Film) -> list[Path]:
+        """List the files of the replies to a film."""
+        return sorted(self._outbox.glob(f"{film.name}.*.dcm"))
+
+    def answer(self, film: Film, replies: list[bytes]) -> None:
+        """Store the replies to a film."""
+        for number, data in enumerate(replies):
+            _write(self._outbox / f"{film.name}.{number}.dcm", data)
+        self._move(film, ANSWERED)
+
+    def close_film(self, film: Film) -> None:
+        """Mark the replies to a film as sent, and forget film and replies."""
+        self._move(film, SENT)
+        for path in (*self.replies(film), self.path(film)):
+            path.unlink(missing_ok=True)
+
+    def fail(self, film: Film) -> None:
+        """Set a film aside that no reply can be written to; the next start tries it again."""
+        self._move(film, FAILED)
+
+    def clean_up(self) -> None:
+        """Remove files of films that are sent or were never acknowledged; give failed films another try."""
+        with self._lock:
+            self._database.execute("UPDATE films SET state = ? WHERE state = ?", (RECEIVED, FAILED))
+            open_ = {row[0] for row in self._database.execute("SELECT name FROM films WHERE state != ?", (SENT,))}
+        for path in (*self._inbox.iterdir(), *self._outbox.iterdir()):
+            if path.suffix == ".tmp" or path.name.partition(".")[0] not in open_:
+                path.unlink(missing_ok=True)
+
+    def _films(self, query: str, values: tuple[object, ...]) -> list[Film]:
+        with self._lock:
+            return [Film(*row) for row in self._database.execute(query, values)]
+
+    def _move(self, film: Film, state: str) -> None:
+        with self._lock:
+            self._database.execute(
+                "UPDATE films SET state = ?, changed = ? WHERE name = ?", (state, time.time(), film.name)
+            )
+
+
+def _name(uid: str) -> str:
+    """Make a file's name of what a sender wrote."""
+    return hashlib.sha256(uid.encode()).hexdigest()[:32]
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file whole and durably, or not at all."""
+    draft = path.with_name(f"{path.stem}.{threading.get_ident()}.tmp")
+    with draft.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+    handle = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,61 @@
+"""Define the config group `dicom` of `xray serve`: where films come from and where the replies go."""
+
+import re
+import socket
+from dataclasses import dataclass
+
+from xray_pneumonia.errors import InputError
+from xray_pneumonia.types import NonNegative, Port, Text
+
+SENDER = re.compile(r"([^@\s\\]{1,16})@([^@\s]+)")
+RECEIVER = re.compile(r"([^@\s\\]{1,16})@([^@\s]+):(\d{1,5})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DicomSettings:
+    """The group `dicom` of serve.yaml.
+
+    Args:
+        port: at which films are received; None: none are.
+        ae_title: our name.
+        allow: senders, as AE@HOST.
+        reply_to: the archive that gets the replies, as AE@HOST:PORT.
+        settle: seconds after which a study that received nothing is answered.
+        folder: of the films under way.
+    """
+
+    port: Port | None
+    ae_title: Text
+    allow: list[str]
+    reply_to: Text | None
+    settle: NonNegative
+    folder: Text
+
+    def senders(self) -> set[tuple[str, str]]:
+        """Read `allow` as pairs of AE title and address.
+
+        Raises:
+            InputError: it is empty, an entry is no AE@HOST, or there is no such host.
+        """
+        found = [SENDER.fullmatch(one) for one in self.allow]
+        if not found or None in found:
+            raise InputError(f"dicom.allow={self.allow}: name each sender as AE@HOST; others are refused")
+        return {(one[1], address) for one in found if one for address in _addresses(one[2])}
+
+    def archive(self) -> tuple[str, str, int]:
+        """Read `reply_to`.
+
+        Raises:
+            InputError: it is missing or no AE@HOST:PORT.
+        """
+        found = RECEIVER.fullmatch(self.reply_to or "")
+        if not found:
+            raise InputError(f"dicom.reply_to={self.reply_to}: name the archive as AE@HOST:PORT")
+        return found[1], found[2], int(found[3])
+
+
+def _addresses(host: str) -> set[str]:
+    try:
+        return {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
+    except OSError as error:
+        raise InputError(f"dicom.allow: {host}: {error.strerror}; name a host that exists, or its address") from error

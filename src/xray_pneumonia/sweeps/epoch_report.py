@@ -1,0 +1,114 @@
+"""Reports a trial's epochs to its study, stops it where the pruner says so, and writes its values to its run."""
+
+import json
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import optuna
+import pytorch_lightning as pl
+from optuna.exceptions import UpdateFinishedTrialError
+from pytorch_lightning.callbacks import Callback
+
+from xray_pneumonia.sweeps.storage import retried
+from xray_pneumonia.tracking import stored_runs
+from xray_pneumonia.tracking.lightning_logger import RunLogger
+from xray_pneumonia.tracking.run import Run
+
+log = logging.getLogger(__name__)
+
+
+class GivenUp(Exception):
+    """This process was silent for so long, paused perhaps, that another one failed its trial and queued it again."""
+
+
+class EpochReport(Callback):
+    """Name the run of a training, report its epochs to the study, and write its values before it ends.
+
+    Args:
+        trial: to report to, and to prune by; None only collects the values.
+        objectives: names of metrics; the first one is reported.
+        name, tags: of the run.
+        run_id: of the run that a requeued trial continues; None for a new one.
+        require_open: raises where another process gave the trial up.
+        require_records: raises where the records of this fingerprint are not those of the other trials.
+    """
+
+    def __init__(
+        self,
+        trial: optuna.Trial | None,
+        *,
+        objectives: list[str],
+        name: str,
+        tags: dict[str, str],
+        run_id: str | None,
+        require_open: Callable[[], None],
+        require_records: Callable[[str], None],
+    ) -> None:
+        self.callbacks: list[Callback] = [self]  # of the training
+        self._trial, self._objectives = trial, objectives
+        self.name, self.tags, self.run_id = name, tags, run_id
+        self._require_open, self._require_records = require_open, require_records
+        self.history: list[dict[str, float]] = []
+        self.parameters = 0
+        self.pruned = False
+        self.values: list[float] = []
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check that all trials learn from the same images; count the parameters, which may be an objective."""
+        if trainer.is_global_zero:
+            [run] = [logger.experiment for logger in trainer.loggers if isinstance(logger, RunLogger)]
+            self._require_records(run.tags["records_fingerprint"])
+        self.parameters = sum(parameter.numel() for parameter in pl_module.parameters())
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Report the epoch, whose validation is complete by now, and stop where the pruner says so."""
+        self.history.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+        value = self.history[-1].get(self._objectives[0])
+        if self._trial is None or value is None or not math.isfinite(value) or not trainer.is_global_zero:
+            return
+        trial, epoch = self._trial, trainer.current_epoch + 1
+        try:
+            retried(lambda: trial.report(value, epoch))
+        except UpdateFinishedTrialError:
+            self._require_open()
+            raise
+        if retried(trial.should_prune):
+            log.info("trial %d: pruned after epoch %d", trial.number, epoch)
+            self.pruned = trainer.should_stop = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep the history in the checkpoint, for a trial that is requeued."""
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the history."""
+        self.history = list(state_dict["history"])
+
+    def close(self, run: Run, *, best_epoch: int) -> None:
+        """Write the values to the run before it ends, so that they count if this process is killed afterwards.
+
+        Args:
+            run: of the training.
+            best_epoch: whose metrics count, from 1; of the seconds it is the median.
+        """
+        self._require_open()
+        seconds = sorted(epoch["time/epoch_seconds"] for epoch in self.history if "time/epoch_seconds" in epoch)
+        median = (seconds or [math.nan])[len(seconds) // 2]
+        known = self.history[best_epoch - 1] | {"model/parameters": self.parameters, "time/epoch_seconds": median}
+        self.values = [known.get(name, math.nan) for name in self._objectives]
+        run.set_tags(result_tags(self.values, pruned=self.pruned))
+        if self.pruned:
+            run.set_tags(_pruned_tags(run, len(self.history)))
+
+
+def _pruned_tags(run: Run, epochs: int) -> dict[str, str]:
+    """Make a pruned run look like no finished training."""
+    note = {"mlflow.note.content": f"Pruned after {epochs} epochs. {run.tags['mlflow.note.content']}"}
+    return {**note, "mlflow.runName": f"pruned: {run.name}", stored_runs.STATE: "pruned"}
+
+
+def result_tags(values: list[float], *, pruned: bool) -> dict[str, str]:
+    """Write a trial's result as tags of its run, from which it is recovered if this process dies."""
+    return {"sweep.state": "PRUNED" if pruned else "COMPLETE", "sweep.values": json.dumps(values)}
