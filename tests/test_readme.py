@@ -158,7 +158,7 @@ def test_the_commands_of_the_demo_compose_and_its_last_lines_name_the_next(xray,
         outcome = xray(verb, "--cfg", "job", *(word for word in rest if word != "-m"))
         assert outcome.code == 0, outcome.err
     last = [line for line in done.stdout.splitlines() if line.startswith('echo "  xray')]
-    assert {line.split()[2] for line in last} == {"ui", "serve", "train"}
+    assert {line.split()[3] for line in last} == {"ui", "serve", "train"}
 
 
 def test_the_tree_names_every_file_and_no_other():

@@ -30,8 +30,13 @@ from xray_pneumonia.workflows.own_code import load_config
 CORRECTIONS = "corrections.csv"  # a run's copy of the file that `data.corrections` names
 Split = Literal["val", "shift", "test", "external"]
 MOST = 5000  # training images that a gate is fitted to
-# Joined to the predictions, for subgroups and shortcuts; `published` is the label before corrections.
-RECORD_COLUMNS = ("mode", "width", "height", "bytes", "published")
+RECORD_COLUMNS = (
+    "mode",
+    "width",
+    "height",
+    "bytes",
+    "published",
+)  # joined to predictions; the last: label as published
 log = logging.getLogger(__name__)
 
 
@@ -41,8 +46,7 @@ class HeldOut:
 
     `training` holds training images and `validation` the model's validation images, where they are known. `elsewhere`
     counts the records whose image is in another split of the folder too, by bytes or looks; None without other splits.
-    `left_out` counts the images of the whole folder that are of neither of `classes`; `corrections` words what was
-    corrected in it.
+    `left_out` counts the images of the whole folder that are of neither of `classes`; `corrections` words corrections.
     """
 
     split: Split
@@ -118,6 +122,11 @@ def open_split(
             raise InputError("data.root=null: split=external needs data.root=DIR, the folder of the other hospital")
         question = folder_question(folder, asked_of(run))
         return _open_external(folder, folder["root"], question, home=home, image_size=image_size)
+    if split in {"val", "shift"} and run.tags.get("verb") == "adapt":
+        raise InputError(
+            f"split={split}: {run.run_id} was adapted to all of its films; how it does on others, by cross-validation, "
+            "says its evaluation/adapt/adaptation.html; judge it on further films with split=external data.root=DIR"
+        )
     data, stored = open_data(run, split, folder=folder, home=home)
     if split == "shift" and data.shift_dataloader() is None:
         raise InputError(
@@ -132,7 +141,7 @@ def open_split(
 def open_data(
     run: StoredRun, split: Split, *, folder: "EvaluationFolder", home: Path
 ) -> tuple[XRayDataModule, DictConfig]:
-    """Open the data of a run, which must be those it was trained on, or their test split; returns their config too."""
+    """Open the data of a run, which must be those it was trained on, or their test split; returns the config too."""
     stored = _stored_data(run, split, folder, home=home)
     data: XRayDataModule = build(stored.data, build(stored.augmentation, key="augmentation"))
     _open_test(data, stored) if split == "test" else _prepare(run, data, stored)
@@ -169,8 +178,7 @@ def _stored_data(run: StoredRun, split: Split, folder: "EvaluationFolder", *, ho
         stored.data.max_images = None
     if stored.data.get("corrections"):
         with suppress(InputError):  # a folder of weights has no copy; the file itself is read, by its hash
-            copy = run.artifact(CORRECTIONS)
-            stored.data.corrections = f"{copy}@{str(stored.data.corrections).rpartition('@')[2]}"
+            stored.data.corrections = f"{run.artifact(CORRECTIONS)}@{stored.data.corrections.rpartition('@')[2]}"
     return stored
 
 

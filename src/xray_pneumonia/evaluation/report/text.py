@@ -116,7 +116,8 @@ def meaning(
     rare = of_hundred(float(translate(probability, prevalence=prevalence, to=elsewhere)))
     there = f" Where {100 * elsewhere:.0f} in 100 are ill the same film means {rare} %."
     return (
-        f"{share} %: among patients of whom {among} in 100 have {finding}, {share} of 100 films like this one show it. "
+        f"{share[0].upper()}{share[1:]} %: among patients of whom {among} in 100 have {finding}, {share} of 100 films "
+        "like this one show it. "
         f"From {_bound_of_hundred(threshold)} % on it is called {finding}." + ("" if prevalence == elsewhere else there)
     )
 
