@@ -36,9 +36,9 @@ from xray_pneumonia.workflows.evaluation_data import (
     Split,
     open_split,
     require_comparable,
-    training_leaks,
 )
 from xray_pneumonia.workflows.find_model import EvaluatedModel, find_compared, find_evaluated
+from xray_pneumonia.workflows.stored_predictions import training_leaks
 from xray_pneumonia.workflows.training_run import (
     COMPUTING,
     DESCRIPTION,

@@ -30,13 +30,8 @@ from xray_pneumonia.workflows.own_code import load_config
 CORRECTIONS = "corrections.csv"  # a run's copy of the file that `data.corrections` names
 Split = Literal["val", "shift", "test", "external"]
 MOST = 5000  # training images that a gate is fitted to
-RECORD_COLUMNS = (
-    "mode",
-    "width",
-    "height",
-    "bytes",
-    "published",
-)  # joined to predictions; the last: label as published
+# Joined to the predictions, for subgroups and shortcuts; `published` is the label before corrections.
+RECORD_COLUMNS = ("mode", "width", "height", "bytes", "published")
 log = logging.getLogger(__name__)
 
 
@@ -242,15 +237,6 @@ def _open_external(
     records = cache.records.iloc[readable].reset_index(drop=True)
     images = np.asarray(cache.images[readable])
     return HeldOut("external", root, records, images, None, None, left_out=found.attrs["left_out"])
-
-
-def training_leaks(run: StoredRun, records: pd.DataFrame) -> int | None:
-    """Count the images whose very bytes the run was trained on; None where the run does not list them."""
-    try:
-        trained = pd.read_csv(run.artifact("records.csv"), usecols=["sha256", "split"], dtype=str)
-    except (InputError, ValueError):
-        return None
-    return int(records["sha256"].isin(trained.loc[trained["split"] == "train", "sha256"]).sum())
 
 
 def require_comparable(held_out: HeldOut, evaluated: EvaluatedModel, other: EvaluatedModel | None) -> None:
