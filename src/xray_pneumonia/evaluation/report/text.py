@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from xray_pneumonia.evaluation.abstention import Promise, is_certified
 from xray_pneumonia.evaluation.assessment import Assessment
@@ -209,6 +210,16 @@ def _predictive_values(assessment: Assessment, positive: str) -> list[str]:
         f"ill, {percent(rare.ppv.value)} ({spread(rare.ppv)}) of its alarms would be true, and "
         f"{percent(rare.npv.value)} ({spread(rare.npv)}) of its all-clears."
     ]
+
+
+def corrected(found: str, table: pd.DataFrame, published: Mapping[str, float]) -> str:
+    """Word what corrections changed (`found`), and the figures by the labels as published."""
+    differing = int(table["published"].ne(table["label"]).sum())
+    figures = ", ".join(f"{name} {number(published[name])}" for name in ("sensitivity", "specificity", "auroc"))
+    return (
+        f"Of the whole data, {found}. On this split {differing} of {len(table)} labels differ from those published; by "
+        f"the labels as published: {figures.replace('auroc', 'AUROC')}."
+    )
 
 
 def _answers(assessment: Assessment) -> str:
