@@ -6,7 +6,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= $(patsubst %/train,%,$(wildcard data/chest_xray/train))
-FILMS := $(or $(DATA),mlruns/synthetic/200)
+FILMS := $(if $(DATA),$(firstword $(wildcard $(DATA)/val $(DATA)/.) $(dir $(DATA))),mlruns/synthetic/200/val)
 SOURCE := $(if $(DATA),data.root=$(DATA),data=synthetic)
 SWEEP := demo$(if $(DATA)$(EPOCHS),-$(firstword $(shell echo $(DATA) $(EPOCHS) | cksum)))
 
@@ -30,12 +30,12 @@ demo: setup
 	@echo "X-rays: $(if $(DATA),$(DATA),generated ones$(COMMA) on which figures mean nothing; DATA=DIR takes real ones)"
 	@echo "\n1. Four trainings: two learning rates, with and without augmentation"
 	$(BIN)/xray train -m experiment=demo $(SOURCE) sweep.name=$(SWEEP) $(if $(EPOCHS),trainer.max_epochs=$(EPOCHS))
-	@echo "\n2. The four side by side, with intervals"
+	@echo "\n2. The four side by side, each at its own operating point"
 	$(BIN)/xray compare experiment_name=demo sweep_name=$(SWEEP)
 	@echo "\n3. The best of them once more, from its stored config: are all numbers the same?"
 	$(BIN)/xray reproduce run_id=best tracking.experiment_name=demo
 	@echo "\n4. The shipped model reads films$(if $(DATA),,. It learned from real ones$(COMMA) so it should decline these drawings)"
-	$(BIN)/xray predict input=$(firstword $(wildcard $(FILMS)/test) $(FILMS)) output=mlruns/$(SWEEP)
+	$(BIN)/xray predict input=$(FILMS) output=mlruns/$(SWEEP)
 	@echo "\nOpen mlruns/$(SWEEP)/contact_sheet.html in a browser. Next, after \`. .venv/bin/activate\`:"
 	@echo "  xray ui                    the four trainings in MLflow, with their curves"
 	@echo "  xray serve                 a page that answers the films you drop on it"

@@ -143,6 +143,24 @@ def test_commands_compose(xray, tmp_path, page, arguments):
     assert "home:" in outcome.out
 
 
+@pytest.mark.parametrize("data", ["", "films"])
+def test_the_commands_of_the_demo_compose_and_its_last_lines_name_the_next(xray, data):
+    done = subprocess.run(
+        ["make", "-n", "-o", ".venv/.ready", "demo", f"DATA={data}", "EPOCHS=3"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    calls = [line.removeprefix(".venv/bin/xray ").split() for line in done.stdout.splitlines() if line[:1] == "."]
+    assert [call[0] for call in calls] == ["train", "compare", "reproduce", "predict"]
+    for verb, *rest in calls:
+        outcome = xray(verb, "--cfg", "job", *(word for word in rest if word != "-m"))
+        assert outcome.code == 0, outcome.err
+    last = [line for line in done.stdout.splitlines() if line.startswith('echo "  xray')]
+    assert {line.split()[3] for line in last} == {"ui", "serve", "train"}
+
+
 def test_the_tree_names_every_file_and_no_other():
     named = tree()
     assert not [path for path in named if (ROOT / path).is_dir() != path.endswith("/") or not (ROOT / path).exists()]

@@ -37,9 +37,11 @@ def main() -> None:
     strangers = out_of_distribution(spread(held_out.images, SHOWN), seed=0)
     adults, originals = (decoded(data / name) for name in ("adults", "originals"))
     print(
-        "| model | validation | adults | least stranger | corruption 1-2 | originals | adults differ | false alarms |"
+        "| model | validation | adults | least stranger | corruption 1-2 | originals | adults differ | false alarms "
+        "| validation answered | of these wrong | adults answered | of these wrong |"
     )
-    print("|" + " --- |" * 8)
+    print("|" + " --- |" * 12)
+    labels = held_out.records["label"].to_numpy(), ill(data / "adults")
     for name, place in places.items():
         model = load_model(place, name=name)
         stops = [stopped(model, images) for images in (held_out.images, adults, originals)]
@@ -48,6 +50,8 @@ def main() -> None:
         alarms = false_alarms(model, held_out)
         chance = compare_with_home(answers(model, adults), home(model), positive="").chance
         cells = [*stops[:2], worst, mild, stops[2], chance, alarms]
+        for images, label in zip((held_out.images, adults), labels, strict=True):
+            cells += right_and_wrong(model, images, label)
         print(f"| {name} | {' | '.join(f'{cell:.3f}' for cell in cells)} |", flush=True)
 
 
@@ -64,6 +68,19 @@ def validation(folder: Path, root: Path) -> HeldOut:
 def decoded(folder: Path) -> Gray:
     """Decode every film of a folder for the shipped models, which see 128 pixels."""
     return np.stack([decode(read_bytes(path), 128).pixels for path in sorted(folder.rglob("*.*g"))])
+
+
+def ill(folder: Path) -> Gray:
+    """Read the labels of a folder's films, in the order of `decoded`, from the names of their folders."""
+    return np.array([path.parent.name == "PNEUMONIA" for path in sorted(folder.rglob("*.*g"))], np.uint8)
+
+
+def right_and_wrong(model: TrainedModel, images: Gray, label: Gray) -> list[float]:
+    """Compute the share that gate and margin let through, and the share of these that is answered wrongly."""
+    table = model.decide(images)
+    answered = (table["answer"] != "look closer").to_numpy()
+    wrong = (table["label"] == model.card.class_names[1]).to_numpy() != (label == 1)
+    return [float(answered.mean()), float(wrong[answered].mean())]
 
 
 def spread(images: Gray, count: int) -> Gray:

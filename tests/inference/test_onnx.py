@@ -2,14 +2,18 @@
 
 import json
 import re
+import runpy
 import shutil
 import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from xray_pneumonia.data.images.decode import decode
 from xray_pneumonia.errors import AnswersDiffer, InputError
 from xray_pneumonia.evaluation.input_gate import read_gate
 from xray_pneumonia.inference.bundle import GATE
@@ -45,6 +49,28 @@ def test_a_graph_gives_equal_answers_for_extreme_images_too(tmp_path, write_bund
     np.testing.assert_allclose(alone.probabilities(images), model.probabilities(images), atol=1e-5)
 
 
+def test_plain_onnxruntime_gives_the_same_answers_to_files(tmp_path, write_bundle, xrays):
+    """The example of docs/deployment.md, on gray and colour JPEG and on PNG."""
+    path = Path(__file__).parents[2] / "docs" / "examples" / "answer_with_onnxruntime.py"
+    assert sum(bool(line.strip()) for line in path.read_text().splitlines()) <= 20
+    example = runpy.run_path(str(path))
+    films = sorted((xrays / "train" / "PNEUMONIA").iterdir())[:8]
+    Image.open(films[0]).save(tmp_path / "film.png")
+    films.append(tmp_path / "film.png")
+    pixels = np.stack([decode(film.read_bytes(), 32).pixels for film in films])
+    net, _ = write_bundle(tmp_path / "fresh", model=NETS["mlp"])
+    with torch.inference_mode():
+        raw = net(torch.from_numpy(pixels)[:, None]).double().numpy()
+    spread = {"temperature": float(raw.std()), "bias": float(-raw.mean() / raw.std())}  # so that pixels matter
+    write_bundle(tmp_path / "bundle", model=NETS["mlp"], **spread)
+    model = load_model(tmp_path / "bundle", name="it")
+    write_graph(model, tmp_path / GRAPH)
+    probabilities, labels = zip(*(example["answer"](tmp_path / GRAPH, film) for film in films), strict=True)
+    np.testing.assert_allclose(probabilities, model.probabilities(pixels), atol=1e-3)
+    assert list(labels) == model.decide(pixels)["label"].tolist()
+    assert len({*labels}) == 2
+
+
 def test_batches_cover_everything_in_order():
     images = np.arange(11, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 2), np.uint8)
     sizes = []
@@ -74,6 +100,9 @@ def test_the_file_says_what_its_answers_mean_and_nothing_of_this_machine(exporte
     onnx.checker.check_model(model, full_check=True)
     known = {entry.key: entry.value for entry in model.metadata_props}
     assert json.loads(known["labels"]) == ["NORMAL", "PNEUMONIA"]
+    assert (
+        "Image.draft(mode, (64, 64)), then Image.resize((32, 32), Image.Resampling.BILINEAR)" in known["preprocessing"]
+    )
     assert (known["image_size"], known["operating_point"], known["band"]) == ("32", "0.5", "[0.4, 0.6]")
     assert json.loads(known["card"])["temperature"] == card.temperature
     assert json.loads(known["gate"]) == {"output": "distance", "limit": read_gate(folder / GATE).limits[0]}

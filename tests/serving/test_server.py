@@ -110,7 +110,8 @@ def test_a_prevalence_changes_the_probability_and_its_sentence_and_never_the_dec
         odds *= prevalence / (1 - prevalence)
         assert shown["probability"] == pytest.approx(odds / (1 + odds), abs=1e-9)
         assert (shown["probability"] >= shown["operating_point"]) == (shown["label"] == "PNEUMONIA")
-        assert f"among patients of whom {100 * prevalence:.3g} in 100 have pneumonia" in shown["words"]
+        share = f"{100 * prevalence:.0f}" if prevalence > 0.01 else "0.1"
+        assert f"among patients of whom {share} in 100 have pneumonia" in shown["words"]
     assert "patients" in own["rests_on"]
 
 

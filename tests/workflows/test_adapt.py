@@ -75,6 +75,10 @@ def test_adapt_leaves_a_model_that_predicts_and_says_where_it_comes_from(
     answers = xray("predict", f"model={outcome.run_id}", f"input={xrays}/train", f"home={home}", f"output={tmp_path}/o")
     assert answers.code == 0, answers.err
     assert pd.read_csv(tmp_path / "o" / "predictions.csv")["probability"].between(0, 1).all()
+    for verb in (["evaluate", "split=val"], ["reproduce"]):  # there is no validation split, and no training
+        refused = xray(*verb, f"run_id={outcome.run_id}", f"home={home}")
+        assert refused.code == 2
+        assert "was adapted" in refused.err
 
 
 def test_all_weights_are_finetuned_by_the_recipe_for_many_films(xray, home, xrays, bundle, stored):

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import socket
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 
 from xray_pneumonia.data.images.decode import decode, read_bytes
 from xray_pneumonia.inference.loading import load_model
-from xray_pneumonia.workflows import predict
+from xray_pneumonia.workflows import predict, watch
 from xray_pneumonia.workflows.prediction_files import PredictionFiles
 
 EVIL = "=cmd|\"&' <script>alert(1)</script>.png"
@@ -337,7 +338,7 @@ def test_films_without_evidence_that_come_first_do_not_cost_the_others_their_map
     )
     monkeypatch.setattr(predict.gradcam, "likeness_to_random", likeness)
     assert read(ward, "explain=true", "batch_size=2").code == 0
-    assert tried == [1, 2]  # dark films have no map; what cannot be compared leaves it open
+    assert tried == [1, 3]  # dark films have no map; what cannot be compared leaves it open
     without = [row["path"] for row in rows(tmp_path / "out") if row["heat_map"] is None]
     assert [name.split(".")[0] for name in without] == ["!0", "!1", "!2", "0"]
 
@@ -378,3 +379,63 @@ def test_the_contact_sheet_is_one_page_that_asks_nobody(read, ward, tmp_path):
     order = sorted(found, key=lambda row: (row["decision"] != "look closer", abs(row["probability"] - 0.5)))
     shown = [line.split('data-name="')[1].split('"')[0] for line in page.splitlines() if "data-name=" in line]
     assert shown == [row["path"] for row in order[:5]]
+
+
+def test_a_watched_folder_is_answered_as_films_come_until_the_command_is_stopped(read, ward, tmp_path, monkeypatch):
+    """A file that still grows waits, one that changed is answered anew, and answers to what is gone stay."""
+    inbox, out, looks = tmp_path / "inbox", tmp_path / "out", watch.stamps
+    inbox.mkdir()
+    films = [path.read_bytes() for path in sorted(ward.rglob("*.*"))]
+    seen: list[dict[str, str]] = []
+
+    def note() -> None:
+        sheet = (out / "contact_sheet.html").read_text(encoding="utf-8")
+        seen.append({row["path"]: row["error"] for row in rows(out)})
+        assert all(name in sheet for name in seen[-1])
+
+    steps = [
+        lambda: None,  # before the first pass over an empty folder
+        lambda: (inbox / "a.jpeg").write_bytes(films[0][:2000]),
+        lambda: (inbox / "a.jpeg").write_bytes(films[0]),
+        note,
+        lambda: (note(), (inbox / "b.jpeg").write_bytes(films[1])),
+        note,
+        lambda: (note(), (inbox / "a.jpeg").unlink(), (inbox / "c.jpeg").write_bytes(b"text")),
+        lambda: None,
+        lambda: (note(), signal.raise_signal(signal.SIGTERM)),
+    ]
+
+    def look(source):
+        steps.pop(0)()
+        return looks(source)
+
+    for module in (predict, watch):
+        monkeypatch.setattr(module, "stamps", look)
+    monkeypatch.setattr(watch, "PAUSE", 0.0)
+    outcome = read(inbox, "watch=true")
+    assert outcome.code == 143, outcome.err
+    assert not steps
+    one, both = {"a.jpeg": ""}, {"a.jpeg": "", "b.jpeg": ""}
+    assert seen == [{}, one, one, both, {**both, "c.jpeg": "not_an_image"}]
+    assert f"output={out} files=2 failed=0" in outcome.out
+
+
+def test_heat_maps_are_judged_anew_until_enough_films_were_compared(monkeypatch, tmp_path):
+    """One film alone decides for a folder, not for a server that may run for months."""
+    films, judged = np.ones((3, 8, 8), np.uint8), []
+
+    def likeness(_, compared, **__):
+        judged.append(len(compared))
+        return 0.9 if len(compared) < 4 else 0.1
+
+    monkeypatch.setattr(predict.gradcam, "grad_cam", lambda _, images: np.float32(images))
+    monkeypatch.setattr(predict.gradcam, "likeness_to_random", likeness)
+    maps = predict.HeatMaps(None, tmp_path, fewest=4)
+    assert maps.compute(films[:1]) is None
+    maps.offer(films[:2])
+    assert maps.compute(films[:1]) is not None
+    assert maps.compute(films[:1]) is not None
+    assert judged == [1, 4]
+    alone = predict.HeatMaps(None, tmp_path)
+    assert alone.compute(films[:1]) is None
+    assert alone.compute(films) is None

@@ -27,6 +27,11 @@ from xray_pneumonia.types import Gray, Vector
 
 GRAPH = "model.onnx"  # in the folder of the weights
 INPUT, OUTPUTS, DISTANCE = "pixels", ["probability", "logit"], "distance"
+PREPROCESSING = (  # of films by other programs, in words
+    "8-bit gray, 0 black, not scaled; upright by EXIF; squashed to {side} x {side} with Pillow: a JPEG is opened by "
+    "Image.draft(mode, ({double}, {double})), then Image.resize(({side}, {side}), Image.Resampling.BILINEAR), which "
+    "takes the mean of all pixels it covers (antialiasing); a plain bilinear resize gives other answers"
+)
 CURE = "pip install 'xray-pneumonia[onnx]'"
 
 
@@ -181,6 +186,7 @@ def _metadata(model: TrainedModel) -> dict[str, str]:
         "card": json.dumps(card.values()),
         "labels": json.dumps(card.class_names),
         "image_size": str(card.image_size),
+        "preprocessing": PREPROCESSING.format(side=card.image_size, double=2 * card.image_size),
         "operating_point": repr(card.operating_point),
         "prevalence": json.dumps(card.prevalence),
         "band": json.dumps(card.band),

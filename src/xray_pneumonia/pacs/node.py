@@ -63,10 +63,11 @@ class Node:
         handlers = [(evt.EVT_CONN_OPEN, bound), (evt.EVT_C_STORE, self._store), (evt.EVT_C_ECHO, self._echo)]
         place = (self._host, self._settings.port)
         try:
-            self._server: Any = entity.start_server(place, block=False, evt_handlers=handlers)  # type: ignore[arg-type]
+            server: Any = entity.start_server(place, block=False, evt_handlers=handlers)  # type: ignore[arg-type]
         except OSError as error:
             raise InputError(f"dicom.port={self._settings.port}: {error.strerror}; name a free port") from error
-        self._server.verify_request = partial(admit, self._server, addresses)
+        server.verify_request = partial(admit, server, addresses)
+        self._server = server
         for thread in self._threads:
             thread.start()
         return self
@@ -99,7 +100,8 @@ class Node:
 
     def _store(self, event: evt.Event) -> int:
         """Keep a film; it is acknowledged when it is on disk."""
-        event.assoc.dul.socket.recv.message_ends()
+        connection: Any = event.assoc.dul.socket
+        connection.recv.message_ends()
         if not self._known(event):
             return NOT_AUTHORISED
         try:

@@ -4,6 +4,7 @@ Both stand in the film's study, in series of their own, with UIDs that follow fr
 again after a kill is the same object, which an archive keeps once.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -36,6 +37,7 @@ VALUES = {
     "PatientBirthDate": DA,
     "PatientSex": PatientSexValues,
 }  # others are left out
+DIRECTIONS = re.compile(r"([LRAPHF]{1,3})\\([LRAPHF]{1,3})")  # of rows and columns
 REPORTS, CAPTURES = 9001, 9002  # series numbers
 
 
@@ -114,7 +116,7 @@ def capture(film: Dataset, picture: npt.NDArray[np.uint8], reader: Reader, *, li
         reader: the model.
         lines: of text that is burnt in, below the warning.
     """
-    directions = [str(one) for one in film.get("PatientOrientation") or ()]
+    directions = DIRECTIONS.fullmatch("\\".join(map(str, film.get("PatientOrientation") or ())))
     film = _complete(film)
     document = SCImage.from_ref_dataset(
         ref_dataset=film,
@@ -122,7 +124,7 @@ def capture(film: Dataset, picture: npt.NDArray[np.uint8], reader: Reader, *, li
         photometric_interpretation="RGB",
         bits_allocated=8,
         coordinate_system="PATIENT",
-        patient_orientation=directions if len(directions) == 2 else ("L", "F"),
+        patient_orientation=(directions[1], directions[2]) if directions else ("L", "F"),
         series_instance_uid=_uid(film.StudyInstanceUID, reader.version, "captures"),
         series_number=CAPTURES,
         sop_instance_uid=_uid(film.SOPInstanceUID, reader.version, "capture"),

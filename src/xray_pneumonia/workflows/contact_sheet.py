@@ -24,7 +24,7 @@ from xray_pneumonia.evaluation.report.text import percent
 from xray_pneumonia.inference.bundle import Card
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.types import spoken
-from xray_pneumonia.workflows.prediction_files import TABLE, Row
+from xray_pneumonia.workflows.prediction_files import TABLE, Row, write_atomically
 
 SHEET = "contact_sheet.html"
 SIDE = 160  # pixels of a thumbnail, at most; the model's image size where that is smaller
@@ -121,7 +121,7 @@ def write_sheet(folder: Path, summary: Summary, model: TrainedModel, decoders: D
         tones=dict(zip(meanings(model.card), ("closer", "positive", "negative"), strict=True)),
         when=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
-    (folder / SHEET).write_text(page, encoding="utf-8")
+    write_atomically(folder / SHEET, [page])
 
 
 def word_probability(card: Card) -> Callable[[float], str]:
@@ -172,4 +172,9 @@ def print_summary(summary: Summary, model: TrainedModel, folder: Path, console: 
     console.print(f"Model {model.name}. {describe_evidence(model.card)}", highlight=False, markup=False)
     console.print("A second opinion beside a radiologist's reading; no medical device.", highlight=False)
     print(f"Answers: {folder / TABLE}\nContact sheet: {folder / SHEET}")
+    print_last_line(summary, folder)
+
+
+def print_last_line(summary: Summary, folder: Path) -> None:
+    """Print the line that programs read."""
     print(f"output={folder} files={summary.files} failed={sum(summary.failures.values())}", flush=True)

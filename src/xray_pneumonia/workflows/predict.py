@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,10 @@ from xray_pneumonia.evaluation.quality import quality_flags
 from xray_pneumonia.inference.loading import EngineName
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.types import CLASSES, Count, Gray, OpenFraction, Positive, Processes, Text, Whole
-from xray_pneumonia.workflows.contact_sheet import Summary, print_summary, summarise, write_sheet
+from xray_pneumonia.workflows.contact_sheet import Summary, print_last_line, print_summary, summarise, write_sheet
 from xray_pneumonia.workflows.find_model import find_and_load
 from xray_pneumonia.workflows.prediction_files import TABLE, PredictionFiles, Row, make_row
+from xray_pneumonia.workflows.watch import stamps, watch
 
 HEAT_MAPS = "heat_maps"
 CHOSEN = (
@@ -49,6 +50,7 @@ class PredictConfig:
     output: Text
     engine: EngineName
     explain: bool
+    watch: bool
     prevalence: OpenFraction | None
     cost: Positive | None
     modalities: list[str]
@@ -91,15 +93,25 @@ def _predict(cfg: DictConfig) -> None:
         rules=dicom_rules(cfg),
         limits=build(cfg.limits),
     )
-    with PredictionFiles(folder, _identity(cfg, model, source)) as answers, decoders:
+    there = stamps(source) if cfg.watch else {}
+    with decoders:
+        summary = _answer(source, folder, decoders, model, cfg)
+        _name_texts(source)
+        print_summary(summary, model, folder, Console(width=None if Console().is_terminal else 80))
+        if cfg.watch:
+            watch(source, there, lambda: print_last_line(_answer(source, folder, decoders, model, cfg), folder))
+    _raise_failures(summary, folder)
+
+
+def _answer(source: Path, folder: Path, decoders: Decoders, model: TrainedModel, cfg: DictConfig) -> Summary:
+    """Answer what has no answer yet; write rows and contact sheet."""
+    with PredictionFiles(folder, _identity(cfg, model, source)) as answers:
         _classify_all(source, answers, decoders, model, cfg)
-        answers.sort(lambda: find_films(source))
+        answers.sort(None if cfg.watch else lambda: find_films(source))
         home, positive = model.gate.home if model.gate else None, model.card.class_names[1]
         summary = summarise(answers.rows(), shown=cfg.sheet_images, positive=positive, home=home)
         write_sheet(folder, summary, model, decoders, source)
-    _name_texts(source)
-    print_summary(summary, model, folder, Console(width=None if Console().is_terminal else 80))
-    _raise_failures(summary, folder)
+    return summary
 
 
 def _name_texts(source: Path) -> None:
@@ -116,7 +128,7 @@ def _places(cfg: DictConfig) -> tuple[Path, Path]:
         raise InputError(
             f"output={cfg.output}: lies in the input, where the next run would read it; name another folder"
         )
-    if next(iter(find_films(source)), None) is None:
+    if not cfg.watch and next(iter(find_films(source)), None) is None:
         raise InputError(
             f"input={printable(cfg.input)}: no images; the folder holds no files but hidden ones and texts"
         )
@@ -201,15 +213,14 @@ def _failed(attempt: Attempt) -> Row:
 
 @dataclass
 class HeatMaps:
-    """Draws heat maps over images, unless they do not depend on what the net has learned.
-
-    `informative` says whether they do: nets with random weights draw other maps. It is None until an image with
-    evidence for the positive class was there to compare.
-    """
+    """Draws heat maps over images, unless nets with random weights draw much the same."""
 
     net: nn.Module
     folder: Path
-    informative: bool | None = None
+    informative: bool | None = None  # None until an image with evidence for the positive class was seen
+    fewest: int = 1  # images to compare before that is final
+    seen: list[Gray] = field(default_factory=list)
+    final: bool = False
 
     def draw(self, attempts: list[Attempt], images: Gray) -> list[str | None]:
         """Write maps of (N, H, W) images; returns their paths in the folder, None for an image without evidence."""
@@ -225,19 +236,27 @@ class HeatMaps:
 
     def compute(self, images: Gray) -> gradcam.Maps | None:
         """Compute maps (N, H, W) of images; None where there are none or they are withheld."""
-        heat = None if self.informative is False else gradcam.grad_cam(self.net, images)
-        if self.informative is None:
+        if self.final and not self.informative:
+            return None
+        heat = gradcam.grad_cam(self.net, images)
+        if not self.final:
             self.informative = self._compare(images, heat)
         return heat if self.informative else None
+
+    def offer(self, images: Iterable[Gray]) -> None:
+        """Keep images with evidence for the positive class, to compare maps on them."""
+        self.seen = [*self.seen, *images][:COMPARED]
 
     def _compare(self, images: Gray, heat: gradcam.Maps | None) -> bool | None:
         if heat is None:
             log.warning("heat maps are withheld: the net has no layer whose output is a map of the image")
+            self.final = True
             return False
-        telling = images[heat.any(axis=(1, 2))][:COMPARED]
-        likeness = gradcam.likeness_to_random(self.net, telling, seed=0) if len(telling) else np.nan
+        self.offer(images[heat.any(axis=(1, 2))])
+        likeness = gradcam.likeness_to_random(self.net, np.stack(self.seen), seed=0) if self.seen else np.nan
         if np.isnan(likeness):
             return None
+        self.final = len(self.seen) >= self.fewest
         if likeness > gradcam.MOST_ALIKE:
             log.warning(
                 "heat maps are withheld: nets with random weights draw much the same (rank correlation %.2f, at most "

@@ -71,7 +71,7 @@ class PredictionFiles:
         return self
 
     def _start(self, stack: ExitStack) -> None:
-        _write_atomically(self.folder / IDENTITY, [json.dumps(self._identity, indent=2) + "\n"])
+        write_atomically(self.folder / IDENTITY, [json.dumps(self._identity, indent=2) + "\n"])
         self._answered = {row["path"]: row["stamp"] for row in self.rows() if not row["error"]}
         self.resumed = bool(self._answered)
         self._rewrite(row for row in self.rows() if not row["error"])
@@ -109,8 +109,12 @@ class PredictionFiles:
                     if isinstance(row, dict) and all(isinstance(row.get(name), str) for name in NEEDED):
                         yield row
 
-    def sort(self, files: Callable[[], Iterable[InputFile]]) -> None:
-        """Bring the rows of a continued run into the order of the files, the newest one for each."""
+    def sort(self, files: Callable[[], Iterable[InputFile]] | None) -> None:
+        """Bring the rows of a continued run into the order of the files, the newest one for each.
+
+        Args:
+            files: that are there; None keeps the order of the rows, and those of files that are gone.
+        """
         if not self.resumed:
             return
         offsets: dict[str, int] = {}
@@ -122,17 +126,17 @@ class PredictionFiles:
 
         def ordered() -> Iterator[Row]:
             with (self.folder / ROWS).open("rb") as file:
-                for one in files():
-                    if one.id in offsets:
-                        file.seek(offsets[one.id])
+                for path in offsets if files is None else (one.id for one in files()):
+                    if path in offsets:
+                        file.seek(offsets[path])
                         yield json.loads(file.readline())
 
         self._rewrite(ordered())
 
     def _rewrite(self, rows: Iterable[Row]) -> None:
         """Write both files anew, from one pass over the rows."""
-        _write_atomically(self.folder / ROWS, map(_json_line, rows))
-        _write_atomically(self.folder / TABLE, chain([_csv_line(COLUMNS)], map(_csv_row, self.rows())))
+        write_atomically(self.folder / ROWS, map(_json_line, rows))
+        write_atomically(self.folder / TABLE, chain([_csv_line(COLUMNS)], map(_csv_row, self.rows())))
 
     def _require_same_command(self) -> None:
         before = self.folder / IDENTITY
@@ -183,7 +187,7 @@ def _draft(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
 
 
-def _write_atomically(path: Path, lines: Iterable[str]) -> None:
+def write_atomically(path: Path, lines: Iterable[str]) -> None:
     """Write a file whole or not at all."""
     draft = _draft(path)
     with draft.open("w", encoding="utf-8", newline="") as file:

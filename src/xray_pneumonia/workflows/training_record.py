@@ -93,6 +93,8 @@ def read_record(source: StoredRun | Path) -> TrainingRecord:
         text, environment = provenance.config, provenance.environment
         sha256 = environment.get("config_sha256", provenance.config_sha256)
         history = read_history(source / HISTORY) if (source / HISTORY).is_file() else {}
+    if run is not None and run.tags.get("verb") == "adapt":
+        raise InputError(f"{name}: was adapted, not trained; run its `xray adapt` again (its config is {CONFIG})")
     if not history:
         what = "metrics of its epochs" if run else HISTORY
         raise InputError(f"{name if run else f'model={name}'}: holds no {what}, so nothing could be compared with it")

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from xray_pneumonia.evaluation.abstention import Promise, is_certified
 from xray_pneumonia.evaluation.assessment import Assessment
@@ -111,13 +112,13 @@ def meaning(
             f"This model was stored by an older version: its probability holds where as many films show {finding} as "
             f"in its validation split, and it calls a film {finding} from {percent(threshold)} on."
         )
-    share, among = of_hundred(probability), f"{100 * prevalence:.3g}"
+    share, among = of_hundred(probability), _bound_of_hundred(prevalence)
     rare = of_hundred(float(translate(probability, prevalence=prevalence, to=elsewhere)))
     there = f" Where {100 * elsewhere:.0f} in 100 are ill the same film means {rare} %."
-    point = f"{100 * threshold:.0f}" if 0.01 <= threshold <= 0.99 else f"{100 * threshold:.3g}"
     return (
-        f"{share} %: among patients of whom {among} in 100 have {finding}, {share} of 100 films like this one show it. "
-        f"From {point} % on it is called {finding}." + ("" if prevalence == elsewhere else there)
+        f"{share[0].upper()}{share[1:]} %: among patients of whom {among} in 100 have {finding}, {share} of 100 films "
+        "like this one show it. "
+        f"From {_bound_of_hundred(threshold)} % on it is called {finding}." + ("" if prevalence == elsewhere else there)
     )
 
 
@@ -125,6 +126,11 @@ def of_hundred(share: float) -> str:
     """Write how many of 100, and never none or all: no film is certain."""
     rounded = f"{100 * share:.0f}"
     return {"0": "less than 1", "100": "more than 99"}.get(rounded, rounded)
+
+
+def _bound_of_hundred(share: float) -> str:
+    """Write a share that is set, not estimated, so that a rare one stays what it is."""
+    return f"{100 * share:.0f}" if 0.01 <= share <= 0.99 else f"{100 * share:.3g}"
 
 
 def promise(known: Promise | None) -> str:
@@ -204,6 +210,16 @@ def _predictive_values(assessment: Assessment, positive: str) -> list[str]:
         f"ill, {percent(rare.ppv.value)} ({spread(rare.ppv)}) of its alarms would be true, and "
         f"{percent(rare.npv.value)} ({spread(rare.npv)}) of its all-clears."
     ]
+
+
+def corrected(found: str, table: pd.DataFrame, published: Mapping[str, float]) -> str:
+    """Word what corrections changed (`found`), and the figures by the labels as published."""
+    differing = int(table["published"].ne(table["label"]).sum())
+    figures = ", ".join(f"{name} {number(published[name])}" for name in ("sensitivity", "specificity", "auroc"))
+    return (
+        f"Of the whole data, {found}. On this split {differing} of {len(table)} labels differ from those published; by "
+        f"the labels as published: {figures.replace('auroc', 'AUROC')}."
+    )
 
 
 def _answers(assessment: Assessment) -> str:
