@@ -10,7 +10,8 @@ from xray_pneumonia import cli
 from xray_pneumonia.command_help import SCRIPTS, complete, describe
 
 
-def test_the_help_of_a_verb_shows_comments_and_its_own_groups_alone(xray):
+def test_the_help_of_a_verb_shows_comments_and_its_own_groups_alone(xray, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # lines are wrapped to the terminal's width
     outcome = xray("train", "--help", "model=cnn")
     assert outcome.code == 0
     assert "seed=0" in outcome.out

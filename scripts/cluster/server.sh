@@ -134,7 +134,9 @@ upgrade() {
     python3 -m mlflow.server.auth db upgrade --url "$bare"
     if [ -n "${XRAY_SWEEP_STORAGE:-}" ]; then
         connect "$XRAY_SWEEP_STORAGE"
-        optuna storage upgrade --storage "$bare"
+        if [ -n "$(psql -Atc "select to_regclass('version_info')")" ]; then # else no sweep was run yet
+            python3 -c "from optuna.cli import main; raise SystemExit(main())" storage upgrade --storage "$bare"
+        fi
     fi
 }
 

@@ -21,6 +21,7 @@ VERBS = {
     "train": "train one classifier; -m sweeps: a grid or a search that can resume",
     "sweeps": "list the sweeps and how many of their trials are done",
     "compare": "compare runs in one table: seeds grouped, paired tests",
+    "review": "rank training films by how doubtful their labels are; a page to look at them",
     "runs": "list runs: state, result, what each changes of its experiment",
     "ui": "serve MLflow's pages of the store; print the address of the last runs",
     "predict": "read new X-rays with a trained model, as a second opinion",

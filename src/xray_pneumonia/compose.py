@@ -36,8 +36,8 @@ LITERAL = {
 }
 # Paths, names and addresses of every verb, taken as they are but for Hydra's quotes and `${...}`.
 PLACES = (
-    "data.root", "home", "data.cache_dir", "tracking.run_name", "tracking.experiment_name", "tracking.uri",
-    "sweep.storage", "sweep.name", "storage", "experiment_name", "sweep_name", "output", "model.init_from",
+    "data.root", "home", "data.cache_dir", "tracking.run_name", "tracking.experiment_name", "tracking.uri", "output",
+    "sweep.storage", "sweep.name", "storage", "experiment_name", "sweep_name", "model.init_from", "data.corrections",
 )  # fmt: skip
 LISTS = ("run_id", "run_ids", "compare_to")  # what names runs, quoted: eight digits look like a number
 LISTED = re.compile(r"[^\[\],\s][^\[\],]*")

@@ -4,7 +4,9 @@ The signatures are the schema: keyword-only parameters are the keys that a confi
 positional parameters are handed in by the workflows.
 """
 
+import hashlib
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from copy import deepcopy
@@ -71,6 +73,8 @@ def anchor(cfg: DictConfig) -> None:
     cfg.home = _absolute(cfg.home)
     if "data" in cfg and not OmegaConf.is_missing(cfg.data, "root"):
         cfg.data.root = _absolute(cfg.data.root)
+    if isinstance(OmegaConf.select(cfg, "data.corrections", throw_on_missing=False), str):
+        cfg.data.corrections = _pinned(cfg.data.corrections)
 
 
 def remember_references(cfg: DictConfig) -> None:
@@ -88,6 +92,17 @@ def remember_references(cfg: DictConfig) -> None:
 def _absolute(place: object) -> object:
     named = isinstance(place, str | int) and not isinstance(place, bool) and place != ""
     return str(Path(str(place)).expanduser().resolve()) if named else place
+
+
+def _pinned(file: str) -> str:
+    """Add the SHA-256 of its content to a file's path: a config that names it means the same whatever becomes of it."""
+    if re.search("@[0-9a-f]{64}$", file):
+        return file
+    path = _absolute(file)
+    try:
+        return f"{path}@{hashlib.sha256(Path(str(path)).read_bytes()).hexdigest()}"
+    except OSError as error:
+        raise InputError(f"data.corrections={path}: cannot be read: {error.strerror}; name a CSV file") from error
 
 
 def check(cfg: DictConfig, root: type) -> dict[str, Any]:

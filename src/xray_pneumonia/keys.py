@@ -16,6 +16,7 @@ from pathlib import Path
 PACKAGE = "xray_pneumonia.conf"
 LINE = re.compile(r"( *)(\w+):(.*?)(?:\s+# (.*))?$")  # indentation, key, value, comment
 DEFAULT = re.compile(r"  - (?:override )?/?(\w+)(?:: (\S+))?(?:\s+# (.*))?$")
+FLOW = re.compile(r"\{\w+: [^][{},]+(, \w+: [^][{},]+)*\}")  # {lr: 1e-3, beta2: 0.99}
 MORE = re.compile(r" +# (.*)$")  # a comment that goes on
 HIDDEN = "hidden:"
 RENAMED = "# Renamed"  # the first words of a file that keeps an old name
@@ -128,7 +129,11 @@ def _keys(text: str) -> Iterator[tuple[str, Key]]:
                 yield last
             parents = [parent for parent in parents if parent[0] < len(key[1])]
             name, last = ".".join([*(name for _, name in parents), key[2]]), None
-            if value := key[3].strip():
+            value = key[3].strip()
+            if FLOW.fullmatch(value) and not name.startswith("hydra"):
+                pairs = (pair.split(": ") for pair in value[1:-1].split(", "))
+                yield from ((f"{name}.{inner}", Key(text, key[4] or "")) for inner, text in pairs)
+            elif value:
                 last = name, Key(value, key[4] or "")
             else:
                 parents.append((len(key[1]), key[2]))

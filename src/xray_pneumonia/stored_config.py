@@ -41,6 +41,7 @@ MEANT_BEFORE: dict[str, dict[str, Any]] = {
         "positive": ["PNEUMONIA"],
         "negative": ["NORMAL"],
         "patient": None,
+        "corrections": None,
     },
     "xray_pneumonia.evaluation.settings.EvaluationSettings": {"out_of_fold": []},
     "xray_pneumonia.models.resnet.ResNet": {"per_image": False},

@@ -7,6 +7,10 @@ from dataclasses import replace
 
 import optuna
 import pytest
+import sqlalchemy as sa
+
+from xray_pneumonia.sweeps import storage as storages
+from xray_pneumonia.sweeps.storage import locked, open_storage
 
 
 def wait_for_complete(url, process, *, count):
@@ -52,3 +56,22 @@ def test_eight_workers_survive_a_restart_of_the_server(command, postgresql, reco
     finished = {run.data.tags["sweep.trial"] for run in records.runs("train") if run.info.status == "FINISHED"}
     assert finished >= done
     assert not [run for run in records.runs() if run.info.status == "RUNNING"]
+
+
+@pytest.mark.long
+def test_a_paused_holder_of_the_lock_stops_nobody_and_heartbeats_are_in_utc(postgresql, monkeypatch, caplog):
+    monkeypatch.setattr(storages, "LONGEST_LOCK", "1s")
+    monkeypatch.setenv("PGTZ", "Asia/Tokyo")  # of this client; another one may have another
+    storage = open_storage(postgresql.url("sweeps"))
+    with storage.engine.connect() as connection:
+        assert connection.execute(sa.text("show time zone")).scalar() == "UTC"
+    with locked(storage), locked(storage):  # the second one waits until the first one's session is ended
+        assert "lost" not in caplog.text
+    assert "the lock of the sweep's database was lost meanwhile" in caplog.text
+    postgresql.control("-m", "immediate", "restart")
+    caplog.clear()
+    with locked(storage):  # connects again
+        pass
+    assert "lost" not in caplog.text
+    storage.engine.dispose()
+    open_storage.cache_clear()

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -83,3 +84,51 @@ def test_a_cancelled_trial_is_replaced_and_a_requeued_one_goes_on(command, slurm
     steps = [metric.step for metric in history]
     assert sorted(set(steps)) == list(range(1, 41))
     assert len(steps) < 45  # it went on from its checkpoint instead of starting again
+
+
+@pytest.mark.long
+def test_the_tasks_of_an_array_are_one_sweep_and_one_whose_time_ends_goes_on(
+    small, slurm, records, tmp_path, monkeypatch
+):
+    """Their homes are not shared; TERM is what Slurm sends two minutes before the end."""
+    (tmp_path / "xray").write_text(f'#!/bin/sh\nexec {sys.executable} -m xray_pneumonia.cli "$@"\n')
+    (tmp_path / "xray").chmod(0o755)
+    (tmp_path / "mlruns").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"XRAY_SWEEP_STORAGE": records.sweeps, "MLFLOW_TRACKING_URI": records.mlflow}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    options = ["--array=0-1", "--cpus-per-task=1", "--mem=1G", "--time=30"]
+    sweep = [
+        *small,
+        "trainer.max_epochs=20",
+        "trainer.patience=null",
+        "optimizer.lr=1e-4,3e-4,1e-3",
+        "sweep.name=array",
+    ]
+    array = [*options, SCRIPT.parent / "cluster" / "sweep.sbatch", *sweep]
+    subprocess.run(["sbatch", "--test-only", *array], check=True, capture_output=True)
+    job = subprocess.run(["sbatch", "--parsable", *array], check=True, capture_output=True, text=True).stdout.strip()
+
+    def logs():
+        return "".join(path.read_text() for path in tmp_path.glob("xray-sweep-*.log"))
+
+    def states():
+        ready = "trials to go" in logs()  # before, this process would make the tables too
+        return [trial.state.name for trial in records.trials("array")] if ready else []
+
+    def queued(task):
+        return subprocess.run(
+            ["squeue", "-h", "-o", "%T", "-j", task], capture_output=True, text=True, check=False
+        ).stdout
+
+    wait_for(lambda: states().count("RUNNING") == 2, seconds=240)
+    subprocess.run(["scancel", "--batch", "--signal=TERM", f"{job}_0"], check=True)
+    wait_for(lambda: "PENDING" in queued(f"{job}_0"), seconds=120)
+    subprocess.run(["scontrol", "update", f"JobId={job}_0", "StartTime=now"], check=True)
+    wait_for(lambda: states().count("COMPLETE") == 3 and not queued(job).strip(), seconds=400)
+    assert sorted(states()) == ["COMPLETE"] * 3 + ["FAIL"], logs()
+    [parent] = records.runs("sweep")  # and not one for each home
+    assert parent.info.status == "FINISHED"
+    assert "RUNNING" not in {run.info.status for run in records.runs()}
+    assert len({trial.user_attrs["worker"]["pid"] for trial in records.trials("array")}) > 1

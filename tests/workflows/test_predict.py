@@ -338,7 +338,7 @@ def test_films_without_evidence_that_come_first_do_not_cost_the_others_their_map
     )
     monkeypatch.setattr(predict.gradcam, "likeness_to_random", likeness)
     assert read(ward, "explain=true", "batch_size=2").code == 0
-    assert tried == [1, 2]  # dark films have no map; what cannot be compared leaves it open
+    assert tried == [1, 3]  # dark films have no map; what cannot be compared leaves it open
     without = [row["path"] for row in rows(tmp_path / "out") if row["heat_map"] is None]
     assert [name.split(".")[0] for name in without] == ["!0", "!1", "!2", "0"]
 
@@ -418,3 +418,24 @@ def test_a_watched_folder_is_answered_as_films_come_until_the_command_is_stopped
     one, both = {"a.jpeg": ""}, {"a.jpeg": "", "b.jpeg": ""}
     assert seen == [{}, one, one, both, {**both, "c.jpeg": "not_an_image"}]
     assert f"output={out} files=2 failed=0" in outcome.out
+
+
+def test_heat_maps_are_judged_anew_until_enough_films_were_compared(monkeypatch, tmp_path):
+    """One film alone decides for a folder, not for a server that may run for months."""
+    films, judged = np.ones((3, 8, 8), np.uint8), []
+
+    def likeness(_, compared, **__):
+        judged.append(len(compared))
+        return 0.9 if len(compared) < 4 else 0.1
+
+    monkeypatch.setattr(predict.gradcam, "grad_cam", lambda _, images: np.float32(images))
+    monkeypatch.setattr(predict.gradcam, "likeness_to_random", likeness)
+    maps = predict.HeatMaps(None, tmp_path, fewest=4)
+    assert maps.compute(films[:1]) is None
+    maps.offer(films[:2])
+    assert maps.compute(films[:1]) is not None
+    assert maps.compute(films[:1]) is not None
+    assert judged == [1, 4]
+    alone = predict.HeatMaps(None, tmp_path)
+    assert alone.compute(films[:1]) is None
+    assert alone.compute(films) is None

@@ -1,6 +1,7 @@
 """Define XRayDataModule: from a folder of files to batches of training and validation."""
 
 import logging
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Literal
 
@@ -10,9 +11,10 @@ import torch
 from annotated_types import MinLen
 
 from xray_pneumonia.data import splits, synthetic
-from xray_pneumonia.data.audit import Audit, Broken, audit
+from xray_pneumonia.data.audit import Audit, Broken, audit, examine
 from xray_pneumonia.data.augment.augmentation import Augmentation
 from xray_pneumonia.data.classes import Question
+from xray_pneumonia.data.corrections import Corrected, correct
 from xray_pneumonia.data.images.cache import ImageCache, open_cache
 from xray_pneumonia.data.loaders import Batches, BatchLoader, EpochSampler
 from xray_pneumonia.data.records import sample_by_patient, scan
@@ -54,6 +56,8 @@ class XRayDataModule:
         broken: refuse to train when a file cannot be read, or leave such files out (quarantine).
         follow_links: read files that are links out of the folder, as Hugging Face, DVC and git-annex leave them.
         drop_test_patients: leave patients out of training who also occur in the folder's test split.
+        corrections: a table that corrects labels or excludes films (see `corrections.correct`), as `FILE@SHA256`; the
+            cut stays that of the labels as published, so that both states validate on the same patients.
         num_workers: processes that prepare batches; 0 for a thread of the main process.
         resident: where decoded images are kept: `never` on the model's device; `auto`, of configs stored by version
             0.1.0, means the same.
@@ -64,6 +68,8 @@ class XRayDataModule:
     records: pd.DataFrame
     images: Gray
     audit: Audit
+    corrected: Corrected | None = None
+    _published: pd.DataFrame
     _cache: ImageCache
 
     def __init__(
@@ -87,6 +93,7 @@ class XRayDataModule:
         broken: Broken,
         follow_links: bool,
         drop_test_patients: bool,
+        corrections: Text | None,
         num_workers: Workers,
         resident: Literal["auto", "never", "always"],
         cache_dir: Text,
@@ -108,9 +115,8 @@ class XRayDataModule:
         self._root, self._synthetic_patients, self._max_images = root, synthetic_patients, max_images
         self.image_size, self.batch_size, self._num_workers = image_size, batch_size, num_workers
         self._split, self._val_fraction, self._split_seed = split, val_fraction, split_seed
-        self._folds, self._fold = folds, fold
-        self._broken, self._drop_test_patients = broken, drop_test_patients
-        self._cache_dir, self._follow_links = cache_dir, follow_links
+        self._folds, self._fold, self._broken, self._drop_test_patients = folds, fold, broken, drop_test_patients
+        self._cache_dir, self._follow_links, self._corrections = cache_dir, follow_links, corrections
 
     def open(self) -> None:
         """Scan, decode and audit: sets `records`, whose splits are the folder's own, `images` and `audit`."""
@@ -124,8 +130,17 @@ class XRayDataModule:
         if self._max_images is not None and self._max_images < len(found):
             found = sample_by_patient(found, self._max_images, self._split_seed)
         self._cache = open_cache(found, folder=self._cache_dir, image_size=self.image_size)
-        self.records, self.images = self._cache.records, self._cache.images
-        self.audit = audit(self._cache)
+        self._published, self.images = self._cache.records, self._cache.images
+        self.records, self.audit = self._published, audit(self._cache)
+        if self._corrections is not None:
+            self._correct(self._corrections)
+
+    def _correct(self, file: str) -> None:
+        """Correct the labels and audit them anew; which images show the same X-ray is known."""
+        self.records, self.corrected = correct(self._published, file, self.question)
+        self._cache = replace(self._cache, records=self.records)
+        log.warning("%s", self.corrected)
+        self.audit = replace(examine(self.records[self.records["split"].ne("")], self.images), twins=self.audit.twins)
 
     def prepare(self) -> None:
         """Audit and split: `records["split"]` becomes train, val, shift, test, or "" for what is left out.
@@ -135,6 +150,8 @@ class XRayDataModule:
             InputError: the split cannot be made or is too small to choose anything.
         """
         self.open()
+        if self.corrected and not self.corrected.films:
+            raise InputError(f"data.corrections={self._corrections}: names none of these films, by content or by id")
         if not self.records["split"].ne("test").any():
             raise InputError(
                 f"data.root={self._root}: holds a test split alone, and no training image is ever taken from one"
@@ -150,16 +167,17 @@ class XRayDataModule:
 
     def _roles(self, groups: splits.Groups) -> pd.Series:
         """Return the split of each record."""
-        official = self.records["split"]
-        left_out = self.records["error"] != ""
+        published = self._published  # so that corrections do not change who validates
+        official = published["split"]
+        left_out = published["error"] != ""
         if self._drop_test_patients:
             left_out |= np.isin(groups, groups[official.eq("test")]) & official.ne("test")
         roles = official.mask(left_out, "")
         if self._split == "official":
-            return roles
+            return roles.mask(self.records["split"].eq(""), "")
         rows = np.flatnonzero(roles.isin(["train", "val"]))
         if self._split != "patient":
-            pool = self.records.iloc[rows].reset_index(drop=True)
+            pool = published.iloc[rows].reset_index(drop=True)
             shifted, excluded = hold_out(self._split, pool, self.images[rows], groups[rows], seed=self._split_seed)
             roles.iloc[rows[shifted]], roles.iloc[rows[excluded]] = "shift", ""
             rows = rows[~shifted & ~excluded]
@@ -167,9 +185,9 @@ class XRayDataModule:
         if self._folds and self._folds > patients:
             raise InputError(f"data.folds={self._folds}: there are {patients} patients; ask for fewer folds")
         shares = [1 / self._folds] * self._folds if self._folds else [1 - self._val_fraction, self._val_fraction]
-        part = splits.cut(groups[rows], self.records["subtype"].iloc[rows], shares, seed=self._split_seed)
+        part = splits.cut(groups[rows], published["subtype"].iloc[rows], shares, seed=self._split_seed)
         roles.iloc[rows] = np.where(part == (self._fold if self._folds else 1), "val", "train")
-        return roles
+        return roles.mask(self.records["split"].eq(""), "")
 
     def _require_usable(self) -> None:
         for split in ("train", "val"):

@@ -8,8 +8,12 @@ import pandas as pd
 from xray_pneumonia.errors import InputError
 
 
-def read_table(csv: Path) -> pd.DataFrame:
+def read_table(csv: Path, *, key: str = "data.root") -> pd.DataFrame:
     """Read a table whose columns are separated by what its header has most of; their names become small letters.
+
+    Args:
+        csv: the file.
+        key: that named it, for messages.
 
     Raises:
         InputError: it is no table in UTF-8, or has no rows.
@@ -17,7 +21,7 @@ def read_table(csv: Path) -> pd.DataFrame:
     packed = csv.suffix == ".gz"
     with csv.open("rb") as raw:
         if raw.read(2) in {codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE}:
-            raise InputError(f"data.root={csv}: is written in UTF-16; save it as UTF-8")
+            raise InputError(f"{key}={csv}: is written in UTF-16; save it as UTF-8")
     try:
         separator = ","
         if not packed:
@@ -33,7 +37,7 @@ def read_table(csv: Path) -> pd.DataFrame:
         )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise InputError(
-            f"data.root={csv}: is neither a folder of images nor a CSV table in UTF-8 ({error}); unpack an archive and "
+            f"{key}={csv}: is neither a folder of images nor a CSV table in UTF-8 ({error}); unpack an archive and "
             "name its folder, or the CSV that lists the images"
         ) from error
     table.columns = pd.Index([str(name).strip().lower() for name in table.columns])

@@ -21,10 +21,10 @@ class ImpatientProtocol(H11Protocol):
         """Start the clock; where there are too many connections, the one that has been idle longest is closed."""
         super().connection_made(transport)
         self._deadline = self._stuck = self.loop.call_later(HEAD_SECONDS, self._give_up)
-        if len(self.connections) >= MOST_CONNECTIONS:
-            idle = [one for one in self.connections if one is not self and isinstance(one, ImpatientProtocol)]
-            for one in sorted(idle, key=lambda one: one._deadline.when())[: len(idle) + 2 - MOST_CONNECTIONS]:
-                one._give_up()
+        others: list[Any] = [one for one in self.connections if one is not self and not one.transport.is_closing()]
+        idle = [one for one in others if one._is_idle()]
+        if len(others) >= MOST_CONNECTIONS and idle:
+            min(idle, key=lambda one: one._deadline.when()).transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock."""
@@ -48,8 +48,11 @@ class ImpatientProtocol(H11Protocol):
         self._stuck.cancel()
         super().resume_writing()
 
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
     def _give_up(self) -> None:
-        if self.cycle is None or self.cycle.response_complete:
+        if self._is_idle():
             self.transport.abort()
 
 
@@ -77,7 +80,7 @@ def run(app: Any, listener: socket.socket) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
-        limit_concurrency=MOST_CONNECTIONS,
+        limit_concurrency=2 * MOST_CONNECTIONS,  # answered 503; idle connections have made room before
         timeout_keep_alive=5,
         timeout_graceful_shutdown=5,
         h11_max_incomplete_event_size=2**16,

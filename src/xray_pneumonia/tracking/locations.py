@@ -9,6 +9,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
+from filelock import FileLock
+
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.masking import masked
 
@@ -201,3 +203,11 @@ def artifact_folder(home: Path, run_id: str, uri: str | None) -> Path:
         log.warning("%s cannot be written; the run's files are kept in %s until it can", folder, staged)
     staged.mkdir(parents=True, exist_ok=True)
     return staged
+
+
+def creation_lock(uri: str, home: Path) -> FileLock:
+    """Let one process at a time make tables: beside a database file, which processes of several homes may share."""
+    path = sqlite_path(uri)
+    folder = path.absolute().parent if path else home
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / ".store.lock")

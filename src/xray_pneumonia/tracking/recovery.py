@@ -4,9 +4,7 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
-from filelock import FileLock
-
-from xray_pneumonia.tracking.locations import lacks_run, sqlite_path
+from xray_pneumonia.tracking.locations import creation_lock, lacks_run, sqlite_path
 from xray_pneumonia.tracking.spool import Spool
 from xray_pneumonia.tracking.store import Store, renew_database
 from xray_pneumonia.tracking.store_errors import is_unknown
@@ -23,7 +21,7 @@ def lost_run(store: Store, run_id: str, error: Exception) -> bool:
         return is_unknown(error) and not _knows(lambda: store.client.get_run(run_id))
     lost = lacks_run(path, run_id)
     if lost or "readonly database" in str(error):  # what SQLite calls a file that was replaced under a connection
-        with FileLock(store.home / ".store.lock"):
+        with creation_lock(store.uri, store.home):
             renew_database(store.uri, store.home)
     return lost
 

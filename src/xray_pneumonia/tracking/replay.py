@@ -13,12 +13,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from filelock import FileLock
 from rich.console import Console
 from rich.progress import track
 
 from xray_pneumonia.masking import masked
-from xray_pneumonia.tracking.locations import STAGED
+from xray_pneumonia.tracking.locations import STAGED, creation_lock
 from xray_pneumonia.tracking.recovery import lacks_entries, lost_run, require_not_deleted
 from xray_pneumonia.tracking.registry import Unverified, has_model, log_model, sha256_file
 from xray_pneumonia.tracking.spool import Entry, Spool, moved_path
@@ -128,7 +127,7 @@ class Replay:
     def _experiment_id(self) -> str:
         if self._store.experiment_id:
             return self._store.experiment_id
-        with FileLock(self._store.home / ".store.lock"):
+        with creation_lock(self._store.uri, self._store.home):
             return ensure_experiment(self._store.uri, self._store.experiment_name, self._store.home)
 
     def _created(self) -> str:

@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from filelock import FileLock
-
 from xray_pneumonia.errors import InputError, nearest
 from xray_pneumonia.masking import masked
 from xray_pneumonia.tracking.leaderboard import TAG, leaderboard
-from xray_pneumonia.tracking.locations import ARTIFACTS, repair_moved, require_writable, sqlite_path, sqlite_uri
+from xray_pneumonia.tracking.locations import (
+    ARTIFACTS,
+    creation_lock,
+    repair_moved,
+    require_writable,
+    sqlite_path,
+    sqlite_uri,
+)
 from xray_pneumonia.tracking.store_errors import (
     START,
     StoreUnavailable,
@@ -107,11 +112,10 @@ def open_store(settings: TrackingSettings, *, home: Path) -> Store:
     """
     uri = resolve_uri(settings.uri, home)
     home.mkdir(parents=True, exist_ok=True)
-    path = sqlite_path(uri)
-    if path and path.exists():
+    if (path := sqlite_path(uri)) and path.exists():
         require_writable(path, f"tracking.uri={uri}")
     require_not_just_unavailable(uri)
-    with FileLock(home / ".store.lock"):  # a database that another process is creating is empty for a moment
+    with creation_lock(uri, home):  # a database that another process is creating is empty for a moment
         _require_database(uri)
         repair_moved(uri, home)
         experiment_id = ensure_experiment(uri, settings.experiment_name, home)
@@ -209,10 +213,7 @@ def renew_database(uri: str, home: Path) -> None:
 def _require_database(uri: str) -> None:
     """Refuse a file that is no SQLite database before anything touches it."""
     path = sqlite_path(uri)
-    if path is None:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not _is_sqlite(path):
+    if path and path.exists() and not _is_sqlite(path):
         raise InputError(f"tracking.uri={uri}: {path} is no SQLite database; move it away or name another store")
 
 

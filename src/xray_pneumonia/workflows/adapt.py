@@ -30,7 +30,6 @@ from xray_pneumonia.tracking.stored_runs import StoredRun
 from xray_pneumonia.training import performance
 from xray_pneumonia.types import OpenFraction, Seed, Text
 from xray_pneumonia.workflows.adaptation_record import FINETUNE, THRESHOLD, Result, Sample, record, show
-from xray_pneumonia.workflows.evaluation_data import training_leaks
 from xray_pneumonia.workflows.find_model import find_model
 from xray_pneumonia.workflows.local_models import (
     Learn,
@@ -42,6 +41,7 @@ from xray_pneumonia.workflows.local_models import (
     reading,
     upright,
 )
+from xray_pneumonia.workflows.stored_predictions import training_leaks
 
 HEAD_BELOW = 1000  # films: of fewer, a new last layer is learned and no other weight
 BEFORE = "before"

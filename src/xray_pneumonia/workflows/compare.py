@@ -66,7 +66,7 @@ def main(cfg: DictConfig) -> None:
     if cfg.experiment_name:
         settings = replace(settings, experiment_name=cfg.experiment_name)
     store = open_existing(settings, home=Path(cfg.home))
-    runs = _find(store, cfg)
+    runs = find_trainings(store, sweep_name=cfg.sweep_name, run_ids=cfg.run_ids, pruned=cfg.pruned)
     at_point = all(OPERATING in run.metrics for run in runs)
     logged = {name: _logged(name, at_point) for name in cfg.metrics}
     first = METRICS[cfg.metrics[0].rpartition("/")[2]]
@@ -109,23 +109,25 @@ def _basis(runs: Sequence[StoredRun], cfg: DictConfig, *, at_point: bool) -> lis
     return basis([run.metrics for run in runs], cfg.metrics, kept=kept, chosen=chosen, at_point=at_point)
 
 
-def _find(store: Store, cfg: DictConfig) -> list[StoredRun]:
-    """Find the finished trainings that were asked for.
+def find_trainings(
+    store: Store, *, sweep_name: str | None, run_ids: Sequence[str] | None, pruned: bool = False
+) -> list[StoredRun]:
+    """Find the finished trainings that were asked for, by sweep or by name; else all of the experiment.
 
     Raises:
         InputError: there are none; the message says what there is instead.
     """
     runs = stored_runs.find(store, {"verb": "train"}, status="FINISHED")
-    if cfg.sweep_name:
+    if sweep_name:
         names = {run.tags["sweep.name"] for run in runs if "sweep.name" in run.tags}
         parents = {run.tags.get(stored_runs.PARENT) for run in runs}
-        if cfg.sweep_name not in names | parents:
-            hint = nearest(cfg.sweep_name, names) or f"; there are {', '.join(sorted(names)) or 'none'}"
-            raise InputError(f"sweep_name={cfg.sweep_name}: no such sweep in experiment {store.experiment_name}{hint}")
-        runs = [run for run in runs if cfg.sweep_name in {run.tags.get("sweep.name"), run.tags.get(stored_runs.PARENT)}]
-    if cfg.run_ids:
+        if sweep_name not in names | parents:
+            hint = nearest(sweep_name, names) or f"; there are {', '.join(sorted(names)) or 'none'}"
+            raise InputError(f"sweep_name={sweep_name}: no such sweep in experiment {store.experiment_name}{hint}")
+        runs = [run for run in runs if sweep_name in {run.tags.get("sweep.name"), run.tags.get(stored_runs.PARENT)}]
+    if run_ids:
         known = {run.run_id: run for run in runs}
-        asked = [find_run_id(store, text, key="run_ids") for text in cfg.run_ids]
+        asked = [find_run_id(store, text, key="run_ids") for text in run_ids]
         unknown = [run_id for run_id in asked if run_id not in known]
         if unknown:
             raise InputError(
@@ -134,7 +136,7 @@ def _find(store: Store, cfg: DictConfig) -> list[StoredRun]:
         return [known[run_id] for run_id in asked]
     if not runs:
         raise InputError(f"experiment_name={store.experiment_name}: holds no finished training; train with xray train")
-    return runs if cfg.pruned else _without_pruned(runs)
+    return runs if pruned else _without_pruned(runs)
 
 
 def _without_pruned(runs: list[StoredRun]) -> list[StoredRun]:

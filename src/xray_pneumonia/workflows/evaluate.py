@@ -36,9 +36,9 @@ from xray_pneumonia.workflows.evaluation_data import (
     Split,
     open_split,
     require_comparable,
-    training_leaks,
 )
 from xray_pneumonia.workflows.find_model import EvaluatedModel, find_compared, find_evaluated
+from xray_pneumonia.workflows.stored_predictions import training_leaks
 from xray_pneumonia.workflows.training_run import (
     COMPUTING,
     DESCRIPTION,
@@ -160,6 +160,7 @@ def _record_origin(run: Run, cfg: DictConfig, held_out: HeldOut) -> None:
 def _open(evaluated: EvaluatedModel, held_out: HeldOut) -> list[Opening]:
     """Write the opening to the ledger; returns all openings of these images."""
     run = evaluated.runs[0]
+    labels = {"left_out": sum(held_out.left_out.values()), "corrections": held_out.corrections or "none"}
     openings = record_opening(
         run.store,
         split=held_out.split,
@@ -169,7 +170,7 @@ def _open(evaluated: EvaluatedModel, held_out: HeldOut) -> list[Opening]:
         config_sha256=",".join(run.tags.get("config_sha256", "") for run in evaluated.runs),
         runs=[run.run_id for run in evaluated.runs],
         films=set(held_out.records["sha256"]),
-        facts={"classes": ", ".join(evaluated.model.card.class_names), "left_out": sum(held_out.left_out.values())},
+        facts={"classes": ", ".join(evaluated.model.card.class_names), **labels},
     )
     if len(openings) > 1:
         before = times(len(openings) - 1)
@@ -210,13 +211,10 @@ def _predict_rival(model: TrainedModel, held_out: HeldOut, table: pd.DataFrame) 
 def _context(evaluated: EvaluatedModel, held_out: HeldOut, openings: list[Opening]) -> Context:
     runs = evaluated.runs
     counts = {run.run_id: opened_before(run.store, started=run.started) for run in runs}
-    facts = {}
-    if len(runs) > 1:
-        facts["Ensemble"] = f"the mean of the calibrated logits of {len(runs)} models, judged as one"
+    joined = f"the mean of the calibrated logits of {len(runs)} models, judged as one"
+    facts = {"Ensemble": joined} if len(runs) > 1 else {}
     if evaluated.validation is None:
-        facts["Origin"] = (
-            "a folder, not a run of this store, whose ledger cannot tell what was opened before its training"
-        )
+        facts["Origin"] = "a folder, no run of this store, whose ledger cannot tell what was opened before its training"
     if official := official_test(evaluated.model.card.evidence):
         facts["Official test"] = official
     return Context(
@@ -232,6 +230,7 @@ def _context(evaluated: EvaluatedModel, held_out: HeldOut, openings: list[Openin
         elsewhere=held_out.elsewhere,
         classes=evaluated.model.card.classes,
         left_out=counted(held_out.left_out),
+        corrections=held_out.corrections,
     )
 
 
@@ -270,8 +269,8 @@ def _print(report: Report, console: Console) -> None:
         console.print(f"Ledger: these images, or some of them, were opened {times(count)}, {when}.")
     if context.split == "test" and "Official test" in context.facts:
         console.print(context.facts["Official test"], highlight=False)
-    if context.leakage:
-        console.print(context.leakage)
+    for sentence in filter(None, (context.leakage, report.corrections)):
+        console.print(sentence, highlight=False, markup=False)
     for run_id, count in context.chosen_after.items():
         console.print(f"Run {run_id} was trained after a test had been opened {times(count)} in its store.")
 

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -26,9 +27,11 @@ from xray_pneumonia.types import CLASSES, Classes, Gray, Text
 from xray_pneumonia.workflows.find_model import EvaluatedModel
 from xray_pneumonia.workflows.own_code import load_config
 
+CORRECTIONS = "corrections.csv"  # a run's copy of the file that `data.corrections` names
 Split = Literal["val", "shift", "test", "external"]
 MOST = 5000  # training images that a gate is fitted to
-RECORD_COLUMNS = ("mode", "width", "height", "bytes")  # joined to the predictions, for subgroups and shortcuts
+# Joined to the predictions, for subgroups and shortcuts; `published` is the label before corrections.
+RECORD_COLUMNS = ("mode", "width", "height", "bytes", "published")
 log = logging.getLogger(__name__)
 
 
@@ -38,7 +41,7 @@ class HeldOut:
 
     `training` holds training images and `validation` the model's validation images, where they are known. `elsewhere`
     counts the records whose image is in another split of the folder too, by bytes or looks; None without other splits.
-    `left_out` counts the images of the whole folder that are of neither of `classes`.
+    `left_out` counts the images of the whole folder that are of neither of `classes`; `corrections` words corrections.
     """
 
     split: Split
@@ -50,6 +53,7 @@ class HeldOut:
     elsewhere: int | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
     classes: Classes = CLASSES
+    corrections: str = ""
 
     @property
     def fingerprint(self) -> str:
@@ -118,9 +122,7 @@ def open_split(
             f"split={split}: {run.run_id} was adapted to all of its films; how it does on others, by cross-validation, "
             "says its evaluation/adapt/adaptation.html; judge it on further films with split=external data.root=DIR"
         )
-    stored = _stored_data(run, split, folder, home=home)
-    data: XRayDataModule = build(stored.data, build(stored.augmentation, key="augmentation"))
-    _open_test(data, stored) if split == "test" else _prepare(run, data, stored)
+    data, stored = open_data(run, split, folder=folder, home=home)
     if split == "shift" and data.shift_dataloader() is None:
         raise InputError(
             f"split=shift: run {run.run_id} held out no shift (its data.split={stored.data.split}); train one with "
@@ -129,6 +131,16 @@ def open_split(
     if validation_ids is None:
         validation_ids = set(data.records.loc[data.records["split"].eq("val"), "id"])
     return cut(data, split, stored.data.root, validation_ids)
+
+
+def open_data(
+    run: StoredRun, split: Split, *, folder: "EvaluationFolder", home: Path
+) -> tuple[XRayDataModule, DictConfig]:
+    """Open the data of a run, which must be those it was trained on, or their test split; returns the config too."""
+    stored = _stored_data(run, split, folder, home=home)
+    data: XRayDataModule = build(stored.data, build(stored.augmentation, key="augmentation"))
+    _open_test(data, stored) if split == "test" else _prepare(run, data, stored)
+    return data, stored
 
 
 def asked_of(run: StoredRun) -> Question:
@@ -159,6 +171,9 @@ def _stored_data(run: StoredRun, split: Split, folder: "EvaluationFolder", *, ho
         stored.data.root = str(home / "synthetic" / str(stored.data.synthetic_patients))
     if split == "test":
         stored.data.max_images = None
+    if stored.data.get("corrections"):
+        with suppress(InputError):  # a folder of weights has no copy; the file itself is read, by its hash
+            stored.data.corrections = f"{run.artifact(CORRECTIONS)}@{stored.data.corrections.rpartition('@')[2]}"
     return stored
 
 
@@ -208,7 +223,8 @@ def cut(data: XRayDataModule, split: Split, root: str, validation_ids: set[str])
     alone = split != "test" or data.records["split"].eq("test").all()
     elsewhere = None if alone else int(in_other_splits(data.records["split"], data.audit.twins)[rows].sum())
     images = np.asarray(data.images[rows])
-    return HeldOut(split, root, records, images, training, validation, elsewhere, data.left_out, data.question.names)
+    classes, corrected = data.question.names, str(data.corrected or "")
+    return HeldOut(split, root, records, images, training, validation, elsewhere, data.left_out, classes, corrected)
 
 
 def _open_external(
@@ -221,15 +237,6 @@ def _open_external(
     records = cache.records.iloc[readable].reset_index(drop=True)
     images = np.asarray(cache.images[readable])
     return HeldOut("external", root, records, images, None, None, left_out=found.attrs["left_out"])
-
-
-def training_leaks(run: StoredRun, records: pd.DataFrame) -> int | None:
-    """Count the images whose very bytes the run was trained on; None where the run does not list them."""
-    try:
-        trained = pd.read_csv(run.artifact("records.csv"), usecols=["sha256", "split"], dtype=str)
-    except (InputError, ValueError):
-        return None
-    return int(records["sha256"].isin(trained.loc[trained["split"] == "train", "sha256"]).sum())
 
 
 def require_comparable(held_out: HeldOut, evaluated: EvaluatedModel, other: EvaluatedModel | None) -> None:

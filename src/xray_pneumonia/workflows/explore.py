@@ -58,7 +58,7 @@ def main(cfg: DictConfig) -> None:
 def _record(run: Run, cfg: DictConfig, data: XRayDataModule, augmentation: Augmentation) -> None:
     """Record counts, figures and the page."""
     digest = record_dataset(run, data.records, root=cfg.data.root, stage="explore")
-    counts = data.records.groupby(["split", "class_name"]).size()
+    counts = data.records[data.records["split"] != ""].groupby(["split", "class_name"]).size()
     counts.index = counts.index.map("data/{0[0]}_{0[1]}".format)
     run.log_params({str(name): count for name, count in counts.items()})
     run.log_metrics({f"shortcut/{name.replace(' ', '_')}": auroc for name, auroc in data.audit.shortcuts.items()})
@@ -76,6 +76,7 @@ def _record(run: Run, cfg: DictConfig, data: XRayDataModule, augmentation: Augme
         shortcuts=data.audit.shortcuts,
         sizes=_sizes(data.records),
         left_out=counted(data.left_out),
+        corrected=str(data.corrected or ""),
     )
     run.path("explore.html").write_text(page, encoding="utf-8")
 
@@ -112,7 +113,7 @@ def _print(data: XRayDataModule, console: Console) -> None:
     table = Table(title=title, title_justify="left")
     for column in ("split", *data.question.names, "patients"):
         table.add_column(column, justify="left" if column == "split" else "right")
-    for split, part in data.records.groupby("split"):
+    for split, part in data.records.groupby(data.records["split"].replace("", "excluded")):
         numbers = [int((part["label"] == label).sum()) for label in (0, 1)]
         table.add_row(str(split), *map(str, numbers), str(part["patient"].nunique()))
     console.print(table)

@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -213,15 +213,14 @@ def _failed(attempt: Attempt) -> Row:
 
 @dataclass
 class HeatMaps:
-    """Draws heat maps over images, unless they do not depend on what the net has learned.
-
-    `informative` says whether they do: nets with random weights draw other maps. It is None until an image with
-    evidence for the positive class was there to compare.
-    """
+    """Draws heat maps over images, unless nets with random weights draw much the same."""
 
     net: nn.Module
     folder: Path
-    informative: bool | None = None
+    informative: bool | None = None  # None until an image with evidence for the positive class was seen
+    fewest: int = 1  # images to compare before that is final
+    seen: list[Gray] = field(default_factory=list)
+    final: bool = False
 
     def draw(self, attempts: list[Attempt], images: Gray) -> list[str | None]:
         """Write maps of (N, H, W) images; returns their paths in the folder, None for an image without evidence."""
@@ -237,19 +236,27 @@ class HeatMaps:
 
     def compute(self, images: Gray) -> gradcam.Maps | None:
         """Compute maps (N, H, W) of images; None where there are none or they are withheld."""
-        heat = None if self.informative is False else gradcam.grad_cam(self.net, images)
-        if self.informative is None:
+        if self.final and not self.informative:
+            return None
+        heat = gradcam.grad_cam(self.net, images)
+        if not self.final:
             self.informative = self._compare(images, heat)
         return heat if self.informative else None
+
+    def offer(self, images: Iterable[Gray]) -> None:
+        """Keep images with evidence for the positive class, to compare maps on them."""
+        self.seen = [*self.seen, *images][:COMPARED]
 
     def _compare(self, images: Gray, heat: gradcam.Maps | None) -> bool | None:
         if heat is None:
             log.warning("heat maps are withheld: the net has no layer whose output is a map of the image")
+            self.final = True
             return False
-        telling = images[heat.any(axis=(1, 2))][:COMPARED]
-        likeness = gradcam.likeness_to_random(self.net, telling, seed=0) if len(telling) else np.nan
+        self.offer(images[heat.any(axis=(1, 2))])
+        likeness = gradcam.likeness_to_random(self.net, np.stack(self.seen), seed=0) if self.seen else np.nan
         if np.isnan(likeness):
             return None
+        self.final = len(self.seen) >= self.fewest
         if likeness > gradcam.MOST_ALIKE:
             log.warning(
                 "heat maps are withheld: nets with random weights draw much the same (rank correlation %.2f, at most "

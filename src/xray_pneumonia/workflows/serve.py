@@ -16,6 +16,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from xray_pneumonia.config import Node, anchor, build, check
+from xray_pneumonia.data.images.sandbox import Attempt
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import gradcam
 from xray_pneumonia.evaluation.calibration import translate
@@ -26,7 +27,8 @@ from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.types import Count, Port, Positive, Processes, Text
 from xray_pneumonia.workflows.contact_sheet import describe_evidence, meanings, word_probability
 from xray_pneumonia.workflows.find_model import find_and_load
-from xray_pneumonia.workflows.predict import HeatMaps, classify, dicom_rules
+from xray_pneumonia.workflows.predict import COMPARED, HeatMaps, classify, dicom_rules
+from xray_pneumonia.workflows.prediction_files import Row
 from xray_pneumonia.workflows.pyfunc import _load_pyfunc  # noqa: F401
 
 TOKEN = "XRAY_SERVE_TOKEN"
@@ -68,21 +70,22 @@ def main(cfg: DictConfig) -> None:
     check(cfg, ServeConfig)
     tokens = _tokens(cfg.host)
     try:
-        from xray_pneumonia.serving import app, guard, reader, records, server
+        from xray_pneumonia.serving import app, reader, records, server
     except ImportError as error:
         raise InputError(f"xray serve: {error.name} is missing; pip install 'xray-pneumonia[serve]'") from error
     listener = server.listen(cfg.host, cfg.port)
     model = find_and_load(cfg.model, tracking=build(cfg.tracking), home=Path(cfg.home), engine="torch")
     os.umask(0o077)
     journal = records.Journal(Path(cfg.audit), Path(cfg.keep) if cfg.keep else None)
+    maps = HeatMaps(model.require_net(), Path(), fewest=COMPARED)
     reading = reader.Reader(
-        lambda attempts: classify(attempts, model, None),
+        lambda attempts: _classify(attempts, model, maps),
         image_size=model.card.image_size,
         rules=dicom_rules(cfg),
         limits=build(cfg.limits),
         workers=cfg.workers or os.cpu_count() or 1,
     )
-    heat_map = _heat_maps(reading, model)
+    heat_map = _heat_maps(reading, maps)
     with reading, _dicom_node(cfg, reading, heat_map, model, journal):
         service = app.Service(
             reader=reading,
@@ -92,17 +95,22 @@ def main(cfg: DictConfig) -> None:
             journal=journal,
             most_waiting=cfg.most_waiting,
         )
-        rules = guard.Rules(
-            hosts=guard.host_names(cfg.host, cfg.allowed_hosts),
-            tokens=tokens,
-            most_bytes=cfg.upload_mb * 2**20,
-            seconds=cfg.upload_seconds,
-        )
         _warm_up(model)
         host, port = listener.getsockname()[:2]
         print(f"A second opinion beside a radiologist's reading; no medical device. Audit lines: {cfg.audit}")
         print(f"url=http://{f'[{host}]' if ':' in host else host}:{port} model={model.name}", flush=True)
-        server.run(app.make_app(service, rules), listener)
+        server.run(app.make_app(service, _rules(cfg, tokens)), listener)
+
+
+def _rules(cfg: DictConfig, tokens: tuple[str, ...]) -> Any:
+    from xray_pneumonia.serving.guard import Rules, host_names
+
+    return Rules(
+        hosts=host_names(cfg.host, cfg.allowed_hosts),
+        tokens=tokens,
+        most_bytes=cfg.upload_mb * 2**20,
+        seconds=cfg.upload_seconds,
+    )
 
 
 def _dicom_node(
@@ -152,11 +160,19 @@ def _warm_up(model: TrainedModel) -> None:
     model.decide(np.zeros((1, model.card.image_size, model.card.image_size), np.uint8))
 
 
-def _heat_maps(reading: Any, model: TrainedModel) -> Callable[[Path], tuple[bytes, str]]:
+def _classify(attempts: list[Attempt], model: TrainedModel, maps: HeatMaps) -> list[Row]:
+    """Make the rows of decoded films; those called positive show whether heat maps can be trusted."""
+    rows = classify(attempts, model, None)
+    pairs = zip(attempts, rows, strict=True)
+    maps.offer(one.pixels for one, row in pairs if one.pixels is not None and row["label"] == model.card.class_names[1])
+    return rows
+
+
+def _heat_maps(reading: Any, maps: HeatMaps) -> Callable[[Path], tuple[bytes, str]]:
     """Make the function that draws a heat map as a layer over the film."""
     from xray_pneumonia.serving.reader import png
 
-    maps, lock = HeatMaps(model.require_net(), Path()), threading.Lock()
+    lock = threading.Lock()
 
     def draw(path: Path) -> tuple[bytes, str]:
         attempt = reading.decode(path)

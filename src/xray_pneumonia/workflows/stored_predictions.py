@@ -25,6 +25,15 @@ def validation_predictions(run: StoredRun) -> pd.DataFrame:
     return table
 
 
+def training_leaks(run: StoredRun, records: pd.DataFrame) -> int | None:
+    """Count the images whose very bytes the run was trained on; None where the run does not list them."""
+    try:
+        trained = pd.read_csv(run.artifact("records.csv"), usecols=["sha256", "split"], dtype=str)
+    except (InputError, ValueError):
+        return None
+    return int(records["sha256"].isin(trained.loc[trained["split"] == "train", "sha256"]).sum())
+
+
 def read_out_of_fold(names: list[str], open_store: Callable[[], Store]) -> pd.DataFrame | None:
     """Read predictions of nets on images they never saw, for the margin.
 

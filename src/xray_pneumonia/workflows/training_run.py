@@ -27,6 +27,7 @@ from xray_pneumonia.tracking.run import Run
 from xray_pneumonia.tracking.server import artifact_path
 from xray_pneumonia.tracking.store import try_upload
 from xray_pneumonia.workflows.choices import changes, parameters_of
+from xray_pneumonia.workflows.evaluation_data import CORRECTIONS
 from xray_pneumonia.workflows.own_code import keep_sources
 
 if TYPE_CHECKING:  # imported when a training ends: pages and figures take seconds, which no first step waits for
@@ -108,6 +109,9 @@ def record_start(run: Run, config: RunConfig, data: XRayDataModule, net: nn.Modu
     keep_sources(run)
     run.path(RECORDS).write_text(records_table(records).to_csv(index=False), encoding="utf-8")
     record_dataset(run, records, root=config.values["data"]["root"], stage="train")
+    if data.corrected:
+        run.path(CORRECTIONS).write_bytes(data.corrected.text)
+        run.set_tags({"data.corrections": str(data.corrected), "data.corrections_sha256": data.corrected.sha256})
     if data.left_out:
         run.log_params({"data/left_out": sum(data.left_out.values())})
         run.set_tags({"data.left_out": counted(data.left_out)})

@@ -137,6 +137,7 @@ def _report(
             chosen_after={run.run_id: opened} if opened else {},
             classes=held_out.classes,
             left_out=counted(held_out.left_out),
+            corrections=held_out.corrections,
         ),
         net=net,
         predict=partial(run_net, net),

@@ -145,7 +145,7 @@ def test_a_probability_and_a_promise_are_worded_for_a_radiologist():
     assert "means" not in text.meaning(0.54, prevalence=0.05, threshold=0.07)
     sure = text.meaning(0.9999, prevalence=0.001, threshold=0.002)
     assert sure.startswith(
-        "more than 99 %: among patients of whom 0.1 in 100 have pneumonia, more than 99 of 100 films"
+        "More than 99 %: among patients of whom 0.1 in 100 have pneumonia, more than 99 of 100 films"
     )
     assert "From 0.2 % on" in sure
     assert "older version" in text.meaning(0.79, prevalence=None, threshold=0.81)

@@ -16,7 +16,7 @@ from xray_pneumonia.evaluation.assessment import Assessment, Decision, assess
 from xray_pneumonia.evaluation.comparison import Difference, compare
 from xray_pneumonia.evaluation.drift import Drift, compare_with_home, describe
 from xray_pneumonia.evaluation.intervals import Estimate
-from xray_pneumonia.evaluation.metrics import METRICS
+from xray_pneumonia.evaluation.metrics import METRICS, table_metrics
 from xray_pneumonia.evaluation.quality import InputCheck
 from xray_pneumonia.evaluation.report import text
 from xray_pneumonia.evaluation.report.model_card import checklist_answers, fill_checklist, limitations, model_facts
@@ -58,6 +58,7 @@ class Context:
         elsewhere: images that are in another split of the folder too; None where there is no other.
         classes: names of labels 0 and 1.
         left_out: how many images of the folder are of which other class; empty for none.
+        corrections: what `data.corrections` changed in the whole folder; empty for nothing.
     """
 
     model: str
@@ -72,6 +73,7 @@ class Context:
     elsewhere: int | None = None
     classes: Classes = CLASSES
     left_out: str = ""
+    corrections: str = ""
 
     @property
     def leakage(self) -> str:
@@ -124,6 +126,19 @@ class Report:
     gate: list[tuple[str, int, float]] = field(default_factory=list)
     drift: Drift | None = None
     maps: "Explanation | None" = None
+
+    @property
+    def corrections(self) -> str:
+        """Word which labels were corrected, and the figures by both states; empty where none were."""
+        found, table = self.context.corrections, self.assessment.table
+        return text.corrected(found, table, self.published) if found and "published" in table else ""
+
+    @property
+    def published(self) -> dict[str, float]:
+        """Measure by the labels as published, on the images that are not excluded."""
+        table = self.assessment.table
+        labels = table.get("published", table["label"])
+        return table_metrics(table.assign(label=labels), threshold=self.assessment.decision.threshold)
 
 
 def assess_and_report(

@@ -18,6 +18,8 @@ def as_json(report: "Report") -> str:
         "split": context.split,
         "classes": context.classes,
         "left_out": context.left_out,
+        "corrections": context.corrections,
+        **({"as_published": report.published} if context.corrections else {}),
         "run_ids": context.run_ids,
         "images": assessment.images,
         "patients": assessment.patients,

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from xray_pneumonia.evaluation.abstention import Promise, is_certified
 from xray_pneumonia.evaluation.assessment import Assessment
@@ -115,7 +116,8 @@ def meaning(
     rare = of_hundred(float(translate(probability, prevalence=prevalence, to=elsewhere)))
     there = f" Where {100 * elsewhere:.0f} in 100 are ill the same film means {rare} %."
     return (
-        f"{share} %: among patients of whom {among} in 100 have {finding}, {share} of 100 films like this one show it. "
+        f"{share[0].upper()}{share[1:]} %: among patients of whom {among} in 100 have {finding}, {share} of 100 films "
+        "like this one show it. "
         f"From {_bound_of_hundred(threshold)} % on it is called {finding}." + ("" if prevalence == elsewhere else there)
     )
 
@@ -208,6 +210,16 @@ def _predictive_values(assessment: Assessment, positive: str) -> list[str]:
         f"ill, {percent(rare.ppv.value)} ({spread(rare.ppv)}) of its alarms would be true, and "
         f"{percent(rare.npv.value)} ({spread(rare.npv)}) of its all-clears."
     ]
+
+
+def corrected(found: str, table: pd.DataFrame, published: Mapping[str, float]) -> str:
+    """Word what corrections changed (`found`), and the figures by the labels as published."""
+    differing = int(table["published"].ne(table["label"]).sum())
+    figures = ", ".join(f"{name} {number(published[name])}" for name in ("sensitivity", "specificity", "auroc"))
+    return (
+        f"Of the whole data, {found}. On this split {differing} of {len(table)} labels differ from those published; by "
+        f"the labels as published: {figures.replace('auroc', 'AUROC')}."
+    )
 
 
 def _answers(assessment: Assessment) -> str:
