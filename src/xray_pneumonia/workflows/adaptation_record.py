@@ -71,8 +71,8 @@ def _sentences(result: Result, sample: Sample) -> list[str]:
     told = [result.why, text.promise(promise)]
     if not after.answered.value:
         told.append(
-            'It says "look closer" to every film, and gives a label and a probability as a hint alone: on these films '
-            "no answer of it can be relied on. More labelled films may change that, or a larger evaluation.max_error."
+            f'It says "look closer" to every film; label and probability are hints alone. More labelled films may change '
+            f"that, as would an evaluation.max_error above {promise['bound'] if promise else 1:.3f}."
         )
     told += _doubt(sample, after)
     wrong = [f"{row.name}: {row.answered} answered, of these wrong {row.error}" for row in (before, after)]
