@@ -96,6 +96,12 @@ def test_too_small_a_sample_is_refused_with_the_number_that_is_needed(xray, home
     assert "93 of each are needed" in outcome.err
 
 
+def test_films_must_be_named(xray, home, bundle):
+    outcome = xray("adapt", f"model={bundle.folder}", f"home={home}")
+    assert outcome.code == 2
+    assert "data.root=None" in outcome.err
+
+
 def test_films_get_their_labels_from_readers_by_their_hash(xrays, tmp_path, caplog):
     films = sorted(xrays.rglob("*.jpeg"))[:4]
     rows = [(file_sha256(film), "NORMAL", "agree") for film in films]
