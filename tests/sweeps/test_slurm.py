@@ -122,10 +122,14 @@ def test_the_tasks_of_an_array_are_one_sweep_and_one_whose_time_ends_goes_on(
             ["squeue", "-h", "-o", "%T", "-j", task], capture_output=True, text=True, check=False
         ).stdout
 
-    wait_for(lambda: states().count("RUNNING") == 2, seconds=240)
-    subprocess.run(["scancel", "--batch", "--signal=TERM", f"{job}_0"], check=True)
-    wait_for(lambda: "PENDING" in queued(f"{job}_0"), seconds=120)
-    subprocess.run(["scontrol", "update", f"JobId={job}_0", "StartTime=now"], check=True)
+    def underway():
+        running = [trial for trial in records.trials("array") if trial.state.name == "RUNNING"] if states() else []
+        return next((job_of(t.user_attrs["worker"]["pid"]) for t in running if t.intermediate_values), None)
+
+    task = wait_for(underway, seconds=240)
+    subprocess.run(["scancel", "--batch", "--signal=TERM", task], check=True)
+    wait_for(lambda: "PENDING" in queued(task), seconds=120)
+    subprocess.run(["scontrol", "update", f"JobId={task}", "StartTime=now"], check=True)
     wait_for(lambda: states().count("COMPLETE") == 3 and not queued(job).strip(), seconds=400)
     assert sorted(states()) == ["COMPLETE"] * 3 + ["FAIL"], logs()
     [parent] = records.runs("sweep")  # and not one for each home
