@@ -71,7 +71,7 @@ def _sentences(result: Result, sample: Sample) -> list[str]:
     told = [result.why, text.promise(promise)]
     if not after.answered.value:
         told.append(
-            f'It says "look closer" to every film; label and probability are hints alone. More labelled films may change '
+            f'It says "look closer" to every film; label and probability are hints. More labelled films may change '
             f"that, as would an evaluation.max_error above {promise['bound'] if promise else 1:.3f}."
         )
     told += _doubt(sample, after)
