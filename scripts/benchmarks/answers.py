@@ -70,7 +70,7 @@ def compute_logits(data: XRayDataModule) -> tuple[pd.DataFrame, Logits]:
             shown = corrupt(images, kind=kind, strength=int(strength), seed=0) if int(strength) else images
             found[f"{kind} {strength}"] = np.stack([model.uncalibrated_logits(shown) for model in models])
         np.savez(PLACE / "logits.npz", allow_pickle=False, **found)
-    return table, {kind: list(values) for kind, values in np.load(PLACE / "logits.npz").items()}
+    return table, {kind: list(values) for kind, values in np.load(PLACE / "logits.npz", allow_pickle=False).items()}
 
 
 def decide_on(

@@ -55,7 +55,7 @@ def test_the_address_is_that_of_the_server_that_runs(store, home, monkeypatch):
     base = f"http://127.0.0.1:1234/#/experiments/{store.experiment_id}/runs/a?"
     assert server.see_it(store, ["a"]).startswith(base)
     assert "/#/compare-runs?runs=%5B%22a%22%2C%22b%22%5D&" in server.see_it(store, ["a", "b"])
-    (home / server.RECORD).write_text(json.dumps(record | {"born": 0}))  # its process is gone
+    (home / server.RECORD).write_text(json.dumps(record | {"born": 0, "since_boot": -1}))  # its process is gone
     assert server.see_it(store, ["a"]) == f"xray ui home={home}"
 
 

@@ -98,7 +98,8 @@ def test_the_printed_figure_is_that_of_the_stored_predictions_and_says_what_it_r
 
 def test_a_run_says_what_it_is(trained, client, folder, xray, tiny, monkeypatch):
     run = client.get_run(trained.run_id)
-    assert (run.info.run_name, run.data.tags["state"]) == ("resnet-none-s0", "complete")
+    assert run.info.run_name.startswith("resnet-none-s0")  # with a suffix where another test of this home has it
+    assert run.data.tags["state"] == "complete"
     assert {"mlflow.user", "mlflow.source.name", "mlflow.source.type"} <= set(run.data.tags)
     result, new, report = run.data.tags["mlflow.note.content"].splitlines()
     at = run.data.metrics["operating/sensitivity"], run.data.metrics["best/sensitivity"]

@@ -43,6 +43,7 @@ class Sender:
         self._woken = self._closing = self._slow = False
         self._failures, self._heartbeat = 0, time.monotonic()
         self.problem = ""  # of the last attempt
+        self.error: Exception | None = None
         self._thread = threading.Thread(target=self._work, name="sender", daemon=True)
         self._thread.start()
 
@@ -93,7 +94,8 @@ class Sender:
                 self._heartbeat = time.monotonic()
                 self._replay.send_heartbeat()
         except Exception as error:  # whatever a store does, it must not end a training
-            self._failures, self._unsure, self.problem = self._failures + 1, True, first_line(error)
+            self._failures, self._unsure = self._failures + 1, True
+            self.problem, self.error = first_line(error), error
             if self._failures == 1:
                 log.warning("the store fails (%s); the run goes on and is kept in %s", self.problem, self._spool.folder)
             return
@@ -171,7 +173,8 @@ def _sync(spool: Spool, store: Store, unavailable: dict[str, str], loader_module
     if not sender.finish():
         refused = f"{spool.refused} entries refused" if spool.refused else "the store does not answer"
         problem = sender.problem or refused
-        unavailable |= {store.uri: problem} if spool.has_unsent() else {}
+        if spool.has_unsent() and not isinstance(sender.error, ImportError):  # a package is missing for this run alone
+            unavailable[store.uri] = problem
     return Synced(spool.run_id, spool.mlflow_id, status or "KILLED", problem)
 
 
