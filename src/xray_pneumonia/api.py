@@ -15,6 +15,7 @@ from PIL import Image
 from xray_pneumonia.compose import launch
 from xray_pneumonia.config import anchor, build, plain
 from xray_pneumonia.data.files import InputFile
+from xray_pneumonia.data.images.encode import encode
 from xray_pneumonia.data.images.limits import DicomRules, ImageError
 from xray_pneumonia.data.images.sandbox import Attempt, Decoders, Limits
 from xray_pneumonia.evaluation import gradcam
@@ -122,25 +123,10 @@ def _file(film: Film, draft: Path) -> InputFile:
     if isinstance(film, str | Path):
         return InputFile(str(Path(film).expanduser().absolute()), "film", "")
     try:
-        if isinstance(film, bytes):
-            draft.write_bytes(film)
-        else:
-            _image(film).save(draft, "PNG")
+        draft.write_bytes(film if isinstance(film, bytes) else encode(film))
     except ImageError as error:
         return InputFile(str(draft), "film", "", (error.code, str(error)))
     return InputFile(str(draft), "film", "")
-
-
-def _image(film: npt.NDArray[Any]) -> Image.Image:
-    pixels = np.asarray(film)
-    if pixels.ndim != 2 or not pixels.size:
-        raise ImageError("not_an_image", f"an array {pixels.shape}; give (H, W) gray values")
-    if pixels.dtype in (np.uint8, np.uint16):
-        return Image.fromarray(pixels)
-    if np.issubdtype(pixels.dtype, np.floating) and pixels.min() >= 0 and pixels.max() <= 1:  # false for NaN
-        return Image.fromarray(np.rint(pixels * 255).astype(np.uint8))
-    given = f"{pixels.dtype} values from {pixels.min()} to {pixels.max()}"
-    raise ImageError("unsupported_mode", f"{given}; give uint8, uint16, or floating numbers from 0 to 1")
 
 
 @dataclass(frozen=True)

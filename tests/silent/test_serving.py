@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 import xray_pneumonia
 from xray_pneumonia.data.images import sandbox
@@ -73,6 +74,16 @@ def test_a_row_may_give_a_file_and_another_its_pixels(served, good):
     pixels = np.full((128, 128), 7).tolist()
     both = served.predict(pd.DataFrame({"image": [good, None], "pixels": [None, pixels]}))
     assert both["probability"].notna().all()
+
+
+def test_arrays_of_any_size_and_paths_are_read_like_files(served, good, tmp_path):
+    (tmp_path / "x.jpeg").write_bytes(good)
+    wide = np.random.default_rng(0).integers(0, 256, (90, 200))
+    Image.fromarray(wide.astype(np.uint8)).save(tmp_path / "x.png")
+    files = pd.Series([tmp_path / "x.jpeg", good, tmp_path / "x.png", None, None], dtype=object)
+    pixels = pd.Series([None, None, None, wide, wide.tolist()], dtype=object)
+    found = served.predict(pd.DataFrame({"image": files, "pixels": pixels}))["probability"].astype(float).to_numpy()
+    np.testing.assert_allclose(found, found[[0, 0, 2, 2, 2]], atol=1e-6)
 
 
 def test_a_file_that_ends_its_decoder_ends_no_server(good, monkeypatch, served, tmp_path):

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from xray_pneumonia.data.files import InputFile
+from xray_pneumonia.data.images.encode import encode
 from xray_pneumonia.data.images.limits import MAX_BYTES, DicomRules, ImageError
 from xray_pneumonia.data.images.sandbox import DAMAGED, USUAL, Attempt, Decoders
 from xray_pneumonia.inference.loading import load_model
@@ -42,8 +43,9 @@ class BundleModel:
         """Classify X-rays.
 
         Args:
-            model_input: a table or dict with the column `image` (the bytes of a PNG, JPEG or DICOM file, or those in
-                base64) or `pixels` (S x S gray values); in a table with both, a row may give either.
+            model_input: a table or dict with the column `image` (the bytes of a PNG, JPEG or DICOM file, those in
+                base64, or a `pathlib.Path`) or `pixels` (whole gray values: S x S from 0 to 255 as they are, other
+                sizes from 0 to 65535 as a file of them is read); in a table with both, a row may give either.
             params: `prevalence`, the share of ill patients where the probabilities are to hold; 0 or none for the
                 model's own.
 
@@ -70,7 +72,8 @@ class BundleModel:
         columns = {name: _unwrapped(list(given[name]), name) for name in (FILE, PIXELS) if name in given}
         if not columns:
             raise ValueError(f"columns {sorted(given)}: give `{FILE}` (bytes of a PNG, JPEG or DICOM) or `{PIXELS}`")
-        pairs = list(zip_longest(columns.get(FILE, []), columns.get(PIXELS, [])))
+        given = zip_longest(columns.get(FILE, []), columns.get(PIXELS, []))
+        pairs = [(_resized(pixels, self._side) if _is_missing(file) else file, pixels) for file, pixels in given]
         with TemporaryDirectory() as folder:
             named = [(Path(folder) / str(row), file) for row, (file, _) in enumerate(pairs) if not _is_missing(file)]
             decoded = self._decoded(_written(path, file) for path, file in named) if named else iter(())
@@ -130,8 +133,22 @@ def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and np.isnan(value))
 
 
+def _resized(values: Any, side: int) -> bytes | None:
+    """Write gray values of another size than the model's as a PNG, which is decoded like every file; else None."""
+    try:
+        pixels = np.asarray(values if isinstance(values, np.ndarray) and values.ndim == 2 else list(values))
+        pixels = np.stack(list(pixels)) if pixels.ndim == 1 else pixels  # a column of lists comes as arrays of arrays
+        if pixels.ndim != 2 or pixels.shape == (side, side) or pixels.min() < 0 or (pixels % 1 != 0).any():
+            return None
+        return encode(pixels.astype(np.uint8 if pixels.max() < 2**8 else np.uint16)) if pixels.max() < 2**16 else None
+    except (ValueError, TypeError, ImageError):
+        return None  # what is wrong with them is said where they are checked
+
+
 def _written(path: Path, value: Any) -> InputFile:
-    """Write a file for its decoder, which alone opens it."""
+    """Write a file for its decoder, which alone opens it; a `Path`, which no request can hold, stays where it is."""
+    if isinstance(value, Path):
+        return InputFile(str(value.expanduser().absolute()), value.name, "")
     try:
         path.write_bytes(_bytes(value))
     except ImageError as error:
