@@ -116,7 +116,7 @@ def test_a_run_says_what_it_is(trained, client, folder, xray, tiny, monkeypatch)
     assert json.loads(dataset.profile)["train PNEUMONIA"] > 0
     assert {"name": "label", "type": "long", "required": True} in json.loads(dataset.schema)["mlflow_colspec"]
     model = client.get_logged_model(run.data.tags["model_id"])
-    assert model.name == f"resnet-none-s0-epoch-{run.data.metrics['best/epoch']:.0f}"
+    assert model.name == f"{run.info.run_name}-epoch-{run.data.metrics['best/epoch']:.0f}"
     assert model.params["augmentation"] == "none"
     [linked] = [metric for metric in model.metrics if metric.key == "operating/specificity"]
     assert (linked.value, linked.dataset_digest) == (run.data.metrics["operating/specificity"], dataset.digest)
@@ -124,7 +124,7 @@ def test_a_run_says_what_it_is(trained, client, folder, xray, tiny, monkeypatch)
 
     listed = xray("runs", tiny[1])
     assert listed.code == 0, listed.err
-    assert re.search(rf"resnet-none-s0 +│ {trained.run_id[:8]} │ train .*complete", listed.out)
+    assert re.search(rf"{run.info.run_name} +│ {trained.run_id[:8]} │ train .*complete", listed.out)
     monkeypatch.setattr(ui, "serve", lambda store, port: contextlib.nullcontext(("http://here", mock.Mock())))
     shown = xray("ui", tiny[1], "run_ids=[resnet-none-s0]")
     page = f"http://here/#/experiments/{run.info.experiment_id}/runs/{trained.run_id}?{server.SHOWN}"
