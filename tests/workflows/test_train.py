@@ -126,7 +126,7 @@ def test_a_run_says_what_it_is(trained, client, folder, xray, tiny, monkeypatch)
     assert listed.code == 0, listed.err
     assert re.search(rf"{run.info.run_name} +│ {trained.run_id[:8]} │ train .*complete", listed.out)
     monkeypatch.setattr(ui, "serve", lambda store, port: contextlib.nullcontext(("http://here", mock.Mock())))
-    shown = xray("ui", tiny[1], "run_ids=[resnet-none-s0]")
+    shown = xray("ui", tiny[1], f"run_ids=[{run.info.run_name}]")
     page = f"http://here/#/experiments/{run.info.experiment_id}/runs/{trained.run_id}?{server.SHOWN}"
     assert shown.out.splitlines()[-1] == f"See it: {page}"
 
