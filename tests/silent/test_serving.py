@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 import xray_pneumonia
 from xray_pneumonia.data.images import sandbox
 from xray_pneumonia.data.images.limits import MAX_BYTES
+from xray_pneumonia.evaluation.gradcam import grad_cam
 from xray_pneumonia.workflows import pyfunc
 
 
@@ -74,6 +76,25 @@ def test_a_row_may_give_a_file_and_another_its_pixels(served, good):
     pixels = np.full((128, 128), 7).tolist()
     both = served.predict(pd.DataFrame({"image": [good, None], "pixels": [None, pixels]}))
     assert both["probability"].notna().all()
+
+
+def test_requests_at_once_get_the_answers_that_each_gets_alone(served, xrays):
+    """Hooks that collect a net's features must not see those of another request's pass, nor of a heat map's."""
+    films = [path.read_bytes() for path in sorted(xrays.rglob("*.jpeg"))[:6]]
+    alone = [served.predict({"image": [film]}) for film in films]
+    net, pixels = served._model.require_net(), np.random.default_rng(0).integers(0, 256, (4, 128, 128), np.uint8)
+    maps = grad_cam(net, pixels)
+
+    def ask(film):
+        return served.predict({"image": [film]})
+
+    with ThreadPoolExecutor(6) as pool:
+        drawn = [pool.submit(grad_cam, net, pixels) for _ in range(3)]
+        for _ in range(3):
+            for mine, found in zip(alone, pool.map(ask, films), strict=True):
+                pd.testing.assert_frame_equal(mine, found, atol=1e-6)
+        for one in drawn:
+            np.testing.assert_allclose(one.result(), maps, atol=1e-5)
 
 
 def test_arrays_of_any_size_and_paths_are_read_like_files(served, good, tmp_path):

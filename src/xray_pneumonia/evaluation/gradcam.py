@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from xray_pneumonia.exclusive import lock_of
 from xray_pneumonia.types import Gray
 
 Maps = npt.NDArray[np.float32]
@@ -143,15 +144,16 @@ def grad_cam(net: nn.Module, images: Gray) -> Maps | None:
 
     net = net.eval()
     device = next(net.parameters()).device
-    layer = map_layer(net, _batch(images[:1], device))
-    if layer is None:
-        return None
-    made = []
-    for start in range(0, len(images), BATCH):
-        image = _batch(images[start : start + BATCH], device).requires_grad_()
-        raw = LayerGradCam(net, layer).attribute(image, relu_attributions=True)
-        full = LayerAttribution.interpolate(raw, image.shape[2:], interpolate_mode="bilinear")
-        made.append(full.detach()[:, 0].float().cpu().numpy())
+    with lock_of(net):
+        layer = map_layer(net, _batch(images[:1], device))
+        if layer is None:
+            return None
+        made = []
+        for start in range(0, len(images), BATCH):
+            image = _batch(images[start : start + BATCH], device).requires_grad_()
+            raw = LayerGradCam(net, layer).attribute(image, relu_attributions=True)
+            full = LayerAttribution.interpolate(raw, image.shape[2:], interpolate_mode="bilinear")
+            made.append(full.detach()[:, 0].float().cpu().numpy())
     maps = np.concatenate(made)
     return np.asarray(maps / np.maximum(maps.max(axis=(1, 2), keepdims=True), 1e-12), np.float32)
 

@@ -21,6 +21,7 @@ from xray_pneumonia.evaluation.assessment import Decision
 from xray_pneumonia.evaluation.calibration import Calibration
 from xray_pneumonia.evaluation.input_gate import FeatureGate, Gate, ThumbnailGate, join_gates
 from xray_pneumonia.evaluation.quality import InputCheck
+from xray_pneumonia.exclusive import lock_of
 from xray_pneumonia.inference.bundle import Card
 from xray_pneumonia.models.features import FeatureNet
 from xray_pneumonia.types import Gray, Vector
@@ -241,7 +242,7 @@ def _run(net: nn.Module, images: Gray, act: Callable[[Any], Vector], progress: s
 
     def run(batch: Gray) -> Vector:
         pixels = torch.from_numpy(np.array(batch)).to(device)  # a copy: torch takes no read-only array
-        with torch.inference_mode():
+        with torch.inference_mode(), lock_of(net.net if isinstance(net, FeatureNet) else net):
             return act(net(pixels[:, None]))
 
     return in_batches(run, images, CPU_BATCH if device.type == "cpu" else GPU_BATCH, progress=progress)
