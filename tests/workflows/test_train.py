@@ -289,6 +289,7 @@ def test_two_processes_train_as_one_whose_batches_are_twice_as_large(start, xray
     process = start(*asked, "trainer=ddp", f"data.batch_size={HALF}", "tracking.experiment_name=ddp")
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
+    assert "Best of 2 epochs" in out
     two = out.splitlines()[-1].split()[0].removeprefix("run_id=")
     assert len(client.search_runs([client.get_run(two).info.experiment_id])) == 1
     whole = xray(*asked, f"data.batch_size={2 * HALF}")

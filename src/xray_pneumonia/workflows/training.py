@@ -232,7 +232,7 @@ def _evaluate(training: Training, run: Run, trainer: pl.Trainer) -> Trained:
         run_id=run.run_id,
         see_it=see_it(run.store, [run.mlflow_id or run.run_id]),
         best_epoch=best_epoch,
-        epochs=trainer.current_epoch,
+        epochs=max(trainer.current_epoch, *history),  # spawned processes count their own
         predictions=chosen.predictions,
         metrics=metrics,
         operating={
