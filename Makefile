@@ -64,4 +64,4 @@ bench: setup
 
 lock:  # needs uv; names no index; without the extra s3, whose botocore wants an older python-dateutil
 	uv pip compile --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
-		$(addprefix --extra ,dev dicom onnx joblib slurm postgresql) pyproject.toml --output-file requirements.lock
+		$(addprefix --extra ,dev dicom onnx joblib slurm postgresql serve pacs) pyproject.toml --output-file requirements.lock
