@@ -7,6 +7,7 @@ the calibration error, twenty cuts into three quarters and one for the margin. A
 """
 
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,7 +36,7 @@ SHIFTS = [
 ]
 PREVALENCES = (0.25, 0.5, 0.625, 0.741)
 CUTS = 20
-PLACE = Path("/tmp/xray_answers")  # of decoded images and logits
+PLACE = Path(tempfile.gettempdir()) / "xray_answers"  # of decoded images and logits
 
 Mask = npt.NDArray[np.bool_]
 Logits = dict[str, list[npt.NDArray[np.float64]]]  # by corruption: one array (N,) for each net

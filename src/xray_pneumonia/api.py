@@ -17,13 +17,12 @@ from xray_pneumonia.config import anchor, build, plain
 from xray_pneumonia.data.files import InputFile
 from xray_pneumonia.data.images.encode import encode
 from xray_pneumonia.data.images.limits import DicomRules, ImageError
-from xray_pneumonia.data.images.sandbox import Attempt, Decoders, Limits
+from xray_pneumonia.data.images.sandbox import USUAL, Attempt, Decoders
 from xray_pneumonia.evaluation import gradcam
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.stored_config import load_stored
 
 Film = str | Path | bytes | npt.NDArray[Any]
-LIMITS = Limits(seconds=30.0, memory_mb=2048)  # those of conf/predict.yaml
 BATCH = 64
 
 
@@ -103,7 +102,7 @@ class Model:
 
     def _decode(self, films: Sequence[Film]) -> list[Attempt]:
         if self._decoders is None:
-            self._decoders = Decoders(count=2, size=self.trained.card.image_size, rules=DicomRules(), limits=LIMITS)
+            self._decoders = Decoders(count=2, size=self.trained.card.image_size, rules=DicomRules(), limits=USUAL)
         with TemporaryDirectory() as folder:
             files = [_file(film, Path(folder) / str(number)) for number, film in enumerate(films)]
             return [attempt for batch in self._decoders.batches(files, BATCH) for attempt in batch]

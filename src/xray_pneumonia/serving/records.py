@@ -9,9 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from xray_pneumonia.data.files import csv_safe
+
 LABELS = "labels.csv"
 COLUMNS = ("sha256", "label", "opinion", "note", "answer", "probability", "model", "time", "reader")
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def _now() -> str:
@@ -65,4 +66,4 @@ def _private(path: str, flags: int) -> int:
 def _cell(value: Any) -> str:
     """Write a value that no spreadsheet takes for a formula."""
     text = "" if value is None else " ".join(str(value).split())
-    return f"'{text}" if text.startswith(FORMULA) else text
+    return csv_safe(text)

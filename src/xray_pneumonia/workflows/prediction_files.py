@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from xray_pneumonia.data.files import InputFile
+from xray_pneumonia.data.files import InputFile, csv_safe
 from xray_pneumonia.data.images.sandbox import Attempt
 from xray_pneumonia.errors import InputError
 
@@ -31,7 +31,6 @@ COLUMNS = (
 )  # fmt: skip
 NEEDED = ("path", "stamp", "error")  # what a rerun reads of a row
 FULL = {errno.ENOSPC, errno.EDQUOT}
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def make_row(attempt: Attempt, known: Mapping[Any, Any]) -> Row:
@@ -174,7 +173,7 @@ def _csv_cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.9g}"
     text = " ".join(value) if isinstance(value, list) else "" if value is None else str(value)
-    return f"'{text}" if text.startswith(FORMULA) else text
+    return csv_safe(text)
 
 
 def _csv_line(cells: Iterable[str]) -> str:
