@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra._internal.hydra import Hydra
 from matplotlib.figure import Figure
+from PIL import Image
 
 from xray_pneumonia import cli
 from xray_pneumonia.data import synthetic
@@ -49,8 +51,8 @@ def xrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def plain_figures() -> Iterator[None]:
-    """Save figures small and without a layout, which takes longer than a tiny training; all else of them is drawn."""
+def quick_libraries() -> Iterator[None]:
+    """Save figures small and without a layout, which takes longer than a tiny training; compose each config once."""
     save = Figure.savefig
 
     def small(figure: Figure, *arguments: Any, **options: Any) -> None:
@@ -59,7 +61,13 @@ def plain_figures() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", small)
+        patch.setattr(Hydra, "get_mode", lambda *_, **__: None)  # composes the config to look for `hydra.mode`
         yield
+
+
+@pytest.fixture
+def drawn() -> None:
+    """Let the commands of this test draw their figures."""
 
 
 @pytest.fixture(scope="session")
@@ -85,8 +93,16 @@ def tiny(xrays: Path, home: Path) -> list[str]:
 
 
 @pytest.fixture
-def xray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """Run the command line in this process, from an empty folder."""
+def xray(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+) -> Callable[..., Outcome]:
+    """Run the command line in this process, from an empty folder; figures are a white pixel each, unless `drawn`."""
+    if "drawn" not in request.fixturenames:
+        white = Image.new("L", (1, 1), 255)
+        monkeypatch.setattr(Figure, "savefig", lambda _, place, **__: white.save(place, "PNG"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
