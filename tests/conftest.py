@@ -4,10 +4,12 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 from hydra._internal.hydra import Hydra
 from matplotlib.figure import Figure
+from mlflow.store.db import utils
 from PIL import Image
 
 from xray_pneumonia import cli
@@ -62,6 +65,24 @@ def quick_libraries() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", small)
         patch.setattr(Hydra, "get_mode", lambda *_, **__: None)  # composes the config to look for `hydra.mode`
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Copy the tables of a new SQLite store: MLflow makes them by sixty migrations."""
+    template, make = tmp_path_factory.mktemp("template") / "mlflow.db", utils._initialize_tables
+
+    def copy(engine: Any) -> None:
+        if engine.dialect.name != "sqlite":
+            return make(engine)
+        if not template.exists():
+            make(utils.create_sqlalchemy_engine(f"sqlite:///{template}"))
+        with closing(sqlite3.connect(template)) as made, closing(sqlite3.connect(engine.url.database)) as new:
+            made.backup(new)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "_initialize_tables", copy)
         yield
 
 
