@@ -18,12 +18,12 @@ SMALL = ["data=synthetic", "data.synthetic_patients=20", "data.image_size=32", "
 WITHOUT_ROOTS_RIGHTS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]
 
 
-@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"])
-def test_a_rank_that_a_shell_left_over_changes_nothing(start, tmp_path, name):
-    process = start("train", *SMALL, "tracking.system_metrics=false", **{name: "1"})
+def test_ranks_that_a_shell_left_over_change_nothing(start, tmp_path):
+    ranks = dict.fromkeys(["RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"], "1")
+    process = start("train", *SMALL, "tracking.system_metrics=false", **ranks)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert f"{name}=1" in err
+    assert all(f"{name}=1" in err for name in ranks)
     assert "GPU available" not in err  # Lightning's own messages
     run_id = out.splitlines()[-1].split()[0].removeprefix("run_id=")
     metrics = MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db").get_run(run_id).data.metrics
@@ -69,12 +69,11 @@ def test_train_refuses_a_folder_that_it_may_not_read(xrays, tmp_path):
     assert "cannot be read" in done.stderr
 
 
-@pytest.mark.parametrize(("monitor", "mode"), [("val/loss", "max"), ("val/auroc", "min")])
-def test_a_mode_that_contradicts_the_monitored_metric_is_refused(xray, tiny, monitor, mode):
+@pytest.mark.parametrize(("monitor", "mode", "worst"), [("val/loss", "max", "most"), ("val/auroc", "min", "least")])
+def test_a_mode_that_contradicts_the_monitored_metric_is_refused(xray, tiny, monitor, mode, worst):
     outcome = xray("train", *tiny, f"monitor={monitor}", f"mode={mode}")
     assert outcome.code == 2
-    assert f"monitor={monitor}" in outcome.err
-    assert f"mode={mode}" in outcome.err
+    assert f"mode={mode}: would keep the epoch with the {worst} monitor={monitor}" in outcome.err
 
 
 def test_the_best_epoch_by_loss_is_the_one_with_the_least(xray, tiny, home):
