@@ -1,5 +1,6 @@
 """What the tests share: generated X-rays, one store, the real command; real X-rays and PostgreSQL where there are."""
 
+import ctypes
 import os
 import shutil
 import signal
@@ -156,6 +157,21 @@ def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
         )
 
     return run
+
+
+@pytest.fixture
+def without_rights() -> Iterator[None]:
+    """Take from this thread and what it starts, if root runs it, the right to pass over the modes of files."""
+    libc, header, held = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    libc.capget(header, held)
+    kept = held[0]
+    held[0] &= ~0b110  # of the effective ones CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+    libc.capset(header, held)
+    libc.prctl(28, 1)  # PR_SET_SECUREBITS: a program that root starts does not get the rights of root
+    yield
+    libc.prctl(28, 0)
+    held[0] = kept
+    libc.capset(header, held)
 
 
 @pytest.fixture(scope="session")
