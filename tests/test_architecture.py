@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import re
 import tomllib
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -89,6 +90,7 @@ def imported(node: ast.AST) -> set[str]:
     return set()
 
 
+@cache
 def imports(module: Path, *, at_once: bool = False) -> set[str]:
     """Names that a module imports: anywhere in it, or only those that are imported with it."""
     tree = ast.parse(module.read_text())
