@@ -23,6 +23,7 @@ from PIL import Image
 
 from xray_pneumonia import cli
 from xray_pneumonia.data import synthetic
+from xray_pneumonia.workflows import training
 
 for number in (signal.SIGINT, signal.SIGHUP):  # ignored where pytest runs in the background; commands inherit that
     if signal.getsignal(number) is signal.SIG_IGN:
@@ -138,6 +139,23 @@ def xray(
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         return Outcome(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def prepare(
+    xray: Callable[..., Outcome], tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., training.Training]:
+    """Run `xray train` until the first epoch would begin; returns what would be trained."""
+
+    def run(*overrides: str) -> training.Training:
+        kept: list[training.Training] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "run_training", lambda built, **_: kept.append(built) or {}["enough"])
+            outcome = xray("train", *tiny, *overrides)
+        assert kept, outcome.err
+        return kept[0]
 
     return run
 
