@@ -93,7 +93,7 @@ def test_the_time_that_is_left_is_no_finer_than_an_estimate(seconds, words):
 
 
 @pytest.mark.long
-def test_what_failed_is_tried_again_and_what_is_done_stays(xray, sweep, records, tmp_path):
+def test_what_failed_is_tried_again_and_what_is_done_stays(xray, sweep, records, tmp_path, drawn):
     arguments = ["data.batch_size=64,0,32", "sweep.name=grid"]
     assert sweep(*arguments).code == 0
     assert len(records.runs("train")) == 3
@@ -179,7 +179,7 @@ def test_an_unusable_url_is_refused_without_its_password(sweep, url):
 
 
 @pytest.mark.long
-def test_replicates_plots_and_the_best_config(xray, sweep, records, folder):
+def test_replicates_plots_and_the_best_config(xray, sweep, records, folder, drawn):
     arguments = ["trainer.max_epochs=3", "trainer.patience=null", "optimizer.lr=1e-6,1e-2,2e-6,3e-6"]
     done = sweep(*arguments, "sweep.seeds=[1,2]", "sweep.name=seeds")
     assert done.code == 0, done.err

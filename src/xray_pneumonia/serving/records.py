@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from xray_pneumonia.data.files import csv_safe
+from xray_pneumonia.types import csv_safe
 
 LABELS = "labels.csv"
 COLUMNS = ("sha256", "label", "opinion", "note", "answer", "probability", "model", "time", "reader")

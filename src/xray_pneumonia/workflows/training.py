@@ -42,7 +42,7 @@ from xray_pneumonia.workflows.training_run import THRESHOLD, RunConfig, Trained,
 
 
 class Watch(Protocol):
-    """What a sweep or a reproduction adds to a training: names and tags for the run, callbacks, a last word."""
+    """What a sweep or a reproduction adds to a training: name and tags of the run, callbacks, a call at its end."""
 
     name: str
     tags: dict[str, str]
