@@ -12,7 +12,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from xray_pneumonia.data.files import csv_safe
+from xray_pneumonia.types import csv_safe
 
 LABELS = "labels.csv"
 DICOM = "dicom"  # the reader of films from an archive
