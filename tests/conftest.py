@@ -4,16 +4,21 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra._internal.hydra import Hydra
 from matplotlib.figure import Figure
+from mlflow.store.db import utils
+from PIL import Image
 
 from xray_pneumonia import cli
 from xray_pneumonia.data import synthetic
@@ -49,8 +54,8 @@ def xrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def plain_figures() -> Iterator[None]:
-    """Save figures small and without a layout, which takes longer than a tiny training; all else of them is drawn."""
+def quick_libraries() -> Iterator[None]:
+    """Save figures small and without a layout, which takes longer than a tiny training; compose each config once."""
     save = Figure.savefig
 
     def small(figure: Figure, *arguments: Any, **options: Any) -> None:
@@ -59,7 +64,31 @@ def plain_figures() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", small)
+        patch.setattr(Hydra, "get_mode", lambda *_, **__: None)  # composes the config to look for `hydra.mode`
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Copy the tables of a new SQLite store: MLflow makes them by sixty migrations."""
+    template, make = tmp_path_factory.mktemp("template") / "mlflow.db", utils._initialize_tables
+
+    def copy(engine: Any) -> None:
+        if engine.dialect.name != "sqlite":
+            return make(engine)
+        if not template.exists():
+            make(utils.create_sqlalchemy_engine(f"sqlite:///{template}"))
+        with closing(sqlite3.connect(template)) as made, closing(sqlite3.connect(engine.url.database)) as new:
+            made.backup(new)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "_initialize_tables", copy)
+        yield
+
+
+@pytest.fixture
+def drawn() -> None:
+    """Let the commands of this test draw their figures."""
 
 
 @pytest.fixture(scope="session")
@@ -85,8 +114,16 @@ def tiny(xrays: Path, home: Path) -> list[str]:
 
 
 @pytest.fixture
-def xray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """Run the command line in this process, from an empty folder."""
+def xray(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+) -> Callable[..., Outcome]:
+    """Run the command line in this process, from an empty folder; figures are a white pixel each, unless `drawn`."""
+    if "drawn" not in request.fixturenames:
+        white = Image.new("L", (1, 1), 255)
+        monkeypatch.setattr(Figure, "savefig", lambda _, place, **__: white.save(place, "PNG"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 

@@ -188,7 +188,7 @@ def build(node: Node, *handed_in: Any, key: str = "") -> Any:
 
     Args:
         node: a config group, or what stands below one.
-        handed_in: of code of others, as many as its signature takes.
+        handed_in: a class of others gets only as many of them as its signature takes.
         key: the group's, in which code of others may stand.
 
     Raises:

@@ -12,11 +12,23 @@ from xray_pneumonia.sweeps.plan import is_hopeless, list_replicates, mean_and_sd
 
 
 def test_every_seed_on_every_fold():
-    listed = list_replicates(SimpleNamespace(seeds=[1, 2], folds=3))
+    listed = list_replicates(SimpleNamespace(seeds=[1, 2], folds=3, shifts=[]))
     assert len(listed) == 6
     assert listed[4].values == {"seed": 2, "data.folds": 3, "data.fold": 1}
-    assert list_replicates(SimpleNamespace(seeds=None, folds=2))[0].values == {"data.folds": 2, "data.fold": 0}
-    assert list_replicates(SimpleNamespace(seeds=None, folds=None)) == []
+    assert list_replicates(SimpleNamespace(seeds=None, folds=2, shifts=[]))[0].values == {
+        "data.folds": 2,
+        "data.fold": 0,
+    }
+    assert list_replicates(SimpleNamespace(seeds=None, folds=None, shifts=[])) == []
+
+
+def test_every_seed_on_every_held_out_shift():
+    listed = list_replicates(SimpleNamespace(seeds=[1, 2], folds=None, shifts=["virus"]))
+    assert [one.name for one in listed] == ["seed 1 plain", "seed 1 virus", "seed 2 plain", "seed 2 virus"]
+    assert [one.values["data.split"] for one in listed] == ["patient", "virus"] * 2
+    folds = list_replicates(SimpleNamespace(seeds=None, folds=2, shifts=["virus"]))
+    assert folds[1].values == {"data.split": "patient", "data.folds": 2, "data.fold": 1}
+    assert folds[2].values == {"data.split": "virus"}
 
 
 def test_mean_and_sd():

@@ -62,7 +62,7 @@ def compare(xray, written):
     return lambda *arguments: xray("compare", f"home={home}", "tracking.system_metrics=false", *arguments)
 
 
-def test_seeds_make_a_group_and_what_differs_a_column(compare, written):
+def test_seeds_make_a_group_and_what_differs_a_column(compare, written, drawn):
     home, ids = written
     done = compare("sweep_name=nets", "format=csv")
     assert done.code == 0, done.err

@@ -52,7 +52,7 @@ def outcomes():
 
 
 @pytest.fixture
-def trained(xray, tiny, outcomes):
+def trained(xray, tiny, outcomes, drawn):
     """One training with its report, for all tests that only look at it."""
     if not outcomes:
         outcomes["trained"] = xray("train", *tiny, "evaluation=training")

@@ -164,7 +164,7 @@ def _recipe(asked_for: str, start: Learned, films: int) -> str:
 
 
 def _ranked(name: str, fitted: CrossFit) -> pd.DataFrame:
-    """Take for the ranking what all folds have in common: the one net's logits, or logits from the operating point."""
+    """Make scores comparable across folds: logits of one net, or, of a net a fold, distances to its operating point."""
     answers = fitted.answers
     return answers.assign(logit=answers["margin"]) if name == FINETUNE else answers
 

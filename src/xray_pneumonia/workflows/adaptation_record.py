@@ -164,7 +164,7 @@ def record(run: Run, cfg: DictConfig, model: TrainedModel, sample: Sample, resul
 
 
 def _gate(model: TrainedModel, sample: Sample, result: Result, own: pd.DataFrame) -> Gate:
-    """Fit the gate of the new model, whose home the films are."""
+    """Fit the gate of the new model; the local films are its home."""
     gate = fit_gate(result.learned, sample.images, result.fitted.rule.limits, before=model.gate)
     known = own[[*own.columns.intersection([*RECORD_COLUMNS]), "patient", "probability", "gate_score"]]
     return replace(gate, home=Home.of(describe(known, sample.images, threshold=0.5)))

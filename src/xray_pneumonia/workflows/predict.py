@@ -218,7 +218,7 @@ class HeatMaps:
     net: nn.Module
     folder: Path
     informative: bool | None = None  # None until an image with evidence for the positive class was seen
-    fewest: int = 1  # images to compare before that is final
+    fewest: int = 1  # images after which `informative` changes no more
     seen: list[Gray] = field(default_factory=list)
     final: bool = False
 

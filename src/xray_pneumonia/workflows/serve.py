@@ -86,13 +86,14 @@ def main(cfg: DictConfig) -> None:
         workers=cfg.workers or os.cpu_count() or 1,
     )
     heat_map = _heat_maps(reading, maps)
-    with reading, _dicom_node(cfg, reading, heat_map, model, journal):
+    with reading, _dicom_node(cfg, reading, heat_map, model, journal) as node:
         service = app.Service(
             reader=reading,
             heat_map=heat_map,
             describe=lambda row, prevalence: _describe(row, model, prevalence),
             model=_facts(model),
             journal=journal,
+            films=lambda: (node.counts(), node.events) if node else ({}, {}),
             most_waiting=cfg.most_waiting,
         )
         _warm_up(model)
@@ -128,7 +129,8 @@ def _dicom_node(
         from xray_pneumonia.workflows.dicom_replies import make_answer
     except ImportError as error:
         raise InputError(f"dicom.port: {error.name} is missing; pip install 'xray-pneumonia[pacs]'") from error
-    return Node(build(cfg.dicom), host=cfg.host, answer=make_answer(reading, heat_map, model, journal))
+    answer = make_answer(reading, heat_map, model, journal)
+    return Node(build(cfg.dicom), host=cfg.host, answer=answer, modalities=list(cfg.modalities))
 
 
 def _tokens(host: str) -> tuple[str, ...]:

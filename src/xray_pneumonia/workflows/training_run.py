@@ -33,7 +33,7 @@ from xray_pneumonia.workflows.own_code import keep_sources
 if TYPE_CHECKING:  # imported when a training ends: pages and figures take seconds, which no first step waits for
     from xray_pneumonia.workflows.validation import Chosen
 
-# The code that computes weights and metrics; the rest of the package names, stores and draws.
+# The code that computes weights and metrics, hashed as `source_sha256`; no other code changes a number.
 COMPUTING = ("data/**/*.py", "models/*.py", "training/*.py", "evaluation/metrics.py", "workflows/training.py")
 THRESHOLD = 0.5  # of the metrics that compare runs, `best/...`; those at the operating point are `operating/...`
 COLUMNS = dict.fromkeys(("id", "patient", "split", "sha256"), "string") | {"label": "long"}  # of a dataset in MLflow
