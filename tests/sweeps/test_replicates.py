@@ -75,3 +75,17 @@ def test_the_machine_is_divided(monkeypatch):
     assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["4", "5", "4"]
     assert {share["OMP_NUM_THREADS"] for share in shares} == {"2"}
     assert "CUDA_VISIBLE_DEVICES" not in workers.share(0, 2, gpus=0)
+
+
+@pytest.mark.parametrize(
+    ("count", "gpus", "threads", "words"),
+    [
+        (3, 2, None, "2 threads each, 8 processors; up to 2 on each of 2 GPUs"),
+        (2, 2, None, "4 threads each, 8 processors; a GPU of its own, 2 in all"),
+        (12, 0, None, "1 thread each, 8 processors with 1.5 threads on each; no GPU"),
+        (4, 0, 4, "4 threads each, 8 processors with 2 threads on each; no GPU"),
+    ],
+)
+def test_workers_say_what_they_get(monkeypatch, count, gpus, threads, words):
+    monkeypatch.setattr(workers.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert workers.word_share(count, gpus=gpus, threads=threads) == f"workers={count}: {words}"
