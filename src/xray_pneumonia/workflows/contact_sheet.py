@@ -21,7 +21,7 @@ from xray_pneumonia.evaluation.report.build import render
 from xray_pneumonia.evaluation.report.model_card import USE, limitations
 from xray_pneumonia.evaluation.report.text import percent
 from xray_pneumonia.inference.bundle import Card
-from xray_pneumonia.inference.model import TrainedModel
+from xray_pneumonia.inference.model import UNCERTAIN, TrainedModel
 from xray_pneumonia.terminal import console, make_table
 from xray_pneumonia.types import spoken
 from xray_pneumonia.workflows.prediction_files import TABLE, Row, write_atomically
@@ -39,6 +39,13 @@ def meanings(card: Card) -> dict[str, str]:
         positive: f"speaks for {positive}",
         negative: f"speaks against {positive}; other findings are unseen",
     }
+
+
+def meaning(card: Card, row: Row) -> str:
+    """Word what the answer to one film means; figures of films that it does not resemble do not hold for it."""
+    if row["reason"] == UNCERTAIN:
+        return "too near the operating point"
+    return f"{row['reason']}: the figures need not hold for it" if row["reason"] else meanings(card)[row["decision"]]
 
 
 @dataclass

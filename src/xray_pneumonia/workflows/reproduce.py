@@ -104,6 +104,7 @@ class Reproduction:
     name: str
     tags: dict[str, str]
     run_id: str | None = None
+    scored: bool = False
     callbacks: list[Callback] = field(default_factory=list)
     comparison: Comparison = field(init=False)  # when the training has ended
 

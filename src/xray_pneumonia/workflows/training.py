@@ -46,6 +46,7 @@ class Watch(Protocol):
     name: str
     tags: dict[str, str]
     run_id: str | None  # of the run that is resumed; None for a new one
+    scored: bool  # whether the parts of `robust/score` are measured
 
     @property
     def callbacks(self) -> list[Callback]:
@@ -188,7 +189,7 @@ def run_training(
         if start is None:
             record_start(run, training.config, training.data, training.classifier.net)
         trainer = _fit(training, run, identity, watch.callbacks if watch else [], start=start)
-        trained = _evaluate(training, run, trainer)
+        trained = _evaluate(training, run, trainer, scored=bool(watch and watch.scored))
         if watch:
             watch.close(run, best_epoch=trained.best_epoch)
     return trained
@@ -210,11 +211,11 @@ def _fit(
     return trainer
 
 
-def _evaluate(training: Training, run: Run, trainer: pl.Trainer) -> Trained:
+def _evaluate(training: Training, run: Run, trainer: pl.Trainer, *, scored: bool) -> Trained:
     """Evaluate the kept epoch on validation and record the result."""
     # Pages, figures and heat maps: they take seconds to import, which no first step waits for.
     from xray_pneumonia.workflows.training_run import record_bundle, record_result
-    from xray_pneumonia.workflows.validation import assess_shift, assess_validation
+    from xray_pneumonia.workflows.validation import assess_parts, assess_shift, assess_validation
 
     data, net, device = training.data, training.classifier.net, trainer.strategy.root_device
     best_epoch = _load_best(training.classifier, run.folder / "checkpoints" / checkpoints.BEST)
@@ -222,7 +223,11 @@ def _evaluate(training: Training, run: Run, trainer: pl.Trainer) -> Trained:
     table = predictions.tabulate(data.records, index, logits)
     settings, elsewhere = training.evaluation, training.out_of_fold
     chosen = assess_validation(run, training.config.values, net, data, table, settings=settings, out_of_fold=elsewhere)
-    assess_shift(run, net, data, chosen.decision, device=device)
+    shift = assess_shift(run, net, data, chosen.decision, device=device)
+    if scored:
+        assess_parts(
+            run, net, data, chosen, part=training.config.values["data"]["split"], shift=shift, seed=settings.seed
+        )
     labels = chosen.predictions["label"].to_numpy()
     metrics = epoch_metrics(chosen.predictions["logit"].to_numpy(), labels, threshold=THRESHOLD)
     operating = table_metrics(chosen.predictions, threshold=chosen.decision.threshold)
