@@ -204,7 +204,7 @@ class PostgreSQL:
     """A cluster of its own in a temporary folder, run as postgres, which refuses to be root."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self._bin = folder, POSTGRESQL[-1].parent
+        self.folder, self._bin, self._addresses = folder, POSTGRESQL[-1].parent, "127.0.0.1"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -214,13 +214,20 @@ class PostgreSQL:
             self._run("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres", name)
 
     def control(self, *action: str) -> None:
-        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.folder}"
+        options = f"-p {self.port} -c listen_addresses={self._addresses} -c unix_socket_directories={self.folder}"
         self._run("pg_ctl", "-D", str(self.folder), "-w", "-l", str(self.folder / "log"), "-o", options, *action)
 
     def configure(self, setting: str) -> None:
         """Add a line to its configuration, and restart."""
         with (self.folder / "postgresql.conf").open("a") as file:
             file.write(f"{setting}\n")
+        self.control("-m", "immediate", "restart")
+
+    def admit(self, network: str, *, at: str) -> None:
+        """Answer a network of this machine, at an address in it."""
+        self._addresses += f",{at}"
+        with (self.folder / "pg_hba.conf").open("a") as file:
+            file.write(f"host all all {network} trust\n")
         self.control("-m", "immediate", "restart")
 
     def url(self, name: str) -> str:
