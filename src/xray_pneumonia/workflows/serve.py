@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from xray_pneumonia.config import Node, anchor, build, check
+from xray_pneumonia.config import Node, build, check
 from xray_pneumonia.data.images.sandbox import Attempt
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import gradcam
@@ -66,7 +66,6 @@ def main(cfg: DictConfig) -> None:
     Raises:
         InputError: the address is not to be had, or not without a token; a package of the extra `serve` is missing.
     """
-    anchor(cfg)
     check(cfg, ServeConfig)
     tokens = _tokens(cfg.host)
     try:
