@@ -1,4 +1,4 @@
-"""Start child processes for untrusted input, with limits of time and memory, which cannot write; any room may do so.
+"""Start child processes for untrusted input: with limits of time and memory, unable to write files.
 
 Whatever an input does to a library (hang, fill the memory, crash, run code) happens in a process that holds nothing
 else. Parent and child exchange plain bytes, never pickles. A child imports what it is told to and not the program that

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from annotated_types import Ge, Gt, Interval, Le, MinLen
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of one
 CLASSES = ("NORMAL", "PNEUMONIA")  # the position is the label
 Classes = tuple[str, str]  # the names of labels 0 and 1 of a model
 
@@ -36,3 +37,8 @@ Stage = Literal["train", "val", "test", "shift"]
 def spoken(name: str) -> str:
     """Write a class name in a sentence or an answer: the public ones in small letters, others as they are given."""
     return name.lower() if name in CLASSES else name
+
+
+def csv_safe(text: str) -> str:
+    """Quote a text that a spreadsheet would take for a formula."""
+    return f"'{text}" if text.startswith(FORMULA) else text

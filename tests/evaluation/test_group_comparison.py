@@ -77,3 +77,11 @@ def test_the_best_of_equals_is_corrected_to_what_they_are():
     )
     small = correct_for_choice([[Evaluated(repeat(s, images=40).table, 0.5)] for s in (1, 2)], name="auroc", seed=0)
     assert "flattered by the choice (fewer than 20 patients)" in str(small)
+
+
+def test_a_choice_makes_no_figure_worse():
+    """Of a config that is always chosen, chance alone puts half of the figures outside the bag above the whole's."""
+    for seed in range(6):
+        configs = [[Evaluated(repeat(seed, images=80, skill=skill).table, 0.5)] for skill in (-1, 1)]
+        found = correct_for_choice(configs, name="accuracy", seed=seed)
+        assert found.corrected <= found.value

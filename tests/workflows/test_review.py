@@ -8,7 +8,9 @@ import pandas as pd
 import pytest
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.workflows.review import _require_same
+from xray_pneumonia.tracking import stored_runs
+from xray_pneumonia.tracking.store import TrackingSettings, open_existing
+from xray_pneumonia.workflows.reviewed_films import _require_same
 
 
 @pytest.fixture
@@ -43,6 +45,15 @@ def test_flipped_labels_from_training_to_review_and_evaluation(xray, tiny, home,
     assert page.count("<section>") == 3
     assert page.count("nearest by features of run") == 3
     assert page.count("data:image/jpeg") == 9
+    names = {"uri": None, "run_name": None, "system_metrics": False, "required": False}
+    store = open_existing(TrackingSettings(**names, experiment_name="review"), home=home)
+    [run] = stored_runs.find(store, {"verb": "review"}, status="FINISHED")
+    assert run.artifact("review/review.html").read_text() == page
+    assert run.artifact("review/review.csv").read_bytes() == (tmp_path / "out/review.csv").read_bytes()
+    hits = sum(row["label"] != row["suggested_label"] and row["path"] in flipped for row in rows)
+    found = {"films": len(rows), "doubted": doubted, "changed": changed, "changed_doubted": hits}
+    found |= {"precision": hits / doubted, "recall": hits / changed}
+    assert {name: run.metrics[f"review/{name}"] for name in found} == pytest.approx(found)
 
     (tmp_path / "flips.csv").write_text("path,label\n")  # the run's own copy counts
     outcome = xray("evaluate", f"run_id={run_id}", "split=test", *place, "evaluation=quick", "evaluation.report=true")
@@ -53,12 +64,7 @@ def test_flipped_labels_from_training_to_review_and_evaluation(xray, tiny, home,
     assert said in report.read_text()
     numbers = json.loads((report.parent / "evaluation.json").read_text())
     assert numbers["as_published"]["auroc"] != numbers["at_operating_point"]["auroc"]["value"]
-    from xray_pneumonia.tracking.store import TrackingSettings, open_existing
-
-    store = open_existing(
-        TrackingSettings(uri=None, experiment_name="ledger", run_name=None, system_metrics=False, required=False),
-        home=home,
-    )
+    store = open_existing(TrackingSettings(**names, experiment_name="ledger"), home=home)
     openings = store.client.search_runs([store.experiment_id], f"tags.`ledger.runs` = '{run_id}'")
     assert "as corrected by corrections.csv" in openings[0].data.tags["ledger.corrections"]
 

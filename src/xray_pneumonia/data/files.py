@@ -38,7 +38,6 @@ LINK_TO_FOLDER = ("link_to_folder", "is a link to a folder; links are not follow
 UNREADABLE_FOLDER = ("unreadable", "is a folder that cannot be read")
 MISSING = "missing"  # the stamp of a file that does not exist
 SHOWN = 10  # names in a message
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of one
 UNPRINTABLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # Unicode categories
 log = logging.getLogger(__name__)
 
@@ -187,11 +186,6 @@ def _escaped(one: str) -> str:
     if "\udc80" <= one <= "\udcff":
         return f"\\x{ord(one) - 0xDC00:02x}"
     return one.encode("unicode_escape").decode("ascii")
-
-
-def csv_safe(text: str) -> str:
-    """Quote a text that a spreadsheet would take for a formula."""
-    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 def require_unchanged(records: "pd.DataFrame") -> None:

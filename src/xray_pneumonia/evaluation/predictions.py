@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.types import CLASSES, Classes
+from xray_pneumonia.types import CLASSES, Classes, csv_safe
 
 COLUMNS = ("id", "patient", "subtype", "label", "logit", "probability")
 
@@ -26,10 +26,7 @@ def tabulate(records: pd.DataFrame, index: npt.NDArray[np.int64], logits: npt.ND
 
 def write(table: pd.DataFrame, path: Path) -> None:
     """Write a CSV in UTF-8 that no spreadsheet takes for formulas."""
-    safe = table.copy()
-    for column in safe.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in safe.dtypes]]:
-        risky = safe[column].str.startswith(("=", "+", "-", "@", "\t", "\r"))
-        safe[column] = safe[column].where(~risky, "'" + safe[column])
+    safe = table.map(lambda cell: csv_safe(cell) if isinstance(cell, str) else cell)
     safe.to_csv(path, index=False, encoding="utf-8", float_format="%.9g")
 
 

@@ -64,7 +64,8 @@ def correct_for_choice(configs: Sequence[Sequence[Evaluated]], *, name: str, see
             np.stack([_value(pair, side, name) for pair in pairs]) for side in (weights, (weights == 0).astype(float))
         )
         chosen.append(outside[np.nanargmax(sign * inside, axis=0), np.arange(inside.shape[1])])
-    corrected = float(np.nanmean(np.concatenate(chosen)))
+    # A choice never makes a figure worse: what resampling puts beyond the best value is chance.
+    corrected = sign * min(sign * float(np.nanmean(np.concatenate(chosen))), sign * float(best))
     return Selection(len(configs), float(best), corrected, len(images[0]), len(patients))
 
 

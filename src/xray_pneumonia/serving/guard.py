@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import json
 import logging
+import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -94,12 +95,11 @@ class Guard:
             self._check(scope)
             await self._app(scope, self._limited(scope, receive), send_guarded)
         except Exception as error:
-            if started:  # the answer is under way; closing the connection is all that is left
-                raise
             if not isinstance(error, Problem):
-                log.exception("a request failed")
-                error = Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "the server failed; see its log", code="failed")
-            await _answer(error, send_guarded)
+                _log_failure(error)
+                error = FAILED
+            if not started:  # else the answer is under way, and the server closes the connection
+                await _answer(error, send_guarded)
 
     def _check(self, scope: Scope) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
@@ -157,6 +157,7 @@ class Guard:
 
 
 CLOSE = {"connection": "close"}
+FAILED = Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "the server failed; see its log", code="failed")
 
 
 def host_names(host: str, more: Iterable[str]) -> frozenset[str]:
@@ -177,6 +178,12 @@ def _same_origin(headers: dict[str, str], host: str) -> bool:
         return False
     origin = headers.get("origin")
     return origin is None or origin.partition("://")[2] == host
+
+
+def _log_failure(error: BaseException) -> None:
+    """Log where a request failed, without the texts of the exceptions, which may repeat a patient's data."""
+    frames = "".join(traceback.format_tb(error.__traceback__)[-3:])
+    log.error("a request failed (%s)\n%s", type(error).__name__, frames)
 
 
 async def _answer(problem: Problem, send: Any) -> None:

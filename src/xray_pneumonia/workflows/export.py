@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from scipy.special import expit
 
-from xray_pneumonia.config import Node, anchor, build, check
+from xray_pneumonia.config import Node, build, check
 from xray_pneumonia.data import synthetic
 from xray_pneumonia.data.images.sandbox import decode_files
 from xray_pneumonia.errors import AnswersDiffer, InputError
@@ -55,7 +55,6 @@ class ExportConfig:
 
 def main(cfg: DictConfig) -> None:
     """Export, and print what was compared."""
-    anchor(cfg)
     check(cfg, ExportConfig)
     if (cfg.run_id is None) == (cfg.model is None):
         raise InputError(f"run_id={cfg.run_id} model={cfg.model}: name one of them")

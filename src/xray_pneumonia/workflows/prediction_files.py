@@ -19,9 +19,10 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from xray_pneumonia.data.files import InputFile, csv_safe
+from xray_pneumonia.data.files import InputFile
 from xray_pneumonia.data.images.sandbox import Attempt
 from xray_pneumonia.errors import InputError
+from xray_pneumonia.types import csv_safe
 
 Row = dict[str, Any]
 ROWS, TABLE, IDENTITY, LOCK = "predictions.jsonl", "predictions.csv", "predictions.json", "predictions.lock"

@@ -1,38 +1,30 @@
 """Runs `xray review`: ranks training films by how doubtful their labels are, for somebody to look at."""
 
-import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.table import Table
 from typing_extensions import TypedDict
 
-from xray_pneumonia.config import Node, anchor, build, check
+from xray_pneumonia.config import Node, check
 from xray_pneumonia.data.corrections import EXCLUDE
-from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.images.sandbox import decode_files
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.gradcam import thumbnail
-from xray_pneumonia.evaluation.input_gate import thumbnails
-from xray_pneumonia.evaluation.label_errors import Review, nearest, review_labels
+from xray_pneumonia.evaluation.label_errors import Review, review_labels
 from xray_pneumonia.evaluation.report.build import render
-from xray_pneumonia.inference.loading import load_bundle
-from xray_pneumonia.inference.model import run_features
-from xray_pneumonia.models.features import FeatureNet
-from xray_pneumonia.tracking.store import open_existing
-from xray_pneumonia.tracking.stored_runs import StoredRun, read_run
-from xray_pneumonia.types import Count, Vector
-from xray_pneumonia.workflows.compare import find_trainings
-from xray_pneumonia.workflows.evaluation_data import EvaluationFolder, open_data
-from xray_pneumonia.workflows.stored_predictions import validation_predictions
-from xray_pneumonia.workflows.training_run import RECORDS
+from xray_pneumonia.terminal import console, make_table
+from xray_pneumonia.tracking.run import Run, start_run
+from xray_pneumonia.tracking.stored_runs import StoredRun
+from xray_pneumonia.types import Count
+from xray_pneumonia.workflows.find_runs import find_trainings, open_experiment, output_folder
+from xray_pneumonia.workflows.reviewed_films import Films, find_neighbours, open_films
+from xray_pneumonia.workflows.training_run import DESCRIPTION, record_origin
 
 TABLE, PAGE = "review.csv", "review.html"
 LARGE, SMALL = 320, 128  # pixels of a doubted film and of a neighbour on the page
@@ -41,7 +33,6 @@ MEASURED = (  # scripts/benchmarks/review.py
     "of 5 % of the public labels, flipped on purpose, the first 5 % of such a ranking held 88 %; of the films it "
     "doubted 78 % had been flipped"
 )
-log = logging.getLogger(__name__)
 
 
 class ReviewedFolder(TypedDict):
@@ -66,85 +57,33 @@ class ReviewConfig:
     tracking: Node
 
 
-@dataclass(frozen=True)
-class Films:
-    """The films under review and what the runs know of them.
-
-    `records` are those of training and validation, indexed by id, with their `row` in the images; `predictions` has a
-    row for each film and run that was not trained on it.
-    """
-
-    root: str
-    data: XRayDataModule
-    records: pd.DataFrame
-    predictions: pd.DataFrame
-
-    @property
-    def judges(self) -> pd.Series:
-        """The first run of each film that was not trained on it."""
-        return self.predictions.groupby("id")["net"].first()
-
-    @property
-    def basis(self) -> str:
-        """Word what the ranking rests on."""
-        counts = self.predictions.groupby("id").size()
-        lacking = len(self.records) - len(counts)
-        return (
-            f"{len(counts)} films of {self.records.loc[counts.index, 'patient'].nunique()} patients, each judged by "
-            f"{counts.min()} to {counts.max()} of {self.predictions['net'].nunique()} nets, none of which was "
-            f"trained on it{f'; {lacking} films were in no fold and are not reviewed' if lacking else ''}"
-        )
-
-
 def main(cfg: DictConfig) -> None:
     """Rank, write and print."""
-    anchor(cfg)
     check(cfg, ReviewConfig)
-    settings = build(cfg.tracking)
-    if cfg.experiment_name:
-        settings = replace(settings, experiment_name=cfg.experiment_name)
-    store = open_existing(settings, home=Path(cfg.home))
+    store = open_experiment(cfg)
     runs = find_trainings(store, sweep_name=cfg.sweep_name, run_ids=cfg.run_ids)
     films = open_films(runs, root=cfg.data.root, home=Path(cfg.home))
     review = review_labels(films.predictions)
-    folder = Path(cfg.output or Path(cfg.home) / "review" / store.experiment_name).expanduser().resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    predictions.write(tabulate(review, films), folder / TABLE)
-    _write_page(folder / PAGE, review, films, runs, shown=cfg.shown, neighbours=cfg.neighbours)
-    _print(review, films, Console(width=None if Console().is_terminal else 100))
-    print(f"Page: {folder / PAGE}\nTable: {folder / TABLE}")
+    folder = output_folder(cfg, "review", store)
+    tags = {"verb": "review", "reviews": ",".join(run.run_id for run in runs)}
+    name = cfg.tracking.run_name or f"review of {Path(films.root).name}"
+    with start_run(store, name=name, tags=tags, system_metrics=False) as run:
+        predictions.write(tabulate(review, films), folder / TABLE)
+        _write_page(folder / PAGE, review, films, runs, shown=cfg.shown, neighbours=cfg.neighbours)
+        _record(run, cfg, review, films, folder)
+    _print(review, films)
+    print(f"Page: {folder / PAGE}\nTable: {folder / TABLE}\nSee it: {run.see_it}")
     print(f"output={folder} films={len(review.films)} doubted={len(review.doubted)}", flush=True)
 
 
-def open_films(runs: Sequence[StoredRun], *, root: str | None, home: Path) -> Films:
-    """Open the films of some runs, which must all have been trained on the same films under the same labels.
-
-    Raises:
-        InputError: they were not.
-    """
-    first = read_run(runs[0].store, runs[0].run_id)
-    folder = EvaluationFolder(root=root, broken=None, positive=None, negative=None, patient=None)
-    data, stored = open_data(first, "val", folder=folder, home=home)
-    records = data.records.assign(row=np.arange(len(data.records)))
-    records = records[records["split"].isin(["train", "val"])].set_index("id")
-    tables = [validation_predictions(run)[["id", "label", "logit"]].assign(net=run.run_id) for run in runs]
-    for run, table in zip(runs, tables, strict=True):
-        _require_same(run, table, records, first=first.run_id)
-    return Films(stored.data.root, data, records, pd.concat(tables, ignore_index=True))
-
-
-def _require_same(run: StoredRun, table: pd.DataFrame, records: pd.DataFrame, *, first: str) -> None:
-    """Refuse a run that judged other films, other bytes of them, or other labels than the first one."""
-    stored = pd.read_csv(run.artifact(RECORDS), dtype=str, keep_default_na=False).set_index("id")
-    films = table["id"]
-    now, labels = records.reindex(films), table.set_index("id")["label"]
-    differ = now["label"].ne(labels) | now["sha256"].ne(stored["sha256"].reindex(films))
-    if differ.any():
-        raise InputError(
-            f"run_id={run.run_id}: {differ.sum()} of the {len(films)} films it was validated on have other labels or "
-            f"bytes than in run {first}, or are not there; name runs of one data set and one state of its labels with "
-            "sweep_name=NAME or run_ids=[ID,...]"
-        )
+def _record(run: Run, cfg: DictConfig, review: Review, films: Films, folder: Path) -> None:
+    """Record what was reviewed and found, with copies of page and table."""
+    record_origin(run, cfg, films.data.records, root=films.root, stage="review")
+    run.set_tags({DESCRIPTION: " ".join([f"{films.basis}.", *sentences(review, films)])})
+    counts = {"films": len(review.films), "doubted": len(review.doubted)}
+    run.log_metrics({f"review/{name}": n for name, n in {**counts, **count_changed(review, films)}.items()})
+    for file in (TABLE, PAGE):
+        copyfile(folder / file, run.path(f"review/{file}"))
 
 
 def tabulate(review: Review, films: Films) -> pd.DataFrame:
@@ -207,39 +146,6 @@ def _describe(names: Iterable[str], films: Films, *, side: int) -> dict[str, Any
     return described
 
 
-def find_neighbours(
-    names: Sequence[str], films: Films, runs: Sequence[StoredRun], *, count: int
-) -> dict[str, tuple[str, list[str]]]:
-    """Find the nearest films of other patients, in the features of a net that was not trained on the film.
-
-    Returns:
-        For each of the names, what the distance is of, and the neighbours' names.
-    """
-    judges, known = films.judges, {run.run_id: run for run in runs}
-    ids, patients = films.records.index.to_numpy(), films.records["patient"].to_numpy()
-    place = {name: row for row, name in enumerate(ids)}
-    found = {}
-    for run_id in dict.fromkeys(judges.loc[list(names)]):
-        by, features = _features(known[run_id], films)
-        for name in (one for one in names if judges[one] == run_id):
-            near = nearest(features, place[name], patients, count=count)
-            found[name] = (by, ids[near].tolist())
-    return found
-
-
-def _features(run: StoredRun, films: Films) -> tuple[str, Vector]:
-    """Compute the features (N, D) of all films by a run's net; without one, by thumbnails."""
-    images = np.asarray(films.data.images[films.records["row"].to_numpy()])
-    try:
-        model = load_bundle(run.bundle(), name=run.run_id)
-        net = FeatureNet(model.require_net(), side=model.card.image_size)
-        if net.width and model.card.image_size == films.data.image_size:
-            return f"features of run {run.run_id[:8]}", run_features(net, images, progress="Comparing films")[1]
-    except (InputError, ValueError) as error:
-        log.warning("neighbours of its films are found by thumbnails: %s", error)
-    return "thumbnails", thumbnails(images)
-
-
 def sentences(review: Review, films: Films) -> list[str]:
     """Word what was found, what it rests on and how far it can be trusted."""
     names, table = films.data.question.names, review.films
@@ -255,26 +161,30 @@ def sentences(review: Review, films: Films) -> list[str]:
     return found
 
 
+def count_changed(review: Review, films: Films) -> dict[str, float]:
+    """Count labels that corrections changed and which are found; precision and recall hold if they were flips."""
+    published = films.records.get("published", films.records["label"])
+    changed = set(films.records.index[published != films.records["label"]])
+    doubted, first = (ids.isin(changed).sum() for ids in (review.doubted["id"], review.films["id"].head(len(changed))))
+    if not changed:
+        return {}
+    rates = {"precision": doubted / max(1, len(review.doubted)), "recall": doubted / len(changed)}
+    return {"changed": len(changed), "changed_doubted": doubted, "changed_first": first, **rates}
+
+
 def _of_changed(review: Review, films: Films) -> str:
-    """Count how many of the labels that corrections changed are doubted: precision and recall, if they were flips."""
-    changed = set(films.records.index[films.records["published"] != films.records["label"]])
-    doubted = review.doubted["id"]
-    hits = int(doubted.isin(changed).sum())
-    first = int(review.films["id"].head(len(changed)).isin(changed).sum())
+    known, doubted = count_changed(review, films), len(review.doubted)
     return (
-        f"Of the {len(changed)} labels that differ from those published, {hits} are among the {len(doubted)} doubted, "
-        f"and {first} among the first {len(changed)} films."
+        f"Of the {known['changed']} labels that differ from those published, {known['changed_doubted']} are among the "
+        f"{doubted} doubted, and {known['changed_first']} among the first {known['changed']} films."
     )
 
 
-def _print(review: Review, films: Films, console: Console) -> None:
+def _print(review: Review, films: Films) -> None:
     names, doubted = films.data.question.names, review.doubted
-    table = Table(title=f"{len(doubted)} films are doubted", title_justify="left", title_style="bold")
-    for column in ("film", "label", "suggested", "doubt", "nets"):
-        table.add_column(column, justify="right" if column in {"doubt", "nets"} else "left")
+    heads = ("film", "label", "suggested", "doubt", "nets")
+    rows = make_table(f"{len(doubted)} films are doubted", heads, right=("doubt", "nets"))
     for row in doubted.head(LISTED).to_dict("records"):
         label, suggested = names[row["label"]], names[row["suggested_label"]]
-        table.add_row(row["id"], label, suggested, f"{row['doubt']:.3f}", str(row["predictions"]))
-    console.print(table)
-    for sentence in (f"{films.basis}.", *sentences(review, films)):
-        console.print(sentence, highlight=False, markup=False)
+        rows.add_row(row["id"], label, suggested, f"{row['doubt']:.3f}", str(row["predictions"]))
+    console(100).print(rows, f"{films.basis}.", *sentences(review, films), sep="\n")
