@@ -34,6 +34,7 @@ TARGETS = frozenset(
         "xray_pneumonia.models.mlp.MLP",
         "xray_pneumonia.models.probe.Probe",
         "xray_pneumonia.models.resnet.ResNet",
+        "xray_pneumonia.models.efficientnet_lite.EfficientNetLite",
         "xray_pneumonia.models.timm.TimmNet",
         "xray_pneumonia.models.torchvision.TorchvisionNet",
         "xray_pneumonia.sweeps.settings.SweepSettings",

@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import time
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -13,7 +14,13 @@ import numpy as np
 import pytest
 from pydicom import DataElement, Dataset, FileMetaDataset, config, dcmread
 from pydicom.datadict import dictionary_VR
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import (
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    generate_uid,
+)
 from pydicom.uid import DigitalXRayImageStorageForPresentation as DX
 from pydicom.uid import SecondaryCaptureImageStorage as SecondaryCapture
 from pynetdicom import AE, AllStoragePresentationContexts, build_context, evt
@@ -177,6 +184,16 @@ def test_a_pdu_that_is_too_long_or_none_closes_its_connection_and_nothing_else(t
         assert send(one.port, film()) == [0]
 
 
+def test_no_film_may_come_deflated_since_reading_it_would_inflate_it_without_bounds(tmp_path):
+    with running(tmp_path, 1) as one:
+        entity = AE("MODALITY")
+        entity.add_requested_context(DX, [DeflatedExplicitVRLittleEndian])
+        entity.add_requested_context(DX, [JPEG2000Lossless])
+        association = entity.associate("127.0.0.1", one.port, ae_title="XRAY")
+        assert [context.transfer_syntax for context in association.accepted_contexts] == [[JPEG2000Lossless]]
+        association.release()
+
+
 def test_a_crowd_is_cut_off(tmp_path, monkeypatch):
     monkeypatch.setattr(bounds, "MOST_CONNECTIONS", 2)
     monkeypatch.setattr(node, "FIRST_SECONDS", 0.5)
@@ -323,11 +340,23 @@ def test_dcmtk_reads_the_report_without_a_warning(tmp_path, row):
     assert ("Indeterminate" if row.get("error") else "Present") in done.stdout
 
 
+def test_every_word_of_a_capture_is_in_the_picture():
+    words = "normal, probability 2 %: speaks against pneumonia; other findings are unseen"
+    data = replies.capture(film(), np.zeros((1024, 400, 3), np.uint8), READER, lines=[words])
+    bar = dcmread(BytesIO(data)).pixel_array[1024:]
+    assert not bar[:, -5:].any(), "a line is cut"
+    assert not bar[-2:].any()
+    assert bar[60:].any(), "no second line"
+
+
 @pytest.mark.skipif(not shutil.which("dciodvfy"), reason="dicom3tools is not installed")
 def test_report_and_capture_conform_to_their_definitions(tmp_path):
     unread = {"error": "truncated", "message": "is cut"}
     written = [replies.report(film(), row, READER, comment="Ü 93 %") for row in (ROW, unread)]
-    written.append(replies.capture(film(), np.zeros((64, 64, 3), np.uint8), READER, lines=["pneumonia"]))
+    mirrored = film()
+    mirrored.PatientOrientation = ["R", "F"]  # whose picture was mirrored back
+    written.append(replies.capture(mirrored, np.zeros((64, 64, 3), np.uint8), READER, lines=["pneumonia"]))
+    assert list(dcmread(BytesIO(written[-1])).PatientOrientation) == ["L", "F"]
     for data in written:
         (tmp_path / "reply.dcm").write_bytes(data)
         done = subprocess.run(["dciodvfy", "-new", tmp_path / "reply.dcm"], capture_output=True, encoding="latin-1")

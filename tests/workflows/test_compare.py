@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from xray_pneumonia import terminal
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.intervals import delong_difference
 from xray_pneumonia.evaluation.metrics import table_metrics
@@ -185,7 +186,7 @@ def test_figures_say_what_they_rest_on(compare, written):
 
 @pytest.mark.parametrize("width", [80, 160])
 def test_a_narrow_terminal_folds_no_figure(monkeypatch, capsys, width):
-    monkeypatch.setattr(workflow, "Console", lambda **given: Console(**{**given, "width": width}))
+    monkeypatch.setattr(terminal, "Console", lambda **given: Console(**{**given, "width": width}))
     table = pd.DataFrame({"runs": [3], "model.activations": ["[sigmoid,sigmoid,sigmoid]"], "optimizer.lr": ["-"]})
     table["optimizer.weight_decay"] = "0.00048355744752158394"
     for metric in ("auroc", "accuracy", "sensitivity", "specificity"):

@@ -145,7 +145,7 @@ def _lead(sweep: Sweep, study: SweepStudy, store: Store) -> float:
         close_orphaned_runs(store, study, parent, name=plan.name)
         progress.conclude(store)
         _require_success(plan, study)
-    progress.print(store)
+    progress.print()
     return progress.best()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from xray_pneumonia.config import Node, anchor, build, check
+from xray_pneumonia.config import Node, build, check
 from xray_pneumonia.data.images.sandbox import Attempt
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import gradcam
@@ -25,7 +25,7 @@ from xray_pneumonia.evaluation.report.model_card import USE, limitations
 from xray_pneumonia.evaluation.report.text import promise
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.types import Count, Port, Positive, Processes, Text
-from xray_pneumonia.workflows.contact_sheet import describe_evidence, meanings, word_probability
+from xray_pneumonia.workflows.contact_sheet import describe_evidence, meaning, word_probability
 from xray_pneumonia.workflows.find_model import find_and_load
 from xray_pneumonia.workflows.predict import COMPARED, HeatMaps, classify, dicom_rules
 from xray_pneumonia.workflows.prediction_files import Row
@@ -66,7 +66,6 @@ def main(cfg: DictConfig) -> None:
     Raises:
         InputError: the address is not to be had, or not without a token; a package of the extra `serve` is missing.
     """
-    anchor(cfg)
     check(cfg, ServeConfig)
     tokens = _tokens(cfg.host)
     try:
@@ -220,7 +219,7 @@ def _describe(row: Mapping[str, Any], model: TrainedModel, prevalence: float | N
         row = {**row, "probability": float(points[0]), "operating_point": float(points[1])}
         card = replace(card, prevalence=prevalence, operating_point=row["operating_point"])
     sure = "positive" if row["label"] == model.card.class_names[1] else "negative"
-    meant = meanings(card)[row["decision"]]
+    meant = meaning(card, dict(row))
     names = ("decision", "label", "probability", "operating_point", "reason", "sha256", "width", "height")
     return {
         **{name: row[name] for name in names},

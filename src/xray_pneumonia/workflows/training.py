@@ -24,7 +24,6 @@ from xray_pneumonia.evaluation.threshold import require_enough
 from xray_pneumonia.models.layers import require_logits, takes, to_channels_last
 from xray_pneumonia.tracking.lightning_logger import RunLogger
 from xray_pneumonia.tracking.run import Run, start_run
-from xray_pneumonia.tracking.server import see_it
 from xray_pneumonia.tracking.store import Store, TrackingSettings, open_database, open_or_offline
 from xray_pneumonia.training import checkpoints, performance
 from xray_pneumonia.training.callbacks import DataCheck, build_callbacks, keep_averaged, require_kept
@@ -235,7 +234,7 @@ def _evaluate(training: Training, run: Run, trainer: pl.Trainer, *, scored: bool
     history = dict(run.metric_history([training.classifier.monitor])[training.classifier.monitor])
     trained = Trained(
         run_id=run.run_id,
-        see_it=see_it(run.store, [run.mlflow_id or run.run_id]),
+        see_it=run.see_it,
         best_epoch=best_epoch,
         epochs=max(trainer.current_epoch, *history),  # spawned processes count their own
         predictions=chosen.predictions,
