@@ -8,13 +8,20 @@ import time
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from pydicom import DataElement, Dataset, FileMetaDataset, config, dcmread
 from pydicom.datadict import dictionary_VR
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import (
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    generate_uid,
+)
 from pydicom.uid import DigitalXRayImageStorageForPresentation as DX
 from pydicom.uid import SecondaryCaptureImageStorage as SecondaryCapture
 from pynetdicom import AE, AllStoragePresentationContexts, build_context, evt
@@ -178,6 +185,16 @@ def test_a_pdu_that_is_too_long_or_none_closes_its_connection_and_nothing_else(t
         assert send(one.port, film()) == [0]
 
 
+def test_no_film_may_come_deflated_since_reading_it_would_inflate_it_without_bounds(tmp_path):
+    with running(tmp_path, 1) as one:
+        entity = AE("MODALITY")
+        entity.add_requested_context(DX, [DeflatedExplicitVRLittleEndian])
+        entity.add_requested_context(DX, [JPEG2000Lossless])
+        association = entity.associate("127.0.0.1", one.port, ae_title="XRAY")
+        assert [context.transfer_syntax for context in association.accepted_contexts] == [[JPEG2000Lossless]]
+        association.release()
+
+
 def test_a_crowd_is_cut_off(tmp_path, monkeypatch):
     monkeypatch.setattr(bounds, "MOST_CONNECTIONS", 2)
     monkeypatch.setattr(node, "FIRST_SECONDS", 0.5)
@@ -290,11 +307,15 @@ def test_one_folder_is_used_by_one_server(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), sqlite3.OperationalError("disk is full")])
-def test_a_full_disk_is_told_to_the_sender(tmp_path, monkeypatch, error):
-    monkeypatch.setattr(films, "_write", Mock(side_effect=error))
-    with running(tmp_path, 1) as one:
-        assert send(one.port, film()) == [node.NO_ROOM]
+def test_a_full_disk_is_told_to_the_sender_and_leaves_room_for_what_is_under_way(tmp_path, monkeypatch):
+    received: dict[str, Dataset] = {}
+    with archive(received) as port, running(tmp_path, port, settle=1.0) as one:
+        assert send(one.port, film(0)) == [0]
+        monkeypatch.setattr(films.shutil, "disk_usage", lambda _: SimpleNamespace(free=3 * films.SPARE // 2))
+        assert send(one.port, film(1)) == [node.NO_ROOM]
+        wait(lambda: one.counts() == {"sent": 1})
+        monkeypatch.setattr(films, "_write", Mock(side_effect=sqlite3.OperationalError("disk is full")))
+        assert send(one.port, film(1)) == [node.NO_ROOM]
 
 
 @pytest.mark.parametrize(
