@@ -31,13 +31,14 @@ from xray_pneumonia.evaluation.input_gate import FeatureGate, join_gates
 from xray_pneumonia.evaluation.metrics import table_metrics
 from xray_pneumonia.evaluation.quality import InputCheck
 from xray_pneumonia.evaluation.settings import EvaluationSettings
-from xray_pneumonia.inference.bundle import CARD, GATE, WEIGHTS, Card, file_sha256, read_bundle
+from xray_pneumonia.inference.bundle import CARD, GATE, WEIGHTS, Card, read_bundle
 from xray_pneumonia.inference.ensemble import save_ensemble
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.stored_config import load_stored
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.store import Store, TrackingSettings, open_database, open_store
 from xray_pneumonia.tracking.stored_runs import StoredRun, read_run
+from xray_pneumonia.whole_files import file_sha256
 from xray_pneumonia.workflows.evaluation_data import HeldOut, open_split
 from xray_pneumonia.workflows.find_model import STORED, find_evaluated, load_runs, shipped_models
 from xray_pneumonia.workflows.training_record import CONFIG, ENVIRONMENT

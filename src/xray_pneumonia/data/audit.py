@@ -6,7 +6,6 @@ key alone, so they are stored in its folder.
 
 import contextlib
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
@@ -19,6 +18,7 @@ from xray_pneumonia.data.images.cache import ImageCache
 from xray_pneumonia.data.patients import unknown
 from xray_pneumonia.errors import DataRefused
 from xray_pneumonia.types import Gray
+from xray_pneumonia.whole_files import write_whole
 
 AUDIT_VERSION = 6  # raise it whenever the same cache gives other findings, or words
 SHORTCUT_AUROC = 0.7
@@ -85,9 +85,7 @@ def audit(cache: ImageCache) -> Audit:
         findings = [Finding(**finding) for finding in stored["findings"]]
         return Audit(findings, [(a, b) for a, b in stored["twins"]], stored["shortcuts"])
     fresh = examine(cache.records, cache.images)
-    draft = file.with_suffix(f".{os.getpid()}.tmp")
-    draft.write_text(json.dumps(asdict(fresh)), encoding="utf-8")
-    os.replace(draft, file)
+    write_whole(file, [json.dumps(asdict(fresh)).encode()], sync=False, shared=True)
     return fresh
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import logging
-import os
 import sqlite3
 import threading
 import time
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xray_pneumonia.errors import InputError
+from xray_pneumonia.whole_files import sync_folder, write_whole
 
 RECEIVED, ANSWERED, SENT = "received", "answered", "sent"
 FAILED, REFUSED = "failed", "refused"  # no reply could be written; the archive does not take it
@@ -164,15 +164,5 @@ def _name(uid: str) -> str:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a file whole and durably, or not at all."""
-    draft = path.with_name(f"{path.stem}.{threading.get_ident()}.tmp")
-    with draft.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
-    handle = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    write_whole(path, [data], shared=True)
+    sync_folder(path.parent)

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.masking import masked
+from xray_pneumonia.tracking.ledger import EXPERIMENT
 from xray_pneumonia.tracking.registry import NAMED
 from xray_pneumonia.tracking.store import Store
 from xray_pneumonia.tracking.store_errors import query
 from xray_pneumonia.tracking.stored_runs import RUN_ID, StoredRun, get, quoted, read_run, search
 
 DIGITS = re.compile(r"[0-9a-f]{8,31}\Z")
-LEDGER = "ledger"  # the experiment of the openings of test splits
 LAST, BEST = "last", "best"
 VALUE = "best/auroc"  # the metric of which the run called `best` has most
 TRAININGS = ["tags.verb = 'train'", "attributes.status = 'FINISHED'"]
@@ -101,7 +101,7 @@ def _aliased(store: Store, text: str) -> dict[str, str]:
 def last_touched(store: Store) -> list[StoredRun]:
     """Find the run that was started or ended last in any experiment but the ledger; of a sweep all its trainings."""
     client = store.client
-    ids = [one.experiment_id for one in client.search_experiments() if one.name != LEDGER]
+    ids = [one.experiment_id for one in client.search_experiments() if one.name != EXPERIMENT]
     found = [
         run
         for column in ("start_time", "end_time")

@@ -24,7 +24,8 @@ from xray_pneumonia.inference.bundle import Card
 from xray_pneumonia.inference.model import UNCERTAIN, TrainedModel
 from xray_pneumonia.terminal import console, make_table
 from xray_pneumonia.types import spoken
-from xray_pneumonia.workflows.prediction_files import TABLE, Row, write_atomically
+from xray_pneumonia.whole_files import write_whole
+from xray_pneumonia.workflows.prediction_files import TABLE, Row
 
 SHEET = "contact_sheet.html"
 SIDE = 160  # pixels of a thumbnail, at most; the model's image size where that is smaller
@@ -128,7 +129,7 @@ def write_sheet(folder: Path, summary: Summary, model: TrainedModel, decoders: D
         tones=dict(zip(meanings(model.card), ("closer", "positive", "negative"), strict=True)),
         when=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
-    write_atomically(folder / SHEET, [page])
+    write_whole(folder / SHEET, [page.encode()])
 
 
 def word_probability(card: Card) -> Callable[[float], str]:

@@ -240,11 +240,7 @@ def _open_external(
 
 
 def require_comparable(held_out: HeldOut, evaluated: EvaluatedModel, other: EvaluatedModel | None) -> None:
-    """Refuse a split that one of the models was trained on, and models that take images of different sizes.
-
-    Raises:
-        InputError: it may have been, or they do.
-    """
+    """Refuse a split that a model was trained on, and models that take images of different sizes (InputError)."""
     known = evaluated.validation
     if held_out.split == "val" and known is not None and set(held_out.records["id"]) != set(known["id"]):
         raise InputError(

@@ -147,11 +147,7 @@ def _draft(output: Path) -> Iterator[Path]:
 
 
 def _take_sample(found: StoredRun | Path, given: str | None, *, size: int, most: int) -> tuple[Gray, str]:
-    """Take the files given, else validation files of the model's run, else generated X-rays; and say which.
-
-    Raises:
-        InputError: files were given, and none is a readable X-ray.
-    """
+    """Take the files given, else validation files of the model's run, else generated X-rays; and say which."""
     if given is not None:
         root = Path(given).expanduser()
         images = _decoded([root] if root.is_file() else sorted(root.rglob("*.*")), size, most)

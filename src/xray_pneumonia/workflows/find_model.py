@@ -20,7 +20,7 @@ from xray_pneumonia.evaluation.abstention import Band, fit_promise
 from xray_pneumonia.evaluation.assessment import FIXED, Decision, decide
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.inference.bundle import CARD
-from xray_pneumonia.inference.ensemble import ENSEMBLE
+from xray_pneumonia.inference.ensemble import ENSEMBLE, require_alike
 from xray_pneumonia.inference.loading import EngineName, load_bundle, load_model
 from xray_pneumonia.inference.model import TrainedModel, ensemble_of
 from xray_pneumonia.tracking.registry import NAMED, find_registered
@@ -116,11 +116,6 @@ def _explain(model: str, folder: Path, shipped: list[str]) -> str:
 
 def find_evaluated(store: Store, cfg: DictConfig, settings: EvaluationSettings) -> EvaluatedModel:
     """Find the model that `run_id` or `model` of `xray evaluate` names.
-
-    Args:
-        store: where runs are.
-        cfg: of the command.
-        settings: how to choose on validation what a run does not carry.
 
     Raises:
         InputError: there is no such model, or it is damaged or altered.
@@ -238,16 +233,7 @@ def _require_fitting(members: list[TrainedModel], tables: list[pd.DataFrame]) ->
                 f"run_id: {first.run_id} and {card.run_id} validate on different images, so one may have trained on "
                 "what the other is judged by; use runs with the same data.split_seed, folds and data.root"
             )
-        if card.class_names != first.class_names:
-            raise InputError(
-                f"run_id: {card.run_id} tells {' and '.join(card.class_names)} apart, {first.run_id} "
-                f"{' and '.join(first.class_names)}; an ensemble needs one question"
-            )
-        if card.image_size != first.image_size:
-            raise InputError(
-                f"run_id: {card.run_id} sees {card.image_size} pixels, {first.run_id} {first.image_size}; an ensemble "
-                "needs one image size"
-            )
+        require_alike(card, first, origin="run_id", names=(card.run_id, first.run_id))
 
 
 def _decide(

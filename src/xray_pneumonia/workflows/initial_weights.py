@@ -8,10 +8,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.inference.bundle import MAX_BYTES, WEIGHTS, file_sha256, read_bundle, require_plain
+from xray_pneumonia.inference.bundle import MAX_BYTES, WEIGHTS, read_bundle, require_plain
 from xray_pneumonia.inference.loading import require_fitting
 from xray_pneumonia.tracking.store import TrackingSettings
 from xray_pneumonia.tracking.stored_runs import StoredRun
+from xray_pneumonia.whole_files import file_sha256
 from xray_pneumonia.workflows.find_model import find_model
 
 KEY = "model.init_from"
@@ -31,11 +32,7 @@ class InitialWeights:
         return {"init.from": self.name, "init.sha256": self.sha256}
 
     def load_into(self, net: nn.Module) -> None:
-        """Set a net's weights.
-
-        Raises:
-            InputError: it has others, or of other shapes.
-        """
+        """Set a net's weights; an InputError says that it has others, or of other shapes."""
         try:
             require_fitting(net, self.tensors)
         except ValueError as error:

@@ -27,7 +27,7 @@ from xray_pneumonia.models.features import FeatureNet
 from xray_pneumonia.tracking.ledger import opened_before
 from xray_pneumonia.tracking.run import Run
 from xray_pneumonia.tracking.store_errors import START, within
-from xray_pneumonia.training.predict import predict_logits
+from xray_pneumonia.training.classifier import predict_logits
 from xray_pneumonia.types import Vector
 from xray_pneumonia.workflows.evaluation_data import RECORD_COLUMNS, HeldOut, cut
 
@@ -89,14 +89,7 @@ def fit_gate(net: nn.Module, held_out: HeldOut) -> tuple[InputCheck, Vector]:
 def settle_gate(
     check: InputCheck, distances: Vector, held_out: HeldOut, films: pd.DataFrame, decision: Decision
 ) -> tuple[InputCheck, pd.DataFrame]:
-    """Fit a gate's limits and its home to validation.
-
-    Args:
-        check: the gate, with open limits.
-        distances: (N,) of the validation images.
-        held_out: the validation split.
-        films: raw predictions on it, in its order.
-        decision: by which films are called NORMAL or PNEUMONIA.
+    """Fit the limits of a gate with open ones, and its home, to validation: films, distances (N,) and raw predictions.
 
     Returns:
         The gate, and the predictions with `gate_score` and `gate_reason`.

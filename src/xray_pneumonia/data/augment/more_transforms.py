@@ -24,13 +24,7 @@ class Transforms:
         self._transforms = transforms
 
     def __call__(self, images: Gray, *, entropy: Sequence[int], records: Iterable[int]) -> Gray:
-        """Change images (B, H, W) in place, and return them.
-
-        Args:
-            images: uint8.
-            entropy: the seed and the epoch.
-            records: B row numbers.
-        """
+        """Change images (B, H, W) uint8 in place, and return them; `entropy` is seed and epoch, `records` are rows."""
         for row, record in enumerate(records if self._transforms else ()):
             states = np.random.SeedSequence([*entropy, int(record), STREAM]).generate_state(len(self._transforms))
             image: Any = images[row]
