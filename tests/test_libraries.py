@@ -11,7 +11,7 @@ import torch
 from mlflow import MlflowClient
 
 from xray_pneumonia import config, libraries
-from xray_pneumonia.data.augment.more_transforms import Transforms
+from xray_pneumonia.data.augment.augmentation import Transforms
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 

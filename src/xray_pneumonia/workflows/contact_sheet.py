@@ -100,10 +100,9 @@ def write_sheet(folder: Path, summary: Summary, model: TrainedModel, decoders: D
     """Write the page; its images are decoded again, so that a continued run shows the old ones too."""
     rows = {row["path"]: row for row in summary.shown}
     pictures: dict[str, str] = {}
-    for batch in decoders.batches((file for file in find_films(source) if file.id in rows), 64):
-        for attempt in batch:
-            if attempt.pixels is not None:
-                pictures[attempt.file.id] = thumbnail(attempt.pixels, side=SIDE)
+    for attempt in decoders.read(file for file in find_films(source) if file.id in rows):
+        if attempt.pixels is not None:
+            pictures[attempt.file.id] = thumbnail(attempt.pixels, side=SIDE)
     maps = {
         row["path"]: thumbnail(read_overlay(folder / row["heat_map"]), side=SIDE)
         for row in summary.shown

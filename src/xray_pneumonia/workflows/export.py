@@ -180,11 +180,9 @@ def _decoded(paths: list[Path], size: int, most: int) -> Gray:
     chosen = [paths[row] for row in np.linspace(0, len(paths) - 1, min(most, len(paths))).astype(int)]
     if not chosen:
         return np.empty((0, size, size), np.uint8)
-    images = []
     with Decoders(count=1, size=size, rules=DicomRules(), limits=USUAL) as decoders:
-        for batch in decoders.batches((InputFile(str(path), str(path), "") for path in chosen), len(chosen)):
-            images += [attempt.pixels for attempt in batch if attempt.pixels is not None]
-            for attempt in batch:
-                if attempt.code:
-                    log.warning("%s: left out: %s", attempt.file.path, attempt.message)
+        attempts = decoders.read(InputFile(str(path), str(path), "") for path in chosen)
+    for attempt in (one for one in attempts if one.code):
+        log.warning("%s: left out: %s", attempt.file.path, attempt.message)
+    images = [attempt.pixels for attempt in attempts if attempt.pixels is not None]
     return np.stack(images) if images else np.empty((0, size, size), np.uint8)

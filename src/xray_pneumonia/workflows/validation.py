@@ -68,7 +68,18 @@ def assess_validation(
     check, films = settle_gate(check, distances, held_out, films, decision)
     report = run.path(f"evaluation/val/{PAGE}") if settings.report else None
     if report:
-        _report(run, report.parent, config, net, held_out, films, decision, settings, check)
+        assess_and_report(
+            report.parent,
+            films,
+            held_out.images,
+            decision,
+            settings,
+            context=_context(run, config, held_out),
+            net=net,
+            predict=partial(run_net, net),
+            check=check,
+            validation=films,
+        )
     return Chosen(decision, check.gate, decision.calibration.apply(table), report)
 
 
@@ -103,41 +114,21 @@ def settle_gate(
     return replace(check, gate=replace(gate, home=home)), films
 
 
-def _report(
-    run: Run,
-    folder: Path,
-    config: dict[str, Any],
-    net: nn.Module,
-    held_out: HeldOut,
-    table: pd.DataFrame,
-    decision: Decision,
-    settings: EvaluationSettings,
-    check: InputCheck,
-) -> None:
+def _context(run: Run, config: dict[str, Any], held_out: HeldOut) -> Context:
+    """Say what is known of a run besides its predictions, and tag it with whether a test was opened before it."""
     opened = _opened_before(run)
-    assess_and_report(
-        folder,
-        table,
-        held_out.images,
-        decision,
-        settings,
-        context=Context(
-            model=run.name,
-            split="val",
-            run_ids=[run.run_id],
-            config=config,
-            tags=run.tags,
-            chosen_after={run.run_id: opened} if opened else {},
-            classes=held_out.classes,
-            left_out=counted(held_out.left_out),
-            corrections=held_out.corrections,
-        ),
-        net=net,
-        predict=partial(run_net, net),
-        check=check,
-        validation=table,
-    )
     run.set_tags({"chosen_after_opening": "unknown" if opened is None else bool(opened)})
+    return Context(
+        model=run.name,
+        split="val",
+        run_ids=[run.run_id],
+        config=config,
+        tags=run.tags,
+        chosen_after={run.run_id: opened} if opened else {},
+        classes=held_out.classes,
+        left_out=counted(held_out.left_out),
+        corrections=held_out.corrections,
+    )
 
 
 def _opened_before(run: Run) -> int | None:

@@ -24,6 +24,7 @@ from xray_pneumonia.types import Count, Gray, Positive
 
 AHEAD = 256  # files that may be decoded before the first of them is taken
 QUEUED = 8  # files that a child holds at once, so that it need not wait for the parent
+AT_ONCE = 64  # files that are read in one go
 POLL = 0.5  # seconds after which a wait looks whether the answers are still wanted
 SERVE = f"{__name__}:serve"  # what the children run
 DOUBTFUL = {"torn", "contradictory_lut"}  # notes on pixels of which no sure answer is given
@@ -115,6 +116,10 @@ class Decoders:
         while batch := coming.popleft().result():
             coming.append(self._thread.submit(take))
             yield batch
+
+    def read(self, files: Iterable[InputFile]) -> list[Attempt]:
+        """Decode files that fit into memory together, in their order."""
+        return [attempt for batch in self.batches(files, AT_ONCE) for attempt in batch]
 
     def _decode(self, files: Iterable[InputFile]) -> Iterator[Attempt]:
         """Yield results in the order of the files, a bounded number of which are decoded ahead."""
