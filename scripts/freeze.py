@@ -102,7 +102,7 @@ def judge_anew(name: str, root: str, *, home: str, code: dict[str, object]) -> N
     with initialize_config_module("xray_pneumonia.conf", version_base="1.3"):
         cfg = compose("evaluate", [f"home={Path(home).resolve()}", f"data.root={root}"])
     cfg.model = name  # an override would name the config group
-    evaluated = find_evaluated(open_store(build(cfg.tracking), home=Path(cfg.home)), cfg, build(cfg.evaluation))
+    evaluated, _ = find_evaluated(open_store(build(cfg.tracking), home=Path(cfg.home)), cfg, build(cfg.evaluation))
     model, run, settings = evaluated.model, evaluated.runs[0], judged(evaluated.runs)
     held_out = open_split(
         run,
