@@ -1,5 +1,6 @@
 """What the tests share: generated X-rays, one store, the real command; real X-rays and PostgreSQL where there are."""
 
+import ctypes
 import os
 import shutil
 import signal
@@ -22,6 +23,7 @@ from PIL import Image
 
 from xray_pneumonia import cli
 from xray_pneumonia.data import synthetic
+from xray_pneumonia.workflows import training
 
 for number in (signal.SIGINT, signal.SIGHUP):  # ignored where pytest runs in the background; commands inherit that
     if signal.getsignal(number) is signal.SIG_IGN:
@@ -130,13 +132,30 @@ def xray(
     def run(*arguments: str) -> Outcome:
         capsys.readouterr()
         monkeypatch.setattr(sys, "argv", ["xray", *arguments])
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        handlers = {number: signal.getsignal(number) for number in cli.STOPPING}
         try:
             code = cli.main()
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         return Outcome(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def prepare(
+    xray: Callable[..., Outcome], tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., training.Training]:
+    """Run `xray train` until the first epoch would begin; returns what would be trained."""
+
+    def run(*overrides: str) -> training.Training:
+        kept: list[training.Training] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "run_training", lambda built, **_: kept.append(built) or {}["enough"])
+            outcome = xray("train", *tiny, *overrides)
+        assert kept, outcome.err
+        return kept[0]
 
     return run
 
@@ -156,6 +175,21 @@ def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
         )
 
     return run
+
+
+@pytest.fixture
+def without_rights() -> Iterator[None]:
+    """Take from this thread and what it starts, if root runs it, the right to pass over the modes of files."""
+    libc, header, held = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    libc.capget(header, held)
+    kept = held[0]
+    held[0] &= ~0b110  # of the effective ones CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+    libc.capset(header, held)
+    libc.prctl(28, 1)  # PR_SET_SECUREBITS: a program that root starts does not get the rights of root
+    yield
+    libc.prctl(28, 0)
+    held[0] = kept
+    libc.capset(header, held)
 
 
 @pytest.fixture(scope="session")
