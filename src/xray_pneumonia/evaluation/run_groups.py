@@ -52,9 +52,7 @@ def group(entries: Sequence[Entry], *, best_by: str, maximize: bool) -> list[Gro
 
 
 def _identity(entry: Entry) -> dict[str, str]:
-    return {
-        key: value for key, value in entry.params.items() if key not in REPEATED and not key.startswith(CIRCUMSTANCES)
-    }
+    return {key: one for key, one in entry.params.items() if key not in REPEATED and not key.startswith(CIRCUMSTANCES)}
 
 
 def differences(groups: Sequence[Group]) -> pd.DataFrame:

@@ -131,9 +131,7 @@ class Replay:
     def _created(self) -> str:
         header = self._spool.header or {}
         tags = {**header["tags"], OFFLINE_ID: self._spool.run_id}  # under which it is found, should MLflow's id change
-        run = self._client.create_run(
-            self._experiment_id(), start_time=header["start"], run_name=header["name"], tags=tags
-        )
+        run = self._client.create_run(self._experiment_id(), header["start"], tags, header["name"])
         return str(run.info.run_id)
 
     def _params(self, run_id: str, values: list[dict[str, str]], _: bool) -> None:

@@ -53,17 +53,17 @@ def find_run_id(store: Store, text: str, *, key: str = "run_id") -> str:
         return found.popitem()[0]
     where = f"in {masked(store.uri)}"
     if not found:
-        known = (
-            "give a run id of 32 hex digits or the first eight, a name, an alias, last or best; `xray runs` lists them"
+        raise NoSuchRun(
+            f"{key}={text}: there is no such run {where}; give a run id of 32 hex digits or the first eight, a name, "
+            "an alias, last or best; `xray runs` lists them"
         )
-        raise NoSuchRun(f"{key}={text}: there is no such run {where}; {known}")
     each = ", ".join(f"{run_id[:8]} ({what})" for run_id, what in found.items())
     raise InputError(f"{key}={text}: names {len(found)} runs {where}: {each}; give eight digits")
 
 
-def read_named(store: Store, text: str, *, key: str = "run_id", unfinished: bool = False) -> StoredRun:
+def read_named(store: Store, text: str, *, key: str = "run_id") -> StoredRun:
     """Read the run that a text names as for `find_run_id`, checked by `read_run`; raises what they do."""
-    return read_run(store, find_run_id(store, text, key=key), unfinished=unfinished)
+    return read_run(store, find_run_id(store, text, key=key))
 
 
 def _extreme(stores: list[Store], text: str) -> dict[str, str]:
@@ -77,9 +77,7 @@ def _extreme(stores: list[Store], text: str) -> dict[str, str]:
 
 def _named(stores: list[Store], text: str) -> dict[str, str]:
     """Find the runs that a text may name, with what tells them apart."""
-    conditions = (
-        [f"attributes.run_name = {quoted(text)}"] if not {"'", '"'} <= set(text) else []
-    )  # MLflow has no escapes
+    conditions = [] if {"'", '"'} <= set(text) else [f"attributes.run_name = {quoted(text)}"]  # MLflow has no escapes
     if DIGITS.match(text):
         conditions.append(f"attributes.run_id LIKE '{text}%'")
     for condition in conditions:

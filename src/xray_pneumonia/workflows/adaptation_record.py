@@ -130,9 +130,7 @@ def record(run: Run, cfg: DictConfig, model: TrainedModel, sample: Sample, resul
     """Record config, data, figures, report and the new bundle; returns the report."""
     config = training_run.RunConfig.of(cfg)
     run.log_config(config.text)
-    run.log_params(
-        parameters_of(config.values) | {f"chosen/{name}": getattr(result, name) for name in ("method", "recipe")}
-    )
+    run.log_params(parameters_of(config.values) | {"chosen/method": result.method, "chosen/recipe": result.recipe})
     run.set_tags(
         {"changes": changes()} | {f"lineage.{name}": one for name, one in lineage_of(model, sample, result).items()}
     )
