@@ -18,6 +18,7 @@ EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 
 @pytest.fixture
 def artifacts(home):
+    home.mkdir(parents=True, exist_ok=True)
     client = MlflowClient(f"sqlite:///{home}/mlflow.db")
     return lambda run_id: Path(client.get_run(run_id).info.artifact_uri.removeprefix("file://"))
 
