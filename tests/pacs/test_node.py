@@ -14,7 +14,13 @@ import numpy as np
 import pytest
 from pydicom import DataElement, Dataset, FileMetaDataset, config, dcmread
 from pydicom.datadict import dictionary_VR
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import (
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    generate_uid,
+)
 from pydicom.uid import DigitalXRayImageStorageForPresentation as DX
 from pydicom.uid import SecondaryCaptureImageStorage as SecondaryCapture
 from pynetdicom import AE, AllStoragePresentationContexts, build_context, evt
@@ -176,6 +182,16 @@ def test_a_pdu_that_is_too_long_or_none_closes_its_connection_and_nothing_else(t
                 while peer.recv(100):
                     pass
         assert send(one.port, film()) == [0]
+
+
+def test_no_film_may_come_deflated_since_reading_it_would_inflate_it_without_bounds(tmp_path):
+    with running(tmp_path, 1) as one:
+        entity = AE("MODALITY")
+        entity.add_requested_context(DX, [DeflatedExplicitVRLittleEndian])
+        entity.add_requested_context(DX, [JPEG2000Lossless])
+        association = entity.associate("127.0.0.1", one.port, ae_title="XRAY")
+        assert [context.transfer_syntax for context in association.accepted_contexts] == [[JPEG2000Lossless]]
+        association.release()
 
 
 def test_a_crowd_is_cut_off(tmp_path, monkeypatch):

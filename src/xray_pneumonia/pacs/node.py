@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pydicom import Dataset, config, dcmread
-from pydicom.uid import ComprehensiveSRStorage, SecondaryCaptureImageStorage
+from pydicom.uid import UID, ComprehensiveSRStorage, SecondaryCaptureImageStorage
 from pydicom.uid import ComputedRadiographyImageStorage as CR
 from pydicom.uid import DigitalXRayImageStorageForPresentation as DX
 from pydicom.uid import DigitalXRayImageStorageForProcessing as RAW_DX
@@ -31,7 +31,8 @@ UIDS = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID"
 RADIOGRAPHS = {CR, DX, RAW_DX}  # objects of other classes and modalities are passed over: reports, CT, our own replies
 POLL, LONGEST_PAUSE = 1.0, 60.0  # seconds between looks; between attempts to reach the archive
 SET_ASIDE = 600.0  # seconds until a film without a reply, or a reply that the archive refused, gets another try
-UID = re.compile(r"[0-9.]{1,64}")  # with the leading zeros that old devices write
+SYNTAXES = [one for one in ALL_TRANSFER_SYNTAXES if not UID(one).is_deflated]  # which pydicom would inflate unbounded
+UID_TEXT = re.compile(r"[0-9.]{1,64}")  # with the leading zeros that old devices write
 log = logging.getLogger(__name__)
 
 
@@ -65,11 +66,12 @@ class Node:
 
     def __enter__(self) -> Self:
         _keep_values_out_of_logs()
+        self._hook, threading.excepthook = threading.excepthook, _log_failure
         self._films.clean_up()
         entity = AE(self._settings.ae_title)
         entity.supported_contexts = StoragePresentationContexts
         for context in entity.supported_contexts:
-            context.transfer_syntax = list(ALL_TRANSFER_SYNTAXES)
+            context.transfer_syntax = list(SYNTAXES)
         entity.add_supported_context(VERIFICATION)
         entity.require_called_aet = True
         entity.require_calling_aet = sorted({title for title, _ in self._senders})
@@ -95,6 +97,7 @@ class Node:
         for thread in self._threads:
             thread.join(SECONDS)
         self._films.close()
+        threading.excepthook = self._hook
 
     @property
     def port(self) -> int:
@@ -133,7 +136,7 @@ class Node:
         except Exception as error:
             log.warning("refused what is no film (%s)", type(error).__name__)
             return UNCLEAR
-        if len(data) > MAX_BYTES or not all(map(UID.fullmatch, (instance, study, series, kind))):
+        if len(data) > MAX_BYTES or not all(map(UID_TEXT.fullmatch, (instance, study, series, kind))):
             return UNCLEAR
         if kind not in RADIOGRAPHS and film.get("Modality") not in self._modalities:
             self._count("passed_over")
@@ -215,6 +218,11 @@ class Node:
         self._films.close_film(film)
         self._count("sent")
         return True
+
+
+def _log_failure(given: threading.ExceptHookArgs) -> None:
+    """Log that a thread of pynetdicom met what it does not expect, without the text, which may quote the peer."""
+    log.warning("a peer's message ended its connection (%s)", given.exc_type.__name__)
 
 
 def _keep_values_out_of_logs() -> None:

@@ -17,9 +17,7 @@ from scipy.special import expit
 
 from xray_pneumonia.config import Node, check
 from xray_pneumonia.data import synthetic
-from xray_pneumonia.data.files import InputFile
-from xray_pneumonia.data.images.limits import DicomRules
-from xray_pneumonia.data.images.sandbox import USUAL, Decoders
+from xray_pneumonia.data.images.sandbox import decode_files
 from xray_pneumonia.errors import AnswersDiffer, InputError
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.inference.bundle import CARD, GATE, WEIGHTS
@@ -173,9 +171,9 @@ def _decoded(paths: list[Path], size: int, most: int) -> Gray:
     chosen = [paths[row] for row in np.linspace(0, len(paths) - 1, min(most, len(paths))).astype(int)]
     if not chosen:
         return np.empty((0, size, size), np.uint8)
-    with Decoders(count=1, size=size, rules=DicomRules(), limits=USUAL) as decoders:
-        attempts = decoders.read(InputFile(str(path), str(path), "") for path in chosen)
-    for attempt in (one for one in attempts if one.code):
-        log.warning("%s: left out: %s", attempt.file.path, attempt.message)
+    attempts = decode_files(chosen, size)
+    for attempt in attempts:
+        if attempt.code:
+            log.warning("%s: left out: %s", attempt.file.path, attempt.message)
     images = [attempt.pixels for attempt in attempts if attempt.pixels is not None]
     return np.stack(images) if images else np.empty((0, size, size), np.uint8)

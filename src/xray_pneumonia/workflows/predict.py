@@ -16,8 +16,7 @@ from torch import nn
 
 from xray_pneumonia.config import Node, build, check
 from xray_pneumonia.data.files import find_files, find_films, is_text, printable, shown
-from xray_pneumonia.data.images.decode import DECODER_VERSION
-from xray_pneumonia.data.images.limits import DicomRules
+from xray_pneumonia.data.images.limits import DECODER_VERSION, DicomRules
 from xray_pneumonia.data.images.sandbox import DAMAGED, Attempt, Decoders
 from xray_pneumonia.errors import InputError, SomeFailed
 from xray_pneumonia.evaluation import gradcam

@@ -1,6 +1,6 @@
 """Runs `xray review`: ranks training films by how doubtful their labels are, for somebody to look at."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfile
@@ -12,7 +12,8 @@ from typing_extensions import TypedDict
 
 from xray_pneumonia.config import Node, check
 from xray_pneumonia.data.corrections import EXCLUDE
-from xray_pneumonia.data.images.decode import decode, read_bytes
+from xray_pneumonia.data.images.sandbox import decode_files
+from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.gradcam import thumbnail
 from xray_pneumonia.evaluation.label_errors import Review, review_labels
@@ -87,8 +88,7 @@ def _record(run: Run, cfg: DictConfig, review: Review, films: Films, folder: Pat
 
 def tabulate(review: Review, films: Films) -> pd.DataFrame:
     """List all films in falling order of doubt; with edited labels it is a file for `data.corrections`."""
-    names = dict(enumerate(films.data.question.names))
-    table = review.films
+    names, table = dict(enumerate(films.data.question.names)), review.films
     return pd.DataFrame(
         {
             "path": table["id"],
@@ -108,14 +108,16 @@ def _write_page(
     doubts, names = review.films.set_index("id")["doubt"], films.data.question.names
     cards = list[dict[str, Any]]()
     beside = find_neighbours([row["id"] for row in rows], films, runs, count=neighbours)
+    large = _describe(beside, films, side=LARGE)
+    small = _describe({one for _, near in beside.values() for one in near}, films, side=SMALL)
     for row in rows:
         by, near = beside[row["id"]]
         cards.append(
             {
-                **_film(row["id"], films, side=LARGE),
+                **large[row["id"]],
                 **row,
                 "suggested": names[row["suggested_label"]],
-                "others": [{**_film(one, films, side=SMALL), "doubt": doubts.get(one)} for one in near],
+                "others": [{**small[one], "doubt": doubts.get(one)} for one in near],
                 "by": by,
             }
         )
@@ -134,12 +136,14 @@ def _write_page(
     path.write_text(page, encoding="utf-8")
 
 
-def _film(name: str, films: Films, *, side: int) -> dict[str, Any]:
-    """Describe a film for the page; its image is decoded anew, since the nets' may be small."""
-    record = films.records.loc[name]
-    picture = thumbnail(decode(read_bytes(str(record["path"])), side).pixels, side=side)
-    facts = record[["patient", "sha256", "label", "class_name"]].to_dict()
-    return {"id": name, "picture": picture, **{str(key): value for key, value in facts.items()}}
+def _describe(names: Iterable[str], films: Films, *, side: int) -> dict[str, Any]:
+    """Describe films for the page; their images are decoded anew, since the nets' may be small."""
+    records, described = films.records.loc[list(names), ["path", "patient", "sha256", "label", "class_name"]], {}
+    for name, one in zip(records.index, decode_files(records.pop("path"), side), strict=True):
+        if one.pixels is None:
+            raise InputError(f"{one.file.path}: {one.message}")
+        described[name] = {"id": name, "picture": thumbnail(one.pixels, side=side), **records.loc[name].to_dict()}
+    return described
 
 
 def sentences(review: Review, films: Films) -> list[str]:
@@ -152,8 +156,7 @@ def sentences(review: Review, films: Films) -> list[str]:
         for label in (0, 1)
     ]
     found = [f"Estimated to be wrong: {' and '.join(parts)}. A doubt is a reason to look, not a verdict: {MEASURED}."]
-    corrected = films.data.corrected
-    if corrected and corrected.changed:
+    if (corrected := films.data.corrected) and corrected.changed:
         found += [f"L{str(corrected)[1:]}.", _of_changed(review, films)]
     return found
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+DECODER_VERSION = 3  # part of the cache's key: raise it whenever the same file gives other pixels
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 40_000_000
 MIN_SIDE = 32  # pixels
