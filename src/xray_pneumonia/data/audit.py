@@ -14,13 +14,12 @@ import numpy.typing as npt
 import pandas as pd
 
 from xray_pneumonia.data.duplicates import near_pairs
-from xray_pneumonia.data.files import file_sha256
 from xray_pneumonia.data.images.cache import ImageCache
 from xray_pneumonia.data.images.sandbox import DOUBTFUL
 from xray_pneumonia.data.patients import unknown
 from xray_pneumonia.errors import DataRefused
 from xray_pneumonia.types import Gray
-from xray_pneumonia.whole_files import write_whole
+from xray_pneumonia.whole_files import file_sha256, write_whole
 
 AUDIT_VERSION = 7  # raise it whenever the same cache gives other findings, or words
 SHORTCUT_AUROC = 0.7
