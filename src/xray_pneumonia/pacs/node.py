@@ -144,7 +144,7 @@ class Node:
         try:
             self._films.receive(data, instance=instance, study=study)
         except (OSError, sqlite3.Error) as error:
-            log.error("a film could not be kept: %s", error)
+            log.error("a film could not be kept in dicom.folder: %s", error)
             return NO_ROOM
         self._count("received")
         return SUCCESS
