@@ -92,6 +92,8 @@ def check_train(cfg: DictConfig) -> dict[str, Any]:
 
 def _print(trained: "Trained", console: Console, settings: "TrainerSettings") -> None:
     """Print the result with what it rests on: at the operating point, and at 0.5."""
+    from xray_pneumonia.evaluation.report.text import promise
+
     table, decision = trained.predictions, trained.decision
     title = f"Validation: {len(table)} images of {table['patient'].nunique()} patients, none of them trained on"
     rows = Table()
@@ -106,5 +108,6 @@ def _print(trained: "Trained", console: Console, settings: "TrainerSettings") ->
     stopped = "none" if settings.patience is None else "where it stops"
     last = f"The last of {trained.epochs} epochs: {stopped} was chosen on these images."
     console.print(kept if settings.keep == "best" else last)
+    console.print(promise(decision.promise), highlight=False)
     report = f"Report: {trained.report}\n" if trained.report else ""
     console.print(f"{report}See it: {trained.see_it}", soft_wrap=True, highlight=False, markup=False)

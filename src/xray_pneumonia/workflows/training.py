@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-import pandas as pd
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
@@ -18,6 +17,7 @@ from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.files import require_unchanged
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import predictions
+from xray_pneumonia.evaluation.assessment import OutOfFold
 from xray_pneumonia.evaluation.metrics import OF_RANKS, epoch_metrics, table_metrics
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.evaluation.threshold import require_enough
@@ -70,7 +70,7 @@ class Training:
     data: XRayDataModule
     classifier: PneumoniaClassifier
     callbacks: list[Callback]
-    out_of_fold: pd.DataFrame | None
+    out_of_fold: OutOfFold | None
     initial: dict[str, str]  # tags of the weights that it starts from
 
 
@@ -133,7 +133,7 @@ def _require_sides(net: nn.Module, sides: list[int]) -> None:
 
 def _check_evaluation(
     evaluation: EvaluationSettings, data: XRayDataModule, open_store: Callable[[], Store]
-) -> pd.DataFrame | None:
+) -> OutOfFold | None:
     """Refuse before the training what could not be chosen after it; returns the out-of-fold predictions, if any."""
     chosen_on = data.records[data.records["split"].eq("val") & data.records["error"].eq("")]
     well, ill = (chosen_on.loc[chosen_on["label"] == label, "patient"].nunique() for label in (0, 1))

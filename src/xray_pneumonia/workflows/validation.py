@@ -15,7 +15,7 @@ from xray_pneumonia.data.classes import counted
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.abstention import answered_and_wrong
-from xray_pneumonia.evaluation.assessment import Decision, decide
+from xray_pneumonia.evaluation.assessment import Decision, OutOfFold, decide
 from xray_pneumonia.evaluation.drift import Home, describe
 from xray_pneumonia.evaluation.input_gate import Gate, fit_feature_gate, fit_thumbnail_gate
 from xray_pneumonia.evaluation.metrics import table_metrics
@@ -25,11 +25,13 @@ from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.inference.model import run_features, run_net
 from xray_pneumonia.models.features import FeatureNet
 from xray_pneumonia.tracking.ledger import opened_before
-from xray_pneumonia.tracking.run import Run
+from xray_pneumonia.tracking.run import Run, logged
 from xray_pneumonia.tracking.store_errors import START, within
 from xray_pneumonia.training.predict import predict_logits
 from xray_pneumonia.types import Vector
+from xray_pneumonia.workflows.choices import parameters_of
 from xray_pneumonia.workflows.evaluation_data import RECORD_COLUMNS, HeldOut, cut
+from xray_pneumonia.workflows.stored_predictions import read_siblings
 
 ON_CARD = ("auroc", "sensitivity", "specificity")
 log = logging.getLogger(__name__)
@@ -53,13 +55,15 @@ def assess_validation(
     table: pd.DataFrame,
     *,
     settings: EvaluationSettings,
-    out_of_fold: pd.DataFrame | None = None,
+    out_of_fold: OutOfFold | None = None,
 ) -> Chosen:
     """Choose calibration, operating point, margin and gate on validation, and write the report into the run.
 
     `net` has the best weights, `table` its raw predictions on validation; `out_of_fold` is what the margin is fitted on
-    instead.
+    instead; where none was named, the other folds, if all are trained.
     """
+    if settings.out_of_fold is None and config["data"]["folds"]:
+        out_of_fold = _siblings(run, config, data)
     decision = decide(table, settings, out_of_fold=out_of_fold)
     held_out = cut(data, "val", config["data"]["root"], set(table["id"]))
     check, distances = fit_gate(net, held_out)
@@ -145,6 +149,16 @@ def _report(
         validation=table,
     )
     run.set_tags({"chosen_after_opening": "unknown" if opened is None else bool(opened)})
+
+
+def _siblings(run: Run, config: dict[str, Any], data: XRayDataModule) -> OutOfFold | None:
+    """Read what the nets of the other folds said; None where some are not trained or the store does not answer."""
+    try:
+        params = {key: logged(value) for key, value in parameters_of(config).items()}
+        return within(START, partial(read_siblings, run.store, params, data.records), name="the other folds")
+    except Exception as error:  # each kind of store has its own
+        log.warning("the other folds cannot be read, so the margin is fitted on this one alone: %s", error)
+        return None
 
 
 def _opened_before(run: Run) -> int | None:

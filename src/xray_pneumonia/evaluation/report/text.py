@@ -137,8 +137,8 @@ def promise(known: Promise | None) -> str:
     """Word what the margin of "look closer" promises, and for whom."""
     if known is None:
         return "No error of the answers is promised: the band is that of an older version, or the point was moved."
-    basis = f"{known['images']} films of {known['patients']} patients, "
-    basis += f"{known['folds']} nets on films they never saw" if known["folds"] else "the validation split"
+    nets = f"out of fold: {known['folds']} nets, each on films it never saw" if known["folds"] else ""
+    basis = f"{known['images']} films of {known['patients']} patients, {nets or 'the validation split'}"
     kept = f'answers {percent(known["answered"])} of them and says "look closer" to the rest'
     if is_certified(known):
         return (
