@@ -14,7 +14,7 @@ import pandas as pd
 
 from xray_pneumonia.config import build
 from xray_pneumonia.data.images.decode import decode, read_bytes
-from xray_pneumonia.evaluation.drift import FEWEST, Home, compare_with_home
+from xray_pneumonia.evaluation.drift import FEWEST, Home, compare_with_home, evidence_of
 from xray_pneumonia.evaluation.robustness import KINDS, corrupt
 from xray_pneumonia.evaluation.strangers import out_of_distribution
 from xray_pneumonia.inference.loading import load_model
@@ -92,7 +92,9 @@ def answers(model: TrainedModel, images: Gray) -> pd.DataFrame:
     """Answer as `xray predict` does."""
     table = model.decide(images)
     called = (table["label"] == model.card.class_names[1]).astype(int)
-    return pd.DataFrame({"gate_score": table["gate"], "called": called, "brightness": np.nan, "side": np.nan})
+    evidence = evidence_of(table["probability"], table["prevalence"].astype(float))
+    known = {"gate_score": table["gate"], "called": called, "evidence": evidence}
+    return pd.DataFrame(known | {"brightness": np.nan, "side": np.nan})
 
 
 def stopped(model: TrainedModel, images: Gray) -> float:

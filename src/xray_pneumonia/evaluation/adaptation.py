@@ -16,7 +16,7 @@ from xray_pneumonia.evaluation.abstention import Band, fit_promise, is_certified
 from xray_pneumonia.evaluation.assessment import Decision, decide
 from xray_pneumonia.evaluation.comparison import Difference, compare
 from xray_pneumonia.evaluation.input_gate import FeatureGate
-from xray_pneumonia.evaluation.intervals import CONFIDENCE, Estimate, Z, bootstrap, delong_difference, wilson
+from xray_pneumonia.evaluation.intervals import CONFIDENCE, Estimate, Z, bootstrap, delong_difference, share
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.types import Classes, Vector
 
@@ -153,14 +153,8 @@ def measure(
         options = {"replicates": settings.replicates, "seed": settings.seed}
         against = compare(table, before, thresholds=points, names=TESTED, **options)
     given = table["answered"]
-    return Measured(name, metrics, _share(given, table), _share(wrong[given], table[given]), against)
-
-
-def _share(flags: pd.Series, table: pd.DataFrame) -> Estimate:
-    """Estimate a share of images, by patient."""
-    patients = int(table["patient"].nunique())
-    value = float(flags.mean()) if len(flags) else np.nan
-    return Estimate(value, *wilson(value * patients, patients), "Wilson, at the patients", len(flags), patients)
+    answered, error = share(given, table["patient"]), share(wrong[given], table["patient"][given])
+    return Measured(name, metrics, answered, error, against)
 
 
 def gain(finetuned: pd.DataFrame, before: pd.DataFrame) -> tuple[Estimate, float]:

@@ -166,8 +166,9 @@ def record(run: Run, cfg: DictConfig, model: TrainedModel, sample: Sample, resul
 def _gate(model: TrainedModel, sample: Sample, result: Result, own: pd.DataFrame) -> Gate:
     """Fit the gate of the new model, whose home the films are."""
     gate = fit_gate(result.learned, sample.images, result.fitted.rule.limits, before=model.gate)
-    known = own[[*own.columns.intersection([*RECORD_COLUMNS]), "patient", "probability", "gate_score"]]
-    return replace(gate, home=Home.of(describe(known, sample.images, threshold=0.5)))
+    known = own[[*own.columns.intersection([*RECORD_COLUMNS]), "patient", "label", "probability", "gate_score"]]
+    prevalence = result.fitted.rule.decision.calibration.prevalence
+    return replace(gate, home=Home.of(describe(known, sample.images, threshold=0.5, prevalence=prevalence)))
 
 
 def _write_report(run: Run, model: TrainedModel, sample: Sample, result: Result) -> Path:

@@ -8,13 +8,14 @@ from functools import partial
 from heapq import nsmallest
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
 from xray_pneumonia.data.files import find_films, printable
 from xray_pneumonia.data.images.sandbox import Decoders
-from xray_pneumonia.evaluation.drift import Drift, Home, compare_with_home
+from xray_pneumonia.evaluation.drift import Drift, Home, compare_with_home, evidence_of
 from xray_pneumonia.evaluation.gradcam import read_overlay, thumbnail
 from xray_pneumonia.evaluation.quality import FLAGS
 from xray_pneumonia.evaluation.report import text
@@ -28,6 +29,7 @@ from xray_pneumonia.workflows.prediction_files import TABLE, Row, write_atomical
 
 SHEET = "contact_sheet.html"
 SIDE = 160  # pixels of a thumbnail, at most; the model's image size where that is smaller
+MEASURED = ["gate_score", "called", "brightness", "side", "evidence"]  # of each answered file
 LISTED = 200  # failed files on the page, at most
 
 
@@ -45,7 +47,7 @@ def meanings(card: Card) -> dict[str, str]:
 class Summary:
     """Counts of all rows, the rows that are shown (the least certain first) and the first failed files.
 
-    `measured` holds what `drift` rests on: of each answered file score, label, mean gray and longer side.
+    `measured` holds what `drift` rests on, the columns `MEASURED`.
     """
 
     positive: str  # the class with label 1
@@ -55,7 +57,7 @@ class Summary:
     failures: Counter[str] = field(default_factory=Counter)
     shown: list[Row] = field(default_factory=list)
     failed: list[Row] = field(default_factory=list)
-    measured: list[tuple[float, int, float, int]] = field(default_factory=list)
+    measured: list[tuple[float, int, float, int, float]] = field(default_factory=list)
     drift: Drift | None = None
 
     def count(self, row: Row) -> bool:
@@ -70,7 +72,8 @@ class Summary:
         if row.get("gate_score") is not None:
             called = int(row["label"] == self.positive)
             side = max(row["width"], row["height"])
-            self.measured.append((row["gate_score"], called, row["brightness"], side))
+            evidence = evidence_of(row["probability"], row["prevalence"] or np.nan).item()
+            self.measured.append((row["gate_score"], called, row["brightness"], side, evidence))
         return True
 
 
@@ -79,7 +82,7 @@ def summarise(rows: Iterable[Row], *, shown: int, positive: str, home: Home | No
     summary = Summary(positive)
     summary.shown = nsmallest(shown, filter(summary.count, rows), key=_certainty)
     if home is not None and summary.measured:
-        films = pd.DataFrame(summary.measured, columns=["gate_score", "called", "brightness", "side"])
+        films = pd.DataFrame(summary.measured, columns=MEASURED)
         summary.drift = compare_with_home(films, home, positive=positive)
     return summary
 

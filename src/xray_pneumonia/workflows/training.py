@@ -215,15 +215,16 @@ def _evaluate(training: Training, run: Run, trainer: pl.Trainer) -> Trained:
     """Evaluate the kept epoch on validation and record the result."""
     # Pages, figures and heat maps: they take seconds to import, which no first step waits for.
     from xray_pneumonia.workflows.training_run import record_bundle, record_result
-    from xray_pneumonia.workflows.validation import assess_shift, assess_validation
+    from xray_pneumonia.workflows.validation import assess_validation, predict_shift, record_shift
 
     data, net, device = training.data, training.classifier.net, trainer.strategy.root_device
     best_epoch = _load_best(training.classifier, run.folder / "checkpoints" / checkpoints.BEST)
     index, logits = predict_logits(net, data.val_dataloader(), device=device)
     table = predictions.tabulate(data.records, index, logits)
+    values, shifted = training.config.values, predict_shift(net, data, device=device)
     settings, elsewhere = training.evaluation, training.out_of_fold
-    chosen = assess_validation(run, training.config.values, net, data, table, settings=settings, out_of_fold=elsewhere)
-    assess_shift(run, net, data, chosen.decision, device=device)
+    chosen = assess_validation(run, values, net, data, table, settings=settings, shifted=shifted, out_of_fold=elsewhere)
+    record_shift(run, shifted, chosen.decision)
     labels = chosen.predictions["label"].to_numpy()
     metrics = epoch_metrics(chosen.predictions["logit"].to_numpy(), labels, threshold=THRESHOLD)
     operating = table_metrics(chosen.predictions, threshold=chosen.decision.threshold)
@@ -244,7 +245,7 @@ def _evaluate(training: Training, run: Run, trainer: pl.Trainer) -> Trained:
         monitored=history.get(best_epoch, float("nan")),
     )
     record_result(run, trained, data)
-    record_bundle(run, training.config.values, net, data, chosen, epoch=best_epoch)
+    record_bundle(run, values, net, data, chosen, epoch=best_epoch)
     checkpoints.drop_previous(run.folder / "checkpoints")
     return trained
 

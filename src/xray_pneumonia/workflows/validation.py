@@ -22,6 +22,7 @@ from xray_pneumonia.evaluation.metrics import table_metrics
 from xray_pneumonia.evaluation.quality import InputCheck
 from xray_pneumonia.evaluation.report.build import PAGE, Context, assess_and_report
 from xray_pneumonia.evaluation.settings import EvaluationSettings
+from xray_pneumonia.evaluation.subgroups import Answers, count_answered
 from xray_pneumonia.inference.model import run_features, run_net
 from xray_pneumonia.models.features import FeatureNet
 from xray_pneumonia.tracking.ledger import opened_before
@@ -55,11 +56,13 @@ def assess_validation(
     table: pd.DataFrame,
     *,
     settings: EvaluationSettings,
+    shifted: pd.DataFrame | None = None,
     out_of_fold: OutOfFold | None = None,
 ) -> Chosen:
     """Choose calibration, operating point, margin and gate on validation, and write the report into the run.
 
-    `net` has the best weights, `table` its raw predictions on validation; `out_of_fold` is what the margin is fitted on
+    `net` has the best weights, `table` its raw predictions on validation, `shifted` those on a shift that was held out
+    of the training; `out_of_fold` is what the margin is fitted on
     instead; where none was named, the other folds, if all are trained.
     """
     if settings.out_of_fold is None and config["data"]["folds"]:
@@ -72,7 +75,10 @@ def assess_validation(
     check, films = settle_gate(check, distances, held_out, films, decision)
     report = run.path(f"evaluation/val/{PAGE}") if settings.report else None
     if report:
-        _report(run, report.parent, config, net, held_out, films, decision, settings, check)
+        parts = held_out.answers(films, decision)
+        if shifted is not None:
+            parts += _answer_shift(shifted, data, check, decision, name=config["data"]["split"])
+        _report(run, report.parent, config, net, held_out, films, decision, settings, check, parts)
     return Chosen(decision, check.gate, decision.calibration.apply(table), report)
 
 
@@ -110,7 +116,9 @@ def settle_gate(
     score, reason = gate.judge(images, distances)
     films = films.assign(gate_score=score, gate_reason=reason)
     calibrated = decision.calibration.apply(films)
-    home = Home.of(describe(calibrated, images, threshold=decision.threshold))
+    home = Home.of(
+        describe(calibrated, images, threshold=decision.threshold, prevalence=decision.calibration.prevalence)
+    )
     return replace(check, gate=replace(gate, home=home)), films
 
 
@@ -124,6 +132,7 @@ def _report(
     decision: Decision,
     settings: EvaluationSettings,
     check: InputCheck,
+    parts: list[Answers],
 ) -> None:
     opened = _opened_before(run)
     assess_and_report(
@@ -147,8 +156,19 @@ def _report(
         predict=partial(run_net, net),
         check=check,
         validation=table,
+        parts=parts,
     )
     run.set_tags({"chosen_after_opening": "unknown" if opened is None else bool(opened)})
+
+
+def _answer_shift(
+    shifted: pd.DataFrame, data: XRayDataModule, check: InputCheck, decision: Decision, *, name: str
+) -> list[Answers]:
+    """Count the answers on a shift that was held out of the training."""
+    images = np.asarray(data.images[shifted.index])
+    score, _ = check.gate.judge(images, check.distances(images))
+    films = decision.calibration.apply(shifted).assign(gate_score=score)
+    return count_answered(films, decision.band, {f"held out of the training: {name}": np.ones(len(films), bool)})
 
 
 def _siblings(run: Run, config: dict[str, Any], data: XRayDataModule) -> OutOfFold | None:
@@ -182,13 +202,17 @@ def measure_evidence(chosen: Chosen, data: XRayDataModule) -> dict[str, float]:
     return sizes | patients | {f"val/{name}": metrics[name] for name in ON_CARD}
 
 
-def assess_shift(run: Run, net: nn.Module, data: XRayDataModule, decision: Decision, *, device: torch.device) -> None:
-    """Log `shift/...` at the operating point of the plain validation, where `data.split` holds out a shift."""
+def predict_shift(net: nn.Module, data: XRayDataModule, *, device: torch.device) -> pd.DataFrame | None:
+    """Predict, uncalibrated, the images of the shift that `data.split` holds out; None where it holds out none."""
     batches = data.shift_dataloader()
-    if batches is None:
+    return None if batches is None else predictions.tabulate(data.records, *predict_logits(net, batches, device=device))
+
+
+def record_shift(run: Run, shifted: pd.DataFrame | None, decision: Decision) -> None:
+    """Log `shift/...` at the operating point of the plain validation, if a shift was held out."""
+    if shifted is None:
         return
-    index, logits = predict_logits(net, batches, device=device)
-    table = decision.calibration.apply(predictions.tabulate(data.records, index, logits))
+    table = decision.calibration.apply(shifted)
     predictions.write(table, run.path("predictions/shift.csv"))
     metrics = table_metrics(table, threshold=decision.threshold, prevalence=decision.calibration.prevalence)
     metrics["answered"], metrics["answered_error"] = answered_and_wrong(table, decision.band)
