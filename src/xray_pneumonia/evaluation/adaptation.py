@@ -42,9 +42,9 @@ def require_enough_patients(films: pd.DataFrame, *, precision: float, classes: C
     needed = patients_needed(precision)
     found = films.groupby("label")["patient"].nunique().reindex([0, 1], fill_value=0)
     if found.min() < needed:
-        there = " and ".join(f"{found[label]} with {classes[label]}" for label in (0, 1))
+        there = " and ".join(f"{found[label]} patients with {classes[label]}" for label in (0, 1))
         raise InputError(
-            f"data.root: has patients: {there}; {needed} of each are needed to know sensitivity and specificity within "
+            f"data.root: holds {there}; {needed} of each are needed to know sensitivity and specificity within "
             f"+- {100 * precision:g} points (precision={precision:g}); label more films, or ask for less precision"
         )
 
