@@ -211,8 +211,7 @@ def _csv_rows(csv: Path, question: Question, patient: str | None, links: bool) -
         wrong = {
             f"label={label!r}: {doubt or 'write a class'}": doubt or not label,
             f"split={split!r}: should be one of {', '.join(SPLITS)}{near}": split not in SPLITS,
-            f"patient={row['patient']!r}: write whose film it is": by_column
-            and row["patient"].casefold() in NO_PATIENT,
+            f"patient={whose!r}: write whose film it is": by_column and whose.casefold() in NO_PATIENT,
         }
         if any(wrong.values()):
             raise InputError(f"{csv}, line {line}: {'; '.join(words for words, so in wrong.items() if so)}")
