@@ -37,8 +37,8 @@ def main() -> None:
     strangers = out_of_distribution(spread(held_out.images, SHOWN), seed=0)
     adults, originals = (decoded(data / name) for name in ("adults", "originals"))
     print(
-        "| model | validation | adults | least stranger | corruption 1-2 | originals | adults less familiar | their "
-        "answers apart | false alarms | a tenth ill | validation answered | of these wrong | adults answered | of these "
+        "| model | validation | adults | least stranger | corruption 1-2 | originals | adults unlike | their "
+        "answers | false alarms | a tenth ill | validation answered | of these wrong | adults answered | of these "
         "wrong |"
     )
     print("|" + " --- |" * 14)
