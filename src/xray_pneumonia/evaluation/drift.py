@@ -130,14 +130,15 @@ class Drift:
             ]
         films, answers = ("p < 0.001" if one < 0.001 else f"p = {one:.3f}" for one in self.corrected)
         tested = (
-            f"Beside {self.home} validation films, {self.films} films look less familiar in {100 * self.chance:.0f} % "
-            f"of pairs (at home 50 %; up to {100 * ALIKE:.0f} % counts as alike, {films}, n = {self.units})."
+            f"In {100 * self.chance:.0f} % of pairs one of these {self.films} films looks less familiar than one of "
+            f"{self.home} validation films (50 % at home; up to {100 * ALIKE:.0f} % counts as alike, {films}, "
+            f"n = {self.units})."
         )
         if not np.isnan(self.apart):
             tested += (
-                f" Their answers fit no prevalence of the model's home by {100 * self.apart:.0f} % of the films (up to "
+                f" However many of them are ill, {100 * self.apart:.0f} % of the answers are not as at home (up to "
                 f"{100 * NEAR:.0f} % counts as alike, {answers}, n = {self.units}). Both p-values are corrected for "
-                f"being two; below {LEVEL:g} the films are called different."
+                f"there being two; below {LEVEL:g} the films are called different."
             )
         beside = "; ".join(f"{name} {here} (validation {home})" for name, here, home in self.beside)
         return [*[DIFFERENT] * self.differs, tested, f"Beside it: {beside}."]

@@ -80,7 +80,7 @@ class Summary:
 def summarise(rows: Iterable[Row], *, shown: int, positive: str, home: Home | None) -> Summary:
     """Count in one pass, which keeps no more rows than are shown; compare the films with the model's home, if known."""
     summary = Summary(positive)
-    summary.shown = nsmallest(shown, filter(summary.count, rows), key=_certainty)
+    summary.shown = nsmallest(max(1, shown), filter(summary.count, rows), key=_certainty)[:shown]  # of none reads none
     if home is not None and summary.measured:
         films = pd.DataFrame(summary.measured, columns=MEASURED)
         summary.drift = compare_with_home(films, home, positive=positive)
@@ -118,13 +118,19 @@ def write_sheet(folder: Path, summary: Summary, model: TrainedModel, decoders: D
         band=model.band,
         rests=describe_evidence(model.card),
         meaning=word_probability(model.card),
-        promise=text.promise(model.card.promise),
+        promise=word_promise(summary, model.card),
         use=USE,
         limits=limitations(model.card.classes),
         tones=dict(zip(meanings(model.card), ("closer", "positive", "negative"), strict=True)),
         when=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
     write_atomically(folder / SHEET, [page])
+
+
+def word_promise(summary: Summary, card: Card) -> str:
+    """Word what is promised of the answers: nothing where the films are not the model's."""
+    strange = summary.drift is not None and summary.drift.differs
+    return "Nothing is promised of answers to such films." if strange else text.promise(card.promise)
 
 
 def word_probability(card: Card) -> Callable[[float], str]:
@@ -170,8 +176,8 @@ def print_summary(summary: Summary, model: TrainedModel, folder: Path, console: 
     console.print(table)
     for name, count in summary.flags.most_common():
         console.print(f"Flag {name}: {count} ({FLAGS[name]})", highlight=False)
-    holds = text.promise(model.card.promise)
-    console.print(f"For example {word_probability(model.card)(0.8)} {holds}", highlight=False, markup=False)
+    example = word_probability(model.card)(0.8)
+    console.print(f"For example {example} {word_promise(summary, model.card)}", highlight=False, markup=False)
     console.print(f"Model {model.name}. {describe_evidence(model.card)}", highlight=False, markup=False)
     console.print("A second opinion beside a radiologist's reading; no medical device.", highlight=False)
     print(f"Answers: {folder / TABLE}\nContact sheet: {folder / SHEET}")
