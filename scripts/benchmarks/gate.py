@@ -7,6 +7,7 @@ validation films are called different as a whole from those of other patients. P
 
 import sys
 import tempfile
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -124,13 +125,13 @@ def false_alarms(model: TrainedModel, held_out: HeldOut) -> tuple[float, float]:
         known = Home.of(table[table["patient"].isin(names[: len(names) // 2])])
         others = table[table["patient"].isin(names[len(names) // 2 :])].sample(frac=1, random_state=rng)
         films = others.drop_duplicates("patient")
-        for few_ill, alarms in found.items():
-            for count in (FEWEST, 30, 100):
-                for _ in range(SAMPLES // (3 * HALVES)):
-                    chance = np.where(films["label"] == 1, 0.1, 1.0) if few_ill else None
-                    some = films.sample(count, weights=chance, random_state=rng)["patient"]
-                    batch = others[others["patient"].isin(some)]
-                    alarms.append(compare_with_home(batch, known, positive="").differs)
+        ill = films["label"].to_numpy() == 1
+        rates = {False: np.ones(len(films)), True: np.where(ill, 0.1 / ill.mean(), 0.9 / (1 - ill.mean()))}
+        for (few_ill, rate), count in product(rates.items(), (FEWEST, 30, 100)):
+            for _ in range(SAMPLES // (3 * HALVES)):
+                some = rng.choice(films["patient"], count, replace=False, p=rate / rate.sum())
+                batch = others[others["patient"].isin(some)]
+                found[few_ill].append(compare_with_home(batch, known, positive="").differs)
     return float(np.mean(found[False])), float(np.mean(found[True]))
 
 

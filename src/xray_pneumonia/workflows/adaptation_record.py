@@ -75,7 +75,10 @@ def _sentences(result: Result, sample: Sample) -> list[str]:
             f"that, as would an evaluation.max_error above {promise['bound'] if promise else 1:.3f}."
         )
     told += _doubt(sample, after)
-    wrong = [f"{row.name}: {row.answered} answered, of these wrong {row.error}" for row in (before, after)]
+    wrong = [
+        f"{row.name}: {row.answered} answered" + (f", of these wrong {row.error}" if row.error.images else "")
+        for row in (before, after)
+    ]
     return [*told, "On patients that nothing was fitted on, " + "; ".join(wrong) + "."]
 
 

@@ -145,10 +145,10 @@ def promise(known: Promise | None) -> str:
             f"Of its answers at most {percent(known['max_error'])} are wrong, with 95 % confidence, on films like "
             f"those it was tested on ({basis}; it {kept}); it does not hold at another hospital."
         )
-    return (
-        f"Not certified: {basis}, are too few or too hard to promise at most {percent(known['max_error'])} wrong "
-        f"answers; what holds, with 95 % confidence, is {percent(known['bound'])}. It {kept}."
-    )
+    hard = f"Not certified: {basis}, are too few or too hard to promise at most {percent(known['max_error'])} wrong"
+    if not known["answered"]:
+        return f"{hard} answers; {percent(known['bound'])} could be. It answers none of them."
+    return f"{hard} answers; what holds, with 95 % confidence, is {percent(known['bound'])}. It {kept}."
 
 
 def _rate(rate: Estimate, films: str, called: str, wrong: str, right: str) -> str:
