@@ -79,7 +79,7 @@ class Home:
             raise ValueError("home_scores should grow, home_counts count films")
         if self.evidence is not None and not (np.isfinite(self.evidence).all() and (np.diff(self.evidence) >= 0).all()):
             raise ValueError("home_evidence should be finite and grow")
-        if self.truth is not None and not (self.truth >= 1).all():
+        if self.truth is not None and not ((self.truth >= 1) & (self.truth < 1e9)).all():
             raise ValueError("home_truth should count films")
 
 
