@@ -75,3 +75,9 @@ def test_all_other_folds_are_read_from_their_own_operating_points_the_newest_of_
 def test_another_config_other_films_or_labels_and_a_missing_fold_are_no_set(siblings, wrong):
     last = [] if wrong is None else [fold_run(4, **wrong)]
     assert siblings([fold_run(fold) for fold in (1, 2, 3)] + last) is None
+
+
+@pytest.mark.parametrize(("verb", "folds"), [("adapt", "5"), ("train", "None")])
+def test_no_other_folds_are_looked_for_where_there_are_none(verb, folds):
+    run = SimpleNamespace(params={"data.folds": folds, "data.fold": "0"}, tags={"verb": verb})
+    assert stored_predictions.find_siblings(run) is None

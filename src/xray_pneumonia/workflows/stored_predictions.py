@@ -80,7 +80,7 @@ def read_out_of_fold(names: list[str], open_store: Callable[[], Store]) -> OutOf
 
 def find_siblings(run: StoredRun) -> OutOfFold | None:
     """Find what the nets of all other folds of a stored run's config said, as `read_siblings` does."""
-    if run.params.get(FOLDS, "None") == "None":
+    if run.params.get(FOLDS, "None") == "None" or run.tags.get("verb") != "train":
         return None
     try:
         records = pd.read_csv(run.artifact("records.csv"), dtype=str, keep_default_na=False)
