@@ -1,22 +1,29 @@
 """What the tests share: generated X-rays, one store, the real command; real X-rays and PostgreSQL where there are."""
 
+import ctypes
 import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra._internal.hydra import Hydra
 from matplotlib.figure import Figure
+from mlflow.store.db import utils
+from PIL import Image
 
 from xray_pneumonia import cli
 from xray_pneumonia.data import synthetic
+from xray_pneumonia.workflows import training
 
 for number in (signal.SIGINT, signal.SIGHUP):  # ignored where pytest runs in the background; commands inherit that
     if signal.getsignal(number) is signal.SIG_IGN:
@@ -49,8 +56,8 @@ def xrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def plain_figures() -> Iterator[None]:
-    """Save figures small and without a layout, which takes longer than a tiny training; all else of them is drawn."""
+def quick_libraries() -> Iterator[None]:
+    """Save figures small and without a layout, which takes longer than a tiny training; compose each config once."""
     save = Figure.savefig
 
     def small(figure: Figure, *arguments: Any, **options: Any) -> None:
@@ -59,7 +66,31 @@ def plain_figures() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", small)
+        patch.setattr(Hydra, "get_mode", lambda *_, **__: None)  # composes the config to look for `hydra.mode`
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Copy the tables of a new SQLite store: MLflow makes them by sixty migrations."""
+    template, make = tmp_path_factory.mktemp("template") / "mlflow.db", utils._initialize_tables
+
+    def copy(engine: Any) -> None:
+        if engine.dialect.name != "sqlite":
+            return make(engine)
+        if not template.exists():
+            make(utils.create_sqlalchemy_engine(f"sqlite:///{template}"))
+        with closing(sqlite3.connect(template)) as made, closing(sqlite3.connect(engine.url.database)) as new:
+            made.backup(new)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "_initialize_tables", copy)
+        yield
+
+
+@pytest.fixture
+def drawn() -> None:
+    """Let the commands of this test draw their figures."""
 
 
 @pytest.fixture(scope="session")
@@ -85,21 +116,46 @@ def tiny(xrays: Path, home: Path) -> list[str]:
 
 
 @pytest.fixture
-def xray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """Run the command line in this process, from an empty folder."""
+def xray(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+) -> Callable[..., Outcome]:
+    """Run the command line in this process, from an empty folder; figures are a white pixel each, unless `drawn`."""
+    if "drawn" not in request.fixturenames:
+        white = Image.new("L", (1, 1), 255)
+        monkeypatch.setattr(Figure, "savefig", lambda _, place, **__: white.save(place, "PNG"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
     def run(*arguments: str) -> Outcome:
         capsys.readouterr()
         monkeypatch.setattr(sys, "argv", ["xray", *arguments])
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        handlers = {number: signal.getsignal(number) for number in cli.STOPPING}
         try:
             code = cli.main()
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         return Outcome(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def prepare(
+    xray: Callable[..., Outcome], tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., training.Training]:
+    """Run `xray train` until the first epoch would begin; returns what would be trained."""
+
+    def run(*overrides: str) -> training.Training:
+        kept: list[training.Training] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "run_training", lambda built, **_: kept.append(built) or {}["enough"])
+            outcome = xray("train", *tiny, *overrides)
+        assert kept, outcome.err
+        return kept[0]
 
     return run
 
@@ -121,6 +177,21 @@ def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     return run
 
 
+@pytest.fixture
+def without_rights() -> Iterator[None]:
+    """Take from this thread and what it starts, if root runs it, the right to pass over the modes of files."""
+    libc, header, held = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    libc.capget(header, held)
+    kept = held[0]
+    held[0] &= ~0b110  # of the effective ones CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+    libc.capset(header, held)
+    libc.prctl(28, 1)  # PR_SET_SECUREBITS: a program that root starts does not get the rights of root
+    yield
+    libc.prctl(28, 0)
+    held[0] = kept
+    libc.capset(header, held)
+
+
 @pytest.fixture(scope="session")
 def real_xrays() -> Path:
     """The public X-rays, where they are at hand."""
@@ -133,7 +204,7 @@ class PostgreSQL:
     """A cluster of its own in a temporary folder, run as postgres, which refuses to be root."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self._bin = folder, POSTGRESQL[-1].parent
+        self.folder, self._bin, self._addresses = folder, POSTGRESQL[-1].parent, "127.0.0.1"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -143,13 +214,20 @@ class PostgreSQL:
             self._run("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres", name)
 
     def control(self, *action: str) -> None:
-        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.folder}"
+        options = f"-p {self.port} -c listen_addresses={self._addresses} -c unix_socket_directories={self.folder}"
         self._run("pg_ctl", "-D", str(self.folder), "-w", "-l", str(self.folder / "log"), "-o", options, *action)
 
     def configure(self, setting: str) -> None:
         """Add a line to its configuration, and restart."""
         with (self.folder / "postgresql.conf").open("a") as file:
             file.write(f"{setting}\n")
+        self.control("-m", "immediate", "restart")
+
+    def admit(self, network: str, *, at: str) -> None:
+        """Answer a network of this machine, at an address in it."""
+        self._addresses += f",{at}"
+        with (self.folder / "pg_hba.conf").open("a") as file:
+            file.write(f"host all all {network} trust\n")
         self.control("-m", "immediate", "restart")
 
     def url(self, name: str) -> str:

@@ -29,6 +29,13 @@ def test_the_job_of_kubernetes():
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
 
 
+@pytest.mark.parametrize("version", ["1.29", "1.37"])
+def test_the_job_of_kubernetes_follows_the_published_schema(version):
+    schemas = pytest.importorskip("kubernetes_validate", reason="needs the schemas: pip install kubernetes-validate")
+    for document in yaml.safe_load_all((CLUSTER / "job.yaml").read_text()):
+        schemas.validate(document, version, strict=True)
+
+
 def test_the_array_of_slurm():
     text = (CLUSTER / "sweep.sbatch").read_text()
     options = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(\S+))?$", text, re.MULTILINE))

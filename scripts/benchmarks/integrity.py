@@ -1,7 +1,8 @@
 """Times `xray predict` and a cold cache with and without checks for damage: python scripts/benchmarks/integrity.py DIR.
 
 DIR holds X-rays in the public layout. Commands take turns, each in a process of its own; ratios are of processor time,
-which other work on the machine changes least.
+which other work on the machine changes least. With `--before SRC`, "without" is another commit, whose `src` that is:
+`git archive COMMIT src | tar x -C FOLDER`.
 """
 
 import argparse
@@ -31,25 +32,28 @@ decode.whole_jpeg = plain
 decode.require_whole_png = lambda data: None
 decode.tear = lambda gray: 0.0
 """
+PATCH = f"""
+from xray_pneumonia import confined
+confined.PROGRAM = confined.PROGRAM.replace("from xray", {f"exec({WITHOUT!r})"!r} + "; from xray")
+"""
 PREDICT = """
 import sys
-from xray_pneumonia import cli, confined
-confined.PROGRAM = confined.PROGRAM.replace("from xray", sys.argv.pop(1) + "; from xray")
+from xray_pneumonia import cli
 sys.exit(cli.main())
 """
 CACHE = """
 import sys
-exec(sys.argv[1])
 from xray_pneumonia.data.images.cache import open_cache
 from xray_pneumonia.data.records import scan
-open_cache(scan(sys.argv[2]), folder=sys.argv[3], image_size=128)
+open_cache(scan(sys.argv[1]), folder=sys.argv[2], image_size=128)
 """
 
 
-def timed(*command: str) -> tuple[float, float]:
+def timed(source: str, *command: str) -> tuple[float, float]:
     """Run Python code with arguments; returns seconds of wall time and of processor time, children included."""
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-c", *command], check=True, capture_output=True)
+    place = os.environ | {"PYTHONPATH": source}
+    subprocess.run([sys.executable, "-c", *command], check=True, capture_output=True, env=place)
     wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -74,6 +78,7 @@ def main() -> None:
     parser.add_argument("root", type=Path, help="X-rays in the public layout; `predict` reads some, the cache all")
     parser.add_argument("--films", type=int, default=300, help="of `predict`")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--before", default="", help="the `src` of another commit")
     given = parser.parse_args()
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     with tempfile.TemporaryDirectory() as folder:
@@ -83,13 +88,13 @@ def main() -> None:
             place = films / "train" / path.parent.name / path.name
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, place)
-        arguments = ("predict", f"input={films}", f"output={fresh}")
-        program = "exec({!r})"
-        compare("predict", given.rounds,
-                {"without": (PREDICT, program.format(WITHOUT), *arguments), "with": (PREDICT, "pass", *arguments)},
-                fresh)  # fmt: skip
-        cache = (str(given.root), str(fresh))
-        compare("cold cache", given.rounds, {"without": (CACHE, WITHOUT, *cache), "with": (CACHE, "", *cache)}, fresh)
+        patch = "" if given.before else PATCH
+        for name, program, arguments in (
+            ("predict", PREDICT, ("predict", f"input={films}", f"output={fresh}")),
+            ("cold cache", CACHE, (str(given.root), str(fresh))),
+        ):
+            run = {"without": (given.before, patch + program, *arguments), "with": ("", program, *arguments)}
+            compare(name, given.rounds, run, fresh)
 
 
 if __name__ == "__main__":

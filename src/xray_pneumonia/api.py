@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from xray_pneumonia.compose import launch
-from xray_pneumonia.config import anchor, build, plain
+from xray_pneumonia.config import build, plain
 from xray_pneumonia.data.files import InputFile
 from xray_pneumonia.data.images.encode import encode
 from xray_pneumonia.data.images.limits import DicomRules, ImageError
@@ -163,7 +163,6 @@ def load(name: str = "final", *overrides: str) -> Model:
 def _find(cfg: DictConfig) -> TrainedModel:
     from xray_pneumonia.workflows.find_model import find_and_load
 
-    anchor(cfg)
     return find_and_load(cfg.model, tracking=build(cfg.tracking), home=Path(cfg.home))
 
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from xray_pneumonia import extensions
-from xray_pneumonia.config import OPEN, PACKAGE, drop_replaced, groups
+from xray_pneumonia.config import OPEN, PACKAGE, anchor, drop_replaced, groups
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.keys import Verb
 from xray_pneumonia.stored_config import check_experiment
@@ -60,12 +60,12 @@ def launch(verb: str, arguments: list[str], run: Callable[[DictConfig], Any] | N
     """
     if any(argument.startswith("--e") for argument in arguments):  # Hydra completes abbreviated options
         raise InputError("--experimental-rerun unpickles a file, which could run anything; use `xray reproduce`")
-    if strange := [argument for argument in arguments if _is_no_option(argument)]:
+    if strange := _unknown_options(arguments):
         raise InputError(f"{strange[0]}: {undashed(verb, strange[0])}; see xray {verb} --help")
     failures: list[BaseException] = []
     returned: list[Any] = [None]
-    given, arguments = arguments, _added(_config_dir_first(arguments))
-    arguments, literal = _literally(verb, arguments)
+    given = arguments
+    arguments, literal = _literally(verb, _added(_config_dir_first(arguments)))
     arguments = [_quoted(argument) for argument in arguments]
 
     def task(cfg: DictConfig) -> Any:
@@ -79,14 +79,13 @@ def launch(verb: str, arguments: list[str], run: Callable[[DictConfig], Any] | N
     return returned[0]
 
 
-def _is_no_option(argument: str) -> bool:
-    """Tell an argument with two dashes that Hydra does not know, also shortened."""
+def _unknown_options(arguments: list[str]) -> list[str]:
+    """List the arguments with two dashes that Hydra does not know, also shortened."""
     from hydra._internal.utils import get_args_parser
 
-    name = argument.partition("=")[0]
-    return name.startswith("--") and not any(
-        known.startswith(name) for known in get_args_parser()._option_string_actions
-    )
+    known = get_args_parser()._option_string_actions
+    dashed = [argument for argument in arguments if argument.startswith("--")]
+    return [one for one in dashed if not any(each.startswith(one.partition("=")[0]) for each in known)]
 
 
 def _call_hydra(
@@ -175,6 +174,7 @@ def _run(run: Callable[[DictConfig], Any], cfg: DictConfig, failures: list[BaseE
         if "extensions" in cfg:
             cfg.extensions = extensions.load(OmegaConf.to_object(cfg.extensions))
             drop_replaced(cfg, overrides())
+        anchor(cfg)
         return run(cfg)
     except Exception as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:

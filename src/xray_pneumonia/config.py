@@ -34,6 +34,7 @@ TARGETS = frozenset(
         "xray_pneumonia.models.mlp.MLP",
         "xray_pneumonia.models.probe.Probe",
         "xray_pneumonia.models.resnet.ResNet",
+        "xray_pneumonia.models.efficientnet_lite.EfficientNetLite",
         "xray_pneumonia.models.timm.TimmNet",
         "xray_pneumonia.models.torchvision.TorchvisionNet",
         "xray_pneumonia.sweeps.settings.SweepSettings",
@@ -188,7 +189,7 @@ def build(node: Node, *handed_in: Any, key: str = "") -> Any:
 
     Args:
         node: a config group, or what stands below one.
-        handed_in: of code of others, as many as its signature takes.
+        handed_in: a class of others gets only as many of them as its signature takes.
         key: the group's, in which code of others may stand.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Lets one thread at a time run a net: hooks that collect outputs of its layers would see those of another's pass."""
+"""Locks a net for one thread: its forward hooks would collect the activations of another thread's pass."""
 
 import threading
 import weakref

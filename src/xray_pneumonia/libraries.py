@@ -1,4 +1,4 @@
-"""List the classes of libraries that a config may name: none of them reads or writes where, or runs what, it says."""
+"""List the classes of libraries that a config may name; a config can make none of them read, write or run anything."""
 
 import os
 from collections.abc import Mapping

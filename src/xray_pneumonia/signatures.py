@@ -18,7 +18,8 @@ def problems(
         values: what a config sets.
         target: a class or function with annotated parameters.
         prefix: the dotted key of the node, with its last dot.
-        handed_in: parameters that are none, of a target of others; None where keyword-only parameters alone are.
+        handed_in: of a class of others, the parameters that the program passes and that are no keys; None for a
+            target of this package, whose keys are its keyword-only parameters.
 
     Returns:
         One line for each wrong key: the key, its value, what it should be.

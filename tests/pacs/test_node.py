@@ -1,22 +1,30 @@
 """The DICOM node: films of known senders are on disk before they are acknowledged, and each is answered once."""
 
-import os
 import shutil
-import signal
 import socket
+import sqlite3
 import subprocess
-import sys
 import time
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from pydicom import DataElement, Dataset, FileMetaDataset, config, dcmread
 from pydicom.datadict import dictionary_VR
+from pydicom.uid import (
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    generate_uid,
+)
 from pydicom.uid import DigitalXRayImageStorageForPresentation as DX
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
-from pynetdicom import AE, AllStoragePresentationContexts, evt
+from pydicom.uid import SecondaryCaptureImageStorage as SecondaryCapture
+from pynetdicom import AE, AllStoragePresentationContexts, build_context, evt
 
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.pacs import bounds, films, node, replies
@@ -31,6 +39,7 @@ def film(number: int = 0, study: str | None = None) -> Dataset:
     data.file_meta = FileMetaDataset()
     data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     data.SOPClassUID, data.SOPInstanceUID = DX, generate_uid(entropy_srcs=["film", str(number)])
+    data.file_meta.MediaStorageSOPClassUID, data.file_meta.MediaStorageSOPInstanceUID = DX, data.SOPInstanceUID
     data.StudyInstanceUID = study or generate_uid(entropy_srcs=["study", str(number)])
     data.SeriesInstanceUID, data.Modality = generate_uid(), "DX"
     data.PatientName, data.PatientID, data.SpecificCharacterSet = "Müller^Jürgen", f"P{number}", "ISO_IR 100"
@@ -38,7 +47,7 @@ def film(number: int = 0, study: str | None = None) -> Dataset:
 
 
 @contextmanager
-def archive(received: dict[str, Dataset], *, status: int = 0):
+def archive(received: dict[str, Dataset], *, status: int = 0, classes=AllStoragePresentationContexts):
     """A storage that keeps what it gets by SOP Instance UID, as archives do."""
 
     def store(event) -> int:
@@ -47,7 +56,7 @@ def archive(received: dict[str, Dataset], *, status: int = 0):
         return status
 
     entity = AE("ARCHIVE")
-    entity.supported_contexts = AllStoragePresentationContexts
+    entity.supported_contexts = classes
     server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, store)])
     try:
         yield server.socket.getsockname()[1]
@@ -69,14 +78,15 @@ def answer(path: Path, data: Dataset) -> list[bytes]:
 def running(folder: Path, archive_port: int, **changes):
     values = {"port": 0, "ae_title": "XRAY", "allow": ["MODALITY@127.0.0.1"], "settle": 0.0, "folder": str(folder)}
     values |= {"reply_to": f"ARCHIVE@127.0.0.1:{archive_port}", **changes}
-    with node.Node(DicomSettings(**values), host="127.0.0.1", answer=answer) as running_node:
+    with node.Node(DicomSettings(**values), host="127.0.0.1", answer=answer, modalities=["CR", "DX"]) as running_node:
         yield running_node
 
 
-def send(port: int, *sent: Dataset, title: str = "MODALITY") -> list[int | None]:
+def send(port: int, *sent: Dataset, title: str = "MODALITY", called: str = "XRAY") -> list[int | None]:
     entity = AE(title)
-    entity.add_requested_context(DX, ExplicitVRLittleEndian)
-    association = entity.associate("127.0.0.1", port, ae_title="XRAY")
+    for kind in {one.SOPClassUID for one in sent}:
+        entity.add_requested_context(kind, ExplicitVRLittleEndian)
+    association = entity.associate("127.0.0.1", port, ae_title=called)
     if not association.is_established:
         return [None] * len(sent)
     try:
@@ -140,6 +150,7 @@ def test_what_a_kill_interrupts_is_done_after_the_next_start_with_the_same_uids(
 def test_strangers_and_junk_are_refused(tmp_path):
     with running(tmp_path, 1) as one:
         assert send(one.port, film(), title="STRANGER") == [None]
+        assert send(one.port, film(), called="OTHER") == [None]
         for uid in ("", "<script>", "1" * 65, "../../x"):
             empty = film()
             empty.StudyInstanceUID = uid
@@ -155,9 +166,16 @@ def test_strangers_and_junk_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "sent", [b"\x01\x00\xff\xff\xff\xff", b"GET / HTTP/1.1\r\n\r\n", b"\x04\x00\x00\x00\x00\x02ab"]
+    "sent",
+    [
+        b"\x01\x00\xff\xff\xff\xff",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\x04\x00\x00\x00\x00\x02ab",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(508),  # TLS
+    ],
 )
-def test_a_pdu_that_is_too_long_or_none_closes_its_connection_and_nothing_else(tmp_path, sent):
+def test_a_pdu_that_is_too_long_or_none_closes_its_connection_and_nothing_else(tmp_path, monkeypatch, sent):
+    monkeypatch.setattr(bounds, "FIRST_SECONDS", 0.5)
     with running(tmp_path, 1, settle=60.0) as one:
         with socket.create_connection(("127.0.0.1", one.port), 10) as peer:
             peer.sendall(sent)
@@ -165,6 +183,16 @@ def test_a_pdu_that_is_too_long_or_none_closes_its_connection_and_nothing_else(t
                 while peer.recv(100):
                     pass
         assert send(one.port, film()) == [0]
+
+
+def test_no_film_may_come_deflated_since_reading_it_would_inflate_it_without_bounds(tmp_path):
+    with running(tmp_path, 1) as one:
+        entity = AE("MODALITY")
+        entity.add_requested_context(DX, [DeflatedExplicitVRLittleEndian])
+        entity.add_requested_context(DX, [JPEG2000Lossless])
+        association = entity.associate("127.0.0.1", one.port, ae_title="XRAY")
+        assert [context.transfer_syntax for context in association.accepted_contexts] == [[JPEG2000Lossless]]
+        association.release()
 
 
 def test_a_crowd_is_cut_off(tmp_path, monkeypatch):
@@ -211,13 +239,83 @@ def test_replies_wait_for_the_archive_and_a_film_without_one_holds_up_no_other(t
         wait(lambda: one.counts() == {"failed": 1, "sent": 1})
 
 
-def test_a_full_disk_is_told_to_the_sender(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
+def test_a_reply_that_the_archive_refuses_holds_up_no_other_and_is_tried_again(tmp_path, monkeypatch):
+    received: dict[str, Dataset] = {}
+    with archive(received, classes=[build_context(SecondaryCapture)]) as port, running(tmp_path, port) as one:
+        send(one.port, film(0))  # this archive takes no reports
+        wait(lambda: one.counts() == {"refused": 1})
+        assert one.events == {"received": 1, "answered": 1, "failed_sends": 1}
+        monkeypatch.setattr(node, "SET_ASIDE", 0.0)
+        wait(lambda: one.events["failed_sends"] > 1)
+    with archive(received) as port, running(tmp_path, port) as one:
+        wait(lambda: one.counts() == {"sent": 1})
 
-    monkeypatch.setattr(films, "_write", full)
-    with running(tmp_path, 1) as one:
-        assert send(one.port, film()) == [node.NO_ROOM]
+
+def test_what_is_no_film_is_passed_over_and_no_reply_is_answered(tmp_path):
+    """An archive may forward whatever it gets, our replies among it."""
+    received: dict[str, Dataset] = {}
+    with archive(received) as port, running(tmp_path, port) as one:
+        send(one.port, film(0))
+        wait(lambda: one.counts() == {"sent": 1})
+        slice_ = film(1)
+        slice_.SOPClassUID, slice_.Modality = CTImageStorage, "CT"
+        for reply in received.values():
+            reply.file_meta = film().file_meta
+        assert send(one.port, *received.values(), slice_) == [0, 0, 0]
+        odd = film(2)
+        odd.SOPClassUID = SecondaryCapture  # a film by its modality
+        assert send(one.port, odd) == [0]
+        wait(lambda: one.counts() == {"sent": 2})
+        assert one.events["passed_over"] == 3
+
+
+def test_a_film_that_comes_again_with_other_content_is_told(tmp_path, caplog):
+    with running(tmp_path, 1, settle=60.0) as one:
+        again = film()
+        assert send(one.port, again, again) == [0, 0]
+        assert "other content" not in caplog.text
+        again.PatientID = "OTHER"
+        assert send(one.port, again) == [0]
+        assert "other content" in caplog.text
+        assert one.counts() == {"received": 1}
+
+
+def test_a_clock_that_is_set_back_keeps_no_film_waiting(tmp_path, monkeypatch):
+    kept = films.Films(tmp_path)
+    kept.receive(b"film", instance="1", study="1")
+    now = time.time()
+    assert not kept.settled(seconds=60)
+    monkeypatch.setattr(films.time, "time", lambda: now - 10**6)
+    (waiting,) = kept.settled(seconds=60)
+    kept.fail(waiting)
+    kept.try_again(seconds=60)
+    assert not kept.settled(seconds=-1)
+    monkeypatch.setattr(films.time, "time", lambda: now - 2 * 10**6)
+    kept.try_again(seconds=60)
+    assert kept.settled(seconds=60) == [waiting]
+
+
+def test_one_folder_is_used_by_one_server(tmp_path):
+    with (
+        running(tmp_path, 1),
+        pytest.raises(InputError, match=r"dicom\.folder.*another server"),
+        running(tmp_path, 1),
+    ):
+        pass
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"dicom\.folder"), running(tmp_path / "file", 1):
+        pass
+
+
+def test_a_full_disk_is_told_to_the_sender_and_leaves_room_for_what_is_under_way(tmp_path, monkeypatch):
+    received: dict[str, Dataset] = {}
+    with archive(received) as port, running(tmp_path, port, settle=1.0) as one:
+        assert send(one.port, film(0)) == [0]
+        monkeypatch.setattr(films.shutil, "disk_usage", lambda _: SimpleNamespace(free=3 * films.SPARE // 2))
+        assert send(one.port, film(1)) == [node.NO_ROOM]
+        wait(lambda: one.counts() == {"sent": 1})
+        monkeypatch.setattr(films, "_write", Mock(side_effect=sqlite3.OperationalError("disk is full")))
+        assert send(one.port, film(1)) == [node.NO_ROOM]
 
 
 @pytest.mark.parametrize(
@@ -247,62 +345,24 @@ def test_dcmtk_reads_the_report_without_a_warning(tmp_path, row):
     assert ("Indeterminate" if row.get("error") else "Present") in done.stdout
 
 
+def test_every_word_of_a_capture_is_in_the_picture():
+    words = "normal, probability 2 %: speaks against pneumonia; other findings are unseen"
+    data = replies.capture(film(), np.zeros((1024, 400, 3), np.uint8), READER, lines=[words])
+    bar = dcmread(BytesIO(data)).pixel_array[1024:]
+    assert not bar[:, -5:].any(), "a line is cut"
+    assert not bar[-2:].any()
+    assert bar[60:].any(), "no second line"
+
+
 @pytest.mark.skipif(not shutil.which("dciodvfy"), reason="dicom3tools is not installed")
 def test_report_and_capture_conform_to_their_definitions(tmp_path):
     unread = {"error": "truncated", "message": "is cut"}
     written = [replies.report(film(), row, READER, comment="Ü 93 %") for row in (ROW, unread)]
-    written.append(replies.capture(film(), np.zeros((64, 64, 3), np.uint8), READER, lines=["pneumonia"]))
+    mirrored = film()
+    mirrored.PatientOrientation = ["R", "F"]  # whose picture was mirrored back
+    written.append(replies.capture(mirrored, np.zeros((64, 64, 3), np.uint8), READER, lines=["pneumonia"]))
+    assert list(dcmread(BytesIO(written[-1])).PatientOrientation) == ["L", "F"]
     for data in written:
         (tmp_path / "reply.dcm").write_bytes(data)
         done = subprocess.run(["dciodvfy", "-new", tmp_path / "reply.dcm"], capture_output=True, encoding="latin-1")
         assert "Error" not in done.stderr + done.stdout
-
-
-KILLED = """
-import os, sys, time
-from pathlib import Path
-from tests.pacs.test_node import node, running
-node.POLL = 0.02
-for _ in sys.stdin:  # imports once, then a node for each line
-    if not (child := os.fork()):
-        with running(Path(sys.argv[1]), int(sys.argv[2]), port=int(sys.argv[3])):
-            print(os.getpid(), flush=True)
-            time.sleep(600)
-    os.waitpid(child, 0)
-"""
-
-
-def delivered(port: int, data: Dataset) -> bool:
-    """Send a film to a node that may die of a kill at any moment."""
-    with suppress(RuntimeError):  # the association ended before the film was sent
-        return send(port, data) == [0]
-    return False
-
-
-@pytest.mark.long
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # sockets of pynetdicom's dead peers
-@pytest.mark.parametrize(("kills", "count"), [(20, 60), (200, 500)])
-def test_kills_lose_and_double_nothing(tmp_path, kills, count):
-    """Films are sent again until they are acknowledged, as modalities do, while the node is killed over and over."""
-    received: dict[str, Dataset] = {}
-    with archive(received) as port:
-        with running(tmp_path / "probe", port) as probe:
-            mine = probe.port
-        command = [sys.executable, "-c", KILLED, tmp_path / "films", str(port), str(mine)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        process = subprocess.Popen(command, **pipes, text=True, bufsize=1, cwd=Path(__file__).parents[2])
-        rng, waiting = np.random.default_rng(0), [film(number + 100) for number in range(count)]
-        for kill in range(kills + 1):
-            process.stdin.write("\n")
-            child = int(process.stdout.readline())
-            end = time.monotonic() + rng.uniform(0, 0.5)
-            while time.monotonic() < end or (kill == kills and waiting):
-                if waiting and delivered(mine, waiting[0]):
-                    waiting.pop(0)
-            if kill == kills:
-                wait(lambda: len(received) == 2 * count, 300)
-                time.sleep(1)
-            os.kill(child, signal.SIGKILL)
-        process.communicate(timeout=20)
-    assert not waiting
-    assert len(received) == 2 * count

@@ -4,18 +4,23 @@ Needs Debian's `orthanc`, and `dcmtk` and `dicom3tools` for what validates the r
 """
 
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
+import sys
+import time
 import urllib.request
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import pytest
 from PIL import Image
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 from tests.pacs.test_node import film, wait
 from tests.serving.test_server import PATIENTS, serving
 
@@ -40,10 +45,6 @@ def free_ports(count: int) -> list[int]:
 def picture(number: int, *, cut: int = 0) -> bytes:
     """A chest film of a synthetic patient as DICOM; `cut` bytes of its pixels are missing."""
     data: Dataset = film(number)
-    data.file_meta.MediaStorageSOPClassUID, data.file_meta.MediaStorageSOPInstanceUID = (
-        data.SOPClassUID,
-        data.SOPInstanceUID,
-    )
     pixels = (255 * draw(PATIENTS[number], 0)).astype(np.uint8)
     data.Rows, data.Columns = pixels.shape
     data.SamplesPerPixel, data.PixelRepresentation, data.PhotometricInterpretation = 1, 0, "MONOCHROME2"
@@ -141,3 +142,66 @@ def validate(archive: Archive, instance: str, folder: Path) -> None:
     if shutil.which("dciodvfy"):
         done = subprocess.run(["dciodvfy", "-new", folder / "reply.dcm"], capture_output=True, encoding="latin-1")
         assert "Error" not in done.stderr + done.stdout
+
+
+KILLED = """
+import os, sys, time
+from pathlib import Path
+from tests.pacs.test_node import node, running
+node.POLL = 0.02
+for _ in sys.stdin:  # imports once, then a node for each line
+    if not (child := os.fork()):
+        with running(Path(sys.argv[1]), int(sys.argv[2]), port=int(sys.argv[3])):
+            print(os.getpid(), flush=True)
+            time.sleep(600)
+    os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(ORTHANC is None or not shutil.which("storescu"), reason="orthanc or dcmtk is not installed")
+@pytest.mark.parametrize(("kills", "count"), [(20, 60), (200, 500)])
+def test_kills_lose_and_double_nothing(tmp_path, kills, count):
+    """`storescu` sends films again until they are acknowledged, while the node is killed over and over."""
+    (mine,) = free_ports(1)
+    films, rng = tmp_path / "films", np.random.default_rng(0)
+    films.mkdir()
+    with orthanc(tmp_path / "orthanc", mine) as archive:
+        command = [sys.executable, "-c", KILLED, tmp_path / "node", str(archive.dicom), str(mine)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        process = subprocess.Popen(command, **pipes, text=True, bufsize=1, cwd=Path(__file__).parents[2])
+        for kill in range(kills + 1):
+            process.stdin.write("\n")
+            child = int(process.stdout.readline())
+            killer = Timer(rng.uniform(0, 0.5), os.kill, (child, signal.SIGKILL))
+            if kill < kills:
+                killer.start()
+            for number in range(kill * count // kills, min(count, (kill + 1) * count // kills)):
+                film(100 + number).save_as(films / f"{number}.dcm", enforce_file_format=True)
+            storescu(films, mine)
+            if kill < kills:
+                killer.join()
+        wait(lambda: archive.get("/statistics")["CountInstances"] == 2 * count, 300)
+        time.sleep(2)
+        os.kill(child, signal.SIGKILL)
+        process.communicate(timeout=20)
+        assert not list(films.glob("*.dcm")), "films were never acknowledged"
+        found = [dcmread(BytesIO(archive.get(f"/instances/{one}/file"))) for one in archive.get("/instances")]
+    expected = [(kind, str(film(100 + number).SOPInstanceUID)) for kind in ("SR", "OT") for number in range(count)]
+    assert sorted((one.Modality, referenced(one)) for one in found) == sorted(expected)
+
+
+def storescu(films: Path, port: int) -> None:
+    """Send the films that no node has acknowledged yet; those that it acknowledges are renamed."""
+    command = ["storescu", "+rn", "-aet", "MODALITY", "-aec", "XRAY", "127.0.0.1", str(port)]
+    subprocess.run([*command, *films.glob("*.dcm")], capture_output=True, check=False)
+    for path in films.glob("*.bad"):
+        path.rename(path.with_suffix(""))
+
+
+def referenced(reply: Dataset) -> str:
+    """The film that a reply is about."""
+    if reply.Modality == "OT":
+        return str(reply.SourceImageSequence[0].ReferencedSOPInstanceUID)
+    series = reply.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence[0]
+    return str(series.ReferencedSOPSequence[0].ReferencedSOPInstanceUID)

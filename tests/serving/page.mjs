@@ -126,13 +126,16 @@ async function prevalence(page) {
 }
 
 async function opinions(page) {
-  await page.evaluate(() => document.activeElement.blur());
+  const { y, height } = await page.locator("#opinion").boundingBox();
+  assert.ok(y + height < page.viewportSize().height, "film, answer and opinion are seen at once");
   await page.keyboard.press("n");
-  await page.keyboard.type('=1+1, "rotated"');
   await page.keyboard.press("Escape");
-  await page.evaluate(() => document.activeElement.blur());
   await page.keyboard.press("d");
   await page.waitForFunction(() => document.querySelector("#opinion-state").textContent === "Kept on the server.");
+  await page.keyboard.press("n");
+  await page.keyboard.type('=1+1, "rotated"');
+  await Promise.all([page.waitForResponse(/feedback/), page.keyboard.press("Enter")]);
+  assert.equal(await page.evaluate(() => document.activeElement.id), "", "the keys of the film are back");
   assert.equal(await page.getAttribute("[data-opinion=disagree]", "aria-pressed"), "true");
   const [download] = await Promise.all([page.waitForEvent("download"), page.click("#download")]);
   await download.saveAs(path.join(output, "labels.csv"));
@@ -173,7 +176,7 @@ await accessible(dark, "keys");
 for (const [name, width] of [["light", 1400], ["narrow", 400]]) {
   const page = await open(width, "light");
   assert.ok(await brightness(page) > 200, "light");
-  await page.setInputFiles("#files", files);
+  await page.setInputFiles("#folder", folder);
   await allRead(page);
   await page.waitForFunction(() => document.querySelector("#window").textContent);
   await page.keyboard.press("h");

@@ -3,6 +3,7 @@
 What needs no time is in `test_server.py` and `tests/pacs/test_node.py`; the threats are those of `docs/reliability.md`.
 """
 
+import gzip
 import json
 import random
 import socket
@@ -29,6 +30,14 @@ def post(body: bytes, *, path: str = "/v1/predict", head: str = "") -> bytes:
 
 def part(name: str, value: str = "x") -> bytes:
     return f'--X\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+
+
+def get(path: str, more: str = "", *, head: str = HEAD) -> bytes:
+    return f"GET {path} HTTP/1.1\r\n{head}{more}\r\n".encode()
+
+
+def chunked(body: str) -> bytes:
+    return f"POST /v1/predict HTTP/1.1\r\n{HEAD}Transfer-Encoding: chunked\r\n\r\n{body}".encode()
 
 
 RAW = {
@@ -72,7 +81,77 @@ RAW = {
     "huge JSON": (post(b'"' + b"x" * 900000 + b'"', path="/v1/feedback"), {400}),
     "huge number": (post(b'{"probability":' + b"9" * 9000 + b"}", path="/v1/feedback"), {400}),
     "prevalence that is code": (post(film(), path="/v1/predict?prevalence=__import__('os')"), {400}),
+    "prevalence of nothing": (post(film(), path="/v1/predict?prevalence=1e-400"), {400}),
+    "thousands of ranges": (get("/static/app.js", f"Range: bytes={'0-0,' * 12000}0-0\r\n"), {200}),
+    "negative range": (get("/static/app.js", f"Range: bytes=-{'9' * 99}\r\n"), {206}),
+    "packed bomb": (post(gzip.compress(bytes(10**8)), head="Content-Encoding: gzip\r\n"), {422}),
+    "length with a sign": (f"POST /v1/predict HTTP/1.1\r\n{HEAD}Content-Length: +5\r\n\r\nhello".encode(), {400}),
+    "lengths in a list": (f"POST /v1/predict HTTP/1.1\r\n{HEAD}Content-Length: 5, 6\r\n\r\nhello".encode(), {400}),
+    "chunk's long extension": (chunked(f"5;{'a' * 10**5}\r\nhello\r\n0\r\n\r\n"), {400, 422}),
+    "long trailers": (chunked(f"0\r\n{'X: y' * 60000}\r\n\r\n"), {400}),
+    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", {421, 505}),
+    "user in the host": (b"GET / HTTP/1.1\r\nHost: localhost:80@evil.example\r\n\r\n", {421}),
+    "text after brackets": (b"GET / HTTP/1.1\r\nHost: [::1]evil.example\r\n\r\n", {421}),
+    "forwarded host": (b"GET / HTTP/1.1\r\nHost: evil\r\nX-Forwarded-Host: localhost\r\n\r\n", {421}),
+    "origin of a file": (post(b"x", head="Origin: file://localhost\r\n"), {403}),
+    "token in the query": (get(f"/v1/models?token={TOKEN}", head="Host: localhost\r\n"), {401}),
+    "token without its scheme": (get("/v1/models", head=f"Host: localhost\r\nAuthorization: {TOKEN}\r\n"), {401}),
+    "private path in disguise": (get("/%76%31%2Fmodels", head="Host: localhost\r\n"), {401}),
+    "private path behind a slash": (get("//v1/models", head="Host: localhost\r\n"), {404}),
+    "private path through static": (get("/static/../v1/models", head="Host: localhost\r\n"), {404}),
+    "another charset of a form": (
+        post(part("prevalence") + b"--X--\r\n", head=FORM[:-2] + "; charset=zlib\r\n"),
+        {400},
+    ),
+    "opinion in wide digits": (post(json.dumps({"sha256": "\uff11" * 64}).encode(), path="/v1/feedback"), {400}),
 }
+
+
+def item(kind: int, value: bytes) -> bytes:
+    return struct.pack(">BBH", kind, 0, len(value)) + value
+
+
+def request(*, context: int = 1, called: bytes = b"XRAY", longest: int = 2**14, more: bytes = b"") -> bytes:
+    """An association request for C-ECHO."""
+    syntax = item(0x30, b"1.2.840.10008.1.1") + item(0x40, b"1.2.840.10008.1.2")
+    body = b"\0\1\0\0" + called.ljust(16) + b"MODALITY".ljust(16) + bytes(32) + item(0x10, b"1.2.840.10008.3.1.1.1")
+    body += item(0x20, bytes([context, 0, 0, 0]) + syntax) + item(0x50, item(0x51, longest.to_bytes(4)) + more)
+    return struct.pack(">BBL", 1, 0, len(body)) + body
+
+
+def fragment(data: bytes, *, context: int = 1, flags: int = 3) -> bytes:
+    return struct.pack(">BBLLBB", 4, 0, len(data) + 6, len(data) + 2, context, flags) + data
+
+
+ECHO = bytes.fromhex(
+    "00000000 04000000 38000000 00000200 12000000 312e322e3834302e31303030382e312e3100 00000001 02000000 3000"
+    "00001001 02000000 0100 00000008 02000000 0101"
+)
+PDUS = {
+    "the longest PDU is shorter than its head": [request(longest=5), fragment(ECHO)],
+    "the longest PDU holds one byte": [request(longest=7), fragment(ECHO)],
+    "an even context": [request(context=2)],
+    "control letters in a title": [request(called=b"XRAY\n\x1b[2J")],
+    "60,000 letters of user identity": [request(more=item(0x58, b"\2\1\xea\x60" + b"x" * 60000 + b"\0\0"))],
+    "two requests": [request(), request()],
+    "an acceptance": [b"\2" + request()[1:]],
+    "a release before a request": [b"\5\0\0\0\0\4\0\0\0\0"],
+    "a context that was never agreed": [request(), fragment(ECHO, context=77)],
+    "data without a command": [request(), fragment(b"x" * 100, flags=2)],
+    "a command that is none": [request(), fragment(b"\xff" * 5000)],
+    "a command of an unknown kind": [request(), fragment(ECHO.replace(b"\x30\0", b"\x77\x77", 1))],
+    "C-FIND without an identifier": [request(), fragment(ECHO.replace(b"\x30\0", b"\x20\0", 1))],
+    "a fragment that claims 2 GB": [request(), struct.pack(">BBLLBB", 4, 0, 20, 2**31, 1, 3) + bytes(14)],
+    "2,000 echoes at once": [request(), fragment(ECHO) * 2000],
+}
+
+
+def exchange(port: int, parts: list[bytes]) -> None:
+    """Send parts, each after the answer to the one before."""
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 2) as peer:
+        for data in parts:
+            peer.sendall(data)
+            peer.recv(2**16)
 
 
 def ask(port: int, data: bytes, seconds: float = 20.0) -> int:
@@ -116,6 +195,10 @@ def test_nothing_gets_through_and_both_ports_answer_afterwards(tmp_path):
                 wrong[name] = status
             assert server.ask("GET", "/health")[0].status == 200, name
         assert not wrong
+        for at in range(40):  # who leave while they send or wait
+            with socket.create_connection(("127.0.0.1", server.port)) as peer:
+                peer.sendall(post(film())[: -50 * (at % 2) or None])
+        wait(lambda: b"xray_waiting 0.0" in server.ask("GET", "/metrics")[1])
         with ExitStack() as stack:  # slow heads, slow bodies, slow readers and idle connections, all at once
             crowd = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port))) for _ in range(500)]
             for at, peer in enumerate(crowd[:60]):
@@ -126,6 +209,9 @@ def test_nothing_gets_through_and_both_ports_answer_afterwards(tmp_path):
             time.sleep(16)
             assert sum(open_(peer) for peer in crowd) <= 20, "slow and idle connections stay"
         fuzz(dicom, random.Random(0), 150)
+        for parts in PDUS.values():
+            exchange(dicom, parts)
+            wait(lambda: echo(dicom), 60)
         with ExitStack() as stack:
             for _ in range(100):
                 stack.enter_context(socket.create_connection(("127.0.0.1", dicom)))

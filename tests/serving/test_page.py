@@ -3,9 +3,12 @@
 import csv
 import shutil
 import subprocess
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from tests.pacs.test_orthanc import picture
 from tests.serving.test_server import TOKEN, film, serving
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -30,8 +33,10 @@ def test_readers_use_the_page_in_a_browser(tmp_path, node):
     films, output = tmp_path / "films", tmp_path / "output"
     for folder in (films, output):
         folder.mkdir()
-    for number in range(6):
+    for number in range(4):
         (films / f"DOE^JANE {number}.png").write_bytes(film(number))
+    (films / "DOE^JANE").write_bytes(picture(4))
+    Image.open(BytesIO(film(5))).save(films / "5.jpg")
     (films / "<img src=x onerror=alert(1)>.png").write_bytes(b"text")
     with serving(tmp_path, f"keep={tmp_path / 'kept'}", XRAY_SERVE_TOKEN=TOKEN) as server:
         url = f"http://127.0.0.1:{server.port}/"
@@ -40,7 +45,7 @@ def test_readers_use_the_page_in_a_browser(tmp_path, node):
     print(done.stdout)
     assert done.returncode == 0, done.stderr
     for place in (output / "labels.csv", tmp_path / "kept" / "labels.csv"):
-        (row,) = csv.DictReader(place.read_text(encoding="utf-8").splitlines())
+        *_, row = csv.DictReader(place.read_text(encoding="utf-8").splitlines())
         assert row["opinion"] == "disagree"
         assert len(row["sha256"]) == 64
         assert row["label"] in {"NORMAL", "PNEUMONIA"}

@@ -16,45 +16,34 @@ LONG = ["trainer.max_epochs=100000", "trainer.patience=null", "tracking.system_m
 
 @pytest.fixture
 def started(tmp_path):
-    """Start a training in a process of its own; gives it after its first epoch, and kills it after the test."""
+    """A training after its first epoch, whose parent ignores SIGHUP and SIGINT."""
+
+    def ignore():
+        for number in (signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+
     command = [sys.executable, "-m", "xray_pneumonia.cli", "train", *SMALL, *LONG]
-    running = []
-
-    def start(**options):
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **options)
-        running.append(process)
-        assert any(b"epoch 1/" in line for line in process.stderr)
-        return process
-
-    yield start
-    for process in running:
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, **pipes, preexec_fn=ignore) as process:
+        assert any("epoch 1/" in line for line in process.stderr)
+        yield process
         process.kill()
-        process.communicate()
 
 
-def status(tmp_path):
+def test_ignored_signals_stay_ignored_and_another_ends_the_run_once(started, tmp_path):
+    for number in (signal.SIGHUP, signal.SIGINT):
+        started.send_signal(number)
+    time.sleep(1)
+    assert started.poll() is None
+    started.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    started.send_signal(signal.SIGTERM)
+    _, err = started.communicate(timeout=180)
+    assert started.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in err
     client = MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
     [run] = client.search_runs([client.get_experiment_by_name("xray").experiment_id])
-    return run.info.status
-
-
-def test_a_closed_terminal_ends_the_run_as_killed(started, tmp_path):
-    process = started()
-    process.send_signal(signal.SIGHUP)
-    process.communicate(timeout=180)
-    assert process.returncode == 128 + signal.SIGHUP
-    assert status(tmp_path) == "KILLED"
-
-
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
-def test_an_ignored_signal_stays_ignored(started, number):
-    process = started(preexec_fn=lambda: signal.signal(number, signal.SIG_IGN))
-    process.send_signal(number)
-    time.sleep(2)
-    assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=180)
-    assert process.returncode == 128 + signal.SIGTERM
+    assert run.info.status == "KILLED"
 
 
 def test_a_closed_standard_error_loses_nothing(tmp_path):

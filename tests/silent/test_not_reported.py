@@ -1,10 +1,7 @@
 """What is not reported counts as absent: ranks, folders, damaged files, contradicting keys (kind A)."""
 
 import csv
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 from mlflow import MlflowClient
@@ -15,15 +12,14 @@ from xray_pneumonia.data.images.cache import open_cache
 from xray_pneumonia.data.records import scan
 
 SMALL = ["data=synthetic", "data.synthetic_patients=20", "data.image_size=32", "trainer=smoke", "evaluation=quick"]
-WITHOUT_ROOTS_RIGHTS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]
 
 
-@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"])
-def test_a_rank_that_a_shell_left_over_changes_nothing(start, tmp_path, name):
-    process = start("train", *SMALL, "tracking.system_metrics=false", **{name: "1"})
+def test_ranks_that_a_shell_left_over_change_nothing(start, tmp_path):
+    ranks = dict.fromkeys(["RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"], "1")
+    process = start("train", *SMALL, "tracking.system_metrics=false", **ranks)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert f"{name}=1" in err
+    assert all(f"{name}=1" in err for name in ranks)
     assert "GPU available" not in err  # Lightning's own messages
     run_id = out.splitlines()[-1].split()[0].removeprefix("run_id=")
     metrics = MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db").get_run(run_id).data.metrics
@@ -42,39 +38,30 @@ def locked(tmp_path, xrays):
     (folder / "hidden_part").chmod(0o755)
 
 
-def without_rights(*arguments, cwd):
-    command = [*WITHOUT_ROOTS_RIGHTS, sys.executable] if os.geteuid() == 0 else [sys.executable]
-    return subprocess.run(
-        [*command, "-m", "xray_pneumonia.cli", *arguments], cwd=cwd, capture_output=True, text=True, timeout=120
-    )
-
-
-def test_predict_reports_a_folder_that_it_may_not_read(locked, tmp_path):
-    done = without_rights("predict", f"input={locked}", "output=out", "workers=1", cwd=tmp_path)
-    assert done.returncode == 3, done.stderr
+def test_predict_reports_a_folder_that_it_may_not_read(xray, locked, tmp_path, without_rights):
+    done = xray("predict", f"input={locked}", "output=out", "workers=1")
+    assert done.code == 3, done.err
     table = (tmp_path / "out" / "predictions.csv").read_text().splitlines()
     rows = {row["path"]: row for row in csv.DictReader(table)}
     assert len(rows) == 3
     assert rows["hidden_part"]["error"] == "unreadable"
 
 
-def test_train_refuses_a_folder_that_it_may_not_read(xrays, tmp_path):
-    root = tmp_path / "xrays"
-    subprocess.run(["cp", "-r", xrays, root], check=True)
+def test_train_refuses_a_folder_that_it_may_not_read(xray, tiny, xrays, tmp_path, without_rights):
+    root = shutil.copytree(xrays, tmp_path / "xrays")
     (root / "train" / "NORMAL").chmod(0)
-    done = without_rights("train", f"data.root={root}", "trainer=smoke", cwd=tmp_path)
+    done = xray("train", *tiny, f"data.root={root}")
     (root / "train" / "NORMAL").chmod(0o755)
-    assert done.returncode == 2, done.stderr
-    assert "train/NORMAL" in done.stderr
-    assert "cannot be read" in done.stderr
+    assert done.code == 2, done.err
+    assert "train/NORMAL" in done.err
+    assert "cannot be read (Permission denied)" in done.err
 
 
-@pytest.mark.parametrize(("monitor", "mode"), [("val/loss", "max"), ("val/auroc", "min")])
-def test_a_mode_that_contradicts_the_monitored_metric_is_refused(xray, tiny, monitor, mode):
+@pytest.mark.parametrize(("monitor", "mode", "worst"), [("val/loss", "max", "most"), ("val/auroc", "min", "least")])
+def test_a_mode_that_contradicts_the_monitored_metric_is_refused(xray, tiny, monitor, mode, worst):
     outcome = xray("train", *tiny, f"monitor={monitor}", f"mode={mode}")
     assert outcome.code == 2
-    assert f"monitor={monitor}" in outcome.err
-    assert f"mode={mode}" in outcome.err
+    assert f"mode={mode}: would keep the epoch with the {worst} monitor={monitor}" in outcome.err
 
 
 def test_the_best_epoch_by_loss_is_the_one_with_the_least(xray, tiny, home):

@@ -1,6 +1,7 @@
 """What the sweep tests share: overrides of a trial that takes a second, the command, and what a sweep left behind."""
 
 import sys
+from collections import Counter
 from dataclasses import dataclass
 
 import optuna
@@ -27,6 +28,25 @@ class Records:
         ids = [experiment.experiment_id for experiment in client.search_experiments()]
         found = client.search_runs(ids, order_by=["start_time ASC"], max_results=1000)
         return [run for run in found if not verbs or run.data.tags["verb"] in verbs]
+
+    def require_accounted(self, name, n_trials, *, ends=frozenset({"KILLED"})):
+        """Nothing lost, nothing doubled, every status true; runs of failed trials ended as `ends` says."""
+        trials = self.trials(name)
+        states = Counter(trial.state.name for trial in trials)
+        assert states["COMPLETE"] + states["PRUNED"] == n_trials, states
+        assert states["RUNNING"] == 0, states
+        assert [trial.number for trial in trials] == list(range(len(trials)))
+        [parent] = self.runs("sweep")
+        assert parent.info.status == "FINISHED"
+        runs = self.runs("train", "trial")
+        finished = Counter(run.data.tags["sweep.trial"] for run in runs if run.info.status == "FINISHED")
+        done = {str(trial.number) for trial in trials if trial.state.name in {"COMPLETE", "PRUNED"}}
+        assert set(finished) == done
+        assert set(finished.values()) == {1}
+        assert {run.info.status for run in runs} <= {"FINISHED", *ends}
+        assert all(run.data.tags["mlflow.parentRunId"] == parent.info.run_id for run in runs)
+        failed = {str(trial.number) for trial in trials if trial.state.name == "FAIL"}
+        assert {run.data.tags["sweep.trial"] for run in runs if run.info.status in ends} <= failed
 
 
 @pytest.fixture

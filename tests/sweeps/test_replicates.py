@@ -12,11 +12,23 @@ from xray_pneumonia.sweeps.plan import is_hopeless, list_replicates, mean_and_sd
 
 
 def test_every_seed_on_every_fold():
-    listed = list_replicates(SimpleNamespace(seeds=[1, 2], folds=3))
+    listed = list_replicates(SimpleNamespace(seeds=[1, 2], folds=3, shifts=[]))
     assert len(listed) == 6
     assert listed[4].values == {"seed": 2, "data.folds": 3, "data.fold": 1}
-    assert list_replicates(SimpleNamespace(seeds=None, folds=2))[0].values == {"data.folds": 2, "data.fold": 0}
-    assert list_replicates(SimpleNamespace(seeds=None, folds=None)) == []
+    assert list_replicates(SimpleNamespace(seeds=None, folds=2, shifts=[]))[0].values == {
+        "data.folds": 2,
+        "data.fold": 0,
+    }
+    assert list_replicates(SimpleNamespace(seeds=None, folds=None, shifts=[])) == []
+
+
+def test_every_seed_on_every_held_out_shift():
+    listed = list_replicates(SimpleNamespace(seeds=[1, 2], folds=None, shifts=["virus"]))
+    assert [one.name for one in listed] == ["seed 1 plain", "seed 1 virus", "seed 2 plain", "seed 2 virus"]
+    assert [one.values["data.split"] for one in listed] == ["patient", "virus"] * 2
+    folds = list_replicates(SimpleNamespace(seeds=None, folds=2, shifts=["virus"]))
+    assert folds[1].values == {"data.split": "patient", "data.folds": 2, "data.fold": 1}
+    assert folds[2].values == {"data.split": "virus"}
 
 
 def test_mean_and_sd():
@@ -63,3 +75,17 @@ def test_the_machine_is_divided(monkeypatch):
     assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["4", "5", "4"]
     assert {share["OMP_NUM_THREADS"] for share in shares} == {"2"}
     assert "CUDA_VISIBLE_DEVICES" not in workers.share(0, 2, gpus=0)
+
+
+@pytest.mark.parametrize(
+    ("count", "gpus", "threads", "words"),
+    [
+        (3, 2, None, "2 threads each, 8 processors; up to 2 on each of 2 GPUs"),
+        (2, 2, None, "4 threads each, 8 processors; a GPU of its own, 2 in all"),
+        (12, 0, None, "1 thread each, 8 processors with 1.5 threads on each; no GPU"),
+        (4, 0, 4, "4 threads each, 8 processors with 2 threads on each; no GPU"),
+    ],
+)
+def test_workers_say_what_they_get(monkeypatch, count, gpus, threads, words):
+    monkeypatch.setattr(workers.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert workers.word_share(count, gpus=gpus, threads=threads) == f"workers={count}: {words}"

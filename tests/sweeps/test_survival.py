@@ -5,7 +5,6 @@ import random
 import signal
 import subprocess
 import time
-from collections import Counter
 from contextlib import suppress
 
 import psutil
@@ -29,25 +28,6 @@ def finish(command):
     assert done.returncode == 0, done.stderr
 
 
-def require_accounted(records, name, n_trials):
-    trials = records.trials(name)
-    states = Counter(trial.state.name for trial in trials)
-    assert states["COMPLETE"] + states["PRUNED"] == n_trials, states
-    assert states["RUNNING"] == 0, states
-    assert [trial.number for trial in trials] == list(range(len(trials)))
-    [parent] = records.runs("sweep")
-    assert parent.info.status == "FINISHED"
-    runs = records.runs("train", "trial")
-    finished = Counter(run.data.tags["sweep.trial"] for run in runs if run.info.status == "FINISHED")
-    done = {str(trial.number) for trial in trials if trial.state.name in {"COMPLETE", "PRUNED"}}
-    assert set(finished) == done
-    assert set(finished.values()) == {1}
-    assert {run.info.status for run in runs} <= {"FINISHED", "KILLED"}
-    assert all(run.data.tags["mlflow.parentRunId"] == parent.info.run_id for run in runs)
-    failed = {str(trial.number) for trial in trials if trial.state.name == "FAIL"}
-    assert {run.data.tags["sweep.trial"] for run in runs if run.info.status == "KILLED"} <= failed
-
-
 @pytest.mark.long
 def test_twenty_kills_of_twenty_trials(command, records):
     command += ("optimizer.lr=tag(log,interval(1e-4,1e-2))", "sweep.n_trials=20", "sweep.name=kill")
@@ -55,7 +35,7 @@ def test_twenty_kills_of_twenty_trials(command, records):
     for _ in range(20):
         kill_after(command, dice.uniform(3, 14))
     finish(command)
-    require_accounted(records, "kill", 20)
+    records.require_accounted("kill", 20)
 
 
 @pytest.mark.long
@@ -64,6 +44,6 @@ def test_a_killed_grid_is_completed_without_a_point_twice(command, records):
     for seconds in (9, 8):
         kill_after(command, seconds)
     finish(command)
-    require_accounted(records, "grid", 4)
+    records.require_accounted("grid", 4)
     complete = [trial for trial in records.trials("grid") if trial.state.name == "COMPLETE"]
     assert sorted(trial.params["optimizer.lr"] for trial in complete) == ["0.0001", "0.0003", "0.001", "0.003"]

@@ -39,7 +39,9 @@ def test_a_grid_is_one_parent_run_and_a_failing_point_does_not_end_it(xray, swee
     [parent] = records.runs("sweep")
     assert parent.info.status == "FINISHED"
     assert done.out.splitlines()[-1].startswith(f"sweep_id={parent.info.run_id} trials=1 val/auroc=")
-    assert re.findall(r"best so far: val/auroc [\d.]+ \(trial 1\); 1 of 2 trials$", done.err, re.MULTILINE)
+    assert re.findall(
+        r"best so far: val/auroc [\d.]+ \(trial 1\); 1 of 2 trials, [\d.]+ a minute$", done.err, re.MULTILINE
+    )
     children = records.runs("train")
     assert [run.info.status for run in children] == ["FAILED", "FINISHED"]
     assert [run.data.tags["override.data.batch_size"] for run in children] == ["0", "64"]
@@ -116,7 +118,7 @@ def test_the_time_that_is_left_is_no_finer_than_an_estimate(seconds, words):
 
 
 @pytest.mark.long
-def test_what_failed_is_tried_again_and_what_is_done_stays(xray, sweep, records, tmp_path):
+def test_what_failed_is_tried_again_and_what_is_done_stays(xray, sweep, records, tmp_path, drawn):
     arguments = ["data.batch_size=64,0,32", "sweep.name=grid"]
     assert sweep(*arguments).code == 0
     assert len(records.runs("train")) == 3
@@ -202,7 +204,7 @@ def test_an_unusable_url_is_refused_without_its_password(sweep, url):
 
 
 @pytest.mark.long
-def test_replicates_plots_and_the_best_config(xray, sweep, records, folder):
+def test_replicates_plots_and_the_best_config(xray, sweep, records, folder, drawn):
     arguments = ["trainer.max_epochs=3", "trainer.patience=null", "optimizer.lr=1e-6,1e-2,2e-6,3e-6"]
     done = sweep(*arguments, "sweep.seeds=[1,2]", "sweep.name=seeds")
     assert done.code == 0, done.err
@@ -291,3 +293,21 @@ def test_a_run_that_the_store_kept_open_ends_as_its_trial_did(sweep, records):
     assert sweep(*arguments, "sweep.max_failures=null").code == 0
     by_trial = {run.data.tags["sweep.trial"]: run.info.status for run in records.runs("train")}
     assert by_trial == {"0": "FAILED", "1": "FINISHED", "2": "FAILED"}  # trial 2 is 0 once more
+
+
+def test_a_trial_is_scored_by_films_as_they_are_corrupted_and_held_out(sweep, records):
+    done = sweep("sweep=robust", "sweep.folds=null", "sweep.shifts=[soft]", "sweep.seeds=[1]", "sweep.name=robust")
+    assert done.code == 0, done.err
+    plain, shifted = records.runs("train")
+    [group] = records.runs("trial")
+    assert {"robust/crop/log_loss", "robust/plain/balanced_accuracy"} < plain.data.metrics.keys()
+    assert [key for key in shifted.data.metrics if key.startswith("robust/soft/")]
+    scores = [run.data.metrics["robust/score"] for run in (plain, shifted, group)]  # of 6 parts, 1 part, all 7
+    assert scores[2] == pytest.approx((6 * scores[0] + scores[1]) / 7)
+    assert records.study("robust").best_value == pytest.approx(scores[2])
+    assert "mean of 7 of 12 parts" in done.err
+    assert group.data.tags["robust.rests_on"] == "seed 1 plain, seed 1 soft; 1 epochs of 32 pixels, all images"
+
+    done = sweep("sweep=robust", "sweep.shifts=[dark]")
+    assert done.code == 2
+    assert "sweep.scales.dark={}" in done.err

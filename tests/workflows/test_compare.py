@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from xray_pneumonia import terminal
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.intervals import delong_difference
 from xray_pneumonia.evaluation.metrics import table_metrics
@@ -62,7 +63,7 @@ def compare(xray, written):
     return lambda *arguments: xray("compare", f"home={home}", "tracking.system_metrics=false", *arguments)
 
 
-def test_seeds_make_a_group_and_what_differs_a_column(compare, written):
+def test_seeds_make_a_group_and_what_differs_a_column(compare, written, drawn):
     home, ids = written
     done = compare("sweep_name=nets", "format=csv")
     assert done.code == 0, done.err
@@ -185,7 +186,7 @@ def test_figures_say_what_they_rest_on(compare, written):
 
 @pytest.mark.parametrize("width", [80, 160])
 def test_a_narrow_terminal_folds_no_figure(monkeypatch, capsys, width):
-    monkeypatch.setattr(workflow, "Console", lambda **given: Console(**{**given, "width": width}))
+    monkeypatch.setattr(terminal, "Console", lambda **given: Console(**{**given, "width": width}))
     table = pd.DataFrame({"runs": [3], "model.activations": ["[sigmoid,sigmoid,sigmoid]"], "optimizer.lr": ["-"]})
     table["optimizer.weight_decay"] = "0.00048355744752158394"
     for metric in ("auroc", "accuracy", "sensitivity", "specificity"):

@@ -96,7 +96,7 @@ def folder_of(out, *, what="Report"):
     return path.parent
 
 
-def test_validation_gives_the_report_and_the_numbers(evaluate, run):
+def test_validation_gives_the_report_and_the_numbers(evaluate, run, drawn):
     code, out, err = evaluate(f"run_id={run.run_id}", "evaluation.report=true")
     assert code == 0, err
     folder = folder_of(out)

@@ -8,7 +8,7 @@ from mlflow import MlflowClient
 from xray_pneumonia.workflows import explore
 
 
-def test_a_run_with_figures_and_one_page(xray, xrays, home):
+def test_a_run_with_figures_and_one_page(xray, xrays, home, drawn):
     outcome = xray("explore", f"data.root={xrays}", f"home={home}", "data.image_size=64")
     assert outcome.code == 0, outcome.err
     client = MlflowClient(f"sqlite:///{home}/mlflow.db")

@@ -53,7 +53,7 @@ def read_labels(path: Path) -> dict[str, str]:
     table = read_table(path)
     if missing := [name for name in ("sha256", "label") if name not in table]:
         raise InputError(f"labels={path}: lacks the column {missing[0]}; it has {', '.join(table.columns)}")
-    told = table[table["label"].str.strip().ne("")]
+    told = table[table["label"].fillna("").str.strip().ne("")]
     told = told[told["opinion"].ne(UNSURE)] if "opinion" in told else told
     label = told["label"].str.strip().str.removeprefix("'")
     if contested := int(label.groupby(told["sha256"]).nunique().gt(1).sum()):

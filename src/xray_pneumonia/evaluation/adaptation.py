@@ -24,7 +24,7 @@ TESTED = ("auroc", "sensitivity", "specificity", "balanced_accuracy")
 LEAST = 0.05  # of the films, the fewest that the widest margin answers
 NOTHING = 1000.0  # logits: a margin that no film exceeds
 
-# Given folds that are left out: `logit` and `distance` of all films, by what was fitted without these folds.
+# Takes the folds that are left out; returns `logit` and `distance` of all films, from a fit to the other folds.
 Reading = Callable[[frozenset[int]], pd.DataFrame]
 
 

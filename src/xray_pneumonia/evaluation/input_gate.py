@@ -34,8 +34,8 @@ STRANGE, UNLIKE = "no frontal chest film", "unlike the films it learned from"  #
 class Gate(ABC):
     """Two rules of what a model's X-rays look like; the second tells upright films from turned and inverted ones.
 
-    `direction` (SIDE * SIDE + 1,) is of the second rule, `limits` (2,) are of both; `home` describes the validation
-    films, None in files of version 0.1.0.
+    `direction` (SIDE * SIDE + 1,) belongs to the second rule; `limits` (2,) are those of the first and the second;
+    `home` describes the validation films, None in files of version 0.1.0.
     """
 
     direction: Vector

@@ -26,7 +26,7 @@ FLAGS = {
 
 @dataclass(frozen=True)
 class InputCheck:
-    """A gate, with what computes the distances (N,) of images (N, H, W) that it asks for."""
+    """A gate, and the function that computes for it the distances (N,) of images (N, H, W)."""
 
     gate: Gate
     distances: Callable[[Gray], Vector]

@@ -1,4 +1,4 @@
-"""Defines the convolutional net of the seed, with the hyperparameters that its grid search varied."""
+"""Defines the convolutional net of the original notebook, with the hyperparameters that its grid search varied."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""Defines the baseline of the seed, a fully connected net."""
+"""Defines the baseline of the original notebook, a fully connected net."""
 
 from torch import Tensor, nn
 

@@ -22,10 +22,11 @@ class Bounded:
 
     Args:
         peer: the socket.
+        association: of the peer, once it has said who it is.
     """
 
-    def __init__(self, peer: socket.socket) -> None:
-        self._peer, self._bytes = peer, 0
+    def __init__(self, peer: socket.socket, association: Any) -> None:
+        self._peer, self._association, self._bytes = peer, association, 0
 
     def __call__(self, count: int) -> bytearray:
         """Read so many bytes, or as many as there are until the peer closes.
@@ -33,12 +34,14 @@ class Bounded:
         Raises:
             OSError: they are too many or take too long; the connection is closed.
         """
-        end, data = time.monotonic() + SECONDS, bytearray()
+        end, data = time.monotonic() + (SECONDS if self._association.is_established else FIRST_SECONDS), bytearray()
         self._bytes += count
         while len(data) < count:
-            if count > LONGEST_PDU or self._bytes > MAX_BYTES + LONGEST_PDU or time.monotonic() > end:
+            left = end - time.monotonic()
+            if count > LONGEST_PDU or self._bytes > MAX_BYTES + LONGEST_PDU or left <= 0:
                 self._peer.shutdown(socket.SHUT_RDWR)
                 raise OSError("a peer sends too much or too slowly")
+            self._peer.settimeout(left)
             piece = self._peer.recv(min(count - len(data), 2**16))
             if not piece:
                 break
@@ -53,7 +56,7 @@ class Bounded:
 def bound(event: evt.Event) -> None:
     """Bound what a connection sends."""
     connection: Any = event.assoc.dul.socket
-    connection.recv = Bounded(connection.socket)
+    connection.recv = Bounded(connection.socket, event.assoc)
 
 
 def admit(server: Any, addresses: Collection[str], request: socket.socket, peer: tuple[Any, ...]) -> bool:

@@ -1,21 +1,36 @@
 """Keeps received films on disk and where each stands: received, answered, sent; a database that survives any kill."""
 
+import errno
 import hashlib
+import itertools
+import logging
 import os
+import shutil
 import sqlite3
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-RECEIVED, ANSWERED, SENT, FAILED = "received", "answered", "sent", "failed"
+from xray_pneumonia.errors import InputError
+
+RECEIVED, ANSWERED, SENT = "received", "answered", "sent"
+SPARE = (
+    2**25
+)  # bytes that replies leave free for the database, without which nothing is sent and freed; films twice that
+FAILED, REFUSED = "failed", "refused"  # no reply could be written; the archive does not take it
 TABLE = """
+PRAGMA locking_mode = EXCLUSIVE;
+PRAGMA journal_mode = WAL;
+PRAGMA synchronous = FULL;
 CREATE TABLE IF NOT EXISTS films (
-    name TEXT PRIMARY KEY, study TEXT NOT NULL, state TEXT NOT NULL, received REAL NOT NULL, changed REAL NOT NULL
+    name TEXT PRIMARY KEY, study TEXT NOT NULL, state TEXT NOT NULL, received REAL NOT NULL, changed REAL NOT NULL,
+    content TEXT NOT NULL
 );
 CREATE INDEX IF NOT EXISTS by_state ON films (state, received);
 CREATE INDEX IF NOT EXISTS by_study ON films (study, received);
 """
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,17 +49,22 @@ class Films:
 
     Args:
         folder: made when missing; its files are the user's alone.
+
+    Raises:
+        InputError: it cannot be used, or another process uses it.
     """
 
     def __init__(self, folder: Path) -> None:
         self._inbox, self._outbox = folder / "inbox", folder / "outbox"
-        for place in (self._inbox, self._outbox):
-            place.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
-        self._database = sqlite3.connect(folder / "films.db", check_same_thread=False, isolation_level=None)
-        self._database.execute("PRAGMA journal_mode=WAL")
-        self._database.execute("PRAGMA synchronous=FULL")
-        self._database.executescript(TABLE)
+        try:
+            for place in (self._inbox, self._outbox):
+                place.mkdir(parents=True, exist_ok=True)
+            self._database = sqlite3.connect(folder / "films.db", 2.0, check_same_thread=False, isolation_level=None)
+            self._database.executescript(TABLE)
+        except (OSError, sqlite3.Error) as error:
+            cure = "another server uses it" if "locked" in str(error) else "name a folder that can be written to"
+            raise InputError(f"dicom.folder={folder}: {error}; {cure}") from error
 
     def close(self) -> None:
         """Close the database."""
@@ -53,25 +73,29 @@ class Films:
 
     def receive(self, data: bytes, *, instance: str, study: str) -> None:
         """Store a film; when this returns it is on disk. One that was answered before is not answered again."""
-        film = Film(_name(instance), _name(study))
+        film, content = Film(_name(instance), _name(study)), hashlib.sha256(data).hexdigest()
         with self._lock:
-            known = self._database.execute("SELECT 1 FROM films WHERE name = ?", (film.name,)).fetchone()
-            if known:
-                return
-        _write(self.path(film), data)
+            query = "SELECT content FROM films WHERE name = ?"
+            known = self._database.execute(query, (film.name,)).fetchone()
+        if known:
+            if known[0] != content:
+                log.warning("a film came again under its UID with other content; what came first is answered")
+            return
+        _write(self.path(film), data, spare=2 * SPARE)
         now = time.time()
-        row = (film.name, film.study, RECEIVED, now, now)
+        row = (film.name, film.study, RECEIVED, now, now, content)
         with self._lock:
-            self._database.execute("INSERT OR IGNORE INTO films VALUES (?, ?, ?, ?, ?)", row)
+            self._database.execute("INSERT OR IGNORE INTO films VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def settled(self, *, seconds: float) -> list[Film]:
-        """List the films to answer, of studies that received nothing for so long."""
+        """List the films of studies that received nothing for so long, or in the future: the clock was set back."""
         query = """
             SELECT name, study FROM films AS film WHERE state = ? AND
-                (SELECT max(received) FROM films WHERE study = film.study) <= ?
+                (SELECT max(received) FROM films WHERE study = film.study) NOT BETWEEN ? AND ?
             ORDER BY received
         """
-        return self._films(query, (RECEIVED, time.time() - seconds))
+        now = time.time()
+        return self._films(query, (RECEIVED, now - seconds, now))
 
     def unsent(self) -> list[Film]:
         """List the films whose replies wait to be sent."""
@@ -88,12 +112,13 @@ class Films:
 
     def replies(self, film: Film) -> list[Path]:
         """List the files of the replies to a film."""
-        return sorted(self._outbox.glob(f"{film.name}.*.dcm"))
+        paths = (self._outbox / f"{film.name}.{number}.dcm" for number in itertools.count())
+        return list(itertools.takewhile(Path.exists, paths))
 
     def answer(self, film: Film, replies: list[bytes]) -> None:
         """Store the replies to a film."""
         for number, data in enumerate(replies):
-            _write(self._outbox / f"{film.name}.{number}.dcm", data)
+            _write(self._outbox / f"{film.name}.{number}.dcm", data, spare=SPARE)
         self._move(film, ANSWERED)
 
     def close_film(self, film: Film) -> None:
@@ -103,13 +128,25 @@ class Films:
             path.unlink(missing_ok=True)
 
     def fail(self, film: Film) -> None:
-        """Set a film aside that no reply can be written to; the next start tries it again."""
+        """Set a film aside that no reply can be written to."""
         self._move(film, FAILED)
 
-    def clean_up(self) -> None:
-        """Remove files of films that are sent or were never acknowledged; give failed films another try."""
+    def refuse(self, film: Film) -> None:
+        """Set a film aside whose replies the archive does not take."""
+        self._move(film, REFUSED)
+
+    def try_again(self, *, seconds: float) -> None:
+        """Take up the films again that were set aside so long ago."""
+        now = time.time()
         with self._lock:
-            self._database.execute("UPDATE films SET state = ? WHERE state = ?", (RECEIVED, FAILED))
+            for aside, state in ((FAILED, RECEIVED), (REFUSED, ANSWERED)):
+                query = "UPDATE films SET state = ? WHERE state = ? AND changed NOT BETWEEN ? AND ?"
+                self._database.execute(query, (state, aside, now - seconds, now))
+
+    def clean_up(self) -> None:
+        """Remove files of films that are sent or were never acknowledged; take up again what was set aside."""
+        self.try_again(seconds=0)
+        with self._lock:
             open_ = {row[0] for row in self._database.execute("SELECT name FROM films WHERE state != ?", (SENT,))}
         for path in (*self._inbox.iterdir(), *self._outbox.iterdir()):
             if path.suffix == ".tmp" or path.name.partition(".")[0] not in open_:
@@ -131,14 +168,23 @@ def _name(uid: str) -> str:
     return hashlib.sha256(uid.encode()).hexdigest()[:32]
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Write a file whole and durably, or not at all."""
+def _write(path: Path, data: bytes, *, spare: int) -> None:
+    """Write a file whole and durably, or not at all.
+
+    Raises:
+        OSError: less than `spare` bytes would be free.
+    """
+    if shutil.disk_usage(path.parent).free < len(data) + spare:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path.parent))
     draft = path.with_name(f"{path.stem}.{threading.get_ident()}.tmp")
-    with draft.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
+    try:
+        with draft.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
     handle = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -2,15 +2,20 @@
 
 import logging
 import re
+import sqlite3
 import threading
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Self
 
 from pydicom import Dataset, config, dcmread
-from pydicom.uid import ComprehensiveSRStorage, SecondaryCaptureImageStorage
+from pydicom.uid import UID, ComprehensiveSRStorage, SecondaryCaptureImageStorage
+from pydicom.uid import ComputedRadiographyImageStorage as CR
+from pydicom.uid import DigitalXRayImageStorageForPresentation as DX
+from pydicom.uid import DigitalXRayImageStorageForProcessing as RAW_DX
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, StoragePresentationContexts, evt
 
 from xray_pneumonia.data.images.limits import MAX_BYTES
@@ -20,10 +25,14 @@ from xray_pneumonia.pacs.films import Film, Films
 from xray_pneumonia.pacs.settings import DicomSettings
 
 VERIFICATION = "1.2.840.10008.1.1"  # the SOP class of C-ECHO
-SUCCESS, NO_ROOM, UNCLEAR, NOT_AUTHORISED = 0x0000, 0xA700, 0xC000, 0x0124  # of PS3.4 C.4-1 and PS3.7 C
+SUCCESS, NO_ROOM, UNCLEAR = 0x0000, 0xA700, 0xC000  # of PS3.4 table B.2-1
+NOT_SUPPORTED, NOT_AUTHORISED = 0x0122, 0x0124  # of PS3.7 annex C
 UIDS = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID")  # to which a reply refers
+RADIOGRAPHS = {CR, DX, RAW_DX}  # objects of other classes and modalities are passed over: reports, CT, our own replies
 POLL, LONGEST_PAUSE = 1.0, 60.0  # seconds between looks; between attempts to reach the archive
-UID = re.compile(r"[0-9.]{1,64}")  # with the leading zeros that old devices write
+SET_ASIDE = 600.0  # seconds until a film without a reply, or a reply that the archive refused, gets another try
+SYNTAXES = [one for one in ALL_TRANSFER_SYNTAXES if not UID(one).is_deflated]  # which pydicom would inflate unbounded
+UID_TEXT = re.compile(r"[0-9.]{1,64}")  # with the leading zeros that old devices write
 log = logging.getLogger(__name__)
 
 
@@ -34,10 +43,19 @@ class Node:
         settings: ports, names and times.
         host: address to listen on.
         answer: a film's file and its attributes -> the replies, encoded.
+        modalities: of films, whatever their class.
     """
 
-    def __init__(self, settings: DicomSettings, *, host: str, answer: Callable[[Path, Dataset], list[bytes]]) -> None:
+    def __init__(
+        self,
+        settings: DicomSettings,
+        *,
+        host: str,
+        answer: Callable[[Path, Dataset], list[bytes]],
+        modalities: Collection[str],
+    ) -> None:
         self._settings, self._answer, self._host = settings, answer, host
+        self._modalities, self.events, self._counting = modalities, Counter[str](), threading.Lock()
         self._senders, self._archive = settings.senders(), settings.archive()
         self._films = Films(Path(settings.folder))
         self._stop = threading.Event()
@@ -48,11 +66,12 @@ class Node:
 
     def __enter__(self) -> Self:
         _keep_values_out_of_logs()
+        self._hook, threading.excepthook = threading.excepthook, _log_failure
         self._films.clean_up()
         entity = AE(self._settings.ae_title)
         entity.supported_contexts = StoragePresentationContexts
         for context in entity.supported_contexts:
-            context.transfer_syntax = list(ALL_TRANSFER_SYNTAXES)
+            context.transfer_syntax = list(SYNTAXES)
         entity.add_supported_context(VERIFICATION)
         entity.require_called_aet = True
         entity.require_calling_aet = sorted({title for title, _ in self._senders})
@@ -78,6 +97,7 @@ class Node:
         for thread in self._threads:
             thread.join(SECONDS)
         self._films.close()
+        threading.excepthook = self._hook
 
     @property
     def port(self) -> int:
@@ -85,13 +105,18 @@ class Node:
         return int(self._server.socket.getsockname()[1])
 
     def counts(self) -> dict[str, int]:
-        """Count the films received, answered and sent."""
+        """Count the films that are received, answered, sent, failed or refused; `events` counts what happened."""
         return self._films.counts()
+
+    def _count(self, event: str) -> None:
+        with self._counting:
+            self.events[event] += 1
 
     def _known(self, event: evt.Event) -> bool:
         requestor = event.assoc.requestor
         if (str(requestor.ae_title).strip(), requestor.address) in self._senders:
             return True
+        self._count("refused")
         log.warning("refused a sender that dicom.allow does not name: %s", ascii(str(requestor.ae_title)))
         return False
 
@@ -106,18 +131,22 @@ class Node:
             return NOT_AUTHORISED
         try:
             data = event.encoded_dataset()
-            film = dcmread(BytesIO(data), stop_before_pixels=True, specific_tags=list(UIDS))
-            instance, study, *more = [str(film[name].value) for name in UIDS]
+            film = dcmread(BytesIO(data), stop_before_pixels=True, specific_tags=[*UIDS, "Modality"])
+            instance, study, series, kind = [str(film[name].value) for name in UIDS]
         except Exception as error:
             log.warning("refused what is no film (%s)", type(error).__name__)
             return UNCLEAR
-        if len(data) > MAX_BYTES or not all(map(UID.fullmatch, (instance, study, *more))):
+        if len(data) > MAX_BYTES or not all(map(UID_TEXT.fullmatch, (instance, study, series, kind))):
             return UNCLEAR
+        if kind not in RADIOGRAPHS and film.get("Modality") not in self._modalities:
+            self._count("passed_over")
+            return SUCCESS  # a failure would end what else the archive forwards
         try:
             self._films.receive(data, instance=instance, study=study)
-        except OSError as error:
-            log.error("a film could not be kept: %s", error.strerror)
+        except (OSError, sqlite3.Error) as error:
+            log.error("a film could not be kept in dicom.folder: %s", error)
             return NO_ROOM
+        self._count("received")
         return SUCCESS
 
     def _until_stopped(self, work: Callable[[], bool]) -> None:
@@ -133,6 +162,7 @@ class Node:
             pause = POLL if good else min(2 * pause, LONGEST_PAUSE)
 
     def _answer_settled(self) -> bool:
+        self._films.try_again(seconds=SET_ASIDE)
         for film in self._films.settled(seconds=self._settings.settle):
             if self._stop.is_set():
                 break
@@ -143,8 +173,10 @@ class Node:
                 kind = type(error).__name__  # its text may hold a patient's data
                 log.error("no reply could be written to a film (%s); it is kept in %s", kind, path)
                 self._films.fail(film)
+                self._count("failed")
             else:
                 self._films.answer(film, replies)
+                self._count("answered")
         return True
 
     def _send_unsent(self) -> bool:
@@ -158,21 +190,39 @@ class Node:
             entity.add_requested_context(kind)
         association = entity.associate(host, port, ae_title=title)
         if not association.is_established:
-            log.warning("the archive %s@%s:%d does not answer; %d films wait", title, host, port, len(waiting))
+            self._count("failed_sends")
+            why = "does not answer"
+            if association.is_rejected or association.is_aborted:
+                why = f"refuses {self._settings.ae_title}, or reports and captures"
+            log.warning("the archive %s@%s:%d %s; %d films wait", title, host, port, why, len(waiting))
             return False
         try:
-            return all([self._send(association, film) for film in waiting if not self._stop.is_set()])
+            return all(self._send(association, film) for film in waiting if not self._stop.is_set())
         finally:
             association.release()
 
     def _send(self, association: Any, film: Film) -> bool:
+        """Send the replies to a film; returns whether the archive takes more."""
         for path in self._films.replies(film):
-            status = association.send_c_store(path)
-            if "Status" not in status or (status.Status != SUCCESS and status.Status >> 12 != 0xB):  # Bxxx: a warning
-                log.warning("the archive refused a reply: %s", hex(status.get("Status", 0)))
-                return False
+            try:
+                status = association.send_c_store(path).get("Status")
+            except ValueError:  # the archive has not accepted the class of the reply
+                status = NOT_SUPPORTED
+            if status != SUCCESS and (status is None or status >> 12 != 0xB):  # Bxxx: a warning
+                self._count("failed_sends")
+                log.warning("the archive refused a reply: %s", "no answer" if status is None else hex(status))
+                if status is None or status >> 8 == NO_ROOM >> 8:
+                    return False
+                self._films.refuse(film)  # others may be taken
+                return True
         self._films.close_film(film)
+        self._count("sent")
         return True
+
+
+def _log_failure(given: threading.ExceptHookArgs) -> None:
+    """Log that a thread of pynetdicom met what it does not expect, without the text, which may quote the peer."""
+    log.warning("a peer's message ended its connection (%s)", given.exc_type.__name__)
 
 
 def _keep_values_out_of_logs() -> None:

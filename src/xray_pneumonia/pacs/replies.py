@@ -4,7 +4,7 @@ Both stand in the film's study, in series of their own, with UIDs that follow fr
 again after a kill is the same object, which an archive keeps once.
 """
 
-import re
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -37,7 +37,6 @@ VALUES = {
     "PatientBirthDate": DA,
     "PatientSex": PatientSexValues,
 }  # others are left out
-DIRECTIONS = re.compile(r"([LRAPHF]{1,3})\\([LRAPHF]{1,3})")  # of rows and columns
 REPORTS, CAPTURES = 9001, 9002  # series numbers
 
 
@@ -116,7 +115,6 @@ def capture(film: Dataset, picture: npt.NDArray[np.uint8], reader: Reader, *, li
         reader: the model.
         lines: of text that is burnt in, below the warning.
     """
-    directions = DIRECTIONS.fullmatch("\\".join(map(str, film.get("PatientOrientation") or ())))
     film = _complete(film)
     document = SCImage.from_ref_dataset(
         ref_dataset=film,
@@ -124,7 +122,7 @@ def capture(film: Dataset, picture: npt.NDArray[np.uint8], reader: Reader, *, li
         photometric_interpretation="RGB",
         bits_allocated=8,
         coordinate_system="PATIENT",
-        patient_orientation=(directions[1], directions[2]) if directions else ("L", "F"),
+        patient_orientation=("L", "F"),  # the decoder turns every film upright, whatever its own orientation
         series_instance_uid=_uid(film.StudyInstanceUID, reader.version, "captures"),
         series_number=CAPTURES,
         sop_instance_uid=_uid(film.SOPInstanceUID, reader.version, "capture"),
@@ -169,6 +167,7 @@ def _labelled(picture: npt.NDArray[np.uint8], lines: list[str]) -> npt.NDArray[n
     """Burn lines of text into a bar below the picture."""
     size = max(14, picture.shape[0] // 40)
     font = ImageFont.load_default(size)
+    lines = [part for line in lines for part in textwrap.wrap(line, _fitting(line, font, picture.shape[1] - size))]
     page = Image.new("RGB", (picture.shape[1], picture.shape[0] + (len(lines) + 1) * round(1.3 * size)))
     page.paste(Image.fromarray(picture))
     draw = ImageDraw.Draw(page)
@@ -176,6 +175,11 @@ def _labelled(picture: npt.NDArray[np.uint8], lines: list[str]) -> npt.NDArray[n
         place = (size // 2, picture.shape[0] + round((0.4 + 1.3 * number) * size))
         draw.text(place, line, font=font, fill="white" if number else "yellow")
     return np.asarray(page)
+
+
+def _fitting(line: str, font: Any, width: int) -> int:
+    """Count the letters of a line that fit into so many pixels."""
+    return max(10, int(0.95 * width * len(line) / font.getlength(line)))
 
 
 def _uid(*parts: str) -> UID:

@@ -3,9 +3,10 @@
 import asyncio
 import json
 import os
+import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -15,18 +16,24 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from xray_pneumonia import __version__
-from xray_pneumonia.serving.guard import Guard, Problem, Rules
+from xray_pneumonia.serving.guard import FAILED, Guard, Problem, Rules
 from xray_pneumonia.serving.reader import Reader
 from xray_pneumonia.serving.records import Journal
 from xray_pneumonia.serving.schema import ANSWER, ERROR, MODELS, OPINION, UPLOAD, require_opinion
 
 LONGEST_OPINION = 2**14  # bytes
 STATIC = Path(__file__).parent / "static"
+if sys.platform == "linux":  # a file without a name, which no kill leaves on the disk; its `name` is its descriptor
+    UPLOAD_FILE, FOLDER = tempfile.TemporaryFile, "/proc/{}/fd"
+else:
+    UPLOAD_FILE, FOLDER = tempfile.NamedTemporaryFile, ""
 T = TypeVar("T")
 
 
@@ -40,6 +47,7 @@ class Service:
         describe: a row of `reader` -> the JSON of an answer, at a prevalence or the model's own (None).
         model: what `/v1/models` says of the model, its `name` and `version` among it.
         journal: audit lines and opinions.
+        films: counts the films from the archive by state, and what happened to them.
         most_waiting: requests at once; more are answered 429.
     """
 
@@ -48,6 +56,7 @@ class Service:
     describe: Callable[[Mapping[str, Any], float | None], dict[str, Any]]
     model: Mapping[str, Any]
     journal: Journal
+    films: Callable[[], tuple[Mapping[str, int], Mapping[str, int]]]
     most_waiting: int
 
 
@@ -56,16 +65,39 @@ class _Counts:
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
 
     def __post_init__(self) -> None:
-        self.answers = Counter("xray_answers", "Films by decision or error", ["decision"], registry=self.registry)
         self.refused = Counter("xray_refused", "Requests refused because too many wait", registry=self.registry)
         self.seconds = Histogram("xray_answer_seconds", "From upload to answer", registry=self.registry)
         self.waiting = Gauge("xray_waiting", "Requests under way", registry=self.registry)
+
+
+class _Films(Collector):
+    """Counts the answers of both ports, and the films from the archive."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def collect(self) -> Iterator[Metric]:
+        """Read the counts when they are asked for."""
+        answers = CounterMetricFamily(
+            "xray_answers", "Films by port and decision or error", labels=["port", "decision"]
+        )
+        for names, count in dict(self._service.journal.counts).items():
+            answers.add_metric(names, count)
+        states, events = self._service.films()
+        films = GaugeMetricFamily("xray_dicom_films", "Films from the archive by state", labels=["state"])
+        for state, count in states.items():
+            films.add_metric([state], count)
+        happened = CounterMetricFamily("xray_dicom_events", "What happened since the start", labels=["event"])
+        for event, count in dict(events).items():
+            happened.add_metric([event], count)
+        yield from (answers, films, happened)
 
 
 def make_app(service: Service, rules: Rules) -> Guard:
     """Build the application and the guard around it."""
     app = FastAPI(title="xray serve", version=__version__, docs_url=None, redoc_url=None)
     app.state.counts = counts = _Counts()
+    counts.registry.register(_Films(service))
     app.add_exception_handler(HTTPException, _http_problem)
     app.add_exception_handler(Problem, _problem)
     app.add_exception_handler(Exception, _failure)
@@ -89,8 +121,7 @@ async def _http_problem(request: Request, error: Exception) -> Response:
 
 
 async def _failure(request: Request, error: Exception) -> Response:
-    problem = Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "the server failed; see its log", code="failed")
-    return await _problem(request, problem)
+    return await _problem(request, FAILED)  # the guard logs it
 
 
 def _add_reading(app: FastAPI, service: Service, uploads: "_Uploads") -> None:
@@ -104,7 +135,6 @@ def _add_reading(app: FastAPI, service: Service, uploads: "_Uploads") -> None:
             started = time.perf_counter()
             row = await run_in_threadpool(service.reader.read, path)
         uploads.counts.seconds.observe(time.perf_counter() - started)
-        uploads.counts.answers.labels(row.get("error") or row["decision"]).inc()
         service.journal.answered(row, model=service.model["version"], reader=request.scope["reader"])
         if row.get("error"):
             raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, row["message"], code=row["error"])
@@ -198,13 +228,12 @@ class _Uploads:
             raise Problem(HTTPStatus.TOO_MANY_REQUESTS, detail, code="busy", headers={"retry-after": "1"})
         self._now += 1
         self.counts.waiting.set(self._now)
-        handle, name = tempfile.mkstemp(prefix="xray-upload-")  # 0600
         try:
-            with os.fdopen(handle, "wb") as file:
+            with UPLOAD_FILE() as file:
                 fields = await _receive(request, file.write)
-            yield Path(name), fields
+                file.flush()
+                yield Path(FOLDER.format(os.getpid()), str(file.name)), fields
         finally:
-            os.unlink(name)
             self._now -= 1
             self.counts.waiting.set(self._now)
 

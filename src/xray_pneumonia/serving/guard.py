@@ -8,11 +8,14 @@ import hashlib
 import hmac
 import json
 import logging
+import re
+import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HEADERS = {
@@ -27,6 +30,7 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",  # an answer is a patient's
 }
+HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^\s:@/\[\]]+))(?::\d{1,5})?")
 SAFE = {"GET", "HEAD", "OPTIONS"}
 PRIVATE = ("/v1/", "/metrics")  # what needs the token, where there is one
 log = logging.getLogger(__name__)
@@ -93,13 +97,14 @@ class Guard:
         try:
             self._check(scope)
             await self._app(scope, self._limited(scope, receive), send_guarded)
+        except ClientDisconnect:  # nobody waits for an answer
+            return
         except Exception as error:
-            if started:  # the answer is under way; closing the connection is all that is left
-                raise
             if not isinstance(error, Problem):
-                log.exception("a request failed")
-                error = Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "the server failed; see its log", code="failed")
-            await _answer(error, send_guarded)
+                _log_failure(error)
+                error = FAILED
+            if not started:  # else the answer is under way, and the server closes the connection
+                await _answer(error, send_guarded)
 
     def _check(self, scope: Scope) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
@@ -120,8 +125,9 @@ class Guard:
 
     def _authenticated(self, headers: dict[str, str], path: str) -> str:
         """Find whose token a request carries: the first eight digits of the token's hash, or nothing."""
-        given = headers.get("authorization", "").removeprefix("Bearer ").encode("latin-1")
-        fitting = [token for token in self._rules.tokens if hmac.compare_digest(token.encode(), given)]
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        secret = given.encode("latin-1") if scheme.lower() == "bearer" else b""
+        fitting = [token for token in self._rules.tokens if hmac.compare_digest(token.encode(), secret)]
         if self._rules.tokens and not fitting and path.startswith(PRIVATE):
             headers = {"www-authenticate": "Bearer"}
             detail = "send the header Authorization: Bearer TOKEN with the server's XRAY_SERVE_TOKEN"
@@ -157,6 +163,7 @@ class Guard:
 
 
 CLOSE = {"connection": "close"}
+FAILED = Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "the server failed; see its log", code="failed")
 
 
 def host_names(host: str, more: Iterable[str]) -> frozenset[str]:
@@ -165,10 +172,9 @@ def host_names(host: str, more: Iterable[str]) -> frozenset[str]:
 
 
 def _name(host: str) -> str:
-    """Take the port from a Host header; IPv6 addresses stand in brackets."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
-    return host.partition(":")[0].lower()
+    """Take the port from a Host header; IPv6 addresses stand in brackets; of anything else there is no name."""
+    found = HOST.fullmatch(host)
+    return (found[1] or found[2]).lower() if found else ""
 
 
 def _same_origin(headers: dict[str, str], host: str) -> bool:
@@ -176,7 +182,13 @@ def _same_origin(headers: dict[str, str], host: str) -> bool:
     if headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
         return False
     origin = headers.get("origin")
-    return origin is None or origin.partition("://")[2] == host
+    return origin in {None, f"http://{host}", f"https://{host}"}
+
+
+def _log_failure(error: BaseException) -> None:
+    """Log where a request failed, without the texts of the exceptions, which may repeat a patient's data."""
+    frames = "".join(traceback.format_tb(error.__traceback__)[-3:])
+    log.error("a request failed (%s)\n%s", type(error).__name__, frames)
 
 
 async def _answer(problem: Problem, send: Any) -> None:

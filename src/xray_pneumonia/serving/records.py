@@ -1,17 +1,21 @@
 """Keeps an audit line for each answer, and what readers said to it; never a name of a file or patient."""
 
 import csv
+import errno
 import json
 import os
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from xray_pneumonia.types import csv_safe
 
 LABELS = "labels.csv"
+DICOM = "dicom"  # the reader of films from an archive
 COLUMNS = ("sha256", "label", "opinion", "note", "answer", "probability", "model", "time", "reader")
 
 
@@ -30,6 +34,7 @@ class Journal:
     def __init__(self, audit: Path, keep: Path | None) -> None:
         self._audit, self.keep = audit, keep
         self._lock = threading.Lock()
+        self.counts = Counter[tuple[str, str]]()  # (port, decision or error)
         for folder in filter(None, (audit.parent, keep)):
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -37,6 +42,8 @@ class Journal:
         """Write the audit line of an answer."""
         known = {name: row.get(name) for name in ("sha256", "decision", "probability", "error")}
         self._append(self._audit, json.dumps({"time": _now(), "model": model, **known, "reader": reader}) + "\n")
+        with self._lock:
+            self.counts[DICOM if reader == DICOM else "http", row.get("error") or row["decision"]] += 1
 
     def opinion(self, values: Mapping[str, Any], *, model: str, reader: str) -> None:
         """Write what a reader says to an answer; `xray adapt` reads it, by hash.
@@ -46,17 +53,23 @@ class Journal:
         """
         if self.keep is None:
             raise ValueError("keep: no folder")
-        place = self.keep / LABELS
         row = [_cell(({**values, "model": model, "time": _now(), "reader": reader}).get(name)) for name in COLUMNS]
-        with self._lock, open(place, "a", encoding="utf-8", newline="", opener=_private) as file:
-            writer = csv.writer(file, lineterminator="\n")
-            if file.tell() == 0:
-                writer.writerow(COLUMNS)
-            writer.writerow(row)
+        csv.writer(line := StringIO(), lineterminator="\n").writerow(row)
+        self._append(self.keep / LABELS, line.getvalue(), header=",".join(COLUMNS) + "\n")
 
-    def _append(self, place: Path, text: str) -> None:
-        with self._lock, open(place, "a", encoding="utf-8", opener=_private) as file:
-            file.write(text)
+    def _append(self, place: Path, line: str, *, header: str = "") -> None:
+        """Write a line whole or not at all, and never at the end of one that a kill cut.
+
+        Raises:
+            OSError: it does not fit on the disk.
+        """
+        with self._lock, open(place, "ab+", buffering=0, opener=_private) as file:
+            size = file.seek(0, os.SEEK_END)
+            torn = size and os.pread(file.fileno(), 1, size - 1) != b"\n"
+            data = ("\n" * bool(torn) + header * (not size) + line).encode()
+            if file.write(data) != len(data):
+                file.truncate(size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place))
 
 
 def _private(path: str, flags: int) -> int:

@@ -36,8 +36,8 @@ EXAMPLE = {
     "reason": "uncertain",
     "kind": "uncertain",
     "flags": [],
-    "words": "Too near the operating point, or no film of the kind it knows. 54 %: among patients of whom 40 in 100 "
-    "have pneumonia, 54 of 100 films like this one show it. From 50 % on it is called pneumonia.",
+    "words": "Too near the operating point. 54 %: among patients of whom 40 in 100 have "
+    "pneumonia, 54 of 100 films like this one show it. From 50 % on it is called pneumonia.",
     "rests_on": "Trained on 4136 films of 2040 patients. On 1096 films of 510 patients ...",
     "sha256": "0" * 64,
     "width": 1024,

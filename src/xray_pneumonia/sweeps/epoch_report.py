@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 from optuna.exceptions import UpdateFinishedTrialError
 from pytorch_lightning.callbacks import Callback
 
+from xray_pneumonia.evaluation.robust_score import MEASURES, PREFIX, SCORE, Scales, score
 from xray_pneumonia.sweeps.storage import retried
 from xray_pneumonia.tracking import stored_runs
 from xray_pneumonia.tracking.lightning_logger import RunLogger
@@ -33,6 +34,7 @@ class EpochReport(Callback):
         run_id: of the run that a requeued trial continues; None for a new one.
         require_open: raises where another process gave the trial up.
         require_records: raises where the records of this fingerprint are not those of the other trials.
+        scales: of the parts of `robust/score`.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class EpochReport(Callback):
         run_id: str | None,
         require_open: Callable[[], None],
         require_records: Callable[[str], None],
+        scales: Scales,
     ) -> None:
         self.callbacks: list[Callback] = [self]  # of the training
         self._trial, self._objectives = trial, objectives
@@ -54,6 +57,8 @@ class EpochReport(Callback):
         self.parameters = 0
         self.pruned = False
         self.values: list[float] = []
+        self.scored, self._scales = SCORE in objectives, scales
+        self.parts: dict[str, float] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check that all trials learn from the same images; count the parameters, which may be an objective."""
@@ -97,10 +102,20 @@ class EpochReport(Callback):
         seconds = sorted(epoch["time/epoch_seconds"] for epoch in self.history if "time/epoch_seconds" in epoch)
         median = (seconds or [math.nan])[len(seconds) // 2]
         known = self.history[best_epoch - 1] | {"model/parameters": self.parameters, "time/epoch_seconds": median}
+        if self.scored:
+            known[SCORE] = self._read_score(run)
         self.values = [known.get(name, math.nan) for name in self._objectives]
         run.set_tags(result_tags(self.values, pruned=self.pruned))
         if self.pruned:
             run.set_tags(_pruned_tags(run, len(self.history)))
+
+    def _read_score(self, run: Run) -> float:
+        """Read the parts that the training logged, and score them."""
+        logged = run.metric_history([f"{PREFIX}{part}/{name}" for part in self._scales for name in MEASURES])
+        self.parts = {name: pairs[-1][1] for name, pairs in logged.items() if pairs}
+        value = score(self.parts, self._scales)
+        run.log_metrics({SCORE: value})
+        return value
 
 
 def _pruned_tags(run: Run, epochs: int) -> dict[str, str]:

@@ -12,8 +12,6 @@ from typing import Any
 
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
-from rich.console import Console
-from rich.table import Table
 
 from xray_pneumonia.errors import Busy
 from xray_pneumonia.evaluation import predictions
@@ -22,10 +20,10 @@ from xray_pneumonia.sweeps.plan import Plan, logged_as
 from xray_pneumonia.sweeps.plots import optional, write_plots
 from xray_pneumonia.sweeps.storage import locked
 from xray_pneumonia.sweeps.study import DONE, SweepStudy
+from xray_pneumonia.terminal import console, make_table
 from xray_pneumonia.tracking import stored_runs
 from xray_pneumonia.tracking.process import is_own
 from xray_pneumonia.tracking.run import Run, start_run
-from xray_pneumonia.tracking.server import see_it
 from xray_pneumonia.tracking.store import Store, show_searched
 from xray_pneumonia.tracking.store_errors import query
 from xray_pneumonia.tracking.sync import is_alive
@@ -127,9 +125,10 @@ class Progress:
         done = self._done()
         if done > self._told:
             left = self._study.room() + self._study.running()
-            seconds = (time.monotonic() - self._began) / (done - self._before) * left
-            time_left = f", about {word_seconds(seconds)} left" if left else ""
-            log.info("best so far: %s", f"{self._word_best()}; {done} of {self._plan.n_trials} trials{time_left}")
+            each = (time.monotonic() - self._began) / (done - self._before)
+            time_left = f", about {word_seconds(each * left)} left" if left else ""
+            progress = f"{done} of {self._plan.n_trials} trials, {60 / each:.1f} a minute{time_left}"
+            log.info("best so far: %s; %s", self._word_best(), progress)
         self._told = done
 
     def _done(self) -> int:
@@ -195,29 +194,26 @@ class Progress:
                 self._study.study.set_user_attr(CORRECTED, known)
                 self._parent.log_metrics({f"{logged_as(self._objective)}_corrected": found.corrected})
 
-    def print(self, store: Store) -> None:
+    def print(self) -> None:
         """Print the best trials, the failures, and how to see them."""
-        console = Console(width=None if Console().is_terminal else 120, markup=False, highlight=False)
-        trials = self._study.trials()
+        out, trials = console(120), self._study.trials()
         counts = _counts(trials)
         summary = ", ".join(f"{n} {name}" for name, n in counts.items() if n and name != "waiting")
-        table = Table(title=f"Sweep {self._plan.name}: {summary}", title_justify="left", title_style="bold")
-        for name in ("trial", *self._plan.objectives):
-            table.add_column(name, justify="right")
-        table.add_column("configuration", overflow="fold")
+        numbers = ("trial", *self._plan.objectives)
+        rows = make_table(f"Sweep {self._plan.name}: {summary}", (*numbers, "configuration"), right=numbers)
         for trial in self._ranked()[:SHOWN]:
             short = {key: f"{v:.3g}" if isinstance(v, float) else v for key, v in trial.params.items()}
             what = " ".join(f"{key}={value}" for key, value in short.items())
-            table.add_row(str(trial.number), *(f"{value:.4f}" for value in trial.values), what)
-        console.print(table)
+            rows.add_row(str(trial.number), *(f"{value:.4f}" for value in trial.values), what)
+        out.print(rows)
         for trial in trials:
             if trial.state == TrialState.FAIL and "reason" in trial.user_attrs:
-                console.print(f"trial {trial.number} failed: {trial.user_attrs['reason']}")
+                out.print(f"trial {trial.number} failed: {trial.user_attrs['reason']}")
         if (words := word_best(self._study.study)) and len(self._plan.objectives) == 1:
             print(f"{self._objective} {self.best():.4f}: {words}, on the validation images of the trials")
         own = [one for one in sys.argv[1:] if one.startswith("extensions=")]
         print("Train the best again:", *("xray train", *own, f"experiment={self._parent.folder / 'best.yaml'}"))
-        print(f"See it: {see_it(store, [self._parent.mlflow_id or self._parent.run_id])}")
+        print(f"See it: {self._parent.see_it}")
         done = counts["complete"] + counts["pruned"]
         print(f"sweep_id={self._parent.run_id} trials={done} {self._objective}={self.best():.6f}", flush=True)
 

@@ -48,7 +48,8 @@ class Plan:
     def describe(self) -> dict[str, Any]:
         """Describe what must not change while a study goes on."""
         s = self.settings
-        return {**self.space.describe(), "objectives": self.objectives, "seeds": s.seeds, "folds": s.folds}
+        robust = {"shifts": s.shifts, "scales": s.scales} if s.shifts or s.scales else {}  # older studies have none
+        return {**self.space.describe(), "objectives": self.objectives, "seeds": s.seeds, "folds": s.folds, **robust}
 
     def shared(self) -> list[str]:
         """List the overrides that all trials share."""
@@ -75,7 +76,7 @@ def read_plan(cfg: DictConfig, arguments: Sequence[str], *, choice: str) -> Plan
     carried = tuple(argument for argument in arguments if _logistic(argument))
     space = read_space([argument for argument in arguments if argument not in carried], settings.space)
     _require_single(carried)
-    if not space.parameters and not (settings.seeds or settings.folds):
+    if not space.parameters and not list_replicates(settings):
         raise InputError(
             "nothing to sweep over: give values (model=cnn,resnet), a range (optimizer.lr=interval(1e-4,1e-2)), "
             "a config (sweep=optimizer) or replicates (sweep.seeds=[1,2,3])"
@@ -150,17 +151,19 @@ class Replicate:
 
 
 def list_replicates(settings: SweepSettings) -> list[Replicate]:
-    """List the trainings of a trial: every seed on every fold; none where it is a single run."""
-    if not settings.seeds and not settings.folds:
+    """List the trainings of a trial: every seed on every fold and shift; none where it is a single run."""
+    if not settings.seeds and not settings.folds and not settings.shifts:
         return []
-    listed = []
-    for seed in settings.seeds or [None]:  # type: ignore[list-item]
-        for fold in range(settings.folds or 1):
-            values: dict[str, Any] = {} if seed is None else {"seed": seed}
-            values |= {"data.folds": settings.folds, "data.fold": fold} if settings.folds else {}
-            parts = [f"seed {seed}"] * (seed is not None) + [f"fold {fold}"] * bool(settings.folds)
-            listed.append(Replicate(" ".join(parts), values))
-    return listed
+    seeds = [Replicate(f"seed {seed}", {"seed": seed}) for seed in settings.seeds or []] or [Replicate("", {})]
+    n = settings.folds or 0
+    cuts = [Replicate(f"fold {fold}", {"data.folds": n, "data.fold": fold}) for fold in range(n)]
+    cuts = cuts or [Replicate("", {})]
+    if settings.shifts:
+        cuts = [Replicate(cut.name or "plain", {"data.split": "patient", **cut.values}) for cut in cuts]
+        cuts += [Replicate(shift, {"data.split": shift}) for shift in settings.shifts]
+    return [
+        Replicate(f"{seed.name} {cut.name}".strip(), {**seed.values, **cut.values}) for seed in seeds for cut in cuts
+    ]
 
 
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
@@ -213,6 +216,7 @@ def _require_single(carried: Sequence[str]) -> None:
 def _require_free(space: Space, settings: SweepSettings) -> None:
     """Refuse replicates over what is searched or fixed."""
     taken = {*space.fixed, *(parameter.key for parameter in space.parameters)}
-    for key, replicated in {"seed": settings.seeds, "data.folds": settings.folds, "data.fold": settings.folds}.items():
+    replicated_by = {"seed": settings.seeds, "data.folds": settings.folds, "data.fold": settings.folds}
+    for key, replicated in {**replicated_by, "data.split": settings.shifts}.items():
         if replicated and key in taken:
             raise InputError(f"{key}: set or searched, and replicated by the sweep as well; one of the two is meant")

@@ -8,11 +8,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.metrics import Monitor
+from xray_pneumonia.evaluation.robust_score import CORRUPTED, MEASURES, PLAIN, SCORE
 from xray_pneumonia.signatures import problems
 from xray_pneumonia.types import Count, Seed, Whole
 
-# What a trial can be ranked by: metrics of its best epoch, the size of the net, the median seconds of an epoch.
-Objective = Monitor | Literal["model/parameters", "time/epoch_seconds"]
+# What a trial can be ranked by: metrics of its best epoch, the size of the net, the median seconds of an epoch,
+# the score of `evaluation/robust_score.py`.
+Objective = Monitor | Literal["model/parameters", "time/epoch_seconds", "robust/score"]
 Direction = Literal["max", "min"]
 
 
@@ -32,6 +34,8 @@ class SweepSettings:
     prune_after_epochs: Count
     seeds: Annotated[list[Seed], Len(1)] | None
     folds: Count | None
+    shifts: list[str]
+    scales: dict[str, dict[str, list[float]]]
     max_failures: Whole | None
     parallel: Count | None
     storage: str | None
@@ -51,6 +55,19 @@ class SweepSettings:
             raise InputError(f"sweep.seeds={self.seeds}: the same seed twice tells nothing new")
         if self.folds == 1:
             raise InputError("sweep.folds=1: needs at least 2 folds")
+        if self.objectives and SCORE in self.objectives:
+            self._require_scales()
+
+    def _require_scales(self) -> None:
+        if self.pruner != "none":
+            raise InputError(f"sweep.pruner={self.pruner}: {SCORE} is known after a training alone; set it to none")
+        for part in (PLAIN, *CORRUPTED, *self.shifts):
+            scales = self.scales.get(part, {})
+            if set(scales) != set(MEASURES) or any(len(two) != 2 or two[1] <= 0 for two in scales.values()):
+                raise InputError(
+                    f"sweep.scales.{part}={scales}: {SCORE} needs {' and '.join(MEASURES)} of the reference, each as "
+                    f"[mean, standard deviation over seeds]; known parts: {', '.join(self.scales) or 'none'}"
+                )
 
 
 @dataclass(frozen=True)
@@ -94,7 +111,7 @@ def take_sweep(cfg: DictConfig) -> SweepSettings | None:
     if node is None:
         return None
     if node.trial is None:
-        if node.space or node.seeds or node.folds:
+        if node.space or node.seeds or node.folds or node.shifts:
             raise InputError("sweep: a sweep needs -m: xray train -m sweep=...")
         return None
     return read_settings(node)

@@ -94,6 +94,8 @@ def run(
     store = open_store(tracking, home=home)
     role = workers.role()
     session = role.session if role else uuid.uuid4().hex
+    if storage.engine.name == "postgresql" and not settings.name and "data.root" in sweep.plan.space.fixed:
+        log.info("sweep %s: named after its command, data.root too; other paths need sweep.name", sweep.plan.name)
     study = SweepStudy(sweep.plan, storage, session=session, recover_result=lambda trial: recover_result(store, trial))
     with _findings_once(silent=bool(role and role.number)):
         if role:
@@ -143,7 +145,7 @@ def _lead(sweep: Sweep, study: SweepStudy, store: Store) -> float:
         close_orphaned_runs(store, study, parent, name=plan.name)
         progress.conclude(store)
         _require_success(plan, study)
-    progress.print(store)
+    progress.print()
     return progress.best()
 
 
@@ -177,7 +179,8 @@ def _train(sweep: Sweep, study: SweepStudy, *, parent: str, progress: Progress |
     if not 1 <= count <= MOST_PROCESSES:
         raise InputError(f"workers={count}: 1 to {MOST_PROCESSES}; this machine has {PROCESSORS} processors")
     if study.room() > 0 and count > 1:
-        with workers.started(count, parent=parent, session=study.session) as working:
+        threads = OmegaConf.select(sweep.config, "trainer.threads")
+        with workers.started(count, parent=parent, session=study.session, threads=threads) as working:
             _wait(working, study, progress)
     _work(sweep, study, parent=parent, progress=progress)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import optuna
 from omegaconf import DictConfig, OmegaConf
@@ -18,6 +19,7 @@ from optuna.trial import TrialState
 
 from xray_pneumonia.config import build
 from xray_pneumonia.errors import InputError, Stopped
+from xray_pneumonia.evaluation.robust_score import SCORE, pool, score, word
 from xray_pneumonia.masking import masked
 from xray_pneumonia.sweeps.epoch_report import EpochReport, GivenUp, result_tags
 from xray_pneumonia.sweeps.plan import Replicate, build_pruner, is_hopeless, list_replicates, logged_as, mean_and_sd
@@ -116,6 +118,7 @@ class Trial:
         if not planned:
             report = self._report(self.cfg, self._tags(self.spec.parent), first=True)
             self.train(self.cfg, report)
+            self._tell_parts(report.parts, "one training")
             return report.values, report.pruned
         tags = {"verb": "trial", **self._tags(self.spec.parent)}
         run_id = self._earlier_run({"verb": "trial", "sweep.trial_id": str(self.spec.id)})
@@ -125,6 +128,7 @@ class Trial:
     def _replicate(self, planned: list[Replicate], group: Run) -> tuple[list[float], bool]:
         """Train the replicates one after the other, except those that a requeued job has trained already."""
         done: dict[str, list[float]] = dict(self._trial.user_attrs.get("replicates", {}))
+        parts: dict[str, dict[str, float]] = dict(self._trial.user_attrs.get("parts", {}))
         pruned = False
         for position, replicate in enumerate(planned):
             if replicate.name not in done:
@@ -134,22 +138,46 @@ class Trial:
                     OmegaConf.update(cfg, key, value)
                 report = self._report(cfg, tags, first=position == 0, suffix=f", {replicate.name}")
                 self.train(cfg, report)
-                done[replicate.name] = report.values
+                done[replicate.name], parts[replicate.name] = report.values, report.parts
+                self._set("parts", parts)  # first: a replicate that is done has its parts
                 self._set("replicates", done)
                 pruned = report.pruned
             if pruned or (len(done) < len(planned) and self._is_hopeless(done)):
                 pruned = True
                 log.info("trial %d: given up after %s", self.spec.number, replicate.name)
                 break
-        return self._summarize(group, list(done.values()), pruned=pruned)
+        columns = dict(zip(self._names, map(list, zip(*done.values(), strict=True)), strict=True))
+        if SCORE in columns:
+            columns[SCORE] = self._score_seeds(planned, parts, group)
+        group.log_params({"replicates": len(done)})
+        return self._summarize(group, columns, pruned=pruned)
 
-    def _summarize(self, group: Run, values: list[list[float]], *, pruned: bool) -> tuple[list[float], bool]:
+    def _score_seeds(self, planned: list[Replicate], parts: dict[str, dict[str, float]], group: Run) -> list[float]:
+        """Score each seed by its parts together; log them, and say what they rest on."""
+        seeds: dict[Any, list[dict[str, float]]] = {}
+        for replicate in planned:
+            if replicate.name in parts:
+                seeds.setdefault(replicate.values.get("seed"), []).append(parts[replicate.name])
+        values = pool(list(parts.values()))
+        group.log_metrics(values)
+        group.set_tags({"robust.rests_on": self._tell_parts(values, ", ".join(parts))})
+        return [score(pool(trainings), self.settings.scales) for trainings in seeds.values()]
+
+    def _tell_parts(self, values: dict[str, float], trainings: str) -> str:
+        """Log the parts of the score; returns what it rests on."""
+        data = self.cfg.data
+        images = "all" if data.max_images is None else f"a sample of {data.max_images}"
+        basis = f"{trainings}; {self.cfg.trainer.max_epochs} epochs of {data.image_size} pixels, {images} images"
+        if values:
+            log.info("trial %d: %s", self.spec.number, "\n".join([*word(values, self.settings.scales), f"  ({basis})"]))
+        return basis
+
+    def _summarize(self, group: Run, columns: dict[str, list[float]], *, pruned: bool) -> tuple[list[float], bool]:
         """Log mean and standard deviation of every objective on the trial's own run."""
-        summaries = [mean_and_sd(column) for column in zip(*values, strict=True)]
+        summaries = [mean_and_sd(column) for column in columns.values()]
         for name, (mean, sd) in zip(self._names, summaries, strict=True):
             logged = logged_as(name)
             group.log_metrics({logged: mean, **({} if math.isnan(sd) else {f"{logged}_sd": sd})})
-        group.log_params({"replicates": len(values)})
         self._set("sd", summaries[0][1])
         means = [mean for mean, _ in summaries]
         group.set_tags(result_tags(means, pruned=pruned))
@@ -174,6 +202,7 @@ class Trial:
             run_id=self._earlier_run({"verb": "train", **own}),
             require_open=self._require_open,
             require_records=partial(self._require_records, cfg),
+            scales=self.settings.scales,
         )
 
     def _require_records(self, cfg: DictConfig, fingerprint: str) -> None:

@@ -1,6 +1,7 @@
 """Starts several processes on one study: each takes the next trial when it is free, so none waits for the slowest."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 
 ROLE = "XRAY_SWEEP_WORKER"
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,20 +40,28 @@ def leader_is_gone() -> bool:
 
 
 @contextmanager
-def started(count: int, *, parent: str, session: str) -> Iterator[Callable[[], bool]]:
+def started(count: int, *, parent: str, session: str, threads: int | None) -> Iterator[Callable[[], bool]]:
     """Start workers with this process' own command; at the end of the block ask them to close their runs and exit.
+
+    Args:
+        count: of workers.
+        parent: id of the parent run.
+        session: see `SweepStudy`.
+        threads: of each, where the config says so.
 
     Yields:
         A function that tells whether any of them still runs.
     """
     known = {"parent": parent, "session": session, "leader": os.getpid()}
     command = [sys.executable, "-m", "xray_pneumonia.cli", "train", *sys.argv[1:]]
+    gpus = torch.cuda.device_count()
+    log.info("%s", word_share(count, gpus=gpus, threads=threads))
     processes = []
     try:
         for number in range(count):
             environment = {
                 **os.environ,
-                **share(number, count, gpus=torch.cuda.device_count()),
+                **share(number, count, gpus=gpus),
                 ROLE: json.dumps({**known, "number": number}),
             }
             processes.append(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL))
@@ -74,12 +84,31 @@ def share(number: int, count: int, *, gpus: int) -> dict[str, str]:
         count: of workers.
         gpus: that this process may use.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    divided = {name: str(max(1, cores // count)) for name in THREADS}
+    divided = {name: str(max(1, _cores() // count)) for name in THREADS}
     if gpus:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
         divided["CUDA_VISIBLE_DEVICES"] = visible.split(",")[number % gpus]
     return divided
+
+
+def word_share(count: int, *, gpus: int, threads: int | None) -> str:
+    """Say what each worker gets of this machine.
+
+    Args:
+        count: of workers.
+        gpus: that this process may use.
+        threads: of each, where the config says so.
+    """
+    each, cores = threads or max(1, _cores() // count), _cores()
+    crowded = f" with {count * each / cores:.2g} threads on each" if count * each > cores else ""
+    most = -(-count // gpus) if gpus else 0
+    shared = f"up to {most} on each of {gpus} GPUs" if most > 1 else f"a GPU of its own, {gpus} in all"
+    plural = "s" * (each > 1)
+    return f"workers={count}: {each} thread{plural} each, {cores} processors{crowded}; {shared if gpus else 'no GPU'}"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def capacity(launcher: Any) -> int:

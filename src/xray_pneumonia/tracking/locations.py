@@ -152,7 +152,7 @@ def inside(folder: Path, name: str, *, origin: str) -> Path:
 
 
 def _roots(store_uri: str, home: Path) -> list[Path] | None:
-    """List the folders in which a store keeps files here; None where a team chose a place by itself."""
+    """List the folders in which a store keeps files here; None where the artifacts lie elsewhere."""
     database = sqlite_path(store_uri)
     if database is not None:
         return [home.resolve(), database.resolve().parent]

@@ -15,7 +15,7 @@ class Deleted(Exception):
 
 
 def lost_run(store: Store, run_id: str, error: Exception) -> bool:
-    """Tell whether the store knows a run no longer; the tables of a removed or emptied SQLite file are made again."""
+    """Tell whether a run is gone from the store; make the tables of a removed or emptied SQLite file again."""
     path = sqlite_path(store.uri)
     if path is None:
         return is_unknown(error) and not _knows(lambda: store.client.get_run(run_id))

@@ -19,6 +19,7 @@ from xray_pneumonia.tracking.process import identity_tags, now
 from xray_pneumonia.tracking.provenance import Provenance, source_tags
 from xray_pneumonia.tracking.recovery import copy_back
 from xray_pneumonia.tracking.replay import Replay
+from xray_pneumonia.tracking.server import see_it
 from xray_pneumonia.tracking.spool import FOLDER, Spool, moved_path
 from xray_pneumonia.tracking.store import Store
 from xray_pneumonia.tracking.store_errors import StoreUnavailable, first_line
@@ -73,6 +74,11 @@ class Run:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+    @property
+    def see_it(self) -> str:
+        """The address of the run, or the command that shows it."""
+        return see_it(self.store, [self.mlflow_id or self.run_id])
 
     def _log(self, *entries: tuple[str, Any], settle: float = 0.0) -> None:
         try:

@@ -15,7 +15,7 @@ from xray_pneumonia.tracking.stored_runs import RUN_ID, StoredRun, get, quoted, 
 DIGITS = re.compile(r"[0-9a-f]{8,31}\Z")
 LEDGER = "ledger"  # the experiment of the openings of test splits
 LAST, BEST = "last", "best"
-VALUE = "best/auroc"  # of `best`
+VALUE = "best/auroc"  # the metric of which the run called `best` has most
 TRAININGS = ["tags.verb = 'train'", "attributes.status = 'FINISHED'"]
 
 

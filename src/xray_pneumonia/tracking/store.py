@@ -55,7 +55,7 @@ class TrackingSettings:
     Args:
         uri: of the MLflow store; null takes MLFLOW_TRACKING_URI, else `mlflow.db` in `home`.
         experiment_name: the experiment that holds the run; made when missing.
-        run_name: shown in the MLflow UI; null lets MLflow invent one.
+        run_name: shown in the MLflow UI; null names a training by its choices (`resnet-strong-s0`).
         system_metrics: sample processor, memory and GPU while training.
         required: do not train when the store is unavailable; else the run is spooled for `xray doctor sync`.
     """

@@ -77,7 +77,7 @@ def classified(error: BaseException, *, uri: str) -> InputError:
 
 
 def _proxied(uri: str) -> str:
-    """Name the variable by which requests for a store take a proxy, which may not know a store in the house."""
+    """Name the variable by which requests for a store take a proxy, which may not reach a local store."""
     scheme, host = urlsplit(uri).scheme, urlsplit(uri).hostname or ""
     names = [name for name in os.environ if name.lower() in {f"{scheme}_proxy", "all_proxy"} and os.environ[name]]
     if not names or not scheme.startswith("http") or proxy_bypass(host):

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,6 +24,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 5.0, 60.0  # seconds between two attempts while the
 STUCK = 60.0  # seconds without any progress after which the end of a run waits no longer
 HEARTBEAT = 60.0  # seconds between two signs of life in the store
 STALE_AFTER = 600.0  # seconds without one after which a process on another machine is gone
+CLOCKS = 600.0  # seconds that the clocks of two machines may be apart: each of them is wrong by five minutes
 GONE = "its process is gone"
 NO_TAGS: Mapping[str, str] = MappingProxyType({})
 log = logging.getLogger(__name__)
@@ -200,12 +202,22 @@ def stale(store: Store, home: Path) -> list[StoredRun]:
 
 
 def is_alive(run: StoredRun) -> bool:
-    """Tell whether a process runs a run; on other machines by its sign of life, for clocks that are minutes apart."""
+    """Tell whether a process runs a run; on other machines by its sign of life.
+
+    Who asks again and again sees how long the sign stays the same, whatever the clocks say.
+    """
 
     def silent() -> float:
-        return time.time() - float(run.tags.get("heartbeat", run.started / 1000))
+        sign = run.tags.get("heartbeat", str(run.started / 1000))
+        return max(time.monotonic() - _first_seen(run.run_id, sign), time.time() - float(sign) - CLOCKS)
 
     return alive(run.tags, silent=silent, stale_after=STALE_AFTER)
+
+
+@lru_cache(maxsize=256)
+def _first_seen(run_id: str, sign: str) -> float:
+    """Return when this process saw a run's sign of life for the first time, by a clock that nobody sets."""
+    return time.monotonic()
 
 
 def mark_killed(store: Store, runs: list[StoredRun]) -> None:

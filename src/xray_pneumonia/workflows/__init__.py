@@ -1,1 +1,1 @@
-"""The story of each verb, top to bottom."""
+"""The steps of each verb, in one module a verb, and what several verbs share."""

@@ -9,10 +9,9 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
-from rich.console import Console
 
 from xray_pneumonia.compose import asked
-from xray_pneumonia.config import Node, anchor, build, check
+from xray_pneumonia.config import Node, build, check
 from xray_pneumonia.data import splits
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.local_sample import scan_local
@@ -24,7 +23,6 @@ from xray_pneumonia.inference.bundle import Card
 from xray_pneumonia.inference.loading import load_model
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.tracking.run import start_run
-from xray_pneumonia.tracking.server import see_it
 from xray_pneumonia.tracking.store import open_store
 from xray_pneumonia.tracking.stored_runs import StoredRun
 from xray_pneumonia.training import performance
@@ -72,7 +70,6 @@ class AdaptConfig:
 
 def main(cfg: DictConfig) -> None:
     """Adapt, record and print."""
-    anchor(cfg)
     found, model = _find(cfg)
     _ask_as(cfg, model.card)
     values = check(cfg, AdaptConfig)
@@ -88,8 +85,8 @@ def main(cfg: DictConfig) -> None:
     name = tracking.run_name or f"{model.name[:100]} adapted to {Path(values['data']['root']).name}"[:250]
     with start_run(store, name=name, tags={"verb": "adapt"}, system_metrics=False) as run:
         page = record(run, cfg, model, sample, result)
-    show(result, sample, Console(width=None if Console().is_terminal else 110))
-    print(f"Report: {page}\nSee it: {see_it(store, [run.mlflow_id or run.run_id])}")
+    show(result, sample)
+    print(f"Report: {page}\nSee it: {run.see_it}")
     after = result.rows[-1]
     facts = f"method={result.method} auroc={after.metrics['auroc'].value:.6f} answered={after.answered.value:.4f}"
     print(f"run_id={run.run_id} {facts}", flush=True)
@@ -164,7 +161,7 @@ def _recipe(asked_for: str, start: Learned, films: int) -> str:
 
 
 def _ranked(name: str, fitted: CrossFit) -> pd.DataFrame:
-    """Take for the ranking what all folds have in common: the one net's logits, or logits from the operating point."""
+    """Make scores comparable across folds: logits of one net, or, of a net a fold, distances to its operating point."""
     answers = fitted.answers
     return answers.assign(logit=answers["margin"]) if name == FINETUNE else answers
 

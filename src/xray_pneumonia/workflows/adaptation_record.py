@@ -9,8 +9,6 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.table import Table
 
 from xray_pneumonia.data.audit import SHORTCUT_AUROC
 from xray_pneumonia.data.datamodule import XRayDataModule
@@ -23,6 +21,7 @@ from xray_pneumonia.evaluation.report import text
 from xray_pneumonia.evaluation.report.build import render
 from xray_pneumonia.inference.bundle import GATE, WEIGHTS, Card, file_sha256, save_bundle
 from xray_pneumonia.inference.model import TrainedModel
+from xray_pneumonia.terminal import console, make_table
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run
 from xray_pneumonia.types import Gray
@@ -167,7 +166,7 @@ def record(run: Run, cfg: DictConfig, model: TrainedModel, sample: Sample, resul
 
 
 def _gate(model: TrainedModel, sample: Sample, result: Result, own: pd.DataFrame) -> Gate:
-    """Fit the gate of the new model, whose home the films are."""
+    """Fit the gate of the new model; the local films are its home."""
     gate = fit_gate(result.learned, sample.images, result.fitted.rule.limits, before=model.gate)
     known = own[[*own.columns.intersection([*RECORD_COLUMNS]), "patient", "label", "probability", "gate_score"]]
     prevalence = result.fitted.rule.decision.calibration.prevalence
@@ -195,15 +194,12 @@ def _write_report(run: Run, model: TrainedModel, sample: Sample, result: Result)
     return place
 
 
-def show(result: Result, sample: Sample, console: Console) -> None:
+def show(result: Result, sample: Sample) -> None:
     """Print figures before and after, and what they mean."""
-    table = Table(title=f"{sample.basis}; none read by what was fitted on it", title_justify="left", title_style="bold")
-    for head in ("model", *(METRICS[name].title for name in TESTED[:3]), "answered", "of these wrong", "p (AUROC)"):
-        table.add_column(head)
+    heads = ("model", *(METRICS[name].title for name in TESTED[:3]), "answered", "of these wrong", "p (AUROC)")
+    rows = make_table(f"{sample.basis}; none read by what was fitted on it", heads)
     for row in result.rows:
         p_value = next((text.p(one.p_value) for one in row.against if one.name == "auroc"), "-")
         wrong = str(row.error) if row.error.images else "answers nothing"
-        table.add_row(row.name, *(str(row.metrics[name]) for name in TESTED[:3]), str(row.answered), wrong, p_value)
-    console.print(table)
-    for sentence in _sentences(result, sample):
-        console.print(sentence, highlight=False, markup=False)
+        rows.add_row(row.name, *(str(row.metrics[name]) for name in TESTED[:3]), str(row.answered), wrong, p_value)
+    console(110).print(rows, *_sentences(result, sample), sep="\n")

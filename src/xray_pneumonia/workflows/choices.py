@@ -15,7 +15,7 @@ from xray_pneumonia.tracking.run_names import free_name
 from xray_pneumonia.tracking.store import Store
 
 GROUPS = ("model", "augmentation", "optimizer", "loss", "scheduler")  # parameters of every training's run
-# Where a training runs and what it is called; none of it is news about its config.
+# Keys that the tag `changes` leaves out: they say where a training runs and what it is called.
 PLACES = ("home", "tracking", "data.root", "data.cache_dir", "trainer.threads", "sweep", "workers", "resume", "hydra")
 
 

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,22 +12,21 @@ from annotated_types import Len
 from omegaconf import DictConfig
 from scipy.special import expit
 
-from xray_pneumonia.config import Node, anchor, build, check
-from xray_pneumonia.errors import InputError, nearest
+from xray_pneumonia.config import Node, check
+from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.group_comparison import Repeat, compare_groups
 from xray_pneumonia.evaluation.metrics import EPOCH_METRICS, METRICS
 from xray_pneumonia.evaluation.run_groups import Entry, Group, group, questions, tabulate
 from xray_pneumonia.evaluation.selection import correct_for_choice
-from xray_pneumonia.tracking import stored_runs
 from xray_pneumonia.tracking.locations import ArtifactMissing
-from xray_pneumonia.tracking.run_names import find_run_id
 from xray_pneumonia.tracking.server import address, link, see_it
-from xray_pneumonia.tracking.store import Store, open_existing
+from xray_pneumonia.tracking.store import Store
 from xray_pneumonia.tracking.stored_runs import StoredRun
 from xray_pneumonia.types import Count, Seed
 from xray_pneumonia.workflows.choices import parameters_of
 from xray_pneumonia.workflows.comparison_tables import THRESHOLD, Format, basis, count_images, show, show_test
+from xray_pneumonia.workflows.find_runs import find_trainings, open_experiment, output_folder
 
 TESTED = ("auroc", "accuracy", "sensitivity", "specificity")
 DECIDED = ("accuracy", "balanced_accuracy", "sensitivity", "specificity")  # by a threshold
@@ -60,12 +59,8 @@ class CompareConfig:
 
 def main(cfg: DictConfig) -> None:
     """Find the runs, group them, print, test and draw."""
-    anchor(cfg)
     check(cfg, CompareConfig)
-    settings = build(cfg.tracking)
-    if cfg.experiment_name:
-        settings = replace(settings, experiment_name=cfg.experiment_name)
-    store = open_existing(settings, home=Path(cfg.home))
+    store = open_experiment(cfg)
     runs = find_trainings(store, sweep_name=cfg.sweep_name, run_ids=cfg.run_ids, pruned=cfg.pruned)
     at_point = all(OPERATING in run.metrics for run in runs)
     logged = {name: _logged(name, at_point) for name in cfg.metrics}
@@ -75,8 +70,7 @@ def main(cfg: DictConfig) -> None:
     table = tabulate(groups, logged)
     counted = count_images(table, groups, cfg.metrics)
     named = [", ".join(f"{one.name} ({one.run_id[:8]})" for one in each.entries) for each in groups]
-    folder = Path(cfg.output or Path(cfg.home) / "comparison" / store.experiment_name).expanduser().resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = output_folder(cfg, "comparison", store)
     counted.assign(names=named).to_csv(folder / "runs.csv")
     show(counted if cfg.format == "csv" else table, list(cfg.metrics), cfg.format)
     by_id = {run.run_id: run for run in runs}
@@ -107,46 +101,6 @@ def _basis(runs: Sequence[StoredRun], cfg: DictConfig, *, at_point: bool) -> lis
     kept = {run.params.get("trainer.keep", "best") for run in runs}
     chosen = "best" in kept or any(run.params.get("trainer.patience") != "None" for run in runs)
     return basis([run.metrics for run in runs], cfg.metrics, kept=kept, chosen=chosen, at_point=at_point)
-
-
-def find_trainings(
-    store: Store, *, sweep_name: str | None, run_ids: Sequence[str] | None, pruned: bool = False
-) -> list[StoredRun]:
-    """Find the finished trainings that were asked for, by sweep or by name; else all of the experiment.
-
-    Raises:
-        InputError: there are none; the message says what there is instead.
-    """
-    runs = stored_runs.find(store, {"verb": "train"}, status="FINISHED")
-    if sweep_name:
-        names = {run.tags["sweep.name"] for run in runs if "sweep.name" in run.tags}
-        parents = {run.tags.get(stored_runs.PARENT) for run in runs}
-        if sweep_name not in names | parents:
-            hint = nearest(sweep_name, names) or f"; there are {', '.join(sorted(names)) or 'none'}"
-            raise InputError(f"sweep_name={sweep_name}: no such sweep in experiment {store.experiment_name}{hint}")
-        runs = [run for run in runs if sweep_name in {run.tags.get("sweep.name"), run.tags.get(stored_runs.PARENT)}]
-    if run_ids:
-        known = {run.run_id: run for run in runs}
-        asked = [find_run_id(store, text, key="run_ids") for text in run_ids]
-        unknown = [run_id for run_id in asked if run_id not in known]
-        if unknown:
-            raise InputError(
-                f"run_ids={unknown}: no finished training in experiment {store.experiment_name} has this id"
-            )
-        return [known[run_id] for run_id in asked]
-    if not runs:
-        raise InputError(f"experiment_name={store.experiment_name}: holds no finished training; train with xray train")
-    return runs if pruned else _without_pruned(runs)
-
-
-def _without_pruned(runs: list[StoredRun]) -> list[StoredRun]:
-    """Leave out the trials that a sweep ended early: their best of few epochs is no fair figure."""
-    kept = [run for run in runs if run.tags.get("sweep.state") != "PRUNED"]
-    if not kept:
-        raise InputError(f"pruned=false: all {len(runs)} trainings were ended early by their sweep; see pruned=true")
-    if len(kept) < len(runs):
-        log.info("%d trials that a sweep ended early are left out; pruned=true shows them", len(runs) - len(kept))
-    return kept
 
 
 def _pair(asked: Sequence[int] | None, groups: Sequence[Group]) -> tuple[int, int] | None:

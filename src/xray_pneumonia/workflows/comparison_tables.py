@@ -5,13 +5,13 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 import pandas as pd
-from rich.console import Console
 from rich.table import Table
 
 from xray_pneumonia.evaluation.comparison import Difference
 from xray_pneumonia.evaluation.group_comparison import GroupComparison
 from xray_pneumonia.evaluation.intervals import FEWEST
 from xray_pneumonia.evaluation.run_groups import Group
+from xray_pneumonia.terminal import console, make_table
 
 THRESHOLD = 0.5  # of runs that recorded no operating point
 UNLIMITED = 10_000  # columns of a terminal on which every table fits
@@ -27,18 +27,18 @@ def show(table: pd.DataFrame, metrics: list[str], kind: Format) -> None:
     if kind == "markdown":
         print(_markdown(shown.reset_index()))
         return
-    console = Console(width=None if Console().is_terminal else 160, markup=False)
+    out = console(160)
     counts = {"run": int(table["runs"].sum()), "config": len(table)}
     title = ", ".join(f"{count} {noun}{'' if count == 1 else 's'}" for noun, count in counts.items())
     whole = _rich(shown.reset_index(), title)
-    if console.measure(whole, options=console.options.update(width=UNLIMITED)).maximum <= console.width:
-        console.print(whole)
+    if out.measure(whole, options=out.options.update(width=UNLIMITED)).maximum <= out.width:
+        out.print(whole)
         return
     keys = [name for name in shown.columns if name not in {"runs", *metrics}]
-    console.print(_rich(shown.drop(columns=keys).reset_index(), title))
+    out.print(_rich(shown.drop(columns=keys).reset_index(), title))
     for place, row in shown.iterrows():
         values = " ".join(f"{key}={row[key]}" for key in keys if row[key] != "-")
-        console.print(f"group {place}: {values}", highlight=False)
+        out.print(f"group {place}: {values}")
 
 
 def count_images(table: pd.DataFrame, groups: Sequence[Group], metrics: Sequence[str]) -> pd.DataFrame:
@@ -65,7 +65,7 @@ def show_test(found: GroupComparison, pair: tuple[int, int], kind: Format) -> No
     elif kind == "markdown":
         print(f"\n{title}\n\n{_markdown(frame)}")
     else:
-        Console(width=None if Console().is_terminal else 140, markup=False).print(_rich(frame, title))
+        console(140).print(_rich(frame, title))
 
 
 def _row(one: Difference) -> list[str]:
@@ -112,12 +112,10 @@ def span(runs: Sequence[Mapping[str, float]], name: str) -> str:
 
 
 def _rich(shown: pd.DataFrame, title: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for name in shown.columns:
-        table.add_column(str(name).replace(".", ".\n"), overflow="fold")
+    rows = make_table(title, [str(name).replace(".", ".\n") for name in shown.columns])
     for row in shown.itertuples(index=False):
-        table.add_row(*map(str, row))
-    return table
+        rows.add_row(*map(str, row))
+    return rows
 
 
 def _rounded(table: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from xray_pneumonia.data.files import find_films, printable
 from xray_pneumonia.data.images.sandbox import Decoders
@@ -23,7 +22,8 @@ from xray_pneumonia.evaluation.report.build import render
 from xray_pneumonia.evaluation.report.model_card import USE, limitations
 from xray_pneumonia.evaluation.report.text import percent
 from xray_pneumonia.inference.bundle import Card
-from xray_pneumonia.inference.model import TrainedModel
+from xray_pneumonia.inference.model import UNCERTAIN, TrainedModel
+from xray_pneumonia.terminal import console, make_table
 from xray_pneumonia.types import spoken
 from xray_pneumonia.workflows.prediction_files import TABLE, Row, write_atomically
 
@@ -41,6 +41,13 @@ def meanings(card: Card) -> dict[str, str]:
         positive: f"speaks for {positive}",
         negative: f"speaks against {positive}; other findings are unseen",
     }
+
+
+def meaning(card: Card, row: Row) -> str:
+    """Word what the answer to one film means; figures of films that it does not resemble do not hold for it."""
+    if row["reason"] == UNCERTAIN:
+        return "too near the operating point"
+    return f"{row['reason']}: the figures need not hold for it" if row["reason"] else meanings(card)[row["decision"]]
 
 
 @dataclass
@@ -156,30 +163,26 @@ def describe_evidence(card: Card) -> str:
     ).rstrip()
 
 
-def print_summary(summary: Summary, model: TrainedModel, folder: Path, console: Console) -> None:
+def print_summary(summary: Summary, model: TrainedModel, folder: Path) -> None:
     """Print whether the model knows such films, counts, failures, where the answers are and what they rest on."""
+    out = console(80)
     for sentence in summary.drift.sentences() if summary.drift else ():
-        console.print(sentence, highlight=False, markup=False)
+        out.print(sentence)
     answered = sum(summary.decisions.values())
     title = f"{answered} of {summary.files} files answered; operating point {model.card.operating_point:.4f}"
-    table = Table(title=title, title_justify="left", title_style="bold")
-    table.add_column("decision")
-    table.add_column("files", justify="right")
-    table.add_column("share", justify="right")
-    table.add_column("means")
+    rows = make_table(title, ("decision", "files", "share", "means"), right=("files", "share"))
     for name, meaning in meanings(model.card).items():
         count = summary.decisions[name]
-        table.add_row(name, str(count), percent(count / answered) if answered else "", meaning)
+        rows.add_row(name, str(count), percent(count / answered) if answered else "", meaning)
     for place, (code, count) in enumerate(summary.failures.most_common()):
         meaning = "likewise" if place else "could not be read; see the column message"
-        table.add_row(f"[red]{code}[/red]", str(count), "", meaning)
-    console.print(table)
+        rows.add_row(Text(code, style="red"), str(count), "", meaning)
+    out.print(rows)
     for name, count in summary.flags.most_common():
-        console.print(f"Flag {name}: {count} ({FLAGS[name]})", highlight=False)
-    example = word_probability(model.card)(0.8)
-    console.print(f"For example {example} {word_promise(summary, model.card)}", highlight=False, markup=False)
-    console.print(f"Model {model.name}. {describe_evidence(model.card)}", highlight=False, markup=False)
-    console.print("A second opinion beside a radiologist's reading; no medical device.", highlight=False)
+        out.print(f"Flag {name}: {count} ({FLAGS[name]})")
+    out.print(f"For example {word_probability(model.card)(0.8)} {word_promise(summary, model.card)}")
+    out.print(f"Model {model.name}. {describe_evidence(model.card)}")
+    out.print("A second opinion beside a radiologist's reading; no medical device.")
     print(f"Answers: {folder / TABLE}\nContact sheet: {folder / SHEET}")
     print_last_line(summary, folder)
 

@@ -12,7 +12,7 @@ from xray_pneumonia.evaluation.report.text import percent
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.pacs import replies
 from xray_pneumonia.types import Gray
-from xray_pneumonia.workflows.contact_sheet import describe_evidence, meanings, word_probability
+from xray_pneumonia.workflows.contact_sheet import describe_evidence, meaning, word_probability
 
 STRENGTH = 0.6  # of the heat over the film
 
@@ -38,9 +38,8 @@ def make_answer(
             unread = f"This film could not be read: {row['message']}. {replies.WARNING}."
             return [replies.report(film, row, reader, comment=unread)]
         data, attempt = reading.picture(path)
-        words = f"{row['decision']}, probability {percent(row['probability'])}: {meanings(card)[row['decision']]}"
-        reason = f" Reason: {row['reason']}." if row["reason"] else ""
-        said = f"{words}.{reason} {word_probability(card)(row['probability'])} {describe_evidence(card)}"
+        words = f"{row['decision']}, probability {percent(row['probability'])}: {meaning(card, row)}"
+        said = f"{words}. {word_probability(card)(row['probability'])} {describe_evidence(card)}"
         comment = f"{said} {replies.WARNING}. Model {reader.name} {reader.version}."
         picture = _overlaid(data, heat_map(path)[0], width=attempt.width, height=attempt.height)
         lines = [words, f"model {reader.name} {reader.version}"]

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from xray_pneumonia.config import Node, anchor, build, check
+from xray_pneumonia.config import Node, build, check
 from xray_pneumonia.errors import InputError, Unwell
 from xray_pneumonia.masking import masked
 from xray_pneumonia.tracking import sync
@@ -62,7 +62,6 @@ def main(cfg: DictConfig) -> None:
     Raises:
         Unwell: something is left that a person must see to.
     """
-    anchor(cfg)
     check(cfg, DoctorConfig)
     home, tracking = Path(cfg.home), build(cfg.tracking)
     report = Report()

@@ -5,11 +5,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.table import Table
+from omegaconf import DictConfig
 
-from xray_pneumonia.config import Node, anchor, build, check, plain
+from xray_pneumonia.config import Node, build, check, plain
 from xray_pneumonia.data.classes import counted
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import predictions
@@ -21,14 +19,12 @@ from xray_pneumonia.evaluation.report.text import SPLITS, number, official_test,
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.stored_config import load_stored
+from xray_pneumonia.terminal import console, make_table
 from xray_pneumonia.tracking.ledger import Opening, opened_before, record_opening
-from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run, start_run
-from xray_pneumonia.tracking.server import see_it
 from xray_pneumonia.tracking.store import open_store
 from xray_pneumonia.training import performance
 from xray_pneumonia.types import CLASSES, OpenFraction, Positive
-from xray_pneumonia.workflows.choices import changes, parameters_of
 from xray_pneumonia.workflows.evaluation_data import (
     RECORD_COLUMNS,
     EvaluationFolder,
@@ -39,14 +35,7 @@ from xray_pneumonia.workflows.evaluation_data import (
 )
 from xray_pneumonia.workflows.find_model import EvaluatedModel, find_compared, find_evaluated
 from xray_pneumonia.workflows.stored_predictions import training_leaks
-from xray_pneumonia.workflows.training_run import (
-    COMPUTING,
-    DESCRIPTION,
-    describe,
-    public_config,
-    record_dataset,
-    summarise,
-)
+from xray_pneumonia.workflows.training_run import DESCRIPTION, describe, record_origin, summarise
 
 DRIFT = 0.05  # logits of one model on one image differ less between machines
 log = logging.getLogger(__name__)
@@ -72,7 +61,6 @@ class EvaluateConfig:
 
 def main(cfg: DictConfig) -> None:
     """Evaluate and print."""
-    anchor(cfg)
     check(cfg, EvaluateConfig)
     settings: EvaluationSettings = build(cfg.evaluation)
     home, tracking = Path(cfg.home), build(cfg.tracking)
@@ -97,12 +85,12 @@ def main(cfg: DictConfig) -> None:
     store = evaluated.runs[0].store
     name = tracking.run_name or f"{cfg.split}: {evaluated.model.name}"[:250]
     with start_run(store, name=name, tags=tags, system_metrics=False) as run:
-        _record_origin(run, cfg, held_out)
+        record_origin(run, cfg, held_out.records, root=held_out.root, stage=held_out.split)
         folder = run.path(f"evaluation/{cfg.split}/{NUMBERS}").parent
         report = evaluate(run, folder, evaluated, held_out, settings, other=other)
-    _print(report, Console(width=None if Console().is_terminal else 100))
+    _print(report)
     print(f"Report: {folder / PAGE}" if settings.report else f"Numbers: {folder / NUMBERS}")
-    print(f"See it: {see_it(store, [run.mlflow_id or run.run_id])}")
+    print(f"See it: {run.see_it}")
     print(f"run_id={run.run_id} {cfg.split}/auroc={report.assessment.at_point['auroc'].value:.6f}", flush=True)
 
 
@@ -147,15 +135,6 @@ def evaluate(
     run.set_tags({DESCRIPTION: describe(run, result, folder / (PAGE if settings.report else NUMBERS))})
     run.set_tags({"openings": len(openings), "chosen_after_opening": any(context.chosen_after.values())})
     return report
-
-
-def _record_origin(run: Run, cfg: DictConfig, held_out: HeldOut) -> None:
-    public = public_config(cfg)
-    run.log_config(OmegaConf.to_yaml(public, resolve=True))
-    run.log_params(parameters_of(plain(public)))
-    run.set_tags({"changes": changes()})
-    run.log_provenance(collect(COMPUTING))
-    record_dataset(run, held_out.records, root=held_out.root, stage=held_out.split)
 
 
 def _open(evaluated: EvaluatedModel, held_out: HeldOut) -> list[Opening]:
@@ -235,45 +214,43 @@ def _context(evaluated: EvaluatedModel, held_out: HeldOut, openings: list[Openin
     )
 
 
-def _print(report: Report, console: Console) -> None:
-    assessment, context = report.assessment, report.context
+def _print(report: Report) -> None:
+    assessment, context, out = report.assessment, report.context, console(100)
     for sentence in report.drift.sentences() if report.drift else ():
-        console.print(sentence, highlight=False, markup=False)
+        out.print(sentence)
     title = (
         f"{SPLITS[context.split].capitalize()}: {assessment.images} images of {assessment.patients} patients; "
         f"operating point {assessment.decision.threshold:.4f} ({assessment.decision.policy})"
     )
-    rows = Table(title=title, title_justify="left", title_style="bold")
     rival = ["other", "p", "p, Holm", "test"] if report.differences else []
-    for column in ("metric", "value (95 % interval)", "images / patients", "at 0.5", *rival):
-        rows.add_column(column)
+    rows = make_table(title, ("metric", "value (95 % interval)", "images / patients", "at 0.5", *rival))
     differences = {one.name: one for one in report.differences}
     for name, metric in METRICS.items():
         here, half = (untold(one[name]) for one in (assessment.at_point, assessment.at_half))
         values = [here or str(assessment.at_point[name]), assessment.at_point[name].count]
         other = _words(differences[name]) if differences else []
         rows.add_row(metric.title, *values, half or number(assessment.at_half[name].value), *other)
-    console.print(rows)
+    out.print(rows)
     if context.classes != CLASSES:
-        console.print(f"Positive: {context.classes[1]}; negative: {context.classes[0]}.", highlight=False, markup=False)
+        out.print(f"Positive: {context.classes[1]}; negative: {context.classes[0]}.")
     if context.left_out:
-        console.print(f"Left out, of neither class: {context.left_out}.", highlight=False, markup=False)
+        out.print(f"Left out, of neither class: {context.left_out}.")
     check = assessment.calibration
-    console.print(f"Calibration error: chance alone gives {number(check.floor)}; slope {check.slope}.", highlight=False)
+    out.print(f"Calibration error: chance alone gives {number(check.floor)}; slope {check.slope}.")
     if differences:
-        console.print(f"p is about these two models, not how they were trained. {tested(report.differences)}")
+        out.print(f"p is about these two models, not how they were trained. {tested(report.differences)}")
     if context.split == "val":
-        console.print("Calibration and operating point were chosen on these images, so they flatter.")
+        out.print("Calibration and operating point were chosen on these images, so they flatter.")
     if context.openings:
         count = len(context.openings)
         when = "just now" if count == 1 else "this one included"
-        console.print(f"Ledger: these images, or some of them, were opened {times(count)}, {when}.")
+        out.print(f"Ledger: these images, or some of them, were opened {times(count)}, {when}.")
     if context.split == "test" and "Official test" in context.facts:
-        console.print(context.facts["Official test"], highlight=False)
+        out.print(context.facts["Official test"])
     for sentence in filter(None, (context.leakage, report.corrections)):
-        console.print(sentence, highlight=False, markup=False)
+        out.print(sentence)
     for run_id, count in context.chosen_after.items():
-        console.print(f"Run {run_id} was trained after a test had been opened {times(count)} in its store.")
+        out.print(f"Run {run_id} was trained after a test had been opened {times(count)} in its store.")
 
 
 def _words(one: Difference) -> list[str]:

@@ -7,17 +7,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.table import Table
 
-from xray_pneumonia.config import Node, anchor, build, check, leaves
+from xray_pneumonia.config import Node, build, check, leaves
 from xray_pneumonia.data.augment.augmentation import Augmentation
 from xray_pneumonia.data.classes import counted
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.evaluation.report import figures
 from xray_pneumonia.evaluation.report.build import render
+from xray_pneumonia.terminal import console, make_table
 from xray_pneumonia.tracking.run import Run, start_run
-from xray_pneumonia.tracking.server import see_it
 from xray_pneumonia.tracking.store import open_store
 from xray_pneumonia.types import Seed
 from xray_pneumonia.workflows.training_run import public_config, record_dataset
@@ -39,7 +37,6 @@ class ExploreConfig:
 
 def main(cfg: DictConfig) -> None:
     """Explore and print."""
-    anchor(cfg)
     values = check(cfg, ExploreConfig)
     augmentation: Augmentation = build(cfg.augmentation, key="augmentation")
     data: XRayDataModule = build(cfg.data, augmentation)
@@ -50,8 +47,8 @@ def main(cfg: DictConfig) -> None:
         run.log_config(OmegaConf.to_yaml(public_config(cfg), resolve=True))
         run.log_params(dict(leaves(values)))
         _record(run, cfg, data, augmentation)
-    _print(data, Console(width=None if Console().is_terminal else 80))
-    print(f"Figures and page: {run.folder}\nSee it: {see_it(store, [run.mlflow_id or run.run_id])}")
+    _print(data)
+    print(f"Figures and page: {run.folder}\nSee it: {run.see_it}")
     print(f"run_id={run.run_id} images={len(data.records)} errors={len(data.audit.errors)}", flush=True)
 
 
@@ -107,17 +104,16 @@ def _sizes(records: pd.DataFrame) -> list[list[object]]:
     return [[*key, int(row.n), int(row.w), int(row.h), round(row.b / 1e3, 1)] for key, row in table.iterrows()]  # type: ignore[misc]
 
 
-def _print(data: XRayDataModule, console: Console) -> None:
+def _print(data: XRayDataModule) -> None:
     """Print counts and findings."""
+    out, heads = console(80), (*data.question.names, "patients")
     title = f"{len(data.records)} images of {data.records['patient'].nunique()} patients"
-    table = Table(title=title, title_justify="left")
-    for column in ("split", *data.question.names, "patients"):
-        table.add_column(column, justify="left" if column == "split" else "right")
+    rows = make_table(title, ("split", *heads), right=heads)
     for split, part in data.records.groupby(data.records["split"].replace("", "excluded")):
         numbers = [int((part["label"] == label).sum()) for label in (0, 1)]
-        table.add_row(str(split), *map(str, numbers), str(part["patient"].nunique()))
-    console.print(table)
+        rows.add_row(str(split), *map(str, numbers), str(part["patient"].nunique()))
+    out.print(rows)
     if data.left_out:
-        console.print(f"Left out, of neither class: {counted(data.left_out)}", highlight=False, markup=False)
+        out.print(f"Left out, of neither class: {counted(data.left_out)}")
     nothing = "The audit found nothing: no broken file, no duplicate, no leak."
-    console.print("\n".join(map(str, data.audit.findings)) or nothing, highlight=False, markup=False)
+    out.print("\n".join(map(str, data.audit.findings)) or nothing)

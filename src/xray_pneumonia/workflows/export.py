@@ -15,11 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from scipy.special import expit
 
-from xray_pneumonia.config import Node, anchor, build, check
+from xray_pneumonia.config import Node, build, check
 from xray_pneumonia.data import synthetic
-from xray_pneumonia.data.files import InputFile
-from xray_pneumonia.data.images.limits import DicomRules
-from xray_pneumonia.data.images.sandbox import USUAL, Decoders
+from xray_pneumonia.data.images.sandbox import decode_files
 from xray_pneumonia.errors import AnswersDiffer, InputError
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.inference.bundle import CARD, GATE, WEIGHTS
@@ -57,7 +55,6 @@ class ExportConfig:
 
 def main(cfg: DictConfig) -> None:
     """Export, and print what was compared."""
-    anchor(cfg)
     check(cfg, ExportConfig)
     if (cfg.run_id is None) == (cfg.model is None):
         raise InputError(f"run_id={cfg.run_id} model={cfg.model}: name one of them")
@@ -185,11 +182,9 @@ def _decoded(paths: list[Path], size: int, most: int) -> Gray:
     chosen = [paths[row] for row in np.linspace(0, len(paths) - 1, min(most, len(paths))).astype(int)]
     if not chosen:
         return np.empty((0, size, size), np.uint8)
-    images = []
-    with Decoders(count=1, size=size, rules=DicomRules(), limits=USUAL) as decoders:
-        for batch in decoders.batches((InputFile(str(path), str(path), "") for path in chosen), len(chosen)):
-            images += [attempt.pixels for attempt in batch if attempt.pixels is not None]
-            for attempt in batch:
-                if attempt.code:
-                    log.warning("%s: left out: %s", attempt.file.path, attempt.message)
+    attempts = decode_files(chosen, size)
+    for attempt in attempts:
+        if attempt.code:
+            log.warning("%s: left out: %s", attempt.file.path, attempt.message)
+    images = [attempt.pixels for attempt in attempts if attempt.pixels is not None]
     return np.stack(images) if images else np.empty((0, size, size), np.uint8)

@@ -106,7 +106,7 @@ def reading(learn: Learn, films: pd.DataFrame, images: Gray) -> Reading:
 
 
 def fit_gate(learned: Learned, images: Gray, limits: Vector, *, before: Gate | None) -> Gate:
-    """Fit a gate to all films, with limits from cross-validation; what is upright, the model before knows best."""
+    """Fit a gate to all films, with limits from cross-validation; the rule for upright films is the old model's."""
     if not learned.features.shape[1]:
         return fit_thumbnail_gate(images, images)
     gate = fit_feature_gate(images, learned.features)

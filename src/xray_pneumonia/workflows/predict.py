@@ -14,10 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from xray_pneumonia.config import Node, anchor, build, check
+from xray_pneumonia.config import Node, build, check
 from xray_pneumonia.data.files import find_files, find_films, is_text, printable, shown
-from xray_pneumonia.data.images.decode import DECODER_VERSION
-from xray_pneumonia.data.images.limits import DicomRules
+from xray_pneumonia.data.images.limits import DECODER_VERSION, DicomRules
 from xray_pneumonia.data.images.sandbox import DAMAGED, Attempt, Decoders
 from xray_pneumonia.errors import InputError, SomeFailed
 from xray_pneumonia.evaluation import gradcam
@@ -71,7 +70,6 @@ def main(cfg: DictConfig) -> None:
         InputError: there is nothing to read, or not one file could be read.
         SomeFailed: some files could not be read.
     """
-    anchor(cfg)
     check(cfg, PredictConfig)
     before = os.umask(0o077)  # names of files and thumbnails name patients: they are the user's alone
     try:
@@ -97,7 +95,7 @@ def _predict(cfg: DictConfig) -> None:
     with decoders:
         summary = _answer(source, folder, decoders, model, cfg)
         _name_texts(source)
-        print_summary(summary, model, folder, Console(width=None if Console().is_terminal else 80))
+        print_summary(summary, model, folder)
         if cfg.watch:
             watch(source, there, lambda: print_last_line(_answer(source, folder, decoders, model, cfg), folder))
     _raise_failures(summary, folder)
@@ -218,7 +216,7 @@ class HeatMaps:
     net: nn.Module
     folder: Path
     informative: bool | None = None  # None until an image with evidence for the positive class was seen
-    fewest: int = 1  # images to compare before that is final
+    fewest: int = 1  # images after which `informative` changes no more
     seen: list[Gray] = field(default_factory=list)
     final: bool = False
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from xray_pneumonia.config import Node, anchor, build, check
+from xray_pneumonia.config import Node, build, check
 from xray_pneumonia.tracking.registry import register
 from xray_pneumonia.tracking.run_names import read_named
 from xray_pneumonia.tracking.store import open_database
@@ -24,7 +24,6 @@ class RegisterConfig:
 
 def main(cfg: DictConfig) -> None:
     """Register the model and print its name, alias and version."""
-    anchor(cfg)
     check(cfg, RegisterConfig)
     run = read_named(open_database(build(cfg.tracking), home=Path(cfg.home)), cfg.run_id)
     run.bundle()  # refuses a run without a model

@@ -12,13 +12,12 @@ from typing import Literal
 import torch
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback
-from rich.console import Console
-from rich.table import Table
 
-from xray_pneumonia.config import Node, anchor, build, check
+from xray_pneumonia.config import Node, build, check
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.records import fingerprint
 from xray_pneumonia.errors import InputError, NotReproduced
+from xray_pneumonia.terminal import console, make_table
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run
 from xray_pneumonia.tracking.run_names import read_named
@@ -105,6 +104,7 @@ class Reproduction:
     name: str
     tags: dict[str, str]
     run_id: str | None = None
+    scored: bool = False
     callbacks: list[Callback] = field(default_factory=list)
     comparison: Comparison = field(init=False)  # when the training has ended
 
@@ -135,7 +135,6 @@ def main(cfg: DictConfig) -> None:
     Raises:
         NotReproduced: the results differ.
     """
-    anchor(cfg)
     check(cfg, ReproduceConfig)
     tracking: TrackingSettings = build(cfg.tracking)
     record = _find(cfg, tracking)
@@ -150,7 +149,7 @@ def main(cfg: DictConfig) -> None:
     reproduction = _declare(record, differs, store, {f"val/{name}": width for name, width in cfg.band.items()})
     trained = train(asked, watch=reproduction)
     comparison = reproduction.comparison
-    _print(record, comparison, Console(width=None if Console().is_terminal else 100))
+    _print(record, comparison)
     print(f"See it: {trained.see_it}")
     print(f"run_id={trained.run_id} verdict={comparison.level}", flush=True)
     if comparison.level == "different":
@@ -258,9 +257,9 @@ def compare(
     )
 
 
-def _print(record: TrainingRecord, comparison: Comparison, console: Console) -> None:
+def _print(record: TrainingRecord, comparison: Comparison) -> None:
     title = f"{record.name}: {comparison.level}"
-    rows = Table("", "then", "now", "", title=title, title_justify="left", title_style="bold")
+    rows = make_table(title, ("", "then", "now", ""))
     for key, (then, now) in comparison.circumstances.items():
         rows.add_row(key, then[:24], now[:24], "differs")
     for name, value in comparison.stored.items():
@@ -271,5 +270,4 @@ def _print(record: TrainingRecord, comparison: Comparison, console: Console) -> 
     rows.add_row("metrics of all epochs", f"{comparison.epochs * comparison.metrics} values", "", departed)
     changed = "same" if not comparison.weights.differing else f"{comparison.weights.differing} differ"
     rows.add_row("weights of the kept epoch", f"{comparison.weights.tensors} tensors", "", changed)
-    console.print(rows)
-    console.print(f"{str(comparison)[:1].upper()}{str(comparison)[1:]}.", highlight=False)
+    console(100).print(rows, f"{str(comparison)[:1].upper()}{str(comparison)[1:]}.", sep="\n")

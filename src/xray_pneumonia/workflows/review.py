@@ -1,34 +1,30 @@
 """Runs `xray review`: ranks training films by how doubtful their labels are, for somebody to look at."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
 
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.table import Table
+from omegaconf import DictConfig
 from typing_extensions import TypedDict
 
-from xray_pneumonia.config import Node, anchor, build, check, plain
+from xray_pneumonia.config import Node, check
 from xray_pneumonia.data.corrections import EXCLUDE
-from xray_pneumonia.data.images.decode import decode, read_bytes
+from xray_pneumonia.data.images.sandbox import decode_files
+from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.gradcam import thumbnail
 from xray_pneumonia.evaluation.label_errors import Review, review_labels
 from xray_pneumonia.evaluation.report.build import render
-from xray_pneumonia.tracking.provenance import collect
+from xray_pneumonia.terminal import console, make_table
 from xray_pneumonia.tracking.run import Run, start_run
-from xray_pneumonia.tracking.server import see_it
-from xray_pneumonia.tracking.store import open_existing
 from xray_pneumonia.tracking.stored_runs import StoredRun
 from xray_pneumonia.types import Count
-from xray_pneumonia.workflows.choices import changes, parameters_of
-from xray_pneumonia.workflows.compare import find_trainings
+from xray_pneumonia.workflows.find_runs import find_trainings, open_experiment, output_folder
 from xray_pneumonia.workflows.reviewed_films import Films, find_neighbours, open_films
-from xray_pneumonia.workflows.training_run import COMPUTING, DESCRIPTION, public_config, record_dataset
+from xray_pneumonia.workflows.training_run import DESCRIPTION, record_origin
 
 TABLE, PAGE = "review.csv", "review.html"
 LARGE, SMALL = 320, 128  # pixels of a doubted film and of a neighbour on the page
@@ -63,36 +59,27 @@ class ReviewConfig:
 
 def main(cfg: DictConfig) -> None:
     """Rank, write and print."""
-    anchor(cfg)
     check(cfg, ReviewConfig)
-    settings = build(cfg.tracking)
-    if cfg.experiment_name:
-        settings = replace(settings, experiment_name=cfg.experiment_name)
-    store = open_existing(settings, home=Path(cfg.home))
+    store = open_experiment(cfg)
     runs = find_trainings(store, sweep_name=cfg.sweep_name, run_ids=cfg.run_ids)
     films = open_films(runs, root=cfg.data.root, home=Path(cfg.home))
     review = review_labels(films.predictions)
-    folder = Path(cfg.output or Path(cfg.home) / "review" / store.experiment_name).expanduser().resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = output_folder(cfg, "review", store)
     tags = {"verb": "review", "reviews": ",".join(run.run_id for run in runs)}
-    name = settings.run_name or f"review of {Path(films.root).name}"
+    name = cfg.tracking.run_name or f"review of {Path(films.root).name}"
     with start_run(store, name=name, tags=tags, system_metrics=False) as run:
         predictions.write(tabulate(review, films), folder / TABLE)
         _write_page(folder / PAGE, review, films, runs, shown=cfg.shown, neighbours=cfg.neighbours)
         _record(run, cfg, review, films, folder)
-    _print(review, films, Console(width=None if Console().is_terminal else 100))
-    print(f"Page: {folder / PAGE}\nTable: {folder / TABLE}\nSee it: {see_it(store, [run.mlflow_id or run.run_id])}")
+    _print(review, films)
+    print(f"Page: {folder / PAGE}\nTable: {folder / TABLE}\nSee it: {run.see_it}")
     print(f"output={folder} films={len(review.films)} doubted={len(review.doubted)}", flush=True)
 
 
 def _record(run: Run, cfg: DictConfig, review: Review, films: Films, folder: Path) -> None:
     """Record what was reviewed and found, with copies of page and table."""
-    public = public_config(cfg)
-    run.log_config(OmegaConf.to_yaml(public, resolve=True))
-    run.log_params(parameters_of(plain(public)))
-    run.set_tags({"changes": changes(), DESCRIPTION: " ".join([f"{films.basis}.", *sentences(review, films)])})
-    run.log_provenance(collect(COMPUTING))
-    record_dataset(run, films.data.records, root=films.root, stage="review")
+    record_origin(run, cfg, films.data.records, root=films.root, stage="review")
+    run.set_tags({DESCRIPTION: " ".join([f"{films.basis}.", *sentences(review, films)])})
     counts = {"films": len(review.films), "doubted": len(review.doubted)}
     run.log_metrics({f"review/{name}": n for name, n in {**counts, **count_changed(review, films)}.items()})
     for file in (TABLE, PAGE):
@@ -101,8 +88,7 @@ def _record(run: Run, cfg: DictConfig, review: Review, films: Films, folder: Pat
 
 def tabulate(review: Review, films: Films) -> pd.DataFrame:
     """List all films in falling order of doubt; with edited labels it is a file for `data.corrections`."""
-    names = dict(enumerate(films.data.question.names))
-    table = review.films
+    names, table = dict(enumerate(films.data.question.names)), review.films
     return pd.DataFrame(
         {
             "path": table["id"],
@@ -122,14 +108,16 @@ def _write_page(
     doubts, names = review.films.set_index("id")["doubt"], films.data.question.names
     cards = list[dict[str, Any]]()
     beside = find_neighbours([row["id"] for row in rows], films, runs, count=neighbours)
+    large = _describe(beside, films, side=LARGE)
+    small = _describe({one for _, near in beside.values() for one in near}, films, side=SMALL)
     for row in rows:
         by, near = beside[row["id"]]
         cards.append(
             {
-                **_film(row["id"], films, side=LARGE),
+                **large[row["id"]],
                 **row,
                 "suggested": names[row["suggested_label"]],
-                "others": [{**_film(one, films, side=SMALL), "doubt": doubts.get(one)} for one in near],
+                "others": [{**small[one], "doubt": doubts.get(one)} for one in near],
                 "by": by,
             }
         )
@@ -148,12 +136,14 @@ def _write_page(
     path.write_text(page, encoding="utf-8")
 
 
-def _film(name: str, films: Films, *, side: int) -> dict[str, Any]:
-    """Describe a film for the page; its image is decoded anew, since the nets' may be small."""
-    record = films.records.loc[name]
-    picture = thumbnail(decode(read_bytes(str(record["path"])), side).pixels, side=side)
-    facts = record[["patient", "sha256", "label", "class_name"]].to_dict()
-    return {"id": name, "picture": picture, **{str(key): value for key, value in facts.items()}}
+def _describe(names: Iterable[str], films: Films, *, side: int) -> dict[str, Any]:
+    """Describe films for the page; their images are decoded anew, since the nets' may be small."""
+    records, described = films.records.loc[list(names), ["path", "patient", "sha256", "label", "class_name"]], {}
+    for name, one in zip(records.index, decode_files(records.pop("path"), side), strict=True):
+        if one.pixels is None:
+            raise InputError(f"{one.file.path}: {one.message}")
+        described[name] = {"id": name, "picture": thumbnail(one.pixels, side=side), **records.loc[name].to_dict()}
+    return described
 
 
 def sentences(review: Review, films: Films) -> list[str]:
@@ -166,8 +156,7 @@ def sentences(review: Review, films: Films) -> list[str]:
         for label in (0, 1)
     ]
     found = [f"Estimated to be wrong: {' and '.join(parts)}. A doubt is a reason to look, not a verdict: {MEASURED}."]
-    corrected = films.data.corrected
-    if corrected and corrected.changed:
+    if (corrected := films.data.corrected) and corrected.changed:
         found += [f"L{str(corrected)[1:]}.", _of_changed(review, films)]
     return found
 
@@ -191,14 +180,11 @@ def _of_changed(review: Review, films: Films) -> str:
     )
 
 
-def _print(review: Review, films: Films, console: Console) -> None:
+def _print(review: Review, films: Films) -> None:
     names, doubted = films.data.question.names, review.doubted
-    table = Table(title=f"{len(doubted)} films are doubted", title_justify="left", title_style="bold")
-    for column in ("film", "label", "suggested", "doubt", "nets"):
-        table.add_column(column, justify="right" if column in {"doubt", "nets"} else "left")
+    heads = ("film", "label", "suggested", "doubt", "nets")
+    rows = make_table(f"{len(doubted)} films are doubted", heads, right=("doubt", "nets"))
     for row in doubted.head(LISTED).to_dict("records"):
         label, suggested = names[row["label"]], names[row["suggested_label"]]
-        table.add_row(row["id"], label, suggested, f"{row['doubt']:.3f}", str(row["predictions"]))
-    console.print(table)
-    for sentence in (f"{films.basis}.", *sentences(review, films)):
-        console.print(sentence, highlight=False, markup=False)
+        rows.add_row(row["id"], label, suggested, f"{row['doubt']:.3f}", str(row["predictions"]))
+    console(100).print(rows, f"{films.basis}.", *sentences(review, films), sep="\n")

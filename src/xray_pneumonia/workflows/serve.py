@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from xray_pneumonia.config import Node, anchor, build, check
+from xray_pneumonia.config import Node, build, check
 from xray_pneumonia.data.images.sandbox import Attempt
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import gradcam
@@ -25,7 +25,7 @@ from xray_pneumonia.evaluation.report.model_card import USE, limitations
 from xray_pneumonia.evaluation.report.text import promise
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.types import Count, Port, Positive, Processes, Text
-from xray_pneumonia.workflows.contact_sheet import describe_evidence, meanings, word_probability
+from xray_pneumonia.workflows.contact_sheet import describe_evidence, meaning, word_probability
 from xray_pneumonia.workflows.find_model import find_and_load
 from xray_pneumonia.workflows.predict import COMPARED, HeatMaps, classify, dicom_rules
 from xray_pneumonia.workflows.prediction_files import Row
@@ -66,7 +66,6 @@ def main(cfg: DictConfig) -> None:
     Raises:
         InputError: the address is not to be had, or not without a token; a package of the extra `serve` is missing.
     """
-    anchor(cfg)
     check(cfg, ServeConfig)
     tokens = _tokens(cfg.host)
     try:
@@ -86,13 +85,14 @@ def main(cfg: DictConfig) -> None:
         workers=cfg.workers or os.cpu_count() or 1,
     )
     heat_map = _heat_maps(reading, maps)
-    with reading, _dicom_node(cfg, reading, heat_map, model, journal):
+    with reading, _dicom_node(cfg, reading, heat_map, model, journal) as node:
         service = app.Service(
             reader=reading,
             heat_map=heat_map,
             describe=lambda row, prevalence: _describe(row, model, prevalence),
             model=_facts(model),
             journal=journal,
+            films=lambda: (node.counts(), node.events) if node else ({}, {}),
             most_waiting=cfg.most_waiting,
         )
         _warm_up(model)
@@ -128,7 +128,8 @@ def _dicom_node(
         from xray_pneumonia.workflows.dicom_replies import make_answer
     except ImportError as error:
         raise InputError(f"dicom.port: {error.name} is missing; pip install 'xray-pneumonia[pacs]'") from error
-    return Node(build(cfg.dicom), host=cfg.host, answer=make_answer(reading, heat_map, model, journal))
+    answer = make_answer(reading, heat_map, model, journal)
+    return Node(build(cfg.dicom), host=cfg.host, answer=answer, modalities=list(cfg.modalities))
 
 
 def _tokens(host: str) -> tuple[str, ...]:
@@ -218,7 +219,7 @@ def _describe(row: Mapping[str, Any], model: TrainedModel, prevalence: float | N
         row = {**row, "probability": float(points[0]), "operating_point": float(points[1])}
         card = replace(card, prevalence=prevalence, operating_point=row["operating_point"])
     sure = "positive" if row["label"] == model.card.class_names[1] else "negative"
-    meant = meanings(card)[row["decision"]]
+    meant = meaning(card, dict(row))
     names = ("decision", "label", "probability", "operating_point", "reason", "sha256", "width", "height")
     return {
         **{name: row[name] for name in names},

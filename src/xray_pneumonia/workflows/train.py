@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.table import Table
 
-from xray_pneumonia.config import Node, anchor, check
+from xray_pneumonia.config import Node, check
 from xray_pneumonia.evaluation.metrics import METRICS, Monitor, monitor_mode
 from xray_pneumonia.sweeps.settings import read_settings, take_sweep
+from xray_pneumonia.terminal import console, make_table
 from xray_pneumonia.types import Seed, Text
 
 if TYPE_CHECKING:
@@ -50,7 +49,6 @@ def main(cfg: DictConfig) -> float:
     from xray_pneumonia.workflows import resume
     from xray_pneumonia.workflows.training import train
 
-    anchor(cfg)
     resume.take_resume(cfg)
     take_sweep(cfg)
     return Trial(read_settings(node), cfg, train=lambda each, watch: train(each, watch=watch)).run()
@@ -58,7 +56,6 @@ def main(cfg: DictConfig) -> float:
 
 def train_one(cfg: DictConfig) -> "Trained":
     """Train one classifier and print its result."""
-    anchor(cfg)
     check(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in OF_COMMAND]), TrainConfig)
     # Imported after the check, so that a wrong value need not wait for Lightning and MLflow.
     from xray_pneumonia.workflows import resume
@@ -72,7 +69,7 @@ def train_one(cfg: DictConfig) -> "Trained":
     if asked is None:
         resume.mention_stopped(training.tracking, training.config.sha256, home=training.home)
     trained = run_training(training, resumption=resumption)
-    _print(trained, Console(width=None if Console().is_terminal else 80), training.settings)
+    _print(trained, training.settings)
     monitor = training.classifier.monitor
     monitored = "" if monitor == "val/auroc" else f" {monitor}={trained.monitored:.6f}"
     print(f"run_id={trained.run_id} val/auroc={trained.metrics['auroc']:.6f}{monitored}", flush=True)
@@ -90,24 +87,22 @@ def check_train(cfg: DictConfig) -> dict[str, Any]:
     return values
 
 
-def _print(trained: "Trained", console: Console, settings: "TrainerSettings") -> None:
+def _print(trained: "Trained", settings: "TrainerSettings") -> None:
     """Print the result with what it rests on: at the operating point, and at 0.5."""
     from xray_pneumonia.evaluation.report.text import promise
 
-    table, decision = trained.predictions, trained.decision
-    title = f"Validation: {len(table)} images of {table['patient'].nunique()} patients, none of them trained on"
-    rows = Table()
-    rows.add_column("metric")
-    for head in (f"at {decision.threshold:.4f} ({decision.policy})", "at 0.5"):
-        rows.add_column(head, justify="right")
+    films, decision, out = trained.predictions, trained.decision, console(80)
+    heads = (f"at {decision.threshold:.4f} ({decision.policy})", "at 0.5")
+    title = f"Validation: {len(films)} images of {films['patient'].nunique()} patients, none of them trained on"
+    rows = make_table("", ("metric", *heads), right=heads)
     for name, value in trained.metrics.items():
         rows.add_row(METRICS[name].title, f"{trained.operating.get(name, value):.4f}", f"{value:.4f}")
-    console.print(title, style="bold", highlight=False)
-    console.print(rows)
+    out.print(title, style="bold")
+    out.print(rows)
     kept = f"Best of {trained.epochs} epochs: {trained.best_epoch}, chosen on these same images, so slightly flattered."
     stopped = "none" if settings.patience is None else "where it stops"
     last = f"The last of {trained.epochs} epochs: {stopped} was chosen on these images."
-    console.print(kept if settings.keep == "best" else last)
-    console.print(promise(decision.promise), highlight=False)
+    out.print(kept if settings.keep == "best" else last)
+    out.print(promise(decision.promise))
     report = f"Report: {trained.report}\n" if trained.report else ""
-    console.print(f"{report}See it: {trained.see_it}", soft_wrap=True, highlight=False, markup=False)
+    print(f"{report}See it: {trained.see_it}")

@@ -24,7 +24,6 @@ from xray_pneumonia.evaluation.threshold import require_enough
 from xray_pneumonia.models.layers import require_logits, takes, to_channels_last
 from xray_pneumonia.tracking.lightning_logger import RunLogger
 from xray_pneumonia.tracking.run import Run, start_run
-from xray_pneumonia.tracking.server import see_it
 from xray_pneumonia.tracking.store import Store, TrackingSettings, open_database, open_or_offline
 from xray_pneumonia.training import checkpoints, performance
 from xray_pneumonia.training.callbacks import DataCheck, build_callbacks, keep_averaged, require_kept
@@ -42,11 +41,12 @@ from xray_pneumonia.workflows.training_run import THRESHOLD, RunConfig, Trained,
 
 
 class Watch(Protocol):
-    """What a sweep or a reproduction adds to a training: names and tags for the run, callbacks, a last word."""
+    """What a sweep or a reproduction adds to a training: name and tags of the run, callbacks, a call at its end."""
 
     name: str
     tags: dict[str, str]
     run_id: str | None  # of the run that is resumed; None for a new one
+    scored: bool  # whether the parts of `robust/score` are measured
 
     @property
     def callbacks(self) -> list[Callback]:
@@ -189,7 +189,7 @@ def run_training(
         if start is None:
             record_start(run, training.config, training.data, training.classifier.net)
         trainer = _fit(training, run, identity, watch.callbacks if watch else [], start=start)
-        trained = _evaluate(training, run, trainer)
+        trained = _evaluate(training, run, trainer, scored=bool(watch and watch.scored))
         if watch:
             watch.close(run, best_epoch=trained.best_epoch)
     return trained
@@ -211,11 +211,11 @@ def _fit(
     return trainer
 
 
-def _evaluate(training: Training, run: Run, trainer: pl.Trainer) -> Trained:
+def _evaluate(training: Training, run: Run, trainer: pl.Trainer, *, scored: bool) -> Trained:
     """Evaluate the kept epoch on validation and record the result."""
     # Pages, figures and heat maps: they take seconds to import, which no first step waits for.
     from xray_pneumonia.workflows.training_run import record_bundle, record_result
-    from xray_pneumonia.workflows.validation import assess_validation, predict_shift, record_shift
+    from xray_pneumonia.workflows.validation import assess_parts, assess_validation, predict_shift, record_shift
 
     data, net, device = training.data, training.classifier.net, trainer.strategy.root_device
     best_epoch = _load_best(training.classifier, run.folder / "checkpoints" / checkpoints.BEST)
@@ -224,14 +224,16 @@ def _evaluate(training: Training, run: Run, trainer: pl.Trainer) -> Trained:
     values, shifted = training.config.values, predict_shift(net, data, device=device)
     settings, elsewhere = training.evaluation, training.out_of_fold
     chosen = assess_validation(run, values, net, data, table, settings=settings, shifted=shifted, out_of_fold=elsewhere)
-    record_shift(run, shifted, chosen.decision)
+    shift = record_shift(run, shifted, chosen.decision)
+    if scored:
+        assess_parts(run, net, data, chosen, part=values["data"]["split"], shift=shift, seed=settings.seed)
     labels = chosen.predictions["label"].to_numpy()
     metrics = epoch_metrics(chosen.predictions["logit"].to_numpy(), labels, threshold=THRESHOLD)
     operating = table_metrics(chosen.predictions, threshold=chosen.decision.threshold)
     history = dict(run.metric_history([training.classifier.monitor])[training.classifier.monitor])
     trained = Trained(
         run_id=run.run_id,
-        see_it=see_it(run.store, [run.mlflow_id or run.run_id]),
+        see_it=run.see_it,
         best_epoch=best_epoch,
         epochs=max(trainer.current_epoch, *history),  # spawned processes count their own
         predictions=chosen.predictions,

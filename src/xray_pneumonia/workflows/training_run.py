@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from xray_pneumonia.config import INIT, Node, is_foreign, plain
@@ -33,7 +33,7 @@ from xray_pneumonia.workflows.own_code import keep_sources
 if TYPE_CHECKING:  # imported when a training ends: pages and figures take seconds, which no first step waits for
     from xray_pneumonia.workflows.validation import Chosen
 
-# The code that computes weights and metrics; the rest of the package names, stores and draws.
+# The code that computes weights and metrics, hashed as `source_sha256`; no other code changes a number.
 COMPUTING = ("data/**/*.py", "models/*.py", "training/*.py", "evaluation/metrics.py", "workflows/training.py")
 THRESHOLD = 0.5  # of the metrics that compare runs, `best/...`; those at the operating point are `operating/...`
 COLUMNS = dict.fromkeys(("id", "patient", "split", "sha256"), "string") | {"label": "long"}  # of a dataset in MLflow
@@ -151,6 +151,16 @@ def describe(run: Run, result: str, report: Path | None) -> str:
     link = artifact_path(run.store, str(run.mlflow_id), name)
     new = run.tags.get("changes", "unknown: begun by an older version")
     return "  \n".join([result, f"New: `{new}`", f"{'Report' if report else 'Predictions'}: [{name}]({link})"])
+
+
+def record_origin(run: Run, cfg: DictConfig, records: pd.DataFrame, *, root: str, stage: str) -> None:
+    """Record config, changes, code and data of a command that trains no net."""
+    public = public_config(cfg)
+    run.log_config(OmegaConf.to_yaml(public, resolve=True))
+    run.log_params(parameters_of(plain(public)))
+    run.set_tags({"changes": changes()})
+    run.log_provenance(collect(COMPUTING))
+    record_dataset(run, records, root=root, stage=stage)
 
 
 def records_table(records: pd.DataFrame) -> pd.DataFrame:

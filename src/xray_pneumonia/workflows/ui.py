@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from xray_pneumonia.config import Node, anchor, build, check
+from xray_pneumonia.config import Node, build, check
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.tracking.run_names import find_run_id, last_touched
 from xray_pneumonia.tracking.server import address, leaderboard_path, runs_path, serve
@@ -28,7 +28,6 @@ class UiConfig:
 
 def main(cfg: DictConfig) -> None:
     """Serve until Ctrl-C; where a server of this store runs already, print the addresses alone."""
-    anchor(cfg)
     check(cfg, UiConfig)
     store = open_database(build(cfg.tracking), home=Path(cfg.home))
     asked = [get(store, find_run_id(store, text, key="run_ids")) for text in cfg.run_ids or []]

@@ -13,7 +13,7 @@ from torch import nn
 
 from xray_pneumonia.data.classes import counted
 from xray_pneumonia.data.datamodule import XRayDataModule
-from xray_pneumonia.evaluation import predictions
+from xray_pneumonia.evaluation import predictions, robust_score
 from xray_pneumonia.evaluation.abstention import answered_and_wrong
 from xray_pneumonia.evaluation.assessment import Decision, OutOfFold, decide
 from xray_pneumonia.evaluation.drift import Home, describe
@@ -208,12 +208,38 @@ def predict_shift(net: nn.Module, data: XRayDataModule, *, device: torch.device)
     return None if batches is None else predictions.tabulate(data.records, *predict_logits(net, batches, device=device))
 
 
-def record_shift(run: Run, shifted: pd.DataFrame | None, decision: Decision) -> None:
-    """Log `shift/...` at the operating point of the plain validation, if a shift was held out."""
+def record_shift(run: Run, shifted: pd.DataFrame | None, decision: Decision) -> pd.DataFrame | None:
+    """Log `shift/...` at the operating point of the plain validation, if a shift was held out.
+
+    Returns:
+        The calibrated predictions there; None where nothing is held out.
+    """
     if shifted is None:
-        return
+        return None
     table = decision.calibration.apply(shifted)
     predictions.write(table, run.path("predictions/shift.csv"))
     metrics = table_metrics(table, threshold=decision.threshold, prevalence=decision.calibration.prevalence)
     metrics["answered"], metrics["answered_error"] = answered_and_wrong(table, decision.band)
     run.log_metrics({f"shift/{name}": value for name, value in metrics.items() if not np.isnan(value)})
+    return table
+
+
+def assess_parts(
+    run: Run,
+    net: nn.Module,
+    data: XRayDataModule,
+    chosen: Chosen,
+    *,
+    part: str,
+    shift: pd.DataFrame | None,
+    seed: int,
+) -> None:
+    """Log `robust/...`: of the shift `part` that was held out, else of validation as it is and corrupted."""
+    if shift is not None:
+        values = robust_score.measure(part, shift, chosen.decision)
+    else:
+        table = chosen.predictions
+        images = np.asarray(data.images[pd.Index(data.records["id"]).get_indexer(table["id"])])
+        predict = partial(run_net, net)
+        values = robust_score.measure_validation(table, images, chosen.decision, predict=predict, seed=seed)
+    run.log_metrics(values)

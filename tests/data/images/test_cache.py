@@ -6,10 +6,13 @@ import shutil
 import numpy as np
 import pytest
 
+from xray_pneumonia.data.audit import audit
 from xray_pneumonia.data.images import cache as caches
+from xray_pneumonia.data.images import sandbox
 from xray_pneumonia.data.images.cache import open_cache, release_pages
 from xray_pneumonia.data.images.decode import decode, read_bytes
 from xray_pneumonia.data.records import scan
+from xray_pneumonia.errors import DataRefused
 
 
 @pytest.fixture
@@ -55,7 +58,7 @@ def test_the_key_follows_size_and_decoder(root, tmp_path, monkeypatch, what):
     records = scan(root)
     before = caches.cache_key(records, 32)
     if what == "decoder":
-        monkeypatch.setattr(caches.decode, "DECODER_VERSION", 999)
+        monkeypatch.setattr(caches.limits, "DECODER_VERSION", 999)
     assert caches.cache_key(records, 64 if what == "size" else 32) != before
 
 
@@ -108,3 +111,30 @@ def test_a_link_is_not_taken_for_its_target(xrays, tmp_path):
         for root in (linked, real, linked)
     ]
     assert errors == [{"link_outside_root"}, {""}, {"link_outside_root"}]
+
+
+def serve_badly(*settings):
+    """Stand in for a decoder that one file crashes."""
+    real = sandbox.decode_file
+    sandbox.decode_file = lambda path, *rest: os.abort() if b"IM-9999" in path else real(path, *rest)
+    sandbox.serve(*settings)
+
+
+def test_a_film_that_crashes_the_decoder_is_named_and_read_again_the_next_time(root, tmp_path, monkeypatch):
+    shutil.copy(next(root.rglob("IM-*.jpeg")), root / "train/NORMAL/IM-9999-0001.jpeg")
+    expected = open_cache(scan(root), folder=tmp_path / "whole", image_size=32)
+    with monkeypatch.context() as patch:
+        patch.setattr(sandbox, "SERVE", f"{__name__}:serve_badly")
+        bad = open_cache(scan(root), folder=tmp_path / "cache", image_size=32)
+        with pytest.raises(DataRefused, match=r"IM-9999-0001\.jpeg: decoder_died: ended its decoder"):
+            audit(bad).require_clean()
+    monkeypatch.setattr(caches, "_build", None)
+    mended = open_cache(scan(root), folder=tmp_path / "cache", image_size=32)
+    assert not audit(mended).errors
+    whole = bad.records["error"] == ""
+    assert (len(whole) - whole.sum()) == 1
+    np.testing.assert_array_equal(bad.images[whole], expected.images[whole])
+    np.testing.assert_array_equal(mended.images, expected.images)
+    assert mended.records.equals(expected.records)
+    monkeypatch.setattr(caches, "_try_again", None)
+    open_cache(scan(root), folder=tmp_path / "cache", image_size=32)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from xray_pneumonia.types import Gray, Vector
 
-SHARED = 37  # uniform numbers of the first stream that belong to one image; other counts would change all of them
+SHARED = 37  # uniform numbers of the first stream for one image; another count would change every draw
 STARTS = 1 << 18  # positions in the shared noise where an image may start
 
 Chosen = npt.NDArray[np.bool_]  # (B,): which images a transform changes

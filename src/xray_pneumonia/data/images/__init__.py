@@ -1,1 +1,1 @@
-"""Decode image files to gray uint8 arrays, cached for training, in confined child processes for prediction."""
+"""Decode image files to gray uint8 arrays, cached for training, in confined child processes."""

@@ -1,8 +1,8 @@
 """Cache decoded images: one uint8 array (N, H, W), memory-mapped, and a table of facts about the files.
 
 The key hashes what the file system knows of every file, the labels, the image size and the decoder's version, so a
-changed file makes a new cache. It is built by threads (Pillow and hashlib release the interpreter lock), under a file
-lock, below a temporary name, and renamed when complete. Folders of old caches may be deleted at any time.
+changed file makes a new cache. Child processes decode, as for `xray predict`, so that no file ends a training. A cache
+is built under a file lock, below a temporary name, and renamed when complete. Old caches may be deleted at any time.
 """
 
 import errno
@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +27,21 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import track
 
-from xray_pneumonia.data.files import LINK_TO_FOLDER, stamp_of
-from xray_pneumonia.data.images import decode
-from xray_pneumonia.data.images.limits import ImageError
+from xray_pneumonia.data.files import LINK_TO_FOLDER, InputFile, stamp_of
+from xray_pneumonia.data.images import limits
+from xray_pneumonia.data.images.sandbox import USUAL, Decoders
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.types import Gray
+from xray_pneumonia.types import PROCESSORS, Gray
 
-FACTS = ("sha256", "width", "height", "mode", "dhash", "error", "detail")
+FACTS = ("sha256", "width", "height", "mode", "dhash", "error", "detail", "notes")
 FILES, SUMS = ("images.npy", "facts.csv"), "blocks.json"
 BLOCK = 2**22  # bytes hashed at a time
 SAMPLED = 16  # blocks that are compared where the file system saw no change: 1.6 GB would take seconds at every start
 OUTSIDE = "is a link that leads out of the data's folder; a training follows it with data.follow_links=true"
+PASSING = {"timeout", "decoder_died", "too_much_memory", "unreadable"}  # errors that another try may not meet
+PER_CHILD = 2**23  # bytes of files for which another decoding process pays
+BATCH = 512  # images from one look at the progress to the next
 log = logging.getLogger(__name__)
-AHEAD = 512  # images decoded before the first of them is written
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,15 @@ def open_cache(records: pd.DataFrame, *, folder: str | Path, image_size: int) ->
     home = Path(folder) / cache_key(records, image_size)
     with _space_for(len(records) * image_size**2, Path(folder)):
         Path(folder).mkdir(parents=True, exist_ok=True)
-        if not _is_whole(home):
+        if not _is_whole(home) or _facts(home)["error"].isin(PASSING).any():
             with FileLock(f"{home}.lock"):
-                if not _is_whole(home):
-                    _build(records, home, image_size)
-    facts = pd.read_csv(home / "facts.csv", dtype={"error": str, "detail": str}, keep_default_na=False)
+                _try_again(records, home, image_size) if _is_whole(home) else _build(records, home, image_size)
     images = np.load(home / "images.npy", mmap_mode="r", allow_pickle=False)
-    return ImageCache(pd.concat([records, facts], axis=1), images, home)
+    return ImageCache(pd.concat([records, _facts(home)], axis=1), images, home)
+
+
+def _facts(home: Path) -> pd.DataFrame:
+    return pd.read_csv(home / "facts.csv", dtype={"error": str, "detail": str, "notes": str}, keep_default_na=False)
 
 
 @contextmanager
@@ -98,7 +101,9 @@ def _is_whole(home: Path) -> bool:
     """
     try:
         sums = json.loads((home / SUMS).read_text(encoding="utf-8"))
-        whole = all(_matches(home / name, **sums[name]) for name in FILES)
+        with (home / "facts.csv").open(encoding="utf-8") as file:
+            known = file.readline().strip() == ",".join(FACTS)
+        whole = known and all(_matches(home / name, **sums[name]) for name in FILES)
         if whole and any(stamp_of(home / name)[1] != sums[name]["stamp"] for name in FILES):  # copied, say
             with suppress(OSError):
                 _write_sums(home, {name: sums[name]["blocks"] for name in FILES})
@@ -147,7 +152,7 @@ def cache_key(records: pd.DataFrame, image_size: int) -> str:
     """Return the name of the cache of these records: 32 hex digits."""
     table = records[["id", "label", "patient", "split", "stamp"]]
     columns = table.assign(refused=records["path"].eq("")).to_numpy().tolist()  # a link has the stamp of its target
-    text = json.dumps([decode.DECODER_VERSION, image_size, columns])
+    text = json.dumps([limits.DECODER_VERSION, image_size, columns])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -172,7 +177,7 @@ def _write(records: pd.DataFrame, draft: Path, image_size: int) -> None:
     with (draft / "images.npy").open("r+b") as file:  # a mapped page without room on the disk would end the process
         os.posix_fallocate(file.fileno(), 0, (draft / "images.npy").stat().st_size)
     facts = []
-    for row, (pixels, fact) in enumerate(_decoded(records["path"].tolist(), image_size)):
+    for row, (pixels, fact) in enumerate(_decoded(records, image_size)):
         array[row] = pixels
         facts.append(fact)
     array.flush()
@@ -180,30 +185,37 @@ def _write(records: pd.DataFrame, draft: Path, image_size: int) -> None:
     _write_sums(draft, {name: _hash_blocks(draft / name) for name in FILES})
 
 
-def _decoded(paths: list[str], image_size: int) -> Iterator[tuple[Gray | int, dict[str, Any]]]:
-    """Decode in parallel, in order, a bounded number of images ahead."""
-    starts = track(
-        range(0, len(paths), AHEAD),
-        "Decoding",
-        console=Console(stderr=True),
-        disable=not sys.stderr.isatty(),
-        transient=True,
-    )
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in starts:
-            yield from pool.map(partial(_decode_file, image_size=image_size), paths[start : start + AHEAD])
+def _try_again(records: pd.DataFrame, home: Path, image_size: int) -> None:
+    """Decode again what failed for a reason that may have passed; nobody looks at those images meanwhile."""
+    facts = _facts(home)
+    rows = np.flatnonzero(facts["error"].isin(PASSING))
+    found = list(_decoded(records.iloc[rows], image_size))
+    if all(fact["error"] in PASSING for _, fact in found):
+        return
+    images = np.load(home / "images.npy", mmap_mode="r+", allow_pickle=False)
+    for row, (pixels, fact) in zip(rows, found, strict=True):
+        images[row], facts.loc[row] = pixels, fact
+    images.flush()
+    facts.to_csv(home / "facts.csv", index=False)
+    _write_sums(home, {name: _hash_blocks(home / name) for name in FILES})
 
 
-def _decode_file(path: str, *, image_size: int) -> tuple[Gray | int, dict[str, Any]]:
-    facts: dict[str, Any] = dict.fromkeys(FACTS, "") | {"width": 0, "height": 0}
-    try:
-        if not path:
-            raise ImageError("link_outside_root", OUTSIDE)
-        if os.path.islink(path) and os.path.isdir(path):
-            raise ImageError(*LINK_TO_FOLDER)
-        data = decode.read_bytes(path)
-        facts["sha256"] = decode.sha256(data)
-        image = decode.decode(data, image_size)
-    except ImageError as error:
-        return 0, facts | {"error": error.code, "detail": str(error)}
-    return image.pixels, facts | {name: getattr(image, name) for name in ("width", "height", "mode", "dhash")}
+def _decoded(records: pd.DataFrame, image_size: int) -> Iterator[tuple[Gray | int, dict[str, Any]]]:
+    """Decode in child processes, in order; yields pixels, 0 where there are none, and facts."""
+    files = list(map(_input, records["path"], records["id"]))
+    count = min(PROCESSORS, 1 + int(records["bytes"].sum()) // PER_CHILD)
+    shown: dict[str, Any] = {"console": Console(stderr=True), "disable": not sys.stderr.isatty(), "transient": True}
+    with Decoders(count=count, size=image_size, rules=limits.DicomRules(), limits=USUAL) as decoders:
+        batches = decoders.batches(files, BATCH)
+        for batch in track(batches, "Decoding", total=-(-len(files) // BATCH), **shown):
+            for one in batch:
+                names = ("sha256", "width", "height", "mode", "dhash")
+                facts = {name: getattr(one, name) for name in names} | {"notes": " ".join(one.notes)}
+                yield 0 if one.pixels is None else one.pixels, facts | {"error": one.code, "detail": one.message}
+
+
+def _input(path: str, name: str) -> InputFile:
+    refusal = None if path else ("link_outside_root", OUTSIDE)
+    if path and os.path.islink(path) and os.path.isdir(path):
+        refusal = LINK_TO_FOLDER
+    return InputFile(path, name, "", refusal)

@@ -8,6 +8,7 @@ import hashlib
 import os
 import stat
 from dataclasses import dataclass
+from functools import reduce
 from io import BytesIO
 from pathlib import Path
 
@@ -29,7 +30,6 @@ from xray_pneumonia.data.images.limits import (
 )
 from xray_pneumonia.types import Gray
 
-DECODER_VERSION = 3  # part of the cache's key: raise it whenever the same file gives other pixels
 FORMATS = ("PNG", "JPEG")
 MAX_METADATA = 2**20  # bytes of EXIF
 MIN_RANGE = 4  # gray levels between the darkest and the brightest pixel
@@ -190,8 +190,8 @@ def _gray(image: Image.Image) -> Image.Image:
             raise ImageError("transparent", "has transparent pixels; what lies behind them is unknown")
         image = image.convert(image.mode[:-1])
     if image.mode == "RGB":
-        channels = np.asarray(image.resize((64, 64), Image.Resampling.NEAREST), np.int16)
-        if float(np.ptp(channels, axis=2).mean()) > MAX_COLOUR:
+        channels = np.moveaxis(np.asarray(image.resize((64, 64), Image.Resampling.NEAREST), np.int16), 2, 0)
+        if float((reduce(np.maximum, channels) - reduce(np.minimum, channels)).mean()) > MAX_COLOUR:
             raise ImageError("not_xray_like", "is a colour picture; an X-ray has equal channels")
         image = image.convert("L")
     return image

@@ -1,4 +1,4 @@
-"""Write arrays of gray values as PNG, so that they go the way of every file."""
+"""Encode arrays of gray values as PNG, so that they pass the same decoder and checks as files."""
 
 from io import BytesIO
 from typing import Any

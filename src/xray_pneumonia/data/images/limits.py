@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
+DECODER_VERSION = 3  # part of the cache's key: raise it whenever the same file gives other pixels
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 40_000_000
 MIN_SIDE = 32  # pixels
 MAX_ASPECT = 4.0
 MAX_COLOUR = 8.0  # mean distance between the channels, in gray levels; JPEG noise stays below 2
-OUTLIERS = 0.5  # per cent of the pixels at either end of their range ...
-FAR = 4.0  # ... that are left out of it where it is so many times that of the others
+OUTLIERS = 0.5  # per cent of the pixels, clipped at each end ...
+FAR = 4.0  # ... where the whole range is more than so many times the range of the others
 PREAMBLE, MAGIC = 128, b"DICM"  # the bytes before DICOM's prefix, and that (PS3.10, 7.1)
 
 

@@ -23,7 +23,8 @@ from xray_pneumonia.data.images.limits import DicomRules, ImageError
 from xray_pneumonia.types import Count, Gray, Positive
 
 AHEAD = 256  # files that may be decoded before the first of them is taken
-QUEUED = 8  # files that a child holds at once, so that it need not wait for the parent
+GROUP, BRIEF = 16, 0.05  # files of one message, at most; seconds that a group should take
+QUEUED = 2  # groups that a child holds at once, so that it need not wait for the parent
 POLL = 0.5  # seconds after which a wait looks whether the answers are still wanted
 SERVE = f"{__name__}:serve"  # what the children run
 DOUBTFUL = {"torn", "contradictory_lut"}  # notes on pixels of which no sure answer is given
@@ -44,7 +45,7 @@ class Limits:
     memory_mb: Count
 
 
-USUAL = Limits(seconds=30.0, memory_mb=2048)  # those of conf/predict.yaml
+USUAL = Limits(seconds=30.0, memory_mb=2048)  # those of conf/predict.yaml, and of whatever has no keys for them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,7 @@ class Attempt:
     width: int = 0
     height: int = 0
     mode: str = ""
+    dhash: str = ""
     code: str = ""
     message: str = ""
     pixels: Gray | None = None
@@ -70,7 +72,8 @@ class Attempt:
 @dataclass
 class _Worker:
     child: Child
-    queue: deque[int] = field(default_factory=deque)  # positions of the files it holds; it works on the first one
+    queue: deque[list[int]] = field(default_factory=deque)  # positions of its files; it works on the first group
+    group: int = 1  # files of the next group; more where they are decoded soon
     ready: bool = False
     since: float = field(default_factory=time.monotonic)  # when it last began something
 
@@ -133,22 +136,23 @@ class Decoders:
         """Send files until every worker holds enough; returns whether there may be more of them."""
         for worker in sorted(self._workers, key=lambda worker: len(worker.queue)):
             while len(worker.queue) < QUEUED and len(self._files) < AHEAD:
-                position, file = next(source, (-1, None))
-                if file is None:
+                taken = dict(islice(source, min(worker.group, AHEAD - len(self._files))))
+                if not taken:
                     return False
-                self._files[position] = file
-                if file.refusal:
-                    done[position] = Attempt(file=file, code=file.refusal[0], message=file.refusal[1])
-                else:
-                    self._send(worker, position)
+                self._files |= taken
+                for position, file in taken.items():
+                    if file.refusal:
+                        done[position] = Attempt(file=file, code=file.refusal[0], message=file.refusal[1])
+                if group := [position for position in taken if position not in done]:
+                    self._send(worker, group)
         return True
 
-    def _send(self, worker: _Worker, position: int) -> None:
+    def _send(self, worker: _Worker, group: list[int]) -> None:
         if not worker.queue:
             worker.since = time.monotonic()
-        worker.queue.append(position)
+        worker.queue.append(group)
         with suppress(OSError):  # it died, which the next wait finds
-            worker.child.pipe.send_bytes(os.fsencode(self._files[position].path))
+            worker.child.pipe.send_bytes(b"\0".join(os.fsencode(self._files[position].path) for position in group))
 
     def _wait(self) -> Iterator[tuple[int, Attempt]]:
         """Wait for answers, deaths and timeouts; yields positions and results."""
@@ -159,65 +163,88 @@ class Decoders:
             if worker.child.pipe in answered:
                 yield from self._receive(worker)
             elif worker.elapsed() > self._allowed(worker):
-                message = f"took more than {self._limits.seconds:g} s (limits.seconds)"
-                yield self._replace(worker, code="timeout", message=message)
+                message = f"took more than {self._limits.seconds:g} s{self._named('seconds')}"
+                yield from self._replace(worker, code="timeout", message=message)
 
     def _allowed(self, worker: _Worker) -> float:
         return self._limits.seconds if worker.ready else START
 
     def _receive(self, worker: _Worker) -> Iterator[tuple[int, Attempt]]:
+        group = worker.queue[0] if worker.ready else []
+        message = f"ended its decoder; it may need more than {self._limits.memory_mb} MB{self._named('memory_mb')}"
         try:
-            answer = worker.child.pipe.recv_bytes(self._size**2 + 2**16)
-        except (EOFError, OSError):
-            message = f"ended its decoder; it may need more than {self._limits.memory_mb} MB (limits.memory_mb)"
-            yield self._replace(worker, code="decoder_died", message=message)
+            answer = worker.child.pipe.recv_bytes((len(group) or 1) * (self._size**2 + 2**16))
+            message = "made its decoder give an answer that none gives"
+            attempts = list(_parsed(answer, [self._files[position] for position in group], self._size))
+        except (EOFError, OSError, ValueError, KeyError, TypeError):
+            yield from self._replace(worker, code="decoder_died", message=message)
             return
-        worker.since = time.monotonic()
         if worker.ready:
-            position = worker.queue.popleft()
-            yield position, _parsed(answer, self._files[position], self._size)
-        worker.ready = True
+            worker.group = min(GROUP, 2 * worker.group) if worker.elapsed() < BRIEF else max(1, worker.group // 2)
+            worker.queue.popleft()
+            yield from zip(group, attempts, strict=True)
+        worker.ready, worker.since = True, time.monotonic()
 
-    def _replace(self, worker: _Worker, *, code: str, message: str) -> tuple[int, Attempt]:
-        """Start a new worker for one that died or must; the file that it was working on is to blame."""
+    def _named(self, limit: str) -> str:
+        return "" if self._limits is USUAL else f" (limits.{limit})"
+
+    def _replace(self, worker: _Worker, *, code: str, message: str) -> Iterator[tuple[int, Attempt]]:
+        """Start a new worker for one that died or must; a group is tried again one by one: which file did it?"""
         worker.child.end()
         if not worker.ready:
             raise RuntimeError(f"a decoding process did not start (exit code {worker.child.process.returncode})")
         failed, *others = worker.queue
         replacement = self._start()
         self._workers[self._workers.index(worker)] = replacement
-        for position in others:
-            self._send(replacement, position)
-        return failed, Attempt(file=self._files[failed], code=code, message=message)
+        if len(failed) == 1:
+            yield failed[0], Attempt(file=self._files[failed[0]], code=code, message=message)
+        else:
+            others = [*([position] for position in failed), *others]
+        for group in others:
+            self._send(replacement, group)
 
     def _start(self) -> _Worker:
         return _Worker(Child(SERVE, *self._settings))
 
 
-def _parsed(answer: bytes, file: InputFile, size: int) -> Attempt:
-    """Read a worker's answer, which an untrusted file may have written."""
-    head, _, rest = answer.partition(b"\n")
-    try:
-        values = json.loads(head)
-        texts = {name: str(values[name]) for name in ("sha256", "mode", "code", "message")}
-        width, height = int(values["width"]), int(values["height"])
-        pixels = np.frombuffer(rest, np.uint8).reshape(size, size) if rest else None
-        notes = tuple(str(note) for note in values["notes"])
-        sane = SHA256.fullmatch(texts["sha256"]) and (pixels is None) == bool(texts["code"])
-    except (ValueError, KeyError, TypeError):
-        sane = None
-    if not sane:
-        return Attempt(file=file, code="decoder_died", message="made its decoder give an answer that none gives")
-    return Attempt(file=file, pixels=pixels, width=width, height=height, notes=notes, **texts)
+def decode_files(paths: Iterable[str | os.PathLike[str]], size: int) -> list[Attempt]:
+    """Decode files within the usual limits, in one child process."""
+    with Decoders(count=1, size=size, rules=DicomRules(), limits=USUAL) as decoders:
+        batches = decoders.batches((InputFile(str(path), str(path), "") for path in paths), AHEAD)
+        return [attempt for batch in batches for attempt in batch]
+
+
+def _parsed(answer: bytes, files: list[InputFile], size: int) -> Iterator[Attempt]:
+    """Read a worker's answer on some files, which an untrusted one may have written.
+
+    Raises:
+        ValueError, KeyError, TypeError: no decoder gives such an answer.
+    """
+    place = 0
+    for file in files:
+        end = answer.index(b"\n", place)
+        values = json.loads(answer[place:end])
+        texts = {name: str(values[name]) for name in ("sha256", "mode", "dhash", "code", "message")}
+        width, height, notes = int(values["width"]), int(values["height"]), tuple(map(str, values["notes"]))
+        if not (SHA256.fullmatch(texts["sha256"]) and SHA256.fullmatch(texts["dhash"])):
+            raise ValueError(f"no hash: {texts}")
+        place, pixels = end + 1, None
+        if not texts["code"]:
+            pixels = np.frombuffer(answer, np.uint8, size**2, place).reshape(size, size)
+            place += size**2
+        yield Attempt(file=file, pixels=pixels, width=width, height=height, notes=notes, **texts)
+    if files and place != len(answer):
+        raise ValueError("more than was asked for")
 
 
 def serve(pipe: Connection, size: int, rules: dict[str, Any], memory_mb: int) -> None:
-    """Run in a child process: decode files until the parent is gone."""
+    """Run in a child process: decode groups of files until the parent is gone."""
     known = DicomRules(**rules)
     confine(memory_mb)
     pipe.send_bytes(READY)
     while True:
-        pipe.send_bytes(decode_file(pipe.recv_bytes(), size, known))
+        paths = pipe.recv_bytes().split(b"\0")
+        pipe.send_bytes(b"".join(decode_file(path, size, known) for path in paths))
 
 
 def decode_file(path: bytes, size: int, rules: DicomRules) -> bytes:
@@ -229,15 +256,15 @@ def decode_file(path: bytes, size: int, rules: DicomRules) -> bytes:
         facts["sha256"] = decode.sha256(data)
         decoded = decode.decode(data, size, rules=rules)
         pixels = decoded.pixels.tobytes()
-        facts |= {"width": decoded.width, "height": decoded.height, "mode": decoded.mode, "notes": decoded.notes}
+        facts |= {name: getattr(decoded, name) for name in ("width", "height", "mode", "dhash", "notes")}
     except ImageError as error:
         facts |= {"code": error.code, "message": str(error)}
     except MemoryError:
-        facts |= {"code": "too_much_memory", "message": "needs more memory than limits.memory_mb allows"}
+        facts |= {"code": "too_much_memory", "message": "needs more memory than a decoder is given"}
     return written(facts, pixels)
 
 
 def written(facts: dict[str, Any], pixels: bytes) -> bytes:
     """Write an answer as bytes."""
-    known = {"sha256": "", "width": 0, "height": 0, "mode": "", "code": "", "message": "", "notes": ()}
+    known = {"sha256": "", "width": 0, "height": 0, "mode": "", "dhash": "", "code": "", "message": "", "notes": ()}
     return json.dumps(known | facts).encode() + b"\n" + pixels

@@ -112,8 +112,7 @@ class Rival:
 class Report:
     """All results of an evaluation; what was not asked for or cannot be had stays empty.
 
-    `gate` holds for each kind of input its name, the number of images, and the share that the gate stops; `drift`
-    compares the images with those of validation, where the gate knows them; `parts` are answers on images that differ.
+    `gate` holds kinds of input, their images and the share stopped; `drift` compares with the home that the gate knows.
     """
 
     context: Context
@@ -193,16 +192,16 @@ def _corrupt(report: Report, images: Gray, settings: EvaluationSettings, *, pred
     """Assess some of the images under corruptions."""
     table, decision = report.assessment.table, report.assessment.decision
     rows = sample(table, images=settings.robustness_images, seed=settings.seed)
-    some, report.robustness_images = table.iloc[rows], len(rows)
-    report.robustness_patients = int(some["patient"].nunique())
+    some = table.iloc[rows]
+    report.robustness_images, report.robustness_patients = len(rows), int(some["patient"].nunique())
     report.robustness = robustness(some, images[rows], decision, predict=predict, seed=settings.seed)
 
 
 def _drift(report: Report, images: Gray, check: InputCheck | None) -> Drift | None:
     if check is None or check.gate.home is None:
         return None
-    table, decision = report.assessment.table, report.assessment.decision
-    films = describe(table, images, threshold=decision.threshold, prevalence=decision.calibration.prevalence)
+    point, shown = report.assessment.decision.threshold, report.assessment.decision.calibration.prevalence
+    films = describe(report.assessment.table, images, threshold=point, prevalence=shown)
     return compare_with_home(films, check.gate.home, positive=report.context.classes[1])
 
 

@@ -20,9 +20,12 @@ const percent = (value) => {
   return `${shown.toFixed(shown < 1 || shown > 99 ? 1 : 0)} %`;
 };
 
+const unbroken = (text) => text.replaceAll(" %", "\u00a0%");
+
 const viewer = new Viewer(find("#canvas"), (one) => {
   find("#window").textContent = one.source
-    ? `window ${Math.round(one.window)}  level ${Math.round(one.level)}  zoom ${one.zoom.toFixed(1)}`
+    ? `window ${Math.round(one.window)}  level ${Math.round(one.level)}  zoom ${one.zoom.toFixed(1)}\n`
+      + `film ${one.film.width} × ${one.film.height}, shown with ${one.film.bitmap.width} × ${one.film.bitmap.height}`
     : "";
   find("#invert").setAttribute("aria-pressed", String(one.inverted));
 });
@@ -38,6 +41,7 @@ function add(files) {
   for (const file of files) {
     if (file.name.startsWith(".")) continue;
     films.push({ id: films.length, file, name: file.webkitRelativePath || file.name });
+    find("main").className = "filled";
   }
   read();
 }
@@ -119,6 +123,7 @@ function place(film) {
     const line = document.createElement("li");
     line.textContent = `${film.name}: ${film.error.message}`;
     find("#failed ul").append(line);
+    find("#failed summary").textContent = `Not read (${find("#failed ul").childElementCount})`;
     find("#failed").hidden = false;
     return;
   }
@@ -167,7 +172,6 @@ async function choose(film) {
   chosen?.button?.removeAttribute("aria-current");
   chosen = film;
   film.button.setAttribute("aria-current", "true");
-  find("#empty").hidden = true;
   find("#viewer").hidden = false;
   find("#viewer-title").textContent = film.name;
   find("#canvas").setAttribute("aria-label", `The film ${film.name}`);
@@ -191,11 +195,10 @@ function describe(film) {
   find("#probability").textContent = percent(answer.probability);
   find("#scale-value").style.width = `${100 * answer.probability}%`;
   find("#scale-point").style.left = `${100 * answer.operating_point}%`;
-  find("#words").textContent = answer.words;
-  const reasons = [...(answer.reason ? [answer.reason] : []), ...answer.flags.map((flag) => flag.meaning)];
-  find("#reasons").replaceChildren(...reasons.map((text) => {
+  find("#words").textContent = unbroken(answer.words);
+  find("#reasons").replaceChildren(...answer.flags.map((flag) => {
     const line = document.createElement("li");
-    line.textContent = text;
+    line.textContent = flag.meaning;
     return line;
   }));
   find("#note").value = film.note ?? "";
@@ -301,9 +304,10 @@ function listen() {
   find("#drag").addEventListener("change", (event) => { viewer.drag = event.target.value; });
   find("#prevalence").addEventListener("change", changePrevalence);
   find("#note").addEventListener("input", (event) => { if (chosen) chosen.note = event.target.value; });
+  find("#note").addEventListener("change", () => { if (chosen?.opinion) say(chosen.opinion); });
   find("#download").addEventListener("click", download);
   find("#help-open").addEventListener("click", () => find("#help").showModal());
-  find("#opinion").addEventListener("submit", (event) => { event.preventDefault(); if (chosen?.opinion) say(chosen.opinion); });
+  find("#opinion").addEventListener("submit", (event) => { event.preventDefault(); find("#note").blur(); });
   for (const button of document.querySelectorAll("[data-opinion]")) {
     button.addEventListener("click", () => say(button.dataset.opinion));
   }
@@ -325,6 +329,7 @@ const keys = {
 };
 
 function key(event) {
+  if (event.key === "Escape" && event.target.matches("#note, #prevalence")) event.target.blur();
   const typing = event.target.matches("input:not([type=range]), select, textarea") || find("dialog[open]");
   if (typing || event.ctrlKey || event.metaKey || event.altKey || !keys[event.key]) return;
   event.preventDefault();
@@ -337,7 +342,7 @@ async function start() {
   listen();
   model = await api.model();
   find("#model").textContent = `Model ${model.name}, version ${model.version}. Question: ${model.question}`;
-  find("#evidence").textContent = `${model.evidence} ${model.promise}`;
+  find("#evidence").textContent = unbroken(`${model.evidence} ${model.promise}`);
   find("#use").textContent = `${model.use} ${model.limitations.join(" ")}`;
   find("#prevalence").placeholder = model.prevalence ? (100 * model.prevalence).toFixed(0) : "as is";
   find("#prevalence").disabled = !model.prevalence;
