@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xray_pneumonia.errors import InputError
+from xray_pneumonia.whole_files import sync_folder, write_whole
 
 RECEIVED, ANSWERED, SENT = "received", "answered", "sent"
-SPARE = (
-    2**25
-)  # bytes that replies leave free for the database, without which nothing is sent and freed; films twice that
+# Bytes that replies leave free for the database, without which nothing is sent and freed; films leave twice that.
+SPARE = 2**25
 FAILED, REFUSED = "failed", "refused"  # no reply could be written; the archive does not take it
 TABLE = """
 PRAGMA locking_mode = EXCLUSIVE;
@@ -176,17 +176,5 @@ def _write(path: Path, data: bytes, *, spare: int) -> None:
     """
     if shutil.disk_usage(path.parent).free < len(data) + spare:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path.parent))
-    draft = path.with_name(f"{path.stem}.{threading.get_ident()}.tmp")
-    try:
-        with draft.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-    handle = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    write_whole(path, [data], shared=True)
+    sync_folder(path.parent)

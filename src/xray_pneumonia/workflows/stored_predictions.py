@@ -24,11 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def validation_predictions(run: StoredRun) -> pd.DataFrame:
-    """Read a run's predictions on its validation split.
-
-    Raises:
-        InputError: they are missing or damaged.
-    """
+    """Read a run's predictions on its validation split; missing or damaged ones are an InputError."""
     table = predictions.read(run.artifact("predictions/val.csv"))
     predictions.require_usable(table, name=f"run_id={run.run_id}, predictions/val.csv")
     return table

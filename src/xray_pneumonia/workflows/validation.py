@@ -28,7 +28,7 @@ from xray_pneumonia.models.features import FeatureNet
 from xray_pneumonia.tracking.ledger import opened_before
 from xray_pneumonia.tracking.run import Run, logged
 from xray_pneumonia.tracking.store_errors import START, within
-from xray_pneumonia.training.predict import predict_logits
+from xray_pneumonia.training.classifier import predict_logits
 from xray_pneumonia.types import Vector
 from xray_pneumonia.workflows.choices import parameters_of
 from xray_pneumonia.workflows.evaluation_data import RECORD_COLUMNS, HeldOut, cut
@@ -62,8 +62,8 @@ def assess_validation(
     """Choose calibration, operating point, margin and gate on validation, and write the report into the run.
 
     `net` has the best weights, `table` its raw predictions on validation, `shifted` those on a shift that was held out
-    of the training; `out_of_fold` is what the margin is fitted on
-    instead; where none was named, the other folds, if all are trained.
+    of the training; `out_of_fold` is what the margin is fitted on instead; where none was named, the other folds, if
+    all are trained.
     """
     if settings.out_of_fold is None and config["data"]["folds"]:
         out_of_fold = _siblings(run, config, data)
@@ -78,7 +78,19 @@ def assess_validation(
         parts = held_out.answers(films, decision)
         if shifted is not None:
             parts += _answer_shift(shifted, data, check, decision, name=config["data"]["split"])
-        _report(run, report.parent, config, net, held_out, films, decision, settings, check, parts)
+        assess_and_report(
+            report.parent,
+            films,
+            held_out.images,
+            decision,
+            settings,
+            context=_context(run, config, held_out),
+            net=net,
+            predict=partial(run_net, net),
+            check=check,
+            validation=films,
+            parts=parts,
+        )
     return Chosen(decision, check.gate, decision.calibration.apply(table), report)
 
 
@@ -99,14 +111,7 @@ def fit_gate(net: nn.Module, held_out: HeldOut) -> tuple[InputCheck, Vector]:
 def settle_gate(
     check: InputCheck, distances: Vector, held_out: HeldOut, films: pd.DataFrame, decision: Decision
 ) -> tuple[InputCheck, pd.DataFrame]:
-    """Fit a gate's limits and its home to validation.
-
-    Args:
-        check: the gate, with open limits.
-        distances: (N,) of the validation images.
-        held_out: the validation split.
-        films: raw predictions on it, in its order.
-        decision: by which films are called NORMAL or PNEUMONIA.
+    """Fit the limits of a gate with open ones, and its home, to validation: films, distances (N,) and raw predictions.
 
     Returns:
         The gate, and the predictions with `gate_score` and `gate_reason`.
@@ -122,43 +127,21 @@ def settle_gate(
     return replace(check, gate=replace(gate, home=home)), films
 
 
-def _report(
-    run: Run,
-    folder: Path,
-    config: dict[str, Any],
-    net: nn.Module,
-    held_out: HeldOut,
-    table: pd.DataFrame,
-    decision: Decision,
-    settings: EvaluationSettings,
-    check: InputCheck,
-    parts: list[Answers],
-) -> None:
+def _context(run: Run, config: dict[str, Any], held_out: HeldOut) -> Context:
+    """Say what is known of a run besides its predictions, and tag it with whether a test was opened before it."""
     opened = _opened_before(run)
-    assess_and_report(
-        folder,
-        table,
-        held_out.images,
-        decision,
-        settings,
-        context=Context(
-            model=run.name,
-            split="val",
-            run_ids=[run.run_id],
-            config=config,
-            tags=run.tags,
-            chosen_after={run.run_id: opened} if opened else {},
-            classes=held_out.classes,
-            left_out=counted(held_out.left_out),
-            corrections=held_out.corrections,
-        ),
-        net=net,
-        predict=partial(run_net, net),
-        check=check,
-        validation=table,
-        parts=parts,
-    )
     run.set_tags({"chosen_after_opening": "unknown" if opened is None else bool(opened)})
+    return Context(
+        model=run.name,
+        split="val",
+        run_ids=[run.run_id],
+        config=config,
+        tags=run.tags,
+        chosen_after={run.run_id: opened} if opened else {},
+        classes=held_out.classes,
+        left_out=counted(held_out.left_out),
+        corrections=held_out.corrections,
+    )
 
 
 def _answer_shift(
