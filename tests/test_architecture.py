@@ -47,7 +47,7 @@ DOORS = {
     "highdicom": {"pacs"},
     "uvicorn": {"serving"},
 }
-LEAVES = {"types", "errors", "terminal", "confined", "exclusive", "masking", "__version__"}
+LEAVES = {"types", "errors", "terminal", "whole_files", "confined", "exclusive", "masking", "__version__"}
 KNOWS = {  # room -> the rooms it may import besides the leaves
     "": {"api"},  # the package itself, on demand
     "cli": {"compose", "command_help"},

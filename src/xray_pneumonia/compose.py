@@ -127,9 +127,7 @@ def _added(arguments: list[str]) -> list[str]:
     """Let the command set any key of a class that it names itself (`model._target_=my_models.Net model.depth=3`)."""
     named = {argument.partition("._target_=")[0] for argument in arguments if "._target_=" in argument}
     free = {f"{group}." for group in named & {*OPEN}}
-    return [
-        f"++{argument.lstrip('+')}" if argument.lstrip("+").startswith((*free,)) else argument for argument in arguments
-    ]
+    return [f"++{word.lstrip('+')}" if word.lstrip("+").startswith((*free,)) else word for word in arguments]
 
 
 def _literally(verb: str, arguments: list[str]) -> tuple[list[str], dict[str, str]]:

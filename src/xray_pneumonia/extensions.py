@@ -133,10 +133,6 @@ def missing(names: Mapping[str, str]) -> list[str]:
 def require(names: Any, *, origin: str) -> None:
     """Require that the command names the modules of the user's own that a run or bundle records, unchanged.
 
-    Args:
-        names: and hashes, as they are stored.
-        origin: what to call it in messages.
-
     Raises:
         CodeChanged: a module has another source.
         InputError: the command does not name one of them, or these are no names.

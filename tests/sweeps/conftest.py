@@ -59,11 +59,11 @@ def records(tmp_path):
 
 
 @pytest.fixture
-def small():
+def small(xrays):
     """Overrides of a trial that takes a second."""
     return [
         *("model=resnet", "model.width=4", "model.stages=2", "model.depth=1"),
-        *("data=synthetic", "data.synthetic_patients=80", "data.image_size=32"),
+        *(f"data.root={xrays}", "data.image_size=32", "evaluation=quick"),
         *("trainer.max_epochs=1", "trainer.threads=1", "tracking.system_metrics=false"),
     ]
 

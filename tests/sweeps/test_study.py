@@ -5,13 +5,14 @@ import os
 import sqlite3
 import threading
 import time
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_module
 from optuna.trial import TrialState
+from sqlalchemy.exc import OperationalError
 
 from xray_pneumonia.errors import InputError, Stopped
 from xray_pneumonia.sweeps import storage as storages
@@ -76,6 +77,33 @@ def test_a_stale_trial_is_failed_and_replaced(make):
     [claim] = again.claim(5)
     assert (claim.number, claim.point) == (2, first.point)
     assert [trial.state for trial in again.trials()] == [TrialState.FAIL, TrialState.COMPLETE, TrialState.RUNNING]
+
+
+def test_trials_that_were_asked_for_while_the_database_went_away_wait_for_nobody(make, monkeypatch):
+    """They belong to this process, which lives, and are chosen without the lock, which others need."""
+    study, outcomes = make(*GRID), iter([OperationalError("", {}, Exception("away"))])
+    choose, locked = study._suggest, studies.locked
+    held = []
+
+    @contextmanager
+    def watched(storage):
+        with locked(storage):
+            held.append(True)
+            yield
+            held.pop()
+
+    def suggest(trial, sampler):
+        assert not held
+        for error in outcomes:
+            raise error
+        return choose(trial, sampler)
+
+    monkeypatch.setattr(studies, "locked", watched)
+    monkeypatch.setattr(study, "_suggest", suggest)
+    monkeypatch.setattr(storages, "_failed_at", [-math.inf])
+    assert points(study.claim(5)) == [{"model": "cnn"}, {"model": "mlp"}]
+    assert [trial.state.name for trial in study.trials()] == ["FAIL", "FAIL", "RUNNING", "RUNNING"]
+    assert study.failures() == []
 
 
 def test_a_search_goes_on_with_the_number_it_was_asked_for(make):

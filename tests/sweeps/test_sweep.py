@@ -39,7 +39,9 @@ def test_a_grid_is_one_parent_run_and_a_failing_point_does_not_end_it(xray, swee
     [parent] = records.runs("sweep")
     assert parent.info.status == "FINISHED"
     assert done.out.splitlines()[-1].startswith(f"sweep_id={parent.info.run_id} trials=1 val/auroc=")
-    assert re.findall(r"best so far: val/auroc [\d.]+ \(trial 1\); 1 of 2 trials$", done.err, re.MULTILINE)
+    assert re.findall(
+        r"best so far: val/auroc [\d.]+ \(trial 1\); 1 of 2 trials, [\d.]+ a minute$", done.err, re.MULTILINE
+    )
     children = records.runs("train")
     assert [run.info.status for run in children] == ["FAILED", "FINISHED"]
     assert [run.data.tags["override.data.batch_size"] for run in children] == ["0", "64"]

@@ -163,9 +163,8 @@ def test_the_last_epoch_is_the_model_where_that_is_asked_for(xray, tiny, client,
     assert all(torch.equal(last[name], best[name]) for name in last)
 
 
-@pytest.mark.parametrize("augmentation", ["none", "light"])
-def test_same_config_and_seed_same_bits(xray, tiny, client, folder, augmentation):
-    asked = [*tiny, f"augmentation={augmentation}", "model.dropout=0.3", "seed=0"]
+def test_same_config_and_seed_same_bits(xray, tiny, client, folder):
+    asked = [*tiny, "augmentation=light", "model.dropout=0.3", "seed=0"]
     one, two = (xray("train", *asked).run_id for _ in range(2))
     other = xray("train", *asked[:-1], "seed=1").run_id
     a, b, c = (weights(folder, run_id) for run_id in (one, two, other))

@@ -173,11 +173,7 @@ def _class_rows(root: Path, folder: Path, question: Question, rule: Rule, links:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """List the files of a class, all of them or none.
-
-    Raises:
-        InputError: some of them lie in a folder that cannot be read, or are masks.
-    """
+    """List the files of a class, all or none: folders that cannot be read, and masks, are refused."""
     try:
         masks = [inner.name for inner in _folders(folder) if inner.name.casefold() in MASKS]
         if masks:

@@ -77,12 +77,7 @@ def cut(groups: Groups, strata: pd.Series, fractions: list[float], *, seed: int)
 
 
 def require_disjoint(groups: Groups, splits: pd.Series) -> None:
-    """Raise InputError when a group lies in two splits.
-
-    Args:
-        groups: (N,) the group of each record.
-        splits: (N,) the split of each record.
-    """
+    """Raise InputError when a group lies in two splits; groups (N,) and splits (N,) are those of the records."""
     straddling = splits.groupby(groups).nunique()
     bad = straddling[straddling > 1].index
     if len(bad):

@@ -33,9 +33,12 @@ class Group:
 
     def mean_and_sd(self, metric: str) -> tuple[float, float]:
         """Compute mean and sample standard deviation of a metric; NaN where there are too few runs."""
-        values = [entry.metrics[metric] for entry in self.entries if metric in entry.metrics]
-        mean = fmean(values) if values else math.nan
-        return mean, stdev(values) if len(values) > 1 else math.nan
+        return mean_and_sd([entry.metrics[metric] for entry in self.entries if metric in entry.metrics])
+
+
+def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
+    """Return mean and sample standard deviation; NaN where there are too few values."""
+    return fmean(values) if values else math.nan, stdev(values) if len(values) > 1 else math.nan
 
 
 def group(entries: Sequence[Entry], *, best_by: str, maximize: bool) -> list[Group]:
@@ -49,9 +52,7 @@ def group(entries: Sequence[Entry], *, best_by: str, maximize: bool) -> list[Gro
 
 
 def _identity(entry: Entry) -> dict[str, str]:
-    return {
-        key: value for key, value in entry.params.items() if key not in REPEATED and not key.startswith(CIRCUMSTANCES)
-    }
+    return {key: one for key, one in entry.params.items() if key not in REPEATED and not key.startswith(CIRCUMSTANCES)}
 
 
 def differences(groups: Sequence[Group]) -> pd.DataFrame:

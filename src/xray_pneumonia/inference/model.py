@@ -121,17 +121,17 @@ class TrainedModel:
     def _feature_net(self) -> FeatureNet:
         return FeatureNet(self.require_net(), side=self.card.image_size)
 
-    def calibrated(self, images: Gray, *, progress: str = "") -> Vector:
+    def calibrated(self, images: Gray) -> Vector:
         """Compute calibrated logits and distances, (N, 2), of (N, S, S) uint8 images."""
         self._require_readable(images)
         if self.graph is not None:
             return self.graph(images)
-        logits, distances = self.measure(images, progress=progress)
+        logits, distances = self.measure(images)
         return np.stack([self.calibration.logits(logits), distances], axis=1)
 
-    def logits(self, images: Gray, *, progress: str = "") -> Vector:
+    def logits(self, images: Gray) -> Vector:
         """Compute calibrated logits (N,) of (N, S, S) uint8 images."""
-        return self.calibrated(images, progress=progress)[:, 0]
+        return self.calibrated(images)[:, 0]
 
     @property
     def input_check(self) -> InputCheck | None:

@@ -39,9 +39,7 @@ class TorchvisionNet(nn.Module):
         super().__init__()
         self.pixels = Pixels(mean=mean, std=std)
         self.backbone = _load(backbone, pretrained=pretrained)
-        name, stem = next(
-            (name, layer) for name, layer in self.backbone.named_modules() if isinstance(layer, nn.Conv2d)
-        )
+        name, stem = next((key, layer) for key, layer in self.backbone.named_modules() if isinstance(layer, nn.Conv2d))
         self.backbone.set_submodule(name, _one_channel(stem))
         linear = [(name, layer) for name, layer in self.backbone.named_modules() if isinstance(layer, nn.Linear)]
         name, head = linear[-1]

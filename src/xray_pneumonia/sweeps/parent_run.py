@@ -127,7 +127,7 @@ class Progress:
             left = self._study.room() + self._study.running()
             each = (time.monotonic() - self._began) / (done - self._before)
             time_left = f", about {word_seconds(each * left)} left" if left else ""
-            progress = f"{done} of {self._plan.n_trials} trials, {60 / each:.2g} a minute{time_left}"
+            progress = f"{done} of {self._plan.n_trials} trials, {60 / each:.1f} a minute{time_left}"
             log.info("best so far: %s; %s", self._word_best(), progress)
         self._told = done
 

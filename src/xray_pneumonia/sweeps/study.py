@@ -14,6 +14,7 @@ from typing import Any
 import optuna
 import sqlalchemy as sa
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.samplers import BaseSampler
 from optuna.storages import RDBStorage
 from optuna.storages._heartbeat import get_heartbeat_thread
 from optuna.trial import FrozenTrial, TrialState
@@ -61,6 +62,7 @@ class SweepStudy:
 
     def __init__(self, plan: Plan, storage: RDBStorage, *, session: str, recover_result: RecoverResult) -> None:
         self._plan, self.storage, self.session, self._recover_result = plan, storage, session, recover_result
+        self._unclaimed = set[int]()  # trials that this process asked for and lost by an error before it had them
         with locked(storage):
             self.study = optuna.create_study(
                 study_name=plan.name,
@@ -110,23 +112,35 @@ class SweepStudy:
                 log.warning("this process was taken for dead while it took a trial; it takes another one")
 
     def _claim(self, count: int) -> list[Claim]:
+        """Ask under the lock; let the sampler choose without it, which takes as long and needs no order."""
         with locked(self.storage):
             self._fail_stale_trials()
-            if self.too_many_failures():
+            known = self.trials()
+            if self.too_many_failures(known):
                 return []
-            return [self._ask() for _ in range(min(count, self.room()))]
+            asked = [self._ask() for _ in range(min(count, self.room(known)))]
+        claims = [Claim(trial.number, trial._trial_id, self._suggest(trial, sampler)) for trial, sampler in asked]
+        self._unclaimed -= {claim.trial_id for claim in claims}
+        return claims
 
-    def _ask(self) -> Claim:
-        self.study.sampler = build_sampler(self._plan.settings, kind=self._plan.kind, number=len(self.trials()))
+    def _ask(self) -> tuple[optuna.Trial, BaseSampler]:
+        sampler = build_sampler(self._plan.settings, kind=self._plan.kind, number=len(self.trials()))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # Optuna expects its own loop where there are heartbeats
             trial = self.study.ask()
+        self._unclaimed.add(trial._trial_id)
         trial.set_user_attr("owner", {**identity(), "session": self.session})
-        return Claim(trial.number, trial._trial_id, self._plan.space.suggest(trial))
+        if self._plan.kind == "qmc":  # it counts its points in the study
+            self._suggest(trial, sampler)
+        return trial, sampler
 
-    def room(self) -> int:
-        """Count the trials that still have to be started."""
-        trials = self.trials()
+    def _suggest(self, trial: optuna.Trial, sampler: BaseSampler) -> Point:
+        self.study.sampler = sampler
+        return self._plan.space.suggest(trial)
+
+    def room(self, known: list[FrozenTrial] | None = None) -> int:
+        """Count the trials that still have to be started, among those `known`, which are read by default."""
+        trials = self.trials() if known is None else known
         spent = sum(t.state in DONE or t.state == TrialState.RUNNING or self._failed_here(t) for t in trials)
         room = self._plan.n_trials - spent
         if self._plan.kind == "grid":  # its points wait in the queue, and there are no others
@@ -137,14 +151,14 @@ class SweepStudy:
         """Count the trials that run, in any process."""
         return sum(trial.state == TrialState.RUNNING for trial in self.trials())
 
-    def failures(self) -> list[FrozenTrial]:
-        """List the trials of this command that failed by themselves."""
-        return [trial for trial in self.trials() if self._failed_here(trial)]
+    def failures(self, known: list[FrozenTrial] | None = None) -> list[FrozenTrial]:
+        """List the trials of this command that failed by themselves, among those `known`, which are read by default."""
+        return [trial for trial in (self.trials() if known is None else known) if self._failed_here(trial)]
 
-    def too_many_failures(self) -> bool:
+    def too_many_failures(self, known: list[FrozenTrial] | None = None) -> bool:
         """Tell whether more trials of this command failed than `sweep.max_failures`."""
         most = self._plan.settings.max_failures
-        return most is not None and len(self.failures()) > most
+        return most is not None and len(self.failures(known)) > most
 
     def _failed_here(self, trial: FrozenTrial) -> bool:
         session = trial.user_attrs.get("owner", {}).get("session")
@@ -200,8 +214,8 @@ class SweepStudy:
     def _is_stale(self, trial: FrozenTrial, silent: Callable[[], set[int]]) -> bool:
         """Tell whether no process runs a trial: on this machine by the process, on others by the heartbeat."""
         who: dict[str, Any] | None = trial.user_attrs.get("worker") or trial.user_attrs.get("owner")
-        if who is None:  # killed while it asked: that happens under the lock, which this process holds
-            return True
+        if who is None or trial._trial_id in self._unclaimed:  # killed, or the database was away, while it asked:
+            return True  # that happens under the lock, which this process holds
         return not alive(who, silent=lambda: math.inf if trial._trial_id in silent() else 0.0, stale_after=1)
 
     def _end(self, trial: FrozenTrial, reason: str = "") -> None:

@@ -13,22 +13,9 @@ from pathlib import Path
 from xray_pneumonia.tracking.process import user
 
 PACKAGES = (
-    "xray-pneumonia",
-    "torch",
-    "torchvision",
-    "pytorch-lightning",
-    "torchmetrics",
-    "hydra-core",
-    "omegaconf",
-    "mlflow",
-    "albumentations",
-    "numpy",
-    "pandas",
-    "scikit-learn",
-    "pillow",
-    "scipy",
-    "safetensors",
-)
+    "xray-pneumonia", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra-core", "omegaconf", "mlflow",
+    "albumentations", "numpy", "pandas", "scikit-learn", "pillow", "scipy", "safetensors",
+)  # fmt: skip
 MAX_DIFF = 2**20  # characters
 
 

@@ -106,9 +106,7 @@ class Run:
     def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
         """Log metrics, on the disk when this returns; what an earlier process logged for a step stays as it was."""
         when = now()
-        new = [
-            [key, float(value), when, step] for key, value in metrics.items() if (key, step) not in self.logged_before
-        ]
+        new = [[key, float(n), when, step] for key, n in metrics.items() if (key, step) not in self.logged_before]
         if new:
             self._log(("metrics", new))
 

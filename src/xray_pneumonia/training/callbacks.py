@@ -26,11 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class DataCheck(Callback):
-    """Check after each epoch that the data are still those that the run says it was trained on.
-
-    Args:
-        require: raises when they are not.
-    """
+    """Check after each epoch that the data are still those that the run says it was trained on."""
 
     def __init__(self, require: Callable[[], None]) -> None:
         self._require = require

@@ -120,7 +120,7 @@ def build_trainer(
 
 def fit(trainer: "pl.Trainer", classifier: "pl.LightningModule", data: Any, *, start: Path | None) -> None:
     """Train on a data module, from the beginning (`start` is None) or from a checkpoint."""
-    from xray_pneumonia.training.datamodule import LightningData
+    from xray_pneumonia.training.classifier import LightningData
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # what is frozen

@@ -19,12 +19,13 @@ from xray_pneumonia.evaluation.input_gate import Gate
 from xray_pneumonia.evaluation.metrics import METRICS
 from xray_pneumonia.evaluation.report import text
 from xray_pneumonia.evaluation.report.build import render
-from xray_pneumonia.inference.bundle import GATE, WEIGHTS, Card, file_sha256, save_bundle
+from xray_pneumonia.inference.bundle import GATE, WEIGHTS, Card, save_bundle
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.terminal import console, make_table
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run
 from xray_pneumonia.types import Gray
+from xray_pneumonia.whole_files import file_sha256
 from xray_pneumonia.workflows import training_run
 from xray_pneumonia.workflows.choices import changes, parameters_of
 from xray_pneumonia.workflows.evaluation_data import RECORD_COLUMNS
@@ -129,9 +130,7 @@ def record(run: Run, cfg: DictConfig, model: TrainedModel, sample: Sample, resul
     """Record config, data, figures, report and the new bundle; returns the report."""
     config = training_run.RunConfig.of(cfg)
     run.log_config(config.text)
-    run.log_params(
-        parameters_of(config.values) | {f"chosen/{name}": getattr(result, name) for name in ("method", "recipe")}
-    )
+    run.log_params(parameters_of(config.values) | {"chosen/method": result.method, "chosen/recipe": result.recipe})
     run.set_tags(
         {"changes": changes()} | {f"lineage.{name}": one for name, one in lineage_of(model, sample, result).items()}
     )

@@ -24,7 +24,8 @@ from xray_pneumonia.inference.bundle import Card
 from xray_pneumonia.inference.model import UNCERTAIN, TrainedModel
 from xray_pneumonia.terminal import console, make_table
 from xray_pneumonia.types import spoken
-from xray_pneumonia.workflows.prediction_files import TABLE, Row, write_atomically
+from xray_pneumonia.whole_files import write_whole
+from xray_pneumonia.workflows.prediction_files import TABLE, Row
 
 SHEET = "contact_sheet.html"
 SIDE = 160  # pixels of a thumbnail, at most; the model's image size where that is smaller
@@ -99,10 +100,9 @@ def write_sheet(folder: Path, summary: Summary, model: TrainedModel, decoders: D
     """Write the page; its images are decoded again, so that a continued run shows the old ones too."""
     rows = {row["path"]: row for row in summary.shown}
     pictures: dict[str, str] = {}
-    for batch in decoders.batches((file for file in find_films(source) if file.id in rows), 64):
-        for attempt in batch:
-            if attempt.pixels is not None:
-                pictures[attempt.file.id] = thumbnail(attempt.pixels, side=SIDE)
+    for attempt in decoders.read(file for file in find_films(source) if file.id in rows):
+        if attempt.pixels is not None:
+            pictures[attempt.file.id] = thumbnail(attempt.pixels, side=SIDE)
     maps = {
         row["path"]: thumbnail(read_overlay(folder / row["heat_map"]), side=SIDE)
         for row in summary.shown
@@ -128,7 +128,7 @@ def write_sheet(folder: Path, summary: Summary, model: TrainedModel, decoders: D
         tones=dict(zip(meanings(model.card), ("closer", "positive", "negative"), strict=True)),
         when=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
-    write_atomically(folder / SHEET, [page])
+    write_whole(folder / SHEET, [page.encode()])
 
 
 def word_probability(card: Card) -> Callable[[float], str]:

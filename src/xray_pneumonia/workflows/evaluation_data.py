@@ -115,7 +115,7 @@ def open_split(
     if split == "external":
         if folder["root"] is None:
             raise InputError("data.root=null: split=external needs data.root=DIR, the folder of the other hospital")
-        question = folder_question(folder, asked_of(run))
+        question = _question(folder, run)
         return _open_external(folder, folder["root"], question, home=home, image_size=image_size)
     if split in {"val", "shift"} and run.tags.get("verb") == "adapt":
         raise InputError(
@@ -143,14 +143,10 @@ def open_data(
     return data, stored
 
 
-def asked_of(run: StoredRun) -> Question:
-    """Read the question that a run's model answers from its stored config."""
+def _question(folder: "EvaluationFolder", run: StoredRun) -> Question:
+    """Take the question of a run's model, with the names that a folder has for its classes where they are given."""
     data = load_config(run, origin=f"run_id={run.run_id}").get("data", {})
-    return Question.of(list(data.get("negative", CLASSES[:1])), list(data.get("positive", CLASSES[1:])))
-
-
-def folder_question(folder: "EvaluationFolder", asked: Question) -> Question:
-    """Take the model's question, with the names that a folder has for its classes where they are given."""
+    asked = Question.of(list(data.get("negative", CLASSES[:1])), list(data.get("positive", CLASSES[1:])))
     return Question.of(folder["negative"] or asked.negative, folder["positive"] or asked.positive)
 
 
@@ -240,11 +236,7 @@ def _open_external(
 
 
 def require_comparable(held_out: HeldOut, evaluated: EvaluatedModel, other: EvaluatedModel | None) -> None:
-    """Refuse a split that one of the models was trained on, and models that take images of different sizes.
-
-    Raises:
-        InputError: it may have been, or they do.
-    """
+    """Refuse a split that a model was trained on, and models that take images of different sizes (InputError)."""
     known = evaluated.validation
     if held_out.split == "val" and known is not None and set(held_out.records["id"]) != set(known["id"]):
         raise InputError(

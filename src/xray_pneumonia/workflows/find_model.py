@@ -20,7 +20,7 @@ from xray_pneumonia.evaluation.abstention import Band, fit_promise
 from xray_pneumonia.evaluation.assessment import FIXED, Decision, decide
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.inference.bundle import CARD
-from xray_pneumonia.inference.ensemble import ENSEMBLE
+from xray_pneumonia.inference.ensemble import ENSEMBLE, require_alike
 from xray_pneumonia.inference.loading import EngineName, load_bundle, load_model
 from xray_pneumonia.inference.model import TrainedModel, ensemble_of
 from xray_pneumonia.tracking.registry import NAMED, find_registered
@@ -57,7 +57,7 @@ def find_and_load(model: str, *, tracking: TrackingSettings, home: Path, engine:
         InputError: there is no such model, or it is damaged or altered.
     """
     found = find_model(model, tracking=tracking, home=home)
-    place = found.bundle() if isinstance(found, StoredRun) else found
+    place = folder_of(found)
     log.info("model %s: %s", model, place)
     with changes_shown(found) if isinstance(found, StoredRun) else nullcontext():
         return load_model(place, name=model, engine=engine)
@@ -93,6 +93,23 @@ def find_model(model: str, *, tracking: TrackingSettings, home: Path, key: str =
     raise InputError(f"{key}={model}: {_explain(model, folder, sorted(shipped))}")
 
 
+def find_named(cfg: DictConfig) -> StoredRun | Path:
+    """Find what `run_id` or `model` of a command names, which takes one of them."""
+    if (cfg.run_id is None) == (cfg.model is None):
+        raise InputError(
+            f"run_id={cfg.run_id} model={cfg.model}: name one of them: run_id=ID, model=NAME@ALIAS or model=FOLDER"
+        )
+    tracking, home = build(cfg.tracking), Path(cfg.home)
+    if cfg.model is None:
+        return read_named(open_database(tracking, home=home), cfg.run_id)
+    return find_model(cfg.model, tracking=tracking, home=home)
+
+
+def folder_of(found: StoredRun | Path) -> Path:
+    """Locate or fetch the files of a model that was found."""
+    return found.bundle() if isinstance(found, StoredRun) else found
+
+
 def _database(tracking: TrackingSettings, home: Path) -> Store | None:
     with suppress(InputError):
         return open_database(tracking, home=home)
@@ -114,13 +131,10 @@ def _explain(model: str, folder: Path, shipped: list[str]) -> str:
     return f"{kind}; {known}; give a run id, NAME@ALIAS, a folder with a bundle or an exported .onnx file"
 
 
-def find_evaluated(store: Store, cfg: DictConfig, settings: EvaluationSettings) -> EvaluatedModel:
-    """Find the model that `run_id` or `model` of `xray evaluate` names.
-
-    Args:
-        store: where runs are.
-        cfg: of the command.
-        settings: how to choose on validation what a run does not carry.
+def find_evaluated(
+    store: Store, cfg: DictConfig, settings: EvaluationSettings
+) -> tuple[EvaluatedModel, EvaluatedModel | None]:
+    """Find the model that `run_id` or `model` of `xray evaluate` names, and that of `compare_to`, if anything.
 
     Raises:
         InputError: there is no such model, or it is damaged or altered.
@@ -128,12 +142,9 @@ def find_evaluated(store: Store, cfg: DictConfig, settings: EvaluationSettings) 
     if (cfg.run_id is None) == (cfg.model is None):
         raise InputError("run_id, model: name one of them: run_id=ID, or model=NAME of one that `xray predict` reads")
     named = cfg.model if cfg.run_id is None else [cfg.run_id] if isinstance(cfg.run_id, str) else cfg.run_id
-    return _find_evaluated(store, cfg, settings, named, key="model")
-
-
-def find_compared(store: Store, cfg: DictConfig, settings: EvaluationSettings) -> EvaluatedModel | None:
-    """Find the model that `compare_to` of `xray evaluate` names, if anything; raises as `find_evaluated` does."""
-    return None if cfg.compare_to is None else _find_evaluated(store, cfg, settings, cfg.compare_to, key="compare_to")
+    evaluated = _find_evaluated(store, cfg, settings, named, key="model")
+    other = cfg.compare_to
+    return evaluated, None if other is None else _find_evaluated(store, cfg, settings, other, key="compare_to")
 
 
 def _find_evaluated(
@@ -238,16 +249,7 @@ def _require_fitting(members: list[TrainedModel], tables: list[pd.DataFrame]) ->
                 f"run_id: {first.run_id} and {card.run_id} validate on different images, so one may have trained on "
                 "what the other is judged by; use runs with the same data.split_seed, folds and data.root"
             )
-        if card.class_names != first.class_names:
-            raise InputError(
-                f"run_id: {card.run_id} tells {' and '.join(card.class_names)} apart, {first.run_id} "
-                f"{' and '.join(first.class_names)}; an ensemble needs one question"
-            )
-        if card.image_size != first.image_size:
-            raise InputError(
-                f"run_id: {card.run_id} sees {card.image_size} pixels, {first.run_id} {first.image_size}; an ensemble "
-                "needs one image size"
-            )
+        require_alike(card, first, origin="run_id", names=(card.run_id, first.run_id))
 
 
 def _decide(

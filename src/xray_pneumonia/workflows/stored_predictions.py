@@ -15,11 +15,7 @@ from xray_pneumonia.tracking.stored_runs import RUN_ID, StoredRun, read_run
 
 
 def validation_predictions(run: StoredRun) -> pd.DataFrame:
-    """Read a run's predictions on its validation split.
-
-    Raises:
-        InputError: they are missing or damaged.
-    """
+    """Read a run's predictions on its validation split; missing or damaged ones are an InputError."""
     table = predictions.read(run.artifact("predictions/val.csv"))
     predictions.require_usable(table, name=f"run_id={run.run_id}, predictions/val.csv")
     return table

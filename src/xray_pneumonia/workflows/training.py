@@ -27,10 +27,9 @@ from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.store import Store, TrackingSettings, open_database, open_or_offline
 from xray_pneumonia.training import checkpoints, performance
 from xray_pneumonia.training.callbacks import DataCheck, build_callbacks, keep_averaged, require_kept
-from xray_pneumonia.training.classifier import PneumoniaClassifier
+from xray_pneumonia.training.classifier import PneumoniaClassifier, predict_logits
 from xray_pneumonia.training.finetuning import freeze
 from xray_pneumonia.training.losses import require_loss
-from xray_pneumonia.training.predict import predict_logits
 from xray_pneumonia.training.trainer import TrainerSettings, build_trainer, fit
 from xray_pneumonia.workflows import resume
 from xray_pneumonia.workflows.choices import group_choices, run_name

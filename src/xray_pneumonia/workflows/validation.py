@@ -27,7 +27,7 @@ from xray_pneumonia.models.features import FeatureNet
 from xray_pneumonia.tracking.ledger import opened_before
 from xray_pneumonia.tracking.run import Run
 from xray_pneumonia.tracking.store_errors import START, within
-from xray_pneumonia.training.predict import predict_logits
+from xray_pneumonia.training.classifier import predict_logits
 from xray_pneumonia.types import Vector
 from xray_pneumonia.workflows.evaluation_data import RECORD_COLUMNS, HeldOut, cut
 
@@ -68,7 +68,18 @@ def assess_validation(
     check, films = settle_gate(check, distances, held_out, films, decision)
     report = run.path(f"evaluation/val/{PAGE}") if settings.report else None
     if report:
-        _report(run, report.parent, config, net, held_out, films, decision, settings, check)
+        assess_and_report(
+            report.parent,
+            films,
+            held_out.images,
+            decision,
+            settings,
+            context=_context(run, config, held_out),
+            net=net,
+            predict=partial(run_net, net),
+            check=check,
+            validation=films,
+        )
     return Chosen(decision, check.gate, decision.calibration.apply(table), report)
 
 
@@ -89,14 +100,7 @@ def fit_gate(net: nn.Module, held_out: HeldOut) -> tuple[InputCheck, Vector]:
 def settle_gate(
     check: InputCheck, distances: Vector, held_out: HeldOut, films: pd.DataFrame, decision: Decision
 ) -> tuple[InputCheck, pd.DataFrame]:
-    """Fit a gate's limits and its home to validation.
-
-    Args:
-        check: the gate, with open limits.
-        distances: (N,) of the validation images.
-        held_out: the validation split.
-        films: raw predictions on it, in its order.
-        decision: by which films are called NORMAL or PNEUMONIA.
+    """Fit the limits of a gate with open ones, and its home, to validation: films, distances (N,) and raw predictions.
 
     Returns:
         The gate, and the predictions with `gate_score` and `gate_reason`.
@@ -110,41 +114,21 @@ def settle_gate(
     return replace(check, gate=replace(gate, home=home)), films
 
 
-def _report(
-    run: Run,
-    folder: Path,
-    config: dict[str, Any],
-    net: nn.Module,
-    held_out: HeldOut,
-    table: pd.DataFrame,
-    decision: Decision,
-    settings: EvaluationSettings,
-    check: InputCheck,
-) -> None:
+def _context(run: Run, config: dict[str, Any], held_out: HeldOut) -> Context:
+    """Say what is known of a run besides its predictions, and tag it with whether a test was opened before it."""
     opened = _opened_before(run)
-    assess_and_report(
-        folder,
-        table,
-        held_out.images,
-        decision,
-        settings,
-        context=Context(
-            model=run.name,
-            split="val",
-            run_ids=[run.run_id],
-            config=config,
-            tags=run.tags,
-            chosen_after={run.run_id: opened} if opened else {},
-            classes=held_out.classes,
-            left_out=counted(held_out.left_out),
-            corrections=held_out.corrections,
-        ),
-        net=net,
-        predict=partial(run_net, net),
-        check=check,
-        validation=table,
-    )
     run.set_tags({"chosen_after_opening": "unknown" if opened is None else bool(opened)})
+    return Context(
+        model=run.name,
+        split="val",
+        run_ids=[run.run_id],
+        config=config,
+        tags=run.tags,
+        chosen_after={run.run_id: opened} if opened else {},
+        classes=held_out.classes,
+        left_out=counted(held_out.left_out),
+        corrections=held_out.corrections,
+    )
 
 
 def _opened_before(run: Run) -> int | None:

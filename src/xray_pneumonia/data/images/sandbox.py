@@ -119,6 +119,10 @@ class Decoders:
             coming.append(self._thread.submit(take))
             yield batch
 
+    def read(self, files: Iterable[InputFile]) -> list[Attempt]:
+        """Decode files that fit into memory together, in their order."""
+        return [attempt for batch in self.batches(files, AHEAD) for attempt in batch]
+
     def _decode(self, files: Iterable[InputFile]) -> Iterator[Attempt]:
         """Yield results in the order of the files, a bounded number of which are decoded ahead."""
         source, done, first = enumerate(files), dict[int, Attempt](), 0
@@ -210,8 +214,7 @@ class Decoders:
 def decode_files(paths: Iterable[str | os.PathLike[str]], size: int) -> list[Attempt]:
     """Decode files within the usual limits, in one child process."""
     with Decoders(count=1, size=size, rules=DicomRules(), limits=USUAL) as decoders:
-        batches = decoders.batches((InputFile(str(path), str(path), "") for path in paths), AHEAD)
-        return [attempt for batch in batches for attempt in batch]
+        return decoders.read(InputFile(str(path), str(path), "") for path in paths)
 
 
 def _parsed(answer: bytes, files: list[InputFile], size: int) -> Iterator[Attempt]:

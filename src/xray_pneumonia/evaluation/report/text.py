@@ -17,6 +17,7 @@ from xray_pneumonia.types import CLASSES, Classes, spoken
 
 __all__ = ["FEW", "FEWEST", "FEWEST_DIFFERING", "FEWEST_RESAMPLED", "FEWEST_TESTED"]  # for the template
 SPLITS = {"val": "validation", "shift": "shifted", "test": "test", "external": "external test"}
+ELSEWHERE = 0.05  # the prevalence for which a probability is worded too
 LIKE_CHANCE = 0.02  # a share of attention so close to that of chance tells nothing
 VERDICTS = ((0.8, "poor"), (0.9, "fair"), (0.97, "good"), (2.0, "very good"))  # on an AUROC below the bound
 
@@ -98,14 +99,7 @@ def summary(assessment: Assessment, *, split: str, classes: Classes = CLASSES) -
     return sentences
 
 
-def meaning(
-    probability: float,
-    *,
-    prevalence: float | None,
-    threshold: float,
-    finding: str = "pneumonia",
-    elsewhere: float = 0.05,
-) -> str:
+def meaning(probability: float, *, prevalence: float | None, threshold: float, finding: str = "pneumonia") -> str:
     """Word what a probability says of a film, for a radiologist; an older model cannot say for whom it holds."""
     if prevalence is None:
         return (
@@ -113,12 +107,12 @@ def meaning(
             f"in its validation split, and it calls a film {finding} from {percent(threshold)} on."
         )
     share, among = of_hundred(probability), _bound_of_hundred(prevalence)
-    rare = of_hundred(float(translate(probability, prevalence=prevalence, to=elsewhere)))
-    there = f" Where {100 * elsewhere:.0f} in 100 are ill the same film means {rare} %."
+    rare = of_hundred(float(translate(probability, prevalence=prevalence, to=ELSEWHERE)))
+    there = f" Where {100 * ELSEWHERE:.0f} in 100 are ill the same film means {rare} %."
     return (
         f"{share[0].upper()}{share[1:]} %: among patients of whom {among} in 100 have {finding}, {share} of 100 films "
         "like this one show it. "
-        f"From {_bound_of_hundred(threshold)} % on it is called {finding}." + ("" if prevalence == elsewhere else there)
+        f"From {_bound_of_hundred(threshold)} % on it is called {finding}." + ("" if prevalence == ELSEWHERE else there)
     )
 
 
