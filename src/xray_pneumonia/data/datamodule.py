@@ -153,9 +153,7 @@ class XRayDataModule:
         if self.corrected and not self.corrected.films:
             raise InputError(f"data.corrections={self._corrections}: names none of these films, by content or by id")
         if not self.records["split"].ne("test").any():
-            raise InputError(
-                f"data.root={self._root}: holds a test split alone, and no training image is ever taken from one"
-            )
+            raise InputError(f"data.root={self._root}: holds a test split alone, of which nothing is ever trained on")
         self.audit.require_clean(broken=self._broken)
         for warning in self.audit.warnings:
             log.warning("%s", warning)

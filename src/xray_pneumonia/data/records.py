@@ -105,9 +105,7 @@ def sample_by_patient(records: pd.DataFrame, max_images: int, seed: int) -> pd.D
 def table_of(rows: list[Row], root: Path, question: Question) -> pd.DataFrame:
     """Keep the rows that have a label, and count the others by their class."""
     if not rows:
-        raise InputError(
-            f"data.root={root}: no images; expected files in {LAYOUT}, or in folders called as your classes"
-        )
+        raise InputError(f"data.root={root}: no images; expected files in {LAYOUT}, or folders called as your classes")
     left_out = Counter(str(row["class_name"]) for row in rows if row["label"] is None)
     rows = sorted((row for row in rows if row["label"] is not None), key=lambda row: str(row["id"]))
     found = {row["label"] for row in rows}

@@ -229,9 +229,7 @@ def _config(run: StoredRun) -> str:
     origin = f"run_id={run.run_id}"
     found = sorted(name for name in _names(run) if CONFIGS.match(name))
     if found != ["config.yaml"]:
-        raise InputError(
-            f"{origin}: holds {found or 'no config'}, expected config.yaml alone ({masked(run.store.uri)})"
-        )
+        raise InputError(f"{origin}: holds {found or 'no config'}, and not config.yaml alone ({masked(run.store.uri)})")
     path = run.artifact("config.yaml")
     if path.stat().st_size > MAX_CONFIG:
         raise InputError(f"{origin}: its config has {path.stat().st_size} bytes; no training of ours wrote it")
