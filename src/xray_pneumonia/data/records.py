@@ -64,11 +64,6 @@ def scan(
 def scan_external(root: str | Path, *, question: Question = PUBLIC, patient: str | None = None) -> pd.DataFrame:
     """List all images of another hospital's folder as one split, `external`, whatever its splits are called.
 
-    Args:
-        root: a folder with class folders, one in the public layout, or a CSV (see `scan`).
-        question: of the model that is evaluated.
-        patient: how patients are named.
-
     Raises:
         InputError: the folder, the classes or the columns are not as expected.
     """

@@ -65,11 +65,7 @@ class StoredRun:
         return local_folder(uri, store_uri=self.store.uri, home=self.store.home, within=within, origin=origin)
 
     def artifact(self, name: str, *, target: Path | None = None) -> Path:
-        """Locate or fetch one artifact (a file or folder).
-
-        Args:
-            name: its path in the run.
-            target: the folder for what MLflow has to fetch; by default a temporary one.
+        """Locate one artifact (a file or folder), or fetch it into `target`, by default a temporary folder.
 
         Raises:
             ArtifactMissing: the run has no such artifact.
