@@ -75,7 +75,10 @@ def _sentences(result: Result, sample: Sample) -> list[str]:
             f"that, as would an evaluation.max_error above {promise['bound'] if promise else 1:.3f}."
         )
     told += _doubt(sample, after)
-    wrong = [f"{row.name}: {row.answered} answered, of these wrong {row.error}" for row in (before, after)]
+    wrong = [
+        f"{row.name}: {row.answered} answered" + (f", of these wrong {row.error}" if row.error.images else "")
+        for row in (before, after)
+    ]
     return [*told, "On patients that nothing was fitted on, " + "; ".join(wrong) + "."]
 
 
@@ -159,8 +162,9 @@ def record(run: Run, cfg: DictConfig, model: TrainedModel, sample: Sample, resul
 def _gate(model: TrainedModel, sample: Sample, result: Result, own: pd.DataFrame) -> Gate:
     """Fit the gate of the new model; the local films are its home."""
     gate = fit_gate(result.learned, sample.images, result.fitted.rule.limits, before=model.gate)
-    known = own[[*own.columns.intersection([*RECORD_COLUMNS]), "patient", "probability", "gate_score"]]
-    return replace(gate, home=Home.of(describe(known, sample.images, threshold=0.5)))
+    known = own[[*own.columns.intersection([*RECORD_COLUMNS]), "patient", "label", "probability", "gate_score"]]
+    prevalence = result.fitted.rule.decision.calibration.prevalence
+    return replace(gate, home=Home.of(describe(known, sample.images, threshold=0.5, prevalence=prevalence)))
 
 
 def _write_report(run: Run, model: TrainedModel, sample: Sample, result: Result) -> Path:

@@ -18,7 +18,7 @@ from xray_pneumonia.config import Node, build, check
 from xray_pneumonia.data.files import find_files, find_films, is_text, printable, shown
 from xray_pneumonia.data.images.limits import DECODER_VERSION, DicomRules
 from xray_pneumonia.data.images.sandbox import DAMAGED, Attempt, Decoders
-from xray_pneumonia.errors import InputError, SomeFailed
+from xray_pneumonia.errors import InputError, SomeFailed, raise_if_stopped
 from xray_pneumonia.evaluation import gradcam
 from xray_pneumonia.evaluation.input_gate import FeatureGate
 from xray_pneumonia.evaluation.quality import quality_flags
@@ -159,6 +159,7 @@ def _classify_all(
         log.info("goes on where it stopped: %d files are left", total)
     maps = HeatMaps(model.require_net(), answers.folder) if cfg.explain else None
     for batch in _with_progress(decoders.batches(filter(answers.lacks, find_films(source)), cfg.batch_size), total):
+        raise_if_stopped()
         rows = iter(classify([attempt for attempt in batch if attempt.pixels is not None], model, maps))
         answers.append([next(rows) if attempt.pixels is not None else _failed(attempt) for attempt in batch])
     if maps is not None and maps.informative is None:

@@ -190,6 +190,7 @@ def record_result(run: Run, trained: Trained, data: XRayDataModule) -> None:
     run.log_metrics({"best/epoch": best_epoch, "best/loss": loss})
     run.log_metrics({f"best/{name}": value for name, value in trained.metrics.items()})
     run.log_metrics({f"operating/{name}": value for name, value in trained.operating.items() if not np.isnan(value)})
+    run.log_metrics({f"promise/{name}": float(value) for name, value in (trained.decision.promise or {}).items()})  # type: ignore[arg-type]
     run.set_tags({DESCRIPTION: describe(run, trained.summary, trained.report)})
     for name, figure in {
         "learning_curves": figures.learning_curves(run.metric_history(CURVES), best_epoch=best_epoch),
