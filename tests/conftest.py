@@ -79,7 +79,9 @@ def quick_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         if engine.dialect.name != "sqlite":
             return make(engine)
         if not template.exists():
-            make(utils.create_sqlalchemy_engine(f"sqlite:///{template}"))
+            first = utils.create_sqlalchemy_engine(f"sqlite:///{template}")
+            make(first)
+            first.dispose()
         with closing(sqlite3.connect(template)) as made, closing(sqlite3.connect(engine.url.database)) as new:
             made.backup(new)
 

@@ -1,6 +1,7 @@
 """What the sweep tests share: overrides of a trial that takes a second, the command, and what a sweep left behind."""
 
 import sys
+import weakref
 from collections import Counter
 from dataclasses import dataclass
 
@@ -17,7 +18,9 @@ class Records:
     mlflow: str
 
     def study(self, name):
-        return optuna.load_study(study_name=name, storage=self.sweeps)
+        storage = optuna.storages.RDBStorage(self.sweeps)
+        weakref.finalize(storage, storage.engine.dispose)
+        return optuna.load_study(study_name=name, storage=storage)
 
     def trials(self, name):
         return self.study(name).trials

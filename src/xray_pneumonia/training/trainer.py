@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from xray_pneumonia.errors import InputError
+from xray_pneumonia.errors import InputError, raise_if_stopped
 from xray_pneumonia.types import BelowOne, Count, Fraction, Positive, Processes, Text
 
 if TYPE_CHECKING:  # a config is checked without Lightning, which takes seconds to import
@@ -127,4 +127,8 @@ def fit(trainer: "pl.Trainer", classifier: "pl.LightningModule", data: Any, *, s
         if start is not None:  # these are as they should be
             warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided.*")
             warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty.*")
-        trainer.fit(classifier, datamodule=LightningData(data), ckpt_path=start, weights_only=True)
+        try:
+            trainer.fit(classifier, datamodule=LightningData(data), ckpt_path=start, weights_only=True)
+        except SystemExit:  # with code 0: Lightning's own answer to SIGTERM, where a destructor swallowed Stopped
+            raise_if_stopped()
+            raise

@@ -30,7 +30,7 @@ from rich.progress import track
 from xray_pneumonia.data.files import LINK_TO_FOLDER, InputFile, stamp_of
 from xray_pneumonia.data.images import limits
 from xray_pneumonia.data.images.sandbox import USUAL, Decoders
-from xray_pneumonia.errors import InputError
+from xray_pneumonia.errors import InputError, raise_if_stopped
 from xray_pneumonia.types import PROCESSORS, Gray
 from xray_pneumonia.whole_files import write_whole
 
@@ -207,6 +207,7 @@ def _decoded(records: pd.DataFrame, image_size: int) -> Iterator[tuple[Gray | in
     with Decoders(count=count, size=image_size, rules=limits.DicomRules(), limits=USUAL) as decoders:
         batches = decoders.batches(files, BATCH)
         for batch in track(batches, "Decoding", total=-(-len(files) // BATCH), **shown):
+            raise_if_stopped()
             for one in batch:
                 names = ("sha256", "width", "height", "mode", "dhash")
                 facts = {name: getattr(one, name) for name in names} | {"notes": " ".join(one.notes)}
