@@ -64,11 +64,6 @@ def scan(
 def scan_external(root: str | Path, *, question: Question = PUBLIC, patient: str | None = None) -> pd.DataFrame:
     """List all images of another hospital's folder as one split, `external`, whatever its splits are called.
 
-    Args:
-        root: a folder with class folders, one in the public layout, or a CSV (see `scan`).
-        question: of the model that is evaluated.
-        patient: how patients are named.
-
     Raises:
         InputError: the folder, the classes or the columns are not as expected.
     """
@@ -105,9 +100,7 @@ def sample_by_patient(records: pd.DataFrame, max_images: int, seed: int) -> pd.D
 def table_of(rows: list[Row], root: Path, question: Question) -> pd.DataFrame:
     """Keep the rows that have a label, and count the others by their class."""
     if not rows:
-        raise InputError(
-            f"data.root={root}: no images; expected files in {LAYOUT}, or in folders called as your classes"
-        )
+        raise InputError(f"data.root={root}: no images; expected files in {LAYOUT}, or folders called as your classes")
     left_out = Counter(str(row["class_name"]) for row in rows if row["label"] is None)
     rows = sorted((row for row in rows if row["label"] is not None), key=lambda row: str(row["id"]))
     found = {row["label"] for row in rows}

@@ -54,13 +54,6 @@ def hold_out(kind: Shift, records: pd.DataFrame, images: Gray, groups: Groups, *
     darkest, the softest), the outermost share of each class. `prevalence` takes records at random, and shifts nothing
     but the share of pneumonias.
 
-    Args:
-        kind: of the shift.
-        records: N rows; the index is 0..N-1.
-        images: (N, H, W) uint8, decoded.
-        groups: (N,) of the records that must stay together.
-        seed: of the random share.
-
     Returns:
         (N,) the records of the shifted split, and (N,) those left out of everything because their patient is in it.
 

@@ -134,20 +134,15 @@ def record(run: Run, cfg: DictConfig, model: TrainedModel, sample: Sample, resul
     config = training_run.RunConfig.of(cfg)
     run.log_config(config.text)
     run.log_params(parameters_of(config.values) | {"chosen/method": result.method, "chosen/recipe": result.recipe})
-    run.set_tags(
-        {"changes": changes()} | {f"lineage.{name}": one for name, one in lineage_of(model, sample, result).items()}
-    )
+    lineage = {f"lineage.{name}": one for name, one in lineage_of(model, sample, result).items()}
+    run.set_tags({"changes": changes(), **lineage})
     run.log_provenance(collect(training_run.COMPUTING))
-    run.path(training_run.RECORDS).write_text(
-        training_run.records_table(sample.films).to_csv(index=False), encoding="utf-8"
-    )
+    training_run.write_records(run, sample.films)
     training_run.record_dataset(run, sample.films, root=config.values["data"]["root"], stage="adapt")
     columns = [*predictions.COLUMNS, "fold", "margin", "gate_score", "answered"]
     own = result.fitted.rule.apply(result.fitted.read)
-    predictions.write(own[columns].astype({"answered": int}), run.path("predictions/val.csv"))
-    predictions.write(
-        result.fitted.answers[columns].astype({"answered": int}), run.path("predictions/cross_fitted.csv")
-    )
+    for name, table in {"val": own, "cross_fitted": result.fitted.answers}.items():
+        predictions.write(table[columns].astype({"answered": int}), run.path(f"predictions/{name}.csv"))
     for row in result.rows:
         known = {name: one.value for name, one in row.metrics.items()}
         known |= {"answered": row.answered.value, "answered_error": row.error.value}

@@ -109,13 +109,7 @@ def open_split(
 ) -> HeldOut:
     """Open a split as the run's config describes its data, or another folder (`root`).
 
-    Args:
-        run: whose config it is.
-        split: which.
-        folder: another folder than the config's, and how it is read.
-        home: where caches are.
-        image_size: of the model, in pixels.
-        validation_ids: of the images that it was chosen on; None where only the split itself tells.
+    `validation_ids` are those of the images that the model was chosen on; None where only the split itself tells.
 
     Raises:
         InputError: the data are not those of the run, or not what was expected of them.

@@ -35,17 +35,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """A model to evaluate, and what is known of its training.
+    """A model to evaluate, and what is known of its training."""
 
-    Args:
-        model: its `decision` is what was stored with it, or chosen on validation for this evaluation.
-        runs: that trained it, one for each member; a model in a folder has what its files tell of one.
-        validation: its predictions on validation, with uncalibrated logits; None for a model in a folder.
-    """
-
-    model: TrainedModel
-    runs: list[StoredRun]
-    validation: pd.DataFrame | None
+    model: TrainedModel  # its `decision` is what was stored with it, or chosen on validation for this evaluation
+    runs: list[StoredRun]  # that trained it, one for each member; of a model in a folder what its files tell
+    validation: pd.DataFrame | None  # its raw predictions on validation; None for a model in a folder
 
 
 def find_and_load(model: str, *, tracking: TrackingSettings, home: Path, engine: EngineName = "auto") -> TrainedModel:

@@ -162,13 +162,7 @@ def _build_net(node: Node, side: int, initial: InitialWeights | None) -> nn.Modu
 def run_training(
     training: Training, *, watch: Watch | None = None, resumption: resume.Resumption | None = None
 ) -> Trained:
-    """Fit, evaluate and record.
-
-    Args:
-        training: what is trained.
-        watch: of the sweep whose trial this is, or of a reproduction.
-        resumption: the stopped run that is resumed, instead of a new one.
-    """
+    """Fit, evaluate and record; a sweep or a reproduction may `watch`, and a stopped run may be resumed."""
     tracking = training.tracking
     store = resumption.store if resumption else open_or_offline(tracking, home=training.home)
     known = resumption or watch

@@ -107,7 +107,7 @@ def record_start(run: Run, config: RunConfig, data: XRayDataModule, net: nn.Modu
     run.set_tags({DESCRIPTION: describe(run, "Running.", None)})
     run.log_provenance(collect(COMPUTING))
     keep_sources(run)
-    run.path(RECORDS).write_text(records_table(records).to_csv(index=False), encoding="utf-8")
+    write_records(run, records)
     record_dataset(run, records, root=config.values["data"]["root"], stage="train")
     if data.corrected:
         run.path(CORRECTIONS).write_bytes(data.corrected.text)
@@ -166,6 +166,16 @@ def record_origin(run: Run, cfg: DictConfig, records: pd.DataFrame, *, root: str
 def records_table(records: pd.DataFrame) -> pd.DataFrame:
     """Select the records that a run keeps: ids and hashes, no image."""
     return records[["id", "patient", "subtype", "label", "split", "sha256"]].replace({np.nan: ""})
+
+
+def write_records(run: Run, records: pd.DataFrame) -> None:
+    """Keep the records with a run."""
+    run.path(RECORDS).write_text(records_table(records).to_csv(index=False), encoding="utf-8")
+
+
+def read_records(path: Path) -> pd.DataFrame:
+    """Read the records that a run keeps, as text, by their ids."""
+    return pd.read_csv(path, dtype=str, keep_default_na=False).set_index("id")
 
 
 def record_result(run: Run, trained: Trained, data: XRayDataModule) -> None:
