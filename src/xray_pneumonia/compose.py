@@ -45,12 +45,7 @@ PATTERNS = ("data.patient", "patient")  # regular expressions, or words
 
 
 def launch(verb: str, arguments: list[str], run: Callable[[DictConfig], Any] | None = None) -> Any:
-    """Compose the config of a verb with Hydra and run its workflow on it, once or as a sweep.
-
-    Args:
-        verb: names the config and, unless `run` is given, the workflow.
-        arguments: of the command line.
-        run: what runs instead of the workflow's `main`.
+    """Compose the config of a verb with Hydra and run its workflow on it, or `run` instead, once or as a sweep.
 
     Returns:
         What the (last) run returned.

@@ -31,19 +31,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class InputFile:
-    """One file below a folder.
-
-    Args:
-        path: of the file.
-        id: its path relative to the folder, printable.
-        stamp: what the file system knows of it; it changes when the file does.
-        refusal: why it must not be opened, as a code and a message; None for a regular file.
-    """
+    """One file below a folder."""
 
     path: str
-    id: str
-    stamp: str
-    refusal: tuple[str, str] | None = None
+    id: str  # its path relative to the folder, printable
+    stamp: str  # what the file system knows of it; it changes when the file does
+    refusal: tuple[str, str] | None = None  # why it must not be opened: a code and a message
 
 
 def find_files(root: Path) -> Iterator[InputFile]:

@@ -30,12 +30,7 @@ def leakage_groups(records: pd.DataFrame, twins: list[tuple[int, int]]) -> Group
 
 
 def in_other_splits(split: pd.Series, twins: list[tuple[int, int]]) -> npt.NDArray[np.bool_]:
-    """Find the images whose X-ray is in another split too.
-
-    Args:
-        split: (N,) of each record; the index is 0..N-1.
-        twins: pairs of rows that show the same X-ray.
-    """
+    """Find the images, by their splits (N,), whose X-ray is in another split too; `twins` pairs rows that show one."""
     xrays = _joined(np.reshape(twins, (-1, 2)), len(split))
     return split.groupby(xrays).transform("nunique").to_numpy() > 1
 

@@ -91,17 +91,10 @@ class TrainedModel:
         return replace(moved, graph=lambda images: graph(images) + np.array([step, 0.0]))
 
     def uncalibrated_logits(self, images: Gray, *, progress: str = "") -> Vector:
-        """Compute what `calibration` is for: the net's logits, or the mean of the members' evidence.
-
-        Args:
-            images: (N, S, S) uint8, S the card's image size.
-            progress: title of a progress bar on a terminal; empty for none.
-
-        Returns:
-            (N,), 64-bit.
+        """Compute (N,) of what `calibration` is for: the net's logits, or the mean of the members' evidence.
 
         Raises:
-            ValueError: the images have another shape or type, or there is no net.
+            ValueError: the images are not (N, S, S) uint8, S the card's image size, or there is no net.
         """
         return self.measure(images, progress=progress)[0]
 
@@ -213,13 +206,7 @@ def ensemble_of(
 
 
 def run_net(net: nn.Module, images: Gray, *, progress: str = "") -> Vector:
-    """Run (N, H, W) images through a net, on its device; returns logits (N,), 64-bit.
-
-    Args:
-        net: raw pixels (B, 1, H, W) -> logits (B,).
-        images: uint8.
-        progress: title of a progress bar on a terminal; empty for none.
-    """
+    """Run (N, H, W) uint8 images through a net, on its device; returns logits (N,), 64-bit."""
     return _run(net, images, _numbers, progress)
 
 

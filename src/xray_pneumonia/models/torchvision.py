@@ -19,12 +19,7 @@ class TorchvisionNet(nn.Module):
     With pretrained weights the stem sums the weights of the three colour channels, so that it sees a
     gray image just as the pretrained net saw the same image in RGB.
 
-    Args:
-        backbone: its name in `torchvision.models`; those of `UNFIT` are refused.
-        pretrained: start from the ImageNet weights, which torchvision downloads once.
-        dropout: before the last layer.
-        mean: of the pixels in [0, 1], for normalisation.
-        std: of the pixels in [0, 1].
+    Its keys stand in the file of the config group; `mean` and `std` are of the pixels in [0, 1].
     """
 
     def __init__(

@@ -29,11 +29,7 @@ class Provenance:
 
 
 def collect(computing: Iterable[str]) -> Provenance:
-    """Describe the machine, the packages and the repository that holds this package, if one does.
-
-    Args:
-        computing: patterns, below this package, of the code that computes weights and metrics.
-    """
+    """Describe machine, packages, code (`computing`: patterns below this package) and its repository, if any."""
     import torch
 
     commit, diff = _git("rev-parse", "HEAD"), _git("diff", "HEAD")[:MAX_DIFF]

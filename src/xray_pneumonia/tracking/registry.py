@@ -53,12 +53,8 @@ def tracking_uri(uri: str) -> Iterator[None]:
 def log_model(store: Store, run_id: str, folder: Path, *, epoch: int, loader_module: str) -> None:
     """Log a bundle as an MLflow model with a signature, and read it back (else Unverified); nothing in it is pickled.
 
-    Args:
-        store: that holds the run.
-        run_id: of the run in MLflow.
-        folder: that holds the bundle.
-        epoch: whose weights it holds; MLflow copies that epoch's metrics to the model.
-        loader_module: the module whose `_load_pyfunc` opens the bundle for MLflow.
+    MLflow copies the metrics of the `epoch` whose weights it holds to the model, and opens the bundle by the
+    `_load_pyfunc` of `loader_module`.
     """
     import mlflow.pyfunc
     from mlflow.models import Model

@@ -95,7 +95,7 @@ class Run:
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Log every leaf of the config."""
-        self._log(("params", {key: masked(str(value))[:MAX_VALUE] for key, value in params.items()}), settle=SETTLE)
+        self._log(("params", {key: logged(value) for key, value in params.items()}), settle=SETTLE)
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Set tags in one request."""
@@ -149,6 +149,11 @@ class Run:
                 *(self.run_id, self.sender.problem if self.sender else "", kept, self.spool.folder),
             )
         return done
+
+
+def logged(value: object) -> str:
+    """Write the value of a parameter as it is logged."""
+    return masked(str(value))[:MAX_VALUE]
 
 
 def _metrics(spool: Spool) -> dict[tuple[str, int], float]:

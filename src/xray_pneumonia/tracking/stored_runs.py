@@ -65,11 +65,7 @@ class StoredRun:
         return local_folder(uri, store_uri=self.store.uri, home=self.store.home, within=within, origin=origin)
 
     def artifact(self, name: str, *, target: Path | None = None) -> Path:
-        """Locate or fetch one artifact (a file or folder).
-
-        Args:
-            name: its path in the run.
-            target: the folder for what MLflow has to fetch; by default a temporary one.
+        """Locate one artifact (a file or folder), or fetch it into `target`, by default a temporary folder.
 
         Raises:
             ArtifactMissing: the run has no such artifact.
@@ -229,9 +225,7 @@ def _config(run: StoredRun) -> str:
     origin = f"run_id={run.run_id}"
     found = sorted(name for name in _names(run) if CONFIGS.match(name))
     if found != ["config.yaml"]:
-        raise InputError(
-            f"{origin}: holds {found or 'no config'}, expected config.yaml alone ({masked(run.store.uri)})"
-        )
+        raise InputError(f"{origin}: holds {found or 'no config'}, and not config.yaml alone ({masked(run.store.uri)})")
     path = run.artifact("config.yaml")
     if path.stat().st_size > MAX_CONFIG:
         raise InputError(f"{origin}: its config has {path.stat().st_size} bytes; no training of ours wrote it")

@@ -61,19 +61,12 @@ class AtomicCheckpointIO(CheckpointIO):
 
 @dataclass(frozen=True)
 class Saved:
-    """An undamaged checkpoint of a training.
+    """An undamaged checkpoint of a training."""
 
-    Args:
-        path: of the file.
-        epoch: epochs completed.
-        trained: whether nothing is left to train.
-        identity: of config, data and schedule, which must be the same to resume from it.
-    """
-
-    path: Path
-    epoch: int
-    trained: bool
-    identity: Mapping[str, str]
+    path: Path  # of the file
+    epoch: int  # epochs completed
+    trained: bool  # whether nothing is left to train
+    identity: Mapping[str, str]  # of config, data and schedule, which must be the same to resume from it
 
     @property
     def where(self) -> str:
@@ -142,9 +135,7 @@ def verify(path: Path) -> None:
     known = _recorded(path.with_name(LAST) if path.name == PREVIOUS else path)
     if found not in known:
         written = f"not {known[0][:12]}..., which was written" if known else "and its hash is not recorded"
-        raise CheckpointDamaged(
-            f"{path}: damaged: {path.stat().st_size} bytes whose sha256 is {found[:12]}..., {written}"
-        )
+        raise CheckpointDamaged(f"{path}: damaged: {path.stat().st_size} bytes, sha256 {found[:12]}..., {written}")
 
 
 def _is_valid(path: Path) -> bool:

@@ -114,9 +114,7 @@ def open_sample(values: dict[str, Any], card: Card) -> Sample:
     """Read, audit and fold the labelled films."""
     node = values["data"]
     if node["folds"] is None or node["folds"] < 3:
-        raise InputError(
-            f"data.folds={node['folds']}: needs 3 or more: one is read, and one fits the decisions of others"
-        )
+        raise InputError(f"data.folds={node['folds']}: needs 3 or more: one is read, one fits the decisions of others")
     data: XRayDataModule = build(node, build(values["augmentation"], key="augmentation"))
     data.adopt(scan_local(node["root"], question=data.question, patient=node["patient"], labels=values["labels"]))
     data.audit.require_clean(broken=node["broken"])

@@ -75,7 +75,10 @@ def _sentences(result: Result, sample: Sample) -> list[str]:
             f"that, as would an evaluation.max_error above {promise['bound'] if promise else 1:.3f}."
         )
     told += _doubt(sample, after)
-    wrong = [f"{row.name}: {row.answered} answered, of these wrong {row.error}" for row in (before, after)]
+    wrong = [
+        f"{row.name}: {row.answered} answered" + (f", of these wrong {row.error}" if row.error.images else "")
+        for row in (before, after)
+    ]
     return [*told, "On patients that nothing was fitted on, " + "; ".join(wrong) + "."]
 
 
@@ -131,20 +134,15 @@ def record(run: Run, cfg: DictConfig, model: TrainedModel, sample: Sample, resul
     config = training_run.RunConfig.of(cfg)
     run.log_config(config.text)
     run.log_params(parameters_of(config.values) | {"chosen/method": result.method, "chosen/recipe": result.recipe})
-    run.set_tags(
-        {"changes": changes()} | {f"lineage.{name}": one for name, one in lineage_of(model, sample, result).items()}
-    )
+    lineage = {f"lineage.{name}": one for name, one in lineage_of(model, sample, result).items()}
+    run.set_tags({"changes": changes(), **lineage})
     run.log_provenance(collect(training_run.COMPUTING))
-    run.path(training_run.RECORDS).write_text(
-        training_run.records_table(sample.films).to_csv(index=False), encoding="utf-8"
-    )
+    training_run.write_records(run, sample.films)
     training_run.record_dataset(run, sample.films, root=config.values["data"]["root"], stage="adapt")
     columns = [*predictions.COLUMNS, "fold", "margin", "gate_score", "answered"]
     own = result.fitted.rule.apply(result.fitted.read)
-    predictions.write(own[columns].astype({"answered": int}), run.path("predictions/val.csv"))
-    predictions.write(
-        result.fitted.answers[columns].astype({"answered": int}), run.path("predictions/cross_fitted.csv")
-    )
+    for name, table in {"val": own, "cross_fitted": result.fitted.answers}.items():
+        predictions.write(table[columns].astype({"answered": int}), run.path(f"predictions/{name}.csv"))
     for row in result.rows:
         known = {name: one.value for name, one in row.metrics.items()}
         known |= {"answered": row.answered.value, "answered_error": row.error.value}
@@ -164,8 +162,9 @@ def record(run: Run, cfg: DictConfig, model: TrainedModel, sample: Sample, resul
 def _gate(model: TrainedModel, sample: Sample, result: Result, own: pd.DataFrame) -> Gate:
     """Fit the gate of the new model; the local films are its home."""
     gate = fit_gate(result.learned, sample.images, result.fitted.rule.limits, before=model.gate)
-    known = own[[*own.columns.intersection([*RECORD_COLUMNS]), "patient", "probability", "gate_score"]]
-    return replace(gate, home=Home.of(describe(known, sample.images, threshold=0.5)))
+    known = own[[*own.columns.intersection([*RECORD_COLUMNS]), "patient", "label", "probability", "gate_score"]]
+    prevalence = result.fitted.rule.decision.calibration.prevalence
+    return replace(gate, home=Home.of(describe(known, sample.images, threshold=0.5, prevalence=prevalence)))
 
 
 def _write_report(run: Run, model: TrainedModel, sample: Sample, result: Result) -> Path:

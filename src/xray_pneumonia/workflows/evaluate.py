@@ -120,6 +120,7 @@ def evaluate(
         predict=model.uncalibrated_logits,
         check=model.input_check,
         validation=table if held_out.split == "val" and evaluated.validation is None else evaluated.validation,
+        parts=held_out.answers(table, model.decision) if settings.report else [],
         rival=None if other is None else _predict_rival(other.model, held_out, table),
     )
     assessed = report.assessment

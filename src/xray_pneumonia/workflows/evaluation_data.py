@@ -19,9 +19,12 @@ from xray_pneumonia.data.classes import Question
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.images.cache import open_cache
 from xray_pneumonia.data.records import fingerprint, scan_external
+from xray_pneumonia.data.shifts import find_parts
 from xray_pneumonia.data.splits import in_other_splits
 from xray_pneumonia.errors import InputError
+from xray_pneumonia.evaluation.assessment import Decision
 from xray_pneumonia.evaluation.input_gate import ThumbnailGate, fit_thumbnail_gate
+from xray_pneumonia.evaluation.subgroups import Answers, count_answered
 from xray_pneumonia.tracking.stored_runs import StoredRun
 from xray_pneumonia.types import CLASSES, Classes, Gray, Text
 from xray_pneumonia.workflows.find_model import EvaluatedModel
@@ -65,6 +68,11 @@ class HeldOut:
         """Identify the images, whatever they are called and wherever they are; 64 hex digits."""
         return hashlib.sha256("".join(sorted(set(self.records["sha256"]))).encode()).hexdigest()
 
+    def answers(self, table: pd.DataFrame, decision: Decision) -> list[Answers]:
+        """Count the answers, of raw predictions, on all of it and on what each shift would hold out of it."""
+        parts = {"all of them": np.ones(len(table), bool), **find_parts(self.records, self.images)}
+        return count_answered(decision.calibration.apply(table), decision.band, parts)
+
     def fit_gate(self) -> ThumbnailGate | None:
         """Fit a gate for a model without one, where training and validation images are known."""
         if self.training is None or self.validation is None:
@@ -101,13 +109,7 @@ def open_split(
 ) -> HeldOut:
     """Open a split as the run's config describes its data, or another folder (`root`).
 
-    Args:
-        run: whose config it is.
-        split: which.
-        folder: another folder than the config's, and how it is read.
-        home: where caches are.
-        image_size: of the model, in pixels.
-        validation_ids: of the images that it was chosen on; None where only the split itself tells.
+    `validation_ids` are those of the images that the model was chosen on; None where only the split itself tells.
 
     Raises:
         InputError: the data are not those of the run, or not what was expected of them.

@@ -11,13 +11,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
-from scipy.special import logit
 
 from xray_pneumonia.config import build
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import calibration
-from xray_pneumonia.evaluation.abstention import Band, fit_promise
-from xray_pneumonia.evaluation.assessment import FIXED, Decision, decide
+from xray_pneumonia.evaluation.assessment import FIXED, Decision, OutOfFold, decide, promising
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.inference.bundle import CARD
 from xray_pneumonia.inference.ensemble import ENSEMBLE, require_alike
@@ -28,7 +26,7 @@ from xray_pneumonia.tracking.run_names import NoSuchRun, read_named
 from xray_pneumonia.tracking.store import Store, TrackingSettings, open_database
 from xray_pneumonia.tracking.stored_runs import RUN_ID, StoredRun, read_run
 from xray_pneumonia.workflows.own_code import changes_shown
-from xray_pneumonia.workflows.stored_predictions import read_out_of_fold, validation_predictions
+from xray_pneumonia.workflows.stored_predictions import find_siblings, read_out_of_fold, validation_predictions
 from xray_pneumonia.workflows.training_record import read_provenance
 
 STORED = "stored"  # the operating point that the model carries
@@ -37,17 +35,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """A model to evaluate, and what is known of its training.
+    """A model to evaluate, and what is known of its training."""
 
-    Args:
-        model: its `decision` is what was stored with it, or chosen on validation for this evaluation.
-        runs: that trained it, one for each member; a model in a folder has what its files tell of one.
-        validation: its predictions on validation, with uncalibrated logits; None for a model in a folder.
-    """
-
-    model: TrainedModel
-    runs: list[StoredRun]
-    validation: pd.DataFrame | None
+    model: TrainedModel  # its `decision` is what was stored with it, or chosen on validation for this evaluation
+    runs: list[StoredRun]  # that trained it, one for each member; of a model in a folder what its files tell
+    validation: pd.DataFrame | None  # its raw predictions on validation; None for a model in a folder
 
 
 def find_and_load(model: str, *, tracking: TrackingSettings, home: Path, engine: EngineName = "auto") -> TrainedModel:
@@ -214,7 +206,9 @@ def load_runs(
         card = replace(model.card, net={}, weights_sha256="", run_id=run_id)
         card = replace(card, temperature=1.0, bias=0.0, prevalence=0.5)  # evidence stays as it is
         model = ensemble_of(members, card, name=" + ".join(run.name for run in runs))
-    elsewhere = read_out_of_fold(settings.out_of_fold, lambda: store)
+    elsewhere = read_out_of_fold(settings.out_of_fold or [], lambda: store)
+    if settings.out_of_fold is None and len(runs) == 1:
+        elsewhere = find_siblings(runs[0])
     decision = _decide(model, validation, settings, operating_point=operating_point, out_of_fold=elsewhere)
     return EvaluatedModel(model.with_decision(decision), runs, validation)
 
@@ -258,16 +252,18 @@ def _decide(
     settings: EvaluationSettings,
     *,
     operating_point: str,
-    out_of_fold: pd.DataFrame | None,
+    out_of_fold: OutOfFold | None,
 ) -> Decision:
     """Take the decision that a model carries, or choose on validation what it does not."""
     if operating_point != STORED:
         settings = replace(settings, operating_point=operating_point)
     elif not model.members and model.card.operating_point_policy != FIXED:
         stored = model.decision
-        if model.card.band:
+        known = stored.promise
+        if model.card.band and (out_of_fold is None or known is None or known["folds"]):
             return stored
-        distance = stored.calibration.logits(validation["logit"]) - logit(stored.threshold)
-        promise = fit_promise(distance, validation["label"], validation["patient"], max_error=settings.max_error)
-        return replace(stored, band=Band.around(stored.threshold, promise["margin"]), promise=promise)
+        if out_of_fold is not None:
+            log.info("the margin here is fitted on all folds; `xray predict` goes on with that of the model's own")
+        most = known["max_error"] if known else settings.max_error
+        return promising(stored, validation, out_of_fold, max_error=most)
     return decide(validation, settings, fitted=model.calibration, out_of_fold=out_of_fold)

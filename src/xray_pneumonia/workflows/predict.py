@@ -123,13 +123,9 @@ def _places(cfg: DictConfig) -> tuple[Path, Path]:
     if not source.exists():
         raise InputError(f"input={printable(cfg.input)}: no such file or folder")
     if folder.resolve() == source.resolve() or (source.is_dir() and folder.resolve().is_relative_to(source.resolve())):
-        raise InputError(
-            f"output={cfg.output}: lies in the input, where the next run would read it; name another folder"
-        )
+        raise InputError(f"output={cfg.output}: lies in the input, which the next run would read; name another folder")
     if not cfg.watch and next(iter(find_films(source)), None) is None:
-        raise InputError(
-            f"input={printable(cfg.input)}: no images; the folder holds no files but hidden ones and texts"
-        )
+        raise InputError(f"input={printable(cfg.input)}: no images; it holds no files but hidden ones and texts")
     return source, folder
 
 

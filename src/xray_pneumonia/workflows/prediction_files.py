@@ -111,10 +111,9 @@ class PredictionFiles:
                         yield row
 
     def sort(self, files: Callable[[], Iterable[InputFile]] | None) -> None:
-        """Bring the rows of a continued run into the order of the files, the newest one for each.
+        """Bring the rows of a continued run into the order of the files that are there, the newest one for each.
 
-        Args:
-            files: that are there; None keeps the order of the rows, and those of files that are gone.
+        Without `files` the rows keep their order, and those of files that are gone.
         """
         if not self.resumed:
             return

@@ -59,29 +59,18 @@ class ReproduceConfig:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A training compared with its reproduction.
+    """A training compared with its reproduction."""
 
-    Args:
-        level: bit-identical; within the band, which counts only where circumstances differ; or different.
-        circumstances: what differs between then and now, with both values.
-        epochs, metrics: how many were compared.
-        departures, first: how many of these values differ, and the first of them.
-        weights: of the kept epoch.
-        stored: the band's metrics in the kept epoch, then.
-        found: the same, now.
-        band: half-width by metric, as declared before the training.
-    """
-
-    level: Level
-    circumstances: Mapping[str, tuple[str, str]]
-    epochs: int
+    level: Level  # within the band: which counts only where circumstances differ
+    circumstances: Mapping[str, tuple[str, str]]  # what differs between then and now, with both values
+    epochs: int  # how many were compared, as `metrics`
     metrics: int
-    departures: int
+    departures: int  # how many of these values differ
     first: Departure | None
-    weights: WeightDifference
-    stored: Mapping[str, float]
-    found: Mapping[str, float]
-    band: Mapping[str, float]
+    weights: WeightDifference  # of the kept epoch
+    stored: Mapping[str, float]  # the band's metrics in the kept epoch, then
+    found: Mapping[str, float]  # the same, now
+    band: Mapping[str, float]  # half-width by metric, as declared before the training
 
     def __str__(self) -> str:
         """Describe it in one line."""

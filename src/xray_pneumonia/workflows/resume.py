@@ -1,6 +1,5 @@
 """`xray train resume=RUN_ID`: resume a stopped run at the end of its last epoch, or refuse with what has changed."""
 
-import io
 import logging
 import sys
 from collections.abc import Iterator, Mapping
@@ -8,7 +7,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
 from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 
@@ -25,7 +23,7 @@ from xray_pneumonia.tracking.stored_runs import find, get, mark_running, read_ru
 from xray_pneumonia.training.checkpoints import BEST, Saved, clean_up, newest_valid, verify
 from xray_pneumonia.training.trainer import TrainerSettings
 from xray_pneumonia.workflows.own_code import load_config
-from xray_pneumonia.workflows.training_run import RECORDS, records_table
+from xray_pneumonia.workflows.training_run import RECORDS, read_records, records_table
 
 NEW = "new"  # resume=new: a new run, and no line about a stopped one
 PLACES = frozenset({"resume", "home", "tracking.uri", "tracking.experiment_name"})  # where to look, not what to train
@@ -190,7 +188,7 @@ def _changed_records(path: Path, data: XRayDataModule) -> list[str]:
     """List which records differ from those that the run began with."""
     if not path.is_file():
         return []
-    then = pd.read_csv(io.BytesIO(path.read_bytes()), dtype=str, keep_default_na=False).set_index("id")
+    then = read_records(path)
     now = records_table(data.records).astype(str).set_index("id")
     both = then.index.intersection(now.index)
     lines = [f"{name}: is gone" for name in then.index.difference(now.index)]

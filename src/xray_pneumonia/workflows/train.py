@@ -87,6 +87,8 @@ def check_train(cfg: DictConfig) -> dict[str, Any]:
 
 def _print(trained: "Trained", settings: "TrainerSettings") -> None:
     """Print the result with what it rests on: at the operating point, and at 0.5."""
+    from xray_pneumonia.evaluation.report.text import promise
+
     films, decision, out = trained.predictions, trained.decision, console(80)
     heads = (f"at {decision.threshold:.4f} ({decision.policy})", "at 0.5")
     title = f"Validation: {len(films)} images of {films['patient'].nunique()} patients, none of them trained on"
@@ -99,5 +101,6 @@ def _print(trained: "Trained", settings: "TrainerSettings") -> None:
     stopped = "none" if settings.patience is None else "where it stops"
     last = f"The last of {trained.epochs} epochs: {stopped} was chosen on these images."
     out.print(kept if settings.keep == "best" else last)
+    out.print(promise(decision.promise))
     report = f"Report: {trained.report}\n" if trained.report else ""
     print(f"{report}See it: {trained.see_it}")

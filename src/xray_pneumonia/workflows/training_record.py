@@ -33,27 +33,16 @@ History = Mapping[str, Mapping[int, float]]  # metric -> epoch, counted from 1 -
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """A training as its run or its folder holds it.
+    """A training as its run or its folder holds it."""
 
-    Args:
-        name: `run_id=...` or the folder.
-        run: None where it is a folder.
-        config: that it ran with, checked as far as stored ones are.
-        config_sha256: of the config's bytes.
-        fingerprint: of the data's records.
-        history: of its metrics.
-        weights: of the kept epoch.
-        circumstances: machine, versions and code, one value for each.
-    """
-
-    name: str
-    run: StoredRun | None
-    config: DictConfig
-    config_sha256: str
-    fingerprint: str
-    history: History
-    weights: dict[str, Tensor]
-    circumstances: dict[str, str]
+    name: str  # `run_id=...` or the folder
+    run: StoredRun | None  # None where it is a folder
+    config: DictConfig  # that it ran with, checked as far as stored ones are
+    config_sha256: str  # of the config's bytes
+    fingerprint: str  # of the data's records
+    history: History  # of its metrics
+    weights: dict[str, Tensor]  # of the kept epoch
+    circumstances: dict[str, str]  # machine, versions and code, one value for each
 
 
 @dataclass(frozen=True)

@@ -35,15 +35,10 @@ SHA256 = re.compile("([0-9a-f]{64})?")
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one file may take.
+    """What one file may take."""
 
-    Args:
-        seconds: of decoding.
-        memory_mb: beyond what an idle child has, in mebibytes.
-    """
-
-    seconds: Positive
-    memory_mb: Annotated[int, Interval(ge=1, le=2**24)]
+    seconds: Positive  # of decoding
+    memory_mb: Annotated[int, Interval(ge=1, le=2**24)]  # beyond what an idle child has, in mebibytes
 
 
 USUAL = Limits(seconds=30.0, memory_mb=2048)  # those of conf/predict.yaml, and of whatever has no keys for them

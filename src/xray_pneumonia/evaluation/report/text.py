@@ -131,18 +131,18 @@ def promise(known: Promise | None) -> str:
     """Word what the margin of "look closer" promises, and for whom."""
     if known is None:
         return "No error of the answers is promised: the band is that of an older version, or the point was moved."
-    basis = f"{known['images']} films of {known['patients']} patients, "
-    basis += f"{known['folds']} nets on films they never saw" if known["folds"] else "the validation split"
+    nets = f"out of fold: {known['folds']} nets, each on films it never saw" if known["folds"] else ""
+    basis = f"{known['images']} films of {known['patients']} patients, {nets or 'the validation split'}"
     kept = f'answers {percent(known["answered"])} of them and says "look closer" to the rest'
     if is_certified(known):
         return (
             f"Of its answers at most {percent(known['max_error'])} are wrong, with 95 % confidence, on films like "
             f"those it was tested on ({basis}; it {kept}); it does not hold at another hospital."
         )
-    return (
-        f"Not certified: {basis}, are too few or too hard to promise at most {percent(known['max_error'])} wrong "
-        f"answers; what holds, with 95 % confidence, is {percent(known['bound'])}. It {kept}."
-    )
+    hard = f"Not certified: {basis}, are too few or too hard to promise at most {percent(known['max_error'])} wrong"
+    if not known["answered"]:
+        return f"{hard} answers; {percent(known['bound'])} could be. It answers none of them."
+    return f"{hard} answers; what holds, with 95 % confidence, is {percent(known['bound'])}. It {kept}."
 
 
 def _rate(rate: Estimate, films: str, called: str, wrong: str, right: str) -> str:
