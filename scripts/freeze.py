@@ -31,13 +31,14 @@ from xray_pneumonia.evaluation.input_gate import FeatureGate, join_gates
 from xray_pneumonia.evaluation.metrics import table_metrics
 from xray_pneumonia.evaluation.quality import InputCheck
 from xray_pneumonia.evaluation.settings import EvaluationSettings
-from xray_pneumonia.inference.bundle import CARD, GATE, WEIGHTS, Card, file_sha256, read_bundle
+from xray_pneumonia.inference.bundle import CARD, GATE, WEIGHTS, Card, read_bundle
 from xray_pneumonia.inference.ensemble import save_ensemble
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.stored_config import load_stored
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.store import Store, TrackingSettings, open_database, open_store
 from xray_pneumonia.tracking.stored_runs import StoredRun, read_run
+from xray_pneumonia.whole_files import file_sha256
 from xray_pneumonia.workflows.evaluation_data import HeldOut, open_split
 from xray_pneumonia.workflows.find_model import STORED, find_evaluated, load_runs, shipped_models
 from xray_pneumonia.workflows.training_record import CONFIG, ENVIRONMENT
@@ -101,7 +102,7 @@ def judge_anew(name: str, root: str, *, home: str, code: dict[str, object]) -> N
     with initialize_config_module("xray_pneumonia.conf", version_base="1.3"):
         cfg = compose("evaluate", [f"home={Path(home).resolve()}", f"data.root={root}"])
     cfg.model = name  # an override would name the config group
-    evaluated = find_evaluated(open_store(build(cfg.tracking), home=Path(cfg.home)), cfg, build(cfg.evaluation))
+    evaluated, _ = find_evaluated(open_store(build(cfg.tracking), home=Path(cfg.home)), cfg, build(cfg.evaluation))
     model, run, settings = evaluated.model, evaluated.runs[0], judged(evaluated.runs)
     held_out = open_split(
         run,

@@ -11,13 +11,14 @@ import torch
 from mlflow import MlflowClient
 
 from xray_pneumonia import config, libraries
-from xray_pneumonia.data.augment.more_transforms import Transforms
+from xray_pneumonia.data.augment.augmentation import Transforms
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 
 
 @pytest.fixture
 def artifacts(home):
+    home.mkdir(parents=True, exist_ok=True)
     client = MlflowClient(f"sqlite:///{home}/mlflow.db")
     return lambda run_id: Path(client.get_run(run_id).info.artifact_uri.removeprefix("file://"))
 

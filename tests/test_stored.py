@@ -1,5 +1,6 @@
 """What version 0.1.0 wrote is still read: weights, runs, checkpoints, configs, sweeps (see `stored/README.md`)."""
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -133,7 +134,7 @@ def test_an_old_journal_is_sent_to_the_database_that_was_moved_with_it(xray, mov
     assert f"run {KILLED}" in outcome.out
     assert outcome.out.splitlines()[-1].endswith("unsent=0 stale=0")
     assert not any((moved / "journal").iterdir())
-    with sqlite3.connect(moved / "mlflow.db") as database:
+    with contextlib.closing(sqlite3.connect(moved / "mlflow.db")) as database:
         assert database.execute("SELECT status FROM runs WHERE run_uuid = ?", [KILLED]).fetchall() == [("KILLED",)]
 
 

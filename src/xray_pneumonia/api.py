@@ -105,7 +105,7 @@ class Model:
             self._decoders = Decoders(count=2, size=self.trained.card.image_size, rules=DicomRules(), limits=USUAL)
         with TemporaryDirectory() as folder:
             files = [_file(film, Path(folder) / str(number)) for number, film in enumerate(films)]
-            return [attempt for batch in self._decoders.batches(files, BATCH) for attempt in batch]
+            return self._decoders.read(files)
 
     def _failed(self, attempt: Attempt) -> Answer:
         point = self.trained.card.operating_point

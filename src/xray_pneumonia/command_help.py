@@ -49,11 +49,7 @@ SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 
 
 def print_completion(arguments: Sequence[str], verbs: Iterable[str]) -> None:
-    """Print the script of a shell, or the words that may end a line (`words LINE`), which the scripts ask for.
-
-    Raises:
-        InputError: no shell is named, or another one.
-    """
+    """Print the script of a shell, or the words that may end a line (`words LINE`), which the scripts ask for."""
     if len(arguments) == 2 and arguments[0] == "words":
         print("\n".join(complete(arguments[1], verbs)))
     elif len(arguments) == 1 and arguments[0] in SCRIPTS:

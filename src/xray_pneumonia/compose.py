@@ -45,12 +45,7 @@ PATTERNS = ("data.patient", "patient")  # regular expressions, or words
 
 
 def launch(verb: str, arguments: list[str], run: Callable[[DictConfig], Any] | None = None) -> Any:
-    """Compose the config of a verb with Hydra and run its workflow on it, once or as a sweep.
-
-    Args:
-        verb: names the config and, unless `run` is given, the workflow.
-        arguments: of the command line.
-        run: what runs instead of the workflow's `main`.
+    """Compose the config of a verb with Hydra and run its workflow on it, or `run` instead, once or as a sweep.
 
     Returns:
         What the (last) run returned.
@@ -127,9 +122,7 @@ def _added(arguments: list[str]) -> list[str]:
     """Let the command set any key of a class that it names itself (`model._target_=my_models.Net model.depth=3`)."""
     named = {argument.partition("._target_=")[0] for argument in arguments if "._target_=" in argument}
     free = {f"{group}." for group in named & {*OPEN}}
-    return [
-        f"++{argument.lstrip('+')}" if argument.lstrip("+").startswith((*free,)) else argument for argument in arguments
-    ]
+    return [f"++{word.lstrip('+')}" if word.lstrip("+").startswith((*free,)) else word for word in arguments]
 
 
 def _literally(verb: str, arguments: list[str]) -> tuple[list[str], dict[str, str]]:

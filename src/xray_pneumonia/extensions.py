@@ -35,17 +35,11 @@ class CodeChanged(InputError):
 
 @dataclass(frozen=True)
 class Extension:
-    """A module that a command named.
-
-    Args:
-        module: the same.
-        root: the folder below which it and what it imports lie.
-        sources: of the module and of its own that it imports, by path below `root`.
-    """
+    """A module that a command named."""
 
     module: ModuleType
-    root: Path
-    sources: Mapping[str, bytes]
+    root: Path  # the folder below which it and what it imports lie
+    sources: Mapping[str, bytes]  # of the module and of its own that it imports, by path below `root`
 
     @property
     def name(self) -> str:
@@ -132,10 +126,6 @@ def missing(names: Mapping[str, str]) -> list[str]:
 
 def require(names: Any, *, origin: str) -> None:
     """Require that the command names the modules of the user's own that a run or bundle records, unchanged.
-
-    Args:
-        names: and hashes, as they are stored.
-        origin: what to call it in messages.
 
     Raises:
         CodeChanged: a module has another source.

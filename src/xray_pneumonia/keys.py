@@ -41,15 +41,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Verb:
-    """The keys of a verb.
-
-    Args:
-        name: of the verb.
-        arguments: of the command line, for the groups that they choose and the folder that they add.
-    """
+    """The keys of a verb."""
 
     name: str
-    arguments: Sequence[str] = ()
+    arguments: Sequence[str] = ()  # of the command line, for the groups that they choose and the folder that they add
 
     @cached_property
     def _folders(self) -> list[Traversable]:

@@ -122,12 +122,7 @@ def _read(raw: bytes, *, origin: str, sha256: str | None) -> dict[str, Any]:
 
 
 def check_experiment(raw: bytes, *, origin: str, folders: Sequence[Path] = ()) -> None:
-    """Check an experiment file from outside the package, such as a `best.yaml`, before Hydra composes it.
-
-    Args:
-        raw: the YAML, byte for byte.
-        origin: what to call it in messages.
-        folders: that the command names, with choices of its user's own.
+    """Check an experiment file from outside the package before Hydra composes it; `folders` hold choices of its user.
 
     Raises:
         InputError: it is no plain YAML, is too large, chooses groups that are not the package's, configures Hydra
@@ -149,10 +144,6 @@ def check_experiment(raw: bytes, *, origin: str, folders: Sequence[Path] = ()) -
 
 def check_net(net: Any, *, origin: str) -> dict[str, Any]:
     """Check the net that a bundle's card names: one of this package's, with arguments that its signature takes.
-
-    Args:
-        net: what the card says, of whatever type.
-        origin: the file, for messages.
 
     Returns:
         The same, ready to be built.

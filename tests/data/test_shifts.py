@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from xray_pneumonia.data.shifts import SHARE, Shift, hold_out
+from xray_pneumonia.data.shifts import SHARE, Shift, find_parts, hold_out
 from xray_pneumonia.data.splits import leakage_groups
 from xray_pneumonia.errors import InputError
 
@@ -134,3 +134,13 @@ def test_the_stored_search_holds_every_shift_that_resized_images_can_show():
         space = compose("train", ["sweep=shifts"]).sweep.space["data.split"]
     named = space.removeprefix("choice(").removesuffix(")").replace(" ", "").split(",")
     assert named == ["patient", *(kind for kind in KINDS if kind not in {"small_films", "large_films", "shape"})]
+
+
+def test_the_parts_of_a_split_are_what_each_shift_would_hold_out_where_names_and_files_tell():
+    records, images = generate()
+    parts = find_parts(records, images)
+    assert set(parts) == set(KINDS)
+    assert (parts["dark"] == hold_out("dark", records, images, leakage_groups(records, []), seed=0)[0]).all()
+    other = records.assign(patient=[f"p{name}x" for name in records["patient"]], subtype="unknown", width=9, height=9)
+    named = {"earliest", "series_im", "series_normal2", "bacteria", "virus", "small_films", "large_films", "shape"}
+    assert set(find_parts(other, images)) == set(KINDS) - named

@@ -9,7 +9,7 @@ from scipy.special import expit
 
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.abstention import Band, Promise
-from xray_pneumonia.evaluation.assessment import Decision, decide
+from xray_pneumonia.evaluation.assessment import Decision, OutOfFold, decide
 from xray_pneumonia.evaluation.calibration import Calibration
 from xray_pneumonia.evaluation.threshold import choose_threshold
 
@@ -65,6 +65,8 @@ def test_the_margin_is_fitted_on_images_no_net_saw_where_they_are_given(validati
     far = pd.DataFrame(
         {"label": [0, 1] * 400, "distance": [-6.0, 6.0] * 400, "patient": range(800), "net": [0, 1] * 400}
     )
-    known: Promise | None = decide(validation, settings("middle"), out_of_fold=far).promise
-    assert (known["folds"], known["images"], known["margin"]) == (2, 800, 0)
+    for siblings, images, folds in ((False, 800, 2), (True, 1600, 3)):  # siblings are completed by the own validation
+        known: Promise | None = decide(validation, settings("middle"), out_of_fold=OutOfFold(far, siblings)).promise
+        assert (known["folds"], known["images"]) == (folds, images)
+        assert (known["margin"] == 0) is not siblings
     assert decide(validation, settings("middle")).promise["folds"] == 0

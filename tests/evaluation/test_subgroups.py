@@ -3,7 +3,9 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from xray_pneumonia.evaluation.subgroups import subgroups
+from xray_pneumonia.evaluation.abstention import Band
+from xray_pneumonia.evaluation.intervals import wilson
+from xray_pneumonia.evaluation.subgroups import FEW, count_answered, subgroups
 
 
 def table():
@@ -62,3 +64,23 @@ def test_parts_of_few_patients_are_marked():
 
 def test_names_make_no_subgroups():
     assert judged(["name"]) == []
+
+
+def test_answers_of_a_part_are_those_that_margin_and_gate_let_through():
+    films = table()
+    films["gate_score"] = np.where(np.arange(120) % 10 == 0, 1.5, 0.5)
+    rows = np.arange(120) % 3 > 0
+    whole, part, small = count_answered(
+        films, Band(0.4, 0.7), {"all": np.ones(120, bool), "part": rows, "small": np.arange(120) < 2 * FEW - 2}
+    )
+    given = rows & ((films["probability"] < 0.4) | (films["probability"] > 0.7)) & (films["gate_score"] <= 1)
+    wrong = (films["probability"] > 0.7) != (films["label"] == 1)
+    patients = films.loc[given, "patient"].nunique()
+    assert (part.images, part.patients, part.stopped) == (80, 60, pytest.approx((films["gate_score"][rows] > 1).mean()))
+    assert part.answered.value == pytest.approx(given.sum() / 80)
+    assert (part.error.value, part.error.images, part.error.patients) == (wrong[given].mean(), given.sum(), patients)
+    assert (part.error.low, part.error.high) == pytest.approx(wilson(wrong[given].mean() * patients, patients))
+    assert (whole.few, part.few, small.few) == (False, False, True)
+    [ungated] = count_answered(films.drop(columns="gate_score"), Band(0.5, 0.5), {"all": np.ones(120, bool)})
+    assert np.isnan(ungated.stopped)
+    assert ungated.answered.value == 1

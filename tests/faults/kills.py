@@ -9,6 +9,7 @@ the MLflow model, half of a tiny run's time and no part of the question, are lef
 """
 
 import argparse
+import contextlib
 import os
 import random
 import signal
@@ -67,7 +68,8 @@ class Trainings:
         """Ask the database itself."""
         if not (self.home / "mlflow.db").exists():
             return []
-        with sqlite3.connect(f"file:{self.home}/mlflow.db?mode=ro", uri=True, timeout=20) as database:
+        connection = sqlite3.connect(f"file:{self.home}/mlflow.db?mode=ro", uri=True, timeout=20)
+        with contextlib.closing(connection) as database:
             try:
                 return database.execute(query, values).fetchall()
             except sqlite3.OperationalError:  # killed before the tables were made

@@ -227,6 +227,7 @@ def test_hostile_gates_of_features_are_refused(folder, write_bundle):
     home = {"home_scores": np.zeros((2, 101)), "home_counts": np.ones(2)} | dict.fromkeys(
         ("home_brightness", "home_side"), np.ones(3)
     )
+    answers = home | {"home_evidence": np.zeros((2, 101)), "home_truth": np.ones(2)}
     for changes in (
         {"whitening": whole["whitening"][:-1]},
         {"whitening": whole["whitening"] * np.float32(np.nan)},
@@ -235,11 +236,17 @@ def test_hostile_gates_of_features_are_refused(folder, write_bundle):
         home | {"home_scores": np.arange(202.0)[::-1].reshape(2, 101)},
         home | {"home_counts": np.zeros(2)},
         home | {"home_side": np.ones(4)},
+        home | {"home_evidence": np.zeros((2, 101))},
+        answers | {"home_evidence": np.zeros(101)},
+        answers | {"home_evidence": np.full((2, 101), np.nan)},
+        answers | {"home_evidence": np.arange(202.0)[::-1].reshape(2, 101)},
+        answers | {"home_truth": np.array([1.0, 1e12])},
     ):
         (folder / GATE).write_bytes(packed(whole | changes))
         refused(folder, GATE)
-    (folder / GATE).write_bytes(packed(whole | home))
-    assert load_model(folder, name="it").gate.home is not None
+    for known in (home, answers):
+        (folder / GATE).write_bytes(packed(whole | known))
+        assert (load_model(folder, name="it").gate.home.evidence is None) is (known is home)
 
 
 def test_weights_of_a_kind_torch_does_not_know(folder):

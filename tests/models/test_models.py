@@ -13,11 +13,12 @@ from hydra import compose, initialize_config_module
 
 from xray_pneumonia.config import build
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.inference.bundle import Card, file_sha256, parse_card, read_bundle, save_bundle
+from xray_pneumonia.inference.bundle import Card, parse_card, read_bundle, save_bundle
 from xray_pneumonia.models.cnn import CNN
 from xray_pneumonia.models.efficientnet_lite import read_imagenet
 from xray_pneumonia.models.layers import Pixels
 from xray_pneumonia.models.torchvision import _one_channel
+from xray_pneumonia.whole_files import file_sha256
 
 
 def net_of(*overrides):

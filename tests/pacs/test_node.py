@@ -8,6 +8,7 @@ import time
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
@@ -306,11 +307,15 @@ def test_one_folder_is_used_by_one_server(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), sqlite3.OperationalError("disk is full")])
-def test_a_full_disk_is_told_to_the_sender(tmp_path, monkeypatch, error):
-    monkeypatch.setattr(films, "_write", Mock(side_effect=error))
-    with running(tmp_path, 1) as one:
-        assert send(one.port, film()) == [node.NO_ROOM]
+def test_a_full_disk_is_told_to_the_sender_and_leaves_room_for_what_is_under_way(tmp_path, monkeypatch):
+    received: dict[str, Dataset] = {}
+    with archive(received) as port, running(tmp_path, port, settle=1.0) as one:
+        assert send(one.port, film(0)) == [0]
+        monkeypatch.setattr(films.shutil, "disk_usage", lambda _: SimpleNamespace(free=3 * films.SPARE // 2))
+        assert send(one.port, film(1)) == [node.NO_ROOM]
+        wait(lambda: one.counts() == {"sent": 1})
+        monkeypatch.setattr(films, "_write", Mock(side_effect=sqlite3.OperationalError("disk is full")))
+        assert send(one.port, film(1)) == [node.NO_ROOM]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What the sweep tests share: overrides of a trial that takes a second, the command, and what a sweep left behind."""
 
 import sys
+import weakref
 from collections import Counter
 from dataclasses import dataclass
 
@@ -17,7 +18,9 @@ class Records:
     mlflow: str
 
     def study(self, name):
-        return optuna.load_study(study_name=name, storage=self.sweeps)
+        storage = optuna.storages.RDBStorage(self.sweeps)
+        weakref.finalize(storage, storage.engine.dispose)
+        return optuna.load_study(study_name=name, storage=storage)
 
     def trials(self, name):
         return self.study(name).trials
@@ -56,11 +59,11 @@ def records(tmp_path):
 
 
 @pytest.fixture
-def small():
+def small(xrays):
     """Overrides of a trial that takes a second."""
     return [
         *("model=resnet", "model.width=4", "model.stages=2", "model.depth=1"),
-        *("data=synthetic", "data.synthetic_patients=80", "data.image_size=32"),
+        *(f"data.root={xrays}", "data.image_size=32", "evaluation=quick"),
         *("trainer.max_epochs=1", "trainer.threads=1", "tracking.system_metrics=false"),
     ]
 

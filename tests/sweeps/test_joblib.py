@@ -19,7 +19,7 @@ def sweep(command, tmp_path):
     """Start a sweep whose trials joblib runs; nothing in its environment says how many threads."""
 
     def started(*arguments):
-        keys = ("trainer.threads=null", "evaluation=quick", *arguments, "hydra/launcher=joblib")
+        keys = ("trainer.threads=null", *arguments, "hydra/launcher=joblib")
         with (tmp_path / "log").open("w") as log:
             return subprocess.Popen(
                 [*command, *keys, f"hydra.launcher.n_jobs={JOBS}", "sweep.name=jobs"],

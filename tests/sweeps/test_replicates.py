@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from xray_pneumonia.evaluation.run_groups import mean_and_sd
 from xray_pneumonia.sweeps import workers
-from xray_pneumonia.sweeps.plan import is_hopeless, list_replicates, mean_and_sd
+from xray_pneumonia.sweeps.plan import is_hopeless, list_replicates
 
 
 def test_every_seed_on_every_fold():

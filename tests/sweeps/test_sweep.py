@@ -71,6 +71,29 @@ def test_a_grid_is_one_parent_run_and_a_failing_point_does_not_end_it(xray, swee
     assert "1 of 2" in done.out
 
 
+def test_the_last_fold_fits_the_margin_on_all_and_the_others_when_they_are_evaluated(xray, sweep, records, tmp_path):
+    done = sweep("data.batch_size=64", "sweep.folds=2", "evaluation=quick", "evaluation.max_error=0.3")
+    assert done.code == 0, done.err
+    first, last = records.runs("train")[:2]
+    assert "1 of 2 folds are trained so far: the margin is fitted on the validation split of this one" in done.err
+    counts = {name: [run.data.metrics[f"promise/{name}"] for run in (first, last)] for name in ("folds", "images")}
+    assert counts["folds"] == [0, 2]
+    whole, patients = (
+        sum(int(run.data.params[f"data/val_{what}"]) for run in (first, last)) for what in ("images", "patients")
+    )
+    assert counts["images"] == [int(first.data.params["data/val_images"]), whole]
+    [parent] = records.runs("sweep")
+    said = parent.data.tags["sweep.best.promise"]
+    assert f"{whole} films of {patients} patients, out of fold: 2 nets, each on films it never saw" in said
+    assert said in done.err
+
+    done = xray("evaluate", f"run_id={first.info.run_id}", "evaluation=quick")
+    assert done.code == 0, done.err
+    [numbers] = tmp_path.glob(f"mlruns/artifacts/xray/{done.run_id}/artifacts/evaluation/val/evaluation.json")
+    promise = json.loads(numbers.read_text())["decision"]["promise"]
+    assert promise == pytest.approx({name: last.data.metrics[f"promise/{name}"] for name in promise}, abs=1e-6)
+
+
 def test_a_sweep_of_which_nothing_can_run_blames_the_input(sweep, records):
     done = sweep("data.batch_size=0,-1", "sweep.max_failures=null")
     assert done.code == 2

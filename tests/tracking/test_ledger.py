@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from xray_pneumonia.tracking import ledger
+from xray_pneumonia.tracking import stored_runs
 from xray_pneumonia.tracking.ledger import opened_before, openings, record_opening
 from xray_pneumonia.tracking.store import TrackingSettings, open_store
 
@@ -39,7 +39,7 @@ def test_openings_are_counted_by_image_and_outlive_deletion(store):
 
 
 def test_a_single_known_image_is_an_opening_in_any_experiment_of_the_store(store, monkeypatch):
-    monkeypatch.setattr(ledger, "PAGE", 3)  # entries come in pages
+    monkeypatch.setattr(stored_runs, "PAGE", 3)  # entries come in pages
     films = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(1300)]
     assert len(opened(store, fingerprint="first", films=films[:624])) == 1
     fewer = opened(store, split="external", fingerprint="fewer", films=films[:623], experiment="another")

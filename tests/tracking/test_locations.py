@@ -1,5 +1,6 @@
 """Locations are whatever a store's writers set them to: nothing outside is read; a moved store is repaired."""
 
+import contextlib
 import os
 import shutil
 import sqlite3
@@ -131,7 +132,7 @@ def test_a_moved_store_that_cannot_be_written_is_named(run, tmp_path, monkeypatc
 
 
 def places(home):
-    with sqlite3.connect(home / "mlflow.db") as database:
+    with contextlib.closing(sqlite3.connect(home / "mlflow.db")) as database:
         return [row for row in database.execute("SELECT artifact_location FROM experiments ORDER BY 1")]
 
 

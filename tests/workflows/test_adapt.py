@@ -6,10 +6,11 @@ from safetensors.torch import load_file
 
 from xray_pneumonia.data.local_sample import scan_local
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.inference.bundle import WEIGHTS, file_sha256, read_bundle
+from xray_pneumonia.inference.bundle import WEIGHTS, read_bundle
 from xray_pneumonia.stored_config import check_net
 from xray_pneumonia.tracking.store import TrackingSettings, open_database
 from xray_pneumonia.tracking.stored_runs import read_run
+from xray_pneumonia.whole_files import file_sha256
 
 NET = ["model=cnn", "model.filters=[4]", "model.activations=[relu]", "model.dense=4", "data.image_size=32"]
 

@@ -1,14 +1,9 @@
-"""`xray doctor`: what it reports, what it sends and marks, and what it does not import."""
+"""`xray doctor`: what it reports, what it sends and marks."""
 
 import os
-import subprocess
-import sys
-
-import pytest
 
 from xray_pneumonia.tracking.run import start_run
 from xray_pneumonia.tracking.store import TrackingSettings, open_store
-from xray_pneumonia.workflows.doctor import GPU_DEVICES
 
 SETTINGS = TrackingSettings(uri=None, experiment_name="doctor", run_name=None, system_metrics=False, required=False)
 
@@ -55,14 +50,3 @@ def test_a_run_whose_process_is_gone_is_marked_killed(xray, home):
     assert outcome.out.splitlines()[-1].endswith("stale=1")
     run = store.client.get_run(run_id)
     assert (run.info.status, "its process is gone" in run.data.tags["reason"]) == ("KILLED", True)
-
-
-@pytest.mark.skipif(any(map(os.path.exists, GPU_DEVICES)), reason="a GPU is named by torch")
-def test_nothing_heavy_is_imported_before_the_store_is_asked(tmp_path):
-    command = "import sys; from xray_pneumonia import cli; cli.main(); print(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", command, "doctor"], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    imported = set(done.stdout.splitlines()[-1].split())
-    assert "xray_pneumonia.tracking.store" in imported
-    assert not imported & {"torch", "pytorch_lightning", "pandas", "sklearn", "optuna", "mlflow", "matplotlib"}

@@ -16,12 +16,13 @@ from xray_pneumonia.config import build, plain
 from xray_pneumonia.data.images.decode import decode, read_bytes
 from xray_pneumonia.data.records import fingerprint
 from xray_pneumonia.evaluation import predictions
-from xray_pneumonia.inference.bundle import Card, file_sha256, save_bundle
+from xray_pneumonia.inference.bundle import Card, save_bundle
 from xray_pneumonia.inference.model import run_net
 from xray_pneumonia.tracking.ledger import openings
 from xray_pneumonia.tracking.run import start_run
 from xray_pneumonia.tracking.store import open_store
 from xray_pneumonia.types import CLASSES
+from xray_pneumonia.whole_files import file_sha256
 from xray_pneumonia.workflows.find_model import find_and_load
 from xray_pneumonia.workflows.validation import assess_validation
 

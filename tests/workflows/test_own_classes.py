@@ -25,13 +25,22 @@ def films(xrays, tmp_path_factory):
 
 def test_own_classes_from_folders_to_answers(xray, films, tiny, home, xrays, tmp_path):
     overrides = [*tiny[1:], f"data.root={films}", *CLASSES]
-    outcome = xray("train", *overrides, "evaluation=training", "evaluation.replicates=100", "trainer.max_epochs=1")
+    outcome = xray(
+        "train",
+        *overrides,
+        "evaluation=training",
+        "evaluation.replicates=100",
+        "trainer.max_epochs=1",
+        "data.split=bright",
+    )
     assert outcome.code == 0, outcome.err
     assert "1 images are neither normal or healthy nor Tuberculosis" in outcome.err
     run_id, place = outcome.run_id, f"home={home}"
     page = next(home.glob(f"**/{run_id}/**/report.html")).read_text()
     assert "chest films with Tuberculosis" in page
     assert "left out, of neither class: 1 covid" in page
+    assert "<td>held out of the training: bright</td>" in page
+    assert "<td>all of them</td>" in page
     assert not re.findall(r".{30}(?<!xray[_-])pneumonia.{30}", page, re.IGNORECASE)
 
     outcome = xray(

@@ -17,6 +17,7 @@ import torch
 import yaml
 from mlflow import MlflowClient
 
+from xray_pneumonia import errors
 from xray_pneumonia.data.images.decode import decode, read_bytes
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.metrics import epoch_metrics
@@ -164,9 +165,8 @@ def test_the_last_epoch_is_the_model_where_that_is_asked_for(xray, tiny, client,
     assert all(torch.equal(last[name], best[name]) for name in last)
 
 
-@pytest.mark.parametrize("augmentation", ["none", "light"])
-def test_same_config_and_seed_same_bits(xray, tiny, client, folder, augmentation):
-    asked = [*tiny, f"augmentation={augmentation}", "model.dropout=0.3", "seed=0"]
+def test_same_config_and_seed_same_bits(xray, tiny, client, folder):
+    asked = [*tiny, "augmentation=light", "model.dropout=0.3", "seed=0"]
     one, two = (xray("train", *asked).run_id for _ in range(2))
     other = xray("train", *asked[:-1], "seed=1").run_id
     a, b, c = (weights(folder, run_id) for run_id in (one, two, other))
@@ -253,12 +253,24 @@ def test_a_plain_grid(xray, tiny, client):
     assert {"11", "12"} <= set(seeds)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_signals_close_the_run(xray, tiny, client, monkeypatch, number, code):
-    """A second one, while the run is being closed, changes nothing; silent/test_environment.py asks a real process."""
-    for owner, name in ((PneumoniaClassifier, "on_validation_epoch_end"), (Sender, "finish")):
+    """A second one, while the run is being closed, changes nothing; silent/test_environment.py asks a real process.
+
+    SIGTERM comes in a destructor, where Python swallows what is raised, and Lightning would end with code 0.
+    """
+
+    class Garbage:
+        def __del__(self):
+            signal.raise_signal(number)
+
+    def hear():
+        Garbage() if number == signal.SIGTERM and not errors.signals else signal.raise_signal(number)
+
+    for owner, name in ((PneumoniaClassifier, "training_step"), (Sender, "finish")):
         plain = getattr(owner, name)
-        monkeypatch.setattr(owner, name, lambda *given, plain=plain: (signal.raise_signal(number), plain(*given))[1])
+        monkeypatch.setattr(owner, name, lambda *given, plain=plain: (hear(), plain(*given))[1])
     outcome = xray("train", *tiny, f"tracking.experiment_name=signal{code}")
     assert outcome.code == code, outcome.err
     assert "already closing the run" in outcome.err

@@ -6,7 +6,6 @@ key alone, so they are stored in its folder.
 
 import contextlib
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
@@ -15,12 +14,12 @@ import numpy.typing as npt
 import pandas as pd
 
 from xray_pneumonia.data.duplicates import near_pairs
-from xray_pneumonia.data.files import file_sha256
 from xray_pneumonia.data.images.cache import ImageCache
 from xray_pneumonia.data.images.sandbox import DOUBTFUL
 from xray_pneumonia.data.patients import unknown
 from xray_pneumonia.errors import DataRefused
 from xray_pneumonia.types import Gray
+from xray_pneumonia.whole_files import file_sha256, write_whole
 
 AUDIT_VERSION = 7  # raise it whenever the same cache gives other findings, or words
 SHORTCUT_AUROC = 0.7
@@ -88,9 +87,7 @@ def audit(cache: ImageCache) -> Audit:
         findings = [Finding(**finding) for finding in stored["findings"]]
         return Audit(findings, [(a, b) for a, b in stored["twins"]], stored["shortcuts"])
     fresh = examine(cache.records, cache.images)
-    draft = file.with_suffix(f".{os.getpid()}.tmp")
-    draft.write_text(json.dumps(asdict(fresh)), encoding="utf-8")
-    os.replace(draft, file)
+    write_whole(file, [json.dumps(asdict(fresh)).encode()], sync=False, shared=True)
     return fresh
 
 

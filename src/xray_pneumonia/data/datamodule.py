@@ -34,35 +34,20 @@ log = logging.getLogger(__name__)
 class XRayDataModule:
     """The records of one data set, audited, split by patient, and served as batches.
 
+    The file of the config group `data` explains the other keys.
+
     Args:
         augmentation: of training images.
         root: a folder in the public layout or with folders called as the classes, or a CSV (see `records.scan`).
-        positive: the class names that are label 1; what is in neither list is left out and counted.
-        negative: the class names that are label 0.
-        patient: how patients are named: null by the name's scheme or the CSV's column, `column`, `dicom` (the hashed
-            PatientID), or a regular expression whose first group is searched in the path.
-        synthetic_patients: generate X-rays of so many patients at `root` first; null for real files.
-        image_size: height and width of the images, in pixels.
-        progressive: train on smaller images first: sides in pixels that share the epochs in equal parts, the last of
-            them `image_size`; for models that take images of any size. Validation always takes `image_size`.
+        patient: how patients are named (see `patients.rule_of`).
+        progressive: sides in pixels that share the epochs in equal parts, the last of them `image_size`; for models
+            that take images of any size. Validation always takes `image_size`.
         batch_size: images a step, of each process.
         split: `patient` splits validation from train and val by patient; `official` takes the folder's own; the name
             of a shift (see `shifts`) holds out the part of them that differs as `shift`, and splits the rest.
-        val_fraction: the share of the images that validates.
-        split_seed: it stays when `seed` changes, so that runs can be compared on the same patients.
-        folds: split into so many folds instead; null for one split.
-        fold: which fold validates, counted from 0.
-        max_images: work on a sample of about so many images, whole patients; null for all.
-        broken: refuse to train when a file cannot be read, or leave such files out (quarantine).
-        follow_links: read files that are links out of the folder, as Hugging Face, DVC and git-annex leave them.
-        drop_test_patients: leave patients out of training who also occur in the folder's test split.
         corrections: a table that corrects labels or excludes films (see `corrections.correct`), as `FILE@SHA256`; the
             cut stays that of the labels as published, so that both states validate on the same patients.
-        num_workers: processes that prepare batches; 0 for a thread of the main process.
-        resident: where decoded images are kept: `never` on the model's device; `auto`, of configs stored by version
-            0.1.0, means the same.
-        cache_dir: of decoded images.
-        seed: of shuffling and augmentation.
+        resident: `never`, or `auto` of configs stored by version 0.1.0, which means the same.
     """
 
     records: pd.DataFrame
@@ -153,9 +138,7 @@ class XRayDataModule:
         if self.corrected and not self.corrected.films:
             raise InputError(f"data.corrections={self._corrections}: names none of these films, by content or by id")
         if not self.records["split"].ne("test").any():
-            raise InputError(
-                f"data.root={self._root}: holds a test split alone, and no training image is ever taken from one"
-            )
+            raise InputError(f"data.root={self._root}: holds a test split alone, of which nothing is ever trained on")
         self.audit.require_clean(broken=self._broken)
         for warning in self.audit.warnings:
             log.warning("%s", warning)

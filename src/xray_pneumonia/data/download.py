@@ -36,15 +36,7 @@ def _reason(error: Exception) -> str:
 
 
 def install(dataset: str, target: Path, *, fetch: Callable[[str], Path] = fetch_from_kaggle) -> int:
-    """Put the data set at `target`, complete or not at all.
-
-    Args:
-        dataset: its name on Kaggle.
-        target: a folder that does not exist yet.
-        fetch: downloads a data set and returns its folder.
-
-    Returns:
-        The number of images.
+    """Put the data set of this name on Kaggle at `target`, complete or not at all; returns the number of images.
 
     Raises:
         InputError: the target exists, or the counts differ from the published ones.

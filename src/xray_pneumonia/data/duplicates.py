@@ -26,15 +26,9 @@ Points = npt.NDArray[np.float32]
 
 
 def near_pairs(images: Gray, rows: Rows, hashes: list[str]) -> Rows:
-    """Pair images whose hashes differ in few bits and whose pixels correlate.
+    """Pair images (N, H, W) whose difference hashes (M) differ in few bits and whose pixels correlate.
 
-    Args:
-        images: (N, H, W) uint8.
-        rows: M of them, in rising order.
-        hashes: M difference hashes, 64 hex digits each.
-
-    Returns:
-        (P, 2) pairs of rows, sorted, the smaller one first.
+    Of these images M are asked for, by their `rows` in rising order; returns sorted pairs (P, 2) of rows.
     """
     if not len(rows):
         return np.empty((0, 2), np.int64)

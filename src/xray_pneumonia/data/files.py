@@ -1,7 +1,6 @@
 """List the files of a folder in one order without opening them, under printable names; find files that changed."""
 
 import codecs
-import hashlib
 import logging
 import os
 import stat
@@ -12,27 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xray_pneumonia.errors import DataRefused
+from xray_pneumonia.whole_files import file_sha256
 
 if TYPE_CHECKING:
     import pandas as pd  # decoding processes import this module and have no use for pandas
 
 JUNK = {"Thumbs.db", "desktop.ini", "__MACOSX"}
 TEXTS = {
-    ".cfg",
-    ".csv",
-    ".htm",
-    ".html",
-    ".ini",
-    ".json",
-    ".log",
-    ".md",
-    ".rst",
-    ".tsv",
-    ".txt",
-    ".xml",
-    ".yaml",
-    ".yml",
-}
+    ".cfg", ".csv", ".htm", ".html", ".ini", ".json", ".log", ".md", ".rst", ".tsv", ".txt", ".xml", ".yaml", ".yml",
+}  # fmt: skip
 TEXTS_BY_NAME = {"LICENCE", "LICENSE", "README"}
 LINK_TO_FOLDER = ("link_to_folder", "is a link to a folder; links are not followed")
 UNREADABLE_FOLDER = ("unreadable", "is a folder that cannot be read")
@@ -44,19 +31,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class InputFile:
-    """One file below a folder.
-
-    Args:
-        path: of the file.
-        id: its path relative to the folder, printable.
-        stamp: what the file system knows of it; it changes when the file does.
-        refusal: why it must not be opened, as a code and a message; None for a regular file.
-    """
+    """One file below a folder."""
 
     path: str
-    id: str
-    stamp: str
-    refusal: tuple[str, str] | None = None
+    id: str  # its path relative to the folder, printable
+    stamp: str  # what the file system knows of it; it changes when the file does
+    refusal: tuple[str, str] | None = None  # why it must not be opened: a code and a message
 
 
 def find_files(root: Path) -> Iterator[InputFile]:
@@ -216,12 +196,6 @@ def changed(records: "pd.DataFrame") -> list[str]:
         elif stamp != known and _sha256(path) != sha256:
             found.append(f"{name}: was changed")
     return found
-
-
-def file_sha256(path: str | Path) -> str:
-    """Hash a file, as 64 hex digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sha256(path: str) -> str:

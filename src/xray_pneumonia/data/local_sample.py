@@ -6,11 +6,12 @@ from pathlib import Path
 import pandas as pd
 
 from xray_pneumonia.data.classes import PUBLIC, Question
-from xray_pneumonia.data.files import file_sha256, walk
+from xray_pneumonia.data.files import walk
 from xray_pneumonia.data.patients import rule_of
 from xray_pneumonia.data.records import SPLITS, row_of, scan, scan_external, table_of, unnest
 from xray_pneumonia.data.tables import read_table
 from xray_pneumonia.errors import InputError
+from xray_pneumonia.whole_files import file_sha256
 
 UNSURE = "unsure"  # an opinion that labels nothing
 log = logging.getLogger(__name__)
@@ -43,11 +44,7 @@ def scan_local(
 
 
 def read_labels(path: Path) -> dict[str, str]:
-    """Read the last label of each film by its hash; opinions without a label, or unsure ones, give none.
-
-    Raises:
-        InputError: it is no such table.
-    """
+    """Read the last label of each film by its hash; opinions without a label, or unsure ones, give none."""
     if not path.is_file():
         raise InputError(f"labels={path}: no such file; name the labels.csv that `xray serve keep=DIR` writes")
     table = read_table(path)

@@ -31,9 +31,6 @@ def rule_of(asked: str | None) -> Rule:
     Args:
         asked: None or `column` for the name's scheme where no column says more, `dicom` for the hashed PatientID, else
             a regular expression that is searched in the id: its first group, or all of it, is the patient.
-
-    Raises:
-        InputError: it is no regular expression.
     """
     if asked is None or asked == COLUMN:
         return lambda path, name: by_scheme(PurePosixPath(name).name)[0]

@@ -64,11 +64,6 @@ def scan(
 def scan_external(root: str | Path, *, question: Question = PUBLIC, patient: str | None = None) -> pd.DataFrame:
     """List all images of another hospital's folder as one split, `external`, whatever its splits are called.
 
-    Args:
-        root: a folder with class folders, one in the public layout, or a CSV (see `scan`).
-        question: of the model that is evaluated.
-        patient: how patients are named.
-
     Raises:
         InputError: the folder, the classes or the columns are not as expected.
     """
@@ -105,9 +100,7 @@ def sample_by_patient(records: pd.DataFrame, max_images: int, seed: int) -> pd.D
 def table_of(rows: list[Row], root: Path, question: Question) -> pd.DataFrame:
     """Keep the rows that have a label, and count the others by their class."""
     if not rows:
-        raise InputError(
-            f"data.root={root}: no images; expected files in {LAYOUT}, or in folders called as your classes"
-        )
+        raise InputError(f"data.root={root}: no images; expected files in {LAYOUT}, or folders called as your classes")
     left_out = Counter(str(row["class_name"]) for row in rows if row["label"] is None)
     rows = sorted((row for row in rows if row["label"] is not None), key=lambda row: str(row["id"]))
     found = {row["label"] for row in rows}
@@ -173,11 +166,7 @@ def _class_rows(root: Path, folder: Path, question: Question, rule: Rule, links:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """List the files of a class, all of them or none.
-
-    Raises:
-        InputError: some of them lie in a folder that cannot be read, or are masks.
-    """
+    """List the files of a class, all or none: folders that cannot be read, and masks, are refused."""
     try:
         masks = [inner.name for inner in _folders(folder) if inner.name.casefold() in MASKS]
         if masks:
@@ -206,17 +195,15 @@ def _csv_rows(csv: Path, question: Question, patient: str | None, links: bool) -
         row["split"] = row["split"].casefold() if "split" in table else "train"
         names = [name.strip() for name in row["label"].split(PARTS)]
         doubt = question.match(names) is None and next(filter(None, map(question.doubt, names)), "")
-        if (
-            not row["label"]
-            or doubt
-            or row["split"] not in SPLITS
-            or (by_column and row["patient"].casefold() in NO_PATIENT)
-        ):
-            raise InputError(
-                f"{csv}, line {line}: label={row['label']!r} split={row['split']!r} patient={row['patient']!r}; "
-                f"{doubt or 'label is a class'}, split one of {', '.join(SPLITS)}, patient not empty"
-                f"{nearest(row['split'], SPLITS) or nearest(row['split'][:3], SPLITS)}"
-            )
+        label, split, whose = row["label"], row["split"], row["patient"]
+        near = "" if split in SPLITS else nearest(split, SPLITS) or nearest(split[:3], SPLITS)
+        wrong = {
+            f"label={label!r}: {doubt or 'write a class'}": doubt or not label,
+            f"split={split!r}: should be one of {', '.join(SPLITS)}{near}": split not in SPLITS,
+            f"patient={whose!r}: write whose film it is": by_column and whose.casefold() in NO_PATIENT,
+        }
+        if any(wrong.values()):
+            raise InputError(f"{csv}, line {line}: {'; '.join(words for words, so in wrong.items() if so)}")
         path = _csv_path(csv, line, cells["path"])
         found = row_of(csv.parent, path, question, names, links, split=row["split"], rule=rule)
         if not found["path"] and found["id"].startswith(".."):

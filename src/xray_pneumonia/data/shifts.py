@@ -5,7 +5,8 @@ into train and val as usual, so the operating point is chosen without knowledge 
 """
 
 from collections.abc import Callable
-from typing import Literal
+from contextlib import suppress
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -53,13 +54,6 @@ def hold_out(kind: Shift, records: pd.DataFrame, images: Gray, groups: Groups, *
     darkest, the softest), the outermost share of each class. `prevalence` takes records at random, and shifts nothing
     but the share of pneumonias.
 
-    Args:
-        kind: of the shift.
-        records: N rows; the index is 0..N-1.
-        images: (N, H, W) uint8, decoded.
-        groups: (N,) of the records that must stay together.
-        seed: of the random share.
-
     Returns:
         (N,) the records of the shifted split, and (N,) those left out of everything because their patient is in it.
 
@@ -83,6 +77,21 @@ def hold_out(kind: Shift, records: pd.DataFrame, images: Gray, groups: Groups, *
             "the public files for series and subtypes; use data.split=patient, or another shift"
         )
     return chosen, np.isin(groups, groups[chosen]) & ~chosen
+
+
+def find_parts(records: pd.DataFrame, images: Gray) -> dict[str, Mask]:
+    """Find in one split what each shift would hold out of it: (N,) the records, for the shifts that they have.
+
+    Args:
+        records: N rows of one split; the index is 0..N-1.
+        images: (N, H, W) uint8.
+    """
+    groups, found = pd.factorize(records["patient"])[0], {}
+    for kind in get_args(Shift):
+        with suppress(InputError):  # they do not differ in it, or their names do not tell
+            if kind != "earliest" or _earliness(records).notna().all():
+                found[kind] = hold_out(kind, records, images, groups, seed=0)[0]
+    return found
 
 
 def _named(kind: Shift, records: pd.DataFrame) -> Mask:

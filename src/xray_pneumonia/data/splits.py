@@ -30,12 +30,7 @@ def leakage_groups(records: pd.DataFrame, twins: list[tuple[int, int]]) -> Group
 
 
 def in_other_splits(split: pd.Series, twins: list[tuple[int, int]]) -> npt.NDArray[np.bool_]:
-    """Find the images whose X-ray is in another split too.
-
-    Args:
-        split: (N,) of each record; the index is 0..N-1.
-        twins: pairs of rows that show the same X-ray.
-    """
+    """Find the images, by their splits (N,), whose X-ray is in another split too; `twins` pairs rows that show one."""
     xrays = _joined(np.reshape(twins, (-1, 2)), len(split))
     return split.groupby(xrays).transform("nunique").to_numpy() > 1
 
@@ -77,12 +72,7 @@ def cut(groups: Groups, strata: pd.Series, fractions: list[float], *, seed: int)
 
 
 def require_disjoint(groups: Groups, splits: pd.Series) -> None:
-    """Raise InputError when a group lies in two splits.
-
-    Args:
-        groups: (N,) the group of each record.
-        splits: (N,) the split of each record.
-    """
+    """Raise InputError when a group lies in two splits; groups (N,) and splits (N,) are those of the records."""
     straddling = splits.groupby(groups).nunique()
     bad = straddling[straddling > 1].index
     if len(bad):

@@ -11,10 +11,6 @@ from xray_pneumonia.errors import InputError
 def read_table(csv: Path, *, key: str = "data.root") -> pd.DataFrame:
     """Read a table whose columns are separated by what its header has most of; their names become small letters.
 
-    Args:
-        csv: the file.
-        key: that named it, for messages.
-
     Raises:
         InputError: it is no table in UTF-8, or has no rows.
     """

@@ -16,7 +16,7 @@ from xray_pneumonia.evaluation.abstention import Band, fit_promise, is_certified
 from xray_pneumonia.evaluation.assessment import Decision, decide
 from xray_pneumonia.evaluation.comparison import Difference, compare
 from xray_pneumonia.evaluation.input_gate import FeatureGate
-from xray_pneumonia.evaluation.intervals import CONFIDENCE, Estimate, Z, bootstrap, delong_difference, wilson
+from xray_pneumonia.evaluation.intervals import CONFIDENCE, Estimate, Z, bootstrap, delong_difference, share
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.types import Classes, Vector
 
@@ -42,9 +42,9 @@ def require_enough_patients(films: pd.DataFrame, *, precision: float, classes: C
     needed = patients_needed(precision)
     found = films.groupby("label")["patient"].nunique().reindex([0, 1], fill_value=0)
     if found.min() < needed:
-        there = " and ".join(f"{found[label]} with {classes[label]}" for label in (0, 1))
+        there = " and ".join(f"{found[label]} patients with {classes[label]}" for label in (0, 1))
         raise InputError(
-            f"data.root: has patients: {there}; {needed} of each are needed to know sensitivity and specificity within "
+            f"data.root: holds {there}; {needed} of each are needed to know sensitivity and specificity within "
             f"+- {100 * precision:g} points (precision={precision:g}); label more films, or ask for less precision"
         )
 
@@ -153,14 +153,8 @@ def measure(
         options = {"replicates": settings.replicates, "seed": settings.seed}
         against = compare(table, before, thresholds=points, names=TESTED, **options)
     given = table["answered"]
-    return Measured(name, metrics, _share(given, table), _share(wrong[given], table[given]), against)
-
-
-def _share(flags: pd.Series, table: pd.DataFrame) -> Estimate:
-    """Estimate a share of images, by patient."""
-    patients = int(table["patient"].nunique())
-    value = float(flags.mean()) if len(flags) else np.nan
-    return Estimate(value, *wilson(value * patients, patients), "Wilson, at the patients", len(flags), patients)
+    answered, error = share(given, table["patient"]), share(wrong[given], table["patient"][given])
+    return Measured(name, metrics, answered, error, against)
 
 
 def gain(finetuned: pd.DataFrame, before: pd.DataFrame) -> tuple[Estimate, float]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import calibration
@@ -19,6 +19,18 @@ from xray_pneumonia.evaluation.threshold import choose_threshold
 
 FIXED = "fixed at 0.5"  # the policy of a model that was never calibrated
 CERTAIN = 1e-12  # no operating point is nearer to 0 or 1
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """Predictions of other nets on images that they never saw, which a margin is fitted on.
+
+    `table` has `label`, `patient`, `distance` (logits from the net's own operating point) and `net`. Those of
+    `siblings`, the nets of all other folds, are completed by the own ones on validation.
+    """
+
+    table: pd.DataFrame
+    siblings: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,7 +76,7 @@ def decide(
     settings: EvaluationSettings,
     *,
     fitted: Calibration | None = None,
-    out_of_fold: pd.DataFrame | None = None,
+    out_of_fold: OutOfFold | None = None,
 ) -> Decision:
     """Choose calibration (unless `fitted` is given), operating point and margin on raw predictions on validation.
 
@@ -74,7 +86,7 @@ def decide(
         validation: raw predictions.
         settings: how to choose.
         fitted: a calibration that stays.
-        out_of_fold: where the margin is fitted instead, as `stored_predictions.read_out_of_fold` makes it.
+        out_of_fold: what the margin is fitted on instead.
     """
     share = float(validation["label"].mean())
     if fitted is None:
@@ -83,13 +95,23 @@ def decide(
     threshold = choose_threshold(fitted.at(share).apply(validation), policy=settings.operating_point)
     point = np.clip(threshold, CERTAIN, 1 - CERTAIN)
     shown = fitted.at(float(translate(share, prevalence=float(point), to=0.5)))
-    known, folds = validation.assign(distance=shown.logits(validation["logit"])), 0
+    decision = Decision(shown, 0.5, settings.operating_point, Band(0.5, 0.5))
+    return promising(decision, validation, out_of_fold, max_error=settings.max_error)
+
+
+def promising(
+    decision: Decision, validation: pd.DataFrame, out_of_fold: OutOfFold | None, *, max_error: float
+) -> Decision:
+    """Fit the margin around a decision's operating point, on raw predictions on validation or out of fold."""
+    distance = decision.calibration.logits(validation["logit"]) - logit(decision.threshold)
+    known, folds = validation.assign(distance=distance, net=""), 0
     if out_of_fold is not None:
-        known, folds = out_of_fold, int(out_of_fold["net"].nunique())
+        known = pd.concat([out_of_fold.table, known]) if out_of_fold.siblings else out_of_fold.table
+        folds = int(known["net"].nunique())
     promise = fit_promise(
-        known["distance"].to_numpy(), known["label"], known["patient"], max_error=settings.max_error, folds=folds
+        known["distance"].to_numpy(), known["label"], known["patient"], max_error=max_error, folds=folds
     )
-    return Decision(shown, 0.5, settings.operating_point, Band.around(0.5, promise["margin"]), promise)
+    return replace(decision, band=Band.around(decision.threshold, promise["margin"]), promise=promise)
 
 
 @dataclass(frozen=True)

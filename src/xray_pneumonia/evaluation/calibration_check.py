@@ -1,6 +1,6 @@
 """Measures calibration: the error with the floor that chance alone gives it, slope and intercept with intervals."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -77,12 +77,10 @@ def _fit(features: Vector, truth: Vector, owner: npt.NDArray[np.int64], *, offse
         weights, step = weights + change, float(np.abs(change).max())
         if step < CONVERGED:
             break
-    if step >= CONVERGED or patients < FEWEST:
-        return (
-            bare
-            if patients >= FEWEST
-            else Estimate(float(weights[0]), np.nan, np.nan, "1 patient", len(truth), patients)
-        )
+    if patients < FEWEST:
+        return replace(bare, value=float(weights[0]), basis="1 patient")
+    if step >= CONVERGED:
+        return bare
     scores = features * (truth - expit(features @ weights + offset))[:, None]
     sums = np.stack([np.bincount(owner, column, minlength=patients) for column in scores.T], axis=1)
     inverse = np.linalg.inv(curvature)

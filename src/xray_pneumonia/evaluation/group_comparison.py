@@ -61,7 +61,7 @@ def compare_groups(
         given = [pd.concat([_mean(fold[side]) for fold in folds]) for side in (0, 1)]
         differences = [unless_few(_over_folds(name, folds, counts), *given) for name in names]
     elif len(first) == len(second) == 1:
-        about = "these two models, not how they were trained"
+        about = "these two models, not how they were trained (for that, train several seeds of each)"
         tables, points = zip(*((run.table, run.threshold) for group in groups for run in group), strict=True)
         differences = compare(*tables, thresholds=points, replicates=replicates, seed=seed, names=names)
     else:

@@ -63,7 +63,8 @@ class Gate(ABC):
 
     def write(self, path: Path) -> None:
         """Write plain arrays."""
-        home = {} if self.home is None else {f"home_{name}": value for name, value in asdict(self.home).items()}
+        known = {} if self.home is None else asdict(self.home)
+        home = {f"home_{name}": value for name, value in known.items() if value is not None}
         np.savez(path, **{one.name: getattr(self, one.name) for one in fields(self) if one.name != "home"}, **home)
 
     def require_whole(self) -> None:
@@ -176,7 +177,7 @@ def read_gate(path: Path) -> Gate:
             kind = FeatureGate if "whitening" in arrays else ThumbnailGate
             own = {one.name: arrays[one.name] for one in fields(kind) if one.name != "home"}
             known = "home_scores" in arrays
-            home = Home(**{one.name: arrays[f"home_{one.name}"] for one in fields(Home)}) if known else None
+            home = Home(**{one.name: arrays.get(f"home_{one.name}") for one in fields(Home)}) if known else None
         gate = kind(**own, home=home)
         gate.require_whole()
     except Exception as error:  # ZIP, its compressions and NumPy have one each

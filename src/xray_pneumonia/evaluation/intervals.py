@@ -172,6 +172,13 @@ def wilson(successes: float, trials: float) -> tuple[float, float]:
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
+def share(flags: pd.Series, patient: pd.Series) -> Estimate:
+    """Estimate a share of images with Wilson's interval at the number of their patients."""
+    patients = int(patient.nunique())
+    value = float(flags.mean()) if len(flags) else np.nan
+    return Estimate(value, *wilson(value * patients, patients), "Wilson, at the patients", len(flags), patients)
+
+
 def delong(label: npt.ArrayLike, score: npt.ArrayLike, patient: npt.ArrayLike | None = None) -> Estimate:
     """Compute AUROC with the interval of DeLong et al. (Biometrics 1988), on the logit scale with Student's t.
 

@@ -50,20 +50,13 @@ class Weighted:
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is called, which direction is better, and how it is computed.
+    """How a metric is called, which direction is better, and how it is computed."""
 
-    Args:
-        title: in reports.
-        direction: whether more or less of it is better.
-        function: of a weighted table, (B,).
-        every_epoch: logged after each epoch, and so something that can be monitored.
-        proportion_of: of which images it is a proportion, if it is one; such metrics get Wilson's interval.
-    """
-
-    title: str
-    direction: Direction
-    function: Callable[[Weighted], Vector]
-    every_epoch: bool = False
+    title: str  # in reports
+    direction: Direction  # whether more or less of it is better
+    function: Callable[[Weighted], Vector]  # of a weighted table, (B,)
+    every_epoch: bool = False  # logged after each epoch, and so something that can be monitored
+    # Of which images it is a proportion, if it is one; such metrics get Wilson's interval.
     proportion_of: Literal["images", "pneumonia", "normal", "called", "not called"] | None = None
 
 

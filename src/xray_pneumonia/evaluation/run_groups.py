@@ -33,25 +33,27 @@ class Group:
 
     def mean_and_sd(self, metric: str) -> tuple[float, float]:
         """Compute mean and sample standard deviation of a metric; NaN where there are too few runs."""
-        values = [entry.metrics[metric] for entry in self.entries if metric in entry.metrics]
-        mean = fmean(values) if values else math.nan
-        return mean, stdev(values) if len(values) > 1 else math.nan
+        return mean_and_sd([entry.metrics[metric] for entry in self.entries if metric in entry.metrics])
+
+
+def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
+    """Return mean and sample standard deviation; NaN where there are too few values."""
+    return fmean(values) if values else math.nan, stdev(values) if len(values) > 1 else math.nan
 
 
 def group(entries: Sequence[Entry], *, best_by: str, maximize: bool) -> list[Group]:
     """Group repeats of one config, the group with the best mean of `best_by` first."""
     found: dict[tuple[tuple[str, str], ...], list[Entry]] = {}
     for entry in entries:
-        found.setdefault(tuple(sorted(_identity(entry).items())), []).append(entry)
+        found.setdefault(tuple(sorted(identity(entry.params).items())), []).append(entry)
     groups = [Group(tuple(members)) for members in found.values()]
     sign = -1 if maximize else 1
     return sorted(groups, key=lambda one: np.nan_to_num(sign * one.mean_and_sd(best_by)[0], nan=math.inf))
 
 
-def _identity(entry: Entry) -> dict[str, str]:
-    return {
-        key: value for key, value in entry.params.items() if key not in REPEATED and not key.startswith(CIRCUMSTANCES)
-    }
+def identity(params: Mapping[str, str], *, besides: Sequence[str] = REPEATED) -> dict[str, str]:
+    """Select what defines a config, of the leaves of a run's config; `besides` names keys that do not count."""
+    return {key: value for key, value in params.items() if key not in besides and not key.startswith(CIRCUMSTANCES)}
 
 
 def differences(groups: Sequence[Group]) -> pd.DataFrame:
@@ -60,7 +62,7 @@ def differences(groups: Sequence[Group]) -> pd.DataFrame:
     A key that some configs lack, such as a momentum, counts where those that have it disagree. Below the choice of a
     group (`model`) its keys (`model.width`) count only where they differ between configs of the same choice.
     """
-    configs = [_identity(one.entries[0]) for one in groups]
+    configs = [identity(one.entries[0].params) for one in groups]
     keys = list(dict.fromkeys(key for config in configs for key in config))
     varying = [key for key in keys if _varies(key, configs)]
     rows = [{key: config.get(key, "-") for key in varying} for config in configs]

@@ -21,7 +21,7 @@ class EvaluationSettings:
     operating_point: str
     calibration: Method
     max_error: OpenFraction
-    out_of_fold: list[Text]
+    out_of_fold: list[Text] | None
     replicates: Annotated[int, Ge(100)]
     prevalences: list[OpenFraction]
     subgroups: list[str]

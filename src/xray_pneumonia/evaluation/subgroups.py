@@ -1,11 +1,14 @@
 """Assesses subgroups of a table of predictions, since a good average can hide a bad part."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
-from xray_pneumonia.evaluation.intervals import Estimate, bootstrap
+from xray_pneumonia.evaluation.abstention import Band
+from xray_pneumonia.evaluation.intervals import Estimate, bootstrap, share
 
 MOST_VALUES = 8  # a column with more is cut into quarters, or passed over when it holds no numbers
 FEW = 20  # patients below which a part is marked
@@ -43,6 +46,42 @@ def subgroups(
             metrics = {name: estimates[name] for name in SHOWN}
             sizes = len(part), int(part["patient"].nunique()), int(part["label"].sum())
             found.append(Subgroup(column, value, *sizes, metrics))
+    return found
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What is answered in a part of the table: its counts, and the shares stopped by the gate, answered, and wrong.
+
+    Answered is what lies outside of the margin and passes the gate; `stopped` is NaN without a gate, `error` is of the
+    answers.
+    """
+
+    name: str
+    images: int
+    patients: int
+    ill: float
+    stopped: float
+    answered: Estimate
+    error: Estimate
+
+    @property
+    def few(self) -> bool:
+        """Whether too few patients are answered to say how many answers are wrong."""
+        return self.error.patients < FEW
+
+
+def count_answered(table: pd.DataFrame, band: Band, parts: Mapping[str, npt.NDArray[np.bool_]]) -> list[Answers]:
+    """Count the answers in parts (N,) of a table of calibrated predictions, with `gate_score` where there is a gate."""
+    answer, score = band.answer(table["probability"]), table.get("gate_score", pd.Series(np.nan, table.index))
+    given = pd.Series((answer != "look closer") & ~score.gt(1), table.index)
+    wrong, found = (answer == "pneumonia") != table["label"].eq(1), []
+    for name, rows in parts.items():
+        part, answered = table[rows], given & rows
+        counts = name, len(part), int(part["patient"].nunique()), float(part["label"].mean())
+        stopped = np.nan if score.isna().all() else float(score[rows].gt(1).mean())
+        shares = share(given[rows], part["patient"]), share(wrong[answered], table["patient"][answered])
+        found.append(Answers(*counts, stopped, *shares))
     return found
 
 

@@ -1,6 +1,5 @@
 """Reads and writes bundles: `model.safetensors` and `model.json`, all that a prediction needs; no pickle."""
 
-import hashlib
 import json
 import stat
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from xray_pneumonia.evaluation.abstention import Promise
 from xray_pneumonia.evaluation.assessment import Decision
 from xray_pneumonia.signatures import problems
 from xray_pneumonia.types import CLASSES, Classes, Fraction, OpenFraction, Positive, Side, spoken
+from xray_pneumonia.whole_files import file_sha256
 
 SCHEMA = 1  # raise it when a field changes its meaning
 WEIGHTS, CARD, GATE = "model.safetensors", "model.json", "gate.npz"
@@ -123,10 +123,6 @@ def read_bundle(folder: Path) -> tuple[Card, dict[str, Tensor]]:
 def parse_card(text: str, *, name: str) -> Card:
     """Parse a card, which is untrusted input.
 
-    Args:
-        text: JSON.
-        name: what to call it in messages.
-
     Raises:
         InputError: it is of another schema or has other classes, or a field is missing, unknown or out of range.
         ValueError: it is no JSON.
@@ -180,9 +176,3 @@ def require_plain(path: Path, *, most: int) -> Path:
     if found.st_size > most:
         raise InputError(f"{path}: has {found.st_size} bytes; at most {most} are read")
     return path
-
-
-def file_sha256(path: Path) -> str:
-    """Hash a file, as 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,10 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.inference.bundle import MAX_CARD_BYTES, WEIGHTS, Card, file_sha256, parse_card, require_plain
+from xray_pneumonia.inference.bundle import MAX_CARD_BYTES, WEIGHTS, Card, parse_card, require_plain
+from xray_pneumonia.whole_files import file_sha256
 
 ENSEMBLE = "ensemble.json"
 MAX_MEMBERS = 100
+
+
+def require_alike(card: Card, first: Card, *, origin: str, names: tuple[str, str]) -> None:
+    """Raise InputError unless two models, `names`, can be of one ensemble: of one question and one image size."""
+    if card.image_size != first.image_size:
+        raise InputError(
+            f"{origin}: {names[0]} sees {card.image_size} pixels, {names[1]} {first.image_size}; an ensemble needs one "
+            "image size"
+        )
+    if card.class_names != first.class_names:
+        told, known = (" and ".join(one.class_names) for one in (card, first))
+        raise InputError(f"{origin}: {names[0]} tells {told} apart, {names[1]} {known}; an ensemble needs one question")
 
 
 def save_ensemble(folder: Path, members: list[str], card: Card) -> None:

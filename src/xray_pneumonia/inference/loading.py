@@ -16,13 +16,14 @@ from xray_pneumonia import extensions
 from xray_pneumonia.config import build, is_foreign
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.input_gate import MOST_BYTES, FeatureGate, Gate, read_gate
-from xray_pneumonia.inference.bundle import GATE, WEIGHTS, Card, file_sha256, read_bundle, require_plain
-from xray_pneumonia.inference.ensemble import ENSEMBLE, read_ensemble
+from xray_pneumonia.inference.bundle import GATE, WEIGHTS, Card, read_bundle, require_plain
+from xray_pneumonia.inference.ensemble import ENSEMBLE, read_ensemble, require_alike
 from xray_pneumonia.inference.model import Graph, TrainedModel, ensemble_of
 from xray_pneumonia.inference.onnx import GRAPH, read_graph, write_graph
 from xray_pneumonia.models.features import FeatureNet
 from xray_pneumonia.models.layers import as_logits, to_channels_last
 from xray_pneumonia.stored_config import check_net
+from xray_pneumonia.whole_files import file_sha256
 
 log = logging.getLogger(__name__)
 EngineName = Literal["auto", "torch", "onnx"]
@@ -89,11 +90,7 @@ def _read_graph(path: Path, gate: Gate | None) -> tuple[Card, Graph]:
 
 
 def _read_own_graph(folder: Path, card: Card, gate: Gate | None) -> Graph:
-    """Read the graph that was exported from a bundle's weights.
-
-    Raises:
-        InputError: it was exported from others, or cannot be read.
-    """
+    """Read the graph that was exported from a bundle's weights."""
     exported, graph = _read_graph(folder / GRAPH, gate)
     if exported != card:
         raise InputError(f"{folder / GRAPH}: was not exported from the model of this folder; fetch the model again")
@@ -105,16 +102,7 @@ def _load_ensemble(folder: Path, *, name: str) -> TrainedModel:
     members = []
     for place, sha256 in places.items():
         member = load_bundle(place, name=place.name)
-        if member.card.image_size != card.image_size:
-            raise InputError(
-                f"{folder / ENSEMBLE}: {place.name} sees {member.card.image_size} pixels, the ensemble "
-                f"{card.image_size}; an ensemble needs one image size"
-            )
-        if member.card.class_names != card.class_names:
-            raise InputError(
-                f"{folder / ENSEMBLE}: {place.name} tells {member.card.class_names} apart, the ensemble "
-                f"{card.class_names}; an ensemble needs one question"
-            )
+        require_alike(member.card, card, origin=str(folder / ENSEMBLE), names=(place.name, "the ensemble"))
         if file_sha256(place / WEIGHTS) != sha256:
             raise InputError(
                 f"{folder / ENSEMBLE}: the weights of {place.name} are not those it was made with; fetch the model "
@@ -175,11 +163,7 @@ def _shapes_alone(weights: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 def require_fitting(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Check that weights have the names, shapes and types of a net's, and are finite.
-
-    Raises:
-        ValueError: they have not.
-    """
+    """Raise ValueError unless weights are finite and have the names, shapes and types of a net's."""
     expected = net.state_dict()
     differing = sorted(expected.keys() ^ weights.keys())
     if differing:

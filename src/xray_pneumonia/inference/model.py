@@ -91,17 +91,10 @@ class TrainedModel:
         return replace(moved, graph=lambda images: graph(images) + np.array([step, 0.0]))
 
     def uncalibrated_logits(self, images: Gray, *, progress: str = "") -> Vector:
-        """Compute what `calibration` is for: the net's logits, or the mean of the members' evidence.
-
-        Args:
-            images: (N, S, S) uint8, S the card's image size.
-            progress: title of a progress bar on a terminal; empty for none.
-
-        Returns:
-            (N,), 64-bit.
+        """Compute (N,) of what `calibration` is for: the net's logits, or the mean of the members' evidence.
 
         Raises:
-            ValueError: the images have another shape or type, or there is no net.
+            ValueError: the images are not (N, S, S) uint8, S the card's image size, or there is no net.
         """
         return self.measure(images, progress=progress)[0]
 
@@ -121,17 +114,17 @@ class TrainedModel:
     def _feature_net(self) -> FeatureNet:
         return FeatureNet(self.require_net(), side=self.card.image_size)
 
-    def calibrated(self, images: Gray, *, progress: str = "") -> Vector:
+    def calibrated(self, images: Gray) -> Vector:
         """Compute calibrated logits and distances, (N, 2), of (N, S, S) uint8 images."""
         self._require_readable(images)
         if self.graph is not None:
             return self.graph(images)
-        logits, distances = self.measure(images, progress=progress)
+        logits, distances = self.measure(images)
         return np.stack([self.calibration.logits(logits), distances], axis=1)
 
-    def logits(self, images: Gray, *, progress: str = "") -> Vector:
+    def logits(self, images: Gray) -> Vector:
         """Compute calibrated logits (N,) of (N, S, S) uint8 images."""
-        return self.calibrated(images, progress=progress)[:, 0]
+        return self.calibrated(images)[:, 0]
 
     @property
     def input_check(self) -> InputCheck | None:
@@ -213,13 +206,7 @@ def ensemble_of(
 
 
 def run_net(net: nn.Module, images: Gray, *, progress: str = "") -> Vector:
-    """Run (N, H, W) images through a net, on its device; returns logits (N,), 64-bit.
-
-    Args:
-        net: raw pixels (B, 1, H, W) -> logits (B,).
-        images: uint8.
-        progress: title of a progress bar on a terminal; empty for none.
-    """
+    """Run (N, H, W) uint8 images through a net, on its device; returns logits (N,), 64-bit."""
     return _run(net, images, _numbers, progress)
 
 

@@ -144,11 +144,7 @@ def read_graph(path: Path) -> tuple[Card, Graph, bool]:
 
 
 def require_writer() -> None:
-    """Check that the packages which write graphs are installed.
-
-    Raises:
-        InputError: one is not.
-    """
+    """Raise InputError unless the packages which write graphs are installed."""
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -157,11 +153,7 @@ def require_writer() -> None:
 
 
 def require_reader() -> None:
-    """Check that the package which reads graphs is installed.
-
-    Raises:
-        InputError: it is not.
-    """
+    """Raise InputError unless the package which reads graphs is installed."""
     if find_spec("onnxruntime") is None:
         raise InputError(f"onnxruntime is not installed, and reading graphs needs it: {CURE}")
 

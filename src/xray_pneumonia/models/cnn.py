@@ -18,15 +18,7 @@ class CNN(nn.Module):
     Where pooling takes the maximum, the activation comes after it: for a monotone activation that is
     the same function, bit for bit, at a quarter of the work.
 
-    Args:
-        image_size: height and width of the input, in pixels.
-        filters: of each block.
-        activations: of each block.
-        pool: `max` or `average`.
-        dense: units of the dense layer (ReLU).
-        dropout: before the last layer.
-        mean: of the pixels in [0, 1], for normalisation.
-        std: of the pixels in [0, 1].
+    Its keys stand in the file of the config group; `mean` and `std` are of the pixels in [0, 1].
     """
 
     def __init__(

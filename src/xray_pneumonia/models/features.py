@@ -10,12 +10,7 @@ MOST_FEATURES = 1024  # of wider nets evenly spaced channels are taken: a covari
 
 
 class FeatureNet(nn.Module):
-    """A net that gives its features beside its logits.
-
-    Args:
-        net: raw pixels (B, 1, S, S) -> logits (B,).
-        side: S.
-    """
+    """A net that gives its features beside its logits."""
 
     def __init__(self, net: nn.Module, *, side: int) -> None:
         super().__init__()

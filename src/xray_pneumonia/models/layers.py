@@ -64,11 +64,7 @@ def _squeezed(_: nn.Module, __: Any, output: Any) -> Any:
 
 
 def require_logits(net: Any, side: int, *, name: str) -> nn.Module:
-    """Check that code of others is a net: raw pixels (B, 1, H, W) -> logits (B,) or (B, 1); returns it, giving (B,).
-
-    Raises:
-        InputError: it is none.
-    """
+    """Raise InputError unless code of others is a net: raw pixels (B, 1, H, W) -> logits (B,) or (B, 1); give (B,)."""
     if not isinstance(net, nn.Module):
         raise InputError(f"model._target_={name}: makes a {type(net).__name__}, should make a torch.nn.Module")
     as_logits(net).eval()

@@ -9,12 +9,7 @@ from xray_pneumonia.types import BelowOne, Count, Fraction, Positive, Side
 class MLP(nn.Module):
     """Flatten, one hidden layer with ReLU, one logit.
 
-    Args:
-        image_size: height and width of the input, in pixels.
-        hidden: units of the hidden layer.
-        dropout: before the last layer.
-        mean: of the pixels in [0, 1], for normalisation.
-        std: of the pixels in [0, 1].
+    Its keys stand in the file of the config group; `mean` and `std` are of the pixels in [0, 1].
     """
 
     def __init__(self, *, image_size: Side, hidden: Count, dropout: BelowOne, mean: Fraction, std: Positive) -> None:

@@ -37,14 +37,7 @@ class ResidualBlock(nn.Module):
 class ResNet(nn.Module):
     """A strided stem, stages of residual blocks that halve the side and double the width, one logit.
 
-    Args:
-        width: channels of the first stage.
-        depth: residual blocks in each stage.
-        stages: how often the width doubles, plus one.
-        dropout: before the last layer.
-        mean: of the pixels in [0, 1], for normalisation.
-        std: of the pixels in [0, 1].
-        per_image: standardise each image by itself, so that exposure and contrast do not matter.
+    Its keys stand in the file of the config group; `mean` and `std` are of the pixels in [0, 1].
     """
 
     def __init__(

@@ -15,12 +15,7 @@ NAME = re.compile(r"(\w+)(\.\w+)?", re.ASCII)  # a model, and which of its weigh
 class TimmNet(nn.Module):
     """A backbone of timm with one input channel and one logit.
 
-    Args:
-        backbone: its name in timm.
-        pretrained: start from timm's weights, which it downloads once.
-        dropout: before the last layer.
-        mean: of the pixels in [0, 1], for normalisation.
-        std: of the pixels in [0, 1].
+    Its keys stand in the file of the config group; `mean` and `std` are of the pixels in [0, 1].
     """
 
     def __init__(self, *, backbone: Text, pretrained: bool, dropout: BelowOne, mean: Fraction, std: Positive) -> None:

@@ -19,12 +19,7 @@ class TorchvisionNet(nn.Module):
     With pretrained weights the stem sums the weights of the three colour channels, so that it sees a
     gray image just as the pretrained net saw the same image in RGB.
 
-    Args:
-        backbone: its name in `torchvision.models`; those of `UNFIT` are refused.
-        pretrained: start from the ImageNet weights, which torchvision downloads once.
-        dropout: before the last layer.
-        mean: of the pixels in [0, 1], for normalisation.
-        std: of the pixels in [0, 1].
+    Its keys stand in the file of the config group; `mean` and `std` are of the pixels in [0, 1].
     """
 
     def __init__(
@@ -39,9 +34,7 @@ class TorchvisionNet(nn.Module):
         super().__init__()
         self.pixels = Pixels(mean=mean, std=std)
         self.backbone = _load(backbone, pretrained=pretrained)
-        name, stem = next(
-            (name, layer) for name, layer in self.backbone.named_modules() if isinstance(layer, nn.Conv2d)
-        )
+        name, stem = next((key, layer) for key, layer in self.backbone.named_modules() if isinstance(layer, nn.Conv2d))
         self.backbone.set_submodule(name, _one_channel(stem))
         linear = [(name, layer) for name, layer in self.backbone.named_modules() if isinstance(layer, nn.Linear)]
         name, head = linear[-1]

@@ -1,9 +1,11 @@
 """Keeps received films on disk and where each stands: received, answered, sent; a database that survives any kill."""
 
+import errno
 import hashlib
 import itertools
 import logging
 import os
+import shutil
 import sqlite3
 import threading
 import time
@@ -11,8 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xray_pneumonia.errors import InputError
+from xray_pneumonia.whole_files import sync_folder, write_whole
 
 RECEIVED, ANSWERED, SENT = "received", "answered", "sent"
+# Bytes that replies leave free for the database, without which nothing is sent and freed; films leave twice that.
+SPARE = 2**25
 FAILED, REFUSED = "failed", "refused"  # no reply could be written; the archive does not take it
 TABLE = """
 PRAGMA locking_mode = EXCLUSIVE;
@@ -76,7 +81,7 @@ class Films:
             if known[0] != content:
                 log.warning("a film came again under its UID with other content; what came first is answered")
             return
-        _write(self.path(film), data)
+        _write(self.path(film), data, spare=2 * SPARE)
         now = time.time()
         row = (film.name, film.study, RECEIVED, now, now, content)
         with self._lock:
@@ -113,7 +118,7 @@ class Films:
     def answer(self, film: Film, replies: list[bytes]) -> None:
         """Store the replies to a film."""
         for number, data in enumerate(replies):
-            _write(self._outbox / f"{film.name}.{number}.dcm", data)
+            _write(self._outbox / f"{film.name}.{number}.dcm", data, spare=SPARE)
         self._move(film, ANSWERED)
 
     def close_film(self, film: Film) -> None:
@@ -163,16 +168,13 @@ def _name(uid: str) -> str:
     return hashlib.sha256(uid.encode()).hexdigest()[:32]
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Write a file whole and durably, or not at all."""
-    draft = path.with_name(f"{path.stem}.{threading.get_ident()}.tmp")
-    with draft.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
-    handle = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _write(path: Path, data: bytes, *, spare: int) -> None:
+    """Write a file whole and durably, or not at all.
+
+    Raises:
+        OSError: less than `spare` bytes would be free.
+    """
+    if shutil.disk_usage(path.parent).free < len(data) + spare:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path.parent))
+    write_whole(path, [data], shared=True)
+    sync_folder(path.parent)

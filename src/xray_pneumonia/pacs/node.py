@@ -144,7 +144,7 @@ class Node:
         try:
             self._films.receive(data, instance=instance, study=study)
         except (OSError, sqlite3.Error) as error:
-            log.error("a film could not be kept: %s", error)
+            log.error("a film could not be kept in dicom.folder: %s", error)
             return NO_ROOM
         self._count("received")
         return SUCCESS
@@ -191,9 +191,8 @@ class Node:
         association = entity.associate(host, port, ae_title=title)
         if not association.is_established:
             self._count("failed_sends")
-            why = "does not answer"
-            if association.is_rejected or association.is_aborted:
-                why = f"refuses {self._settings.ae_title}, or reports and captures"
+            why = f"refuses {self._settings.ae_title}" if association.is_rejected else "does not answer"
+            why = "takes neither reports nor captures" if association.rejected_contexts else why
             log.warning("the archive %s@%s:%d %s; %d films wait", title, host, port, why, len(waiting))
             return False
         try:

@@ -13,23 +13,14 @@ RECEIVER = re.compile(r"([^@\s\\]{1,16})@([^@\s]+):(\d{1,5})")
 
 @dataclass(frozen=True, kw_only=True)
 class DicomSettings:
-    """The group `dicom` of serve.yaml.
+    """The group `dicom` of serve.yaml."""
 
-    Args:
-        port: at which films are received; None: none are.
-        ae_title: our name.
-        allow: senders, as AE@HOST.
-        reply_to: the archive that gets the replies, as AE@HOST:PORT.
-        settle: seconds after which a study that received nothing is answered.
-        folder: of the films under way.
-    """
-
-    port: Port | None
-    ae_title: Text
-    allow: list[str]
-    reply_to: Text | None
-    settle: NonNegative
-    folder: Text
+    port: Port | None  # at which films are received; None: none are
+    ae_title: Text  # our name
+    allow: list[str]  # senders, as AE@HOST
+    reply_to: Text | None  # the archive that gets the replies, as AE@HOST:PORT
+    settle: NonNegative  # seconds after which a study that received nothing is answered
+    folder: Text  # of the films under way
 
     def senders(self) -> set[tuple[str, str]]:
         """Read `allow` as pairs of AE title and address.

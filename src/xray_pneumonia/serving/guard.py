@@ -58,19 +58,12 @@ class Problem(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """What the guard lets through.
+    """What the guard lets through."""
 
-    Args:
-        hosts: names under which the server may be addressed, without a port.
-        tokens: of which each request to the interface must carry one; empty: none is needed.
-        most_bytes: of a request's body.
-        seconds: in which a body must arrive.
-    """
-
-    hosts: frozenset[str]
-    tokens: tuple[str, ...]
-    most_bytes: int
-    seconds: float
+    hosts: frozenset[str]  # names under which the server may be addressed, without a port
+    tokens: tuple[str, ...]  # of which each request to the interface must carry one; empty: none is needed
+    most_bytes: int  # of a request's body
+    seconds: float  # in which a body must arrive
 
 
 class Guard:

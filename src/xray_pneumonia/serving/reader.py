@@ -107,7 +107,7 @@ class Reader:
 
 
 def _decode(decoders: Decoders, path: Path) -> Attempt:
-    return next(iter(next(iter(decoders.batches([InputFile(str(path), "film", "")], 1)))))
+    return decoders.read([InputFile(str(path), "film", "")])[0]
 
 
 def png(pixels: Gray) -> bytes:

@@ -15,7 +15,9 @@ from scipy.special import expit
 
 from xray_pneumonia.config import groups, is_foreign
 from xray_pneumonia.evaluation import predictions
+from xray_pneumonia.evaluation.abstention import Promise
 from xray_pneumonia.evaluation.metrics import METRICS
+from xray_pneumonia.evaluation.report.text import promise
 from xray_pneumonia.evaluation.selection import Evaluated, Selection, correct_for_choice
 from xray_pneumonia.sweeps.plan import Plan
 from xray_pneumonia.sweeps.space import overrides
@@ -47,6 +49,17 @@ def _evaluated(run: stored_runs.StoredRun) -> Evaluated:
     with TemporaryDirectory() as folder:
         table = predictions.read(run.artifact("predictions/val.csv", target=Path(folder)))
     return Evaluated(table.assign(probability=expit(table["logit"])), THRESHOLD)
+
+
+def word_promise(store: Store, plan: Plan, trial: FrozenTrial) -> str:
+    """Word what the margin of a trial over folds promises, as its last training fitted it on all of them."""
+    known = {"sweep.name": plan.name, "sweep.trial": str(trial.number), "verb": "train"}
+    for run in stored_runs.find(store, known, status="FINISHED")[::-1] if plan.settings.folds else ():
+        if run.metrics.get("promise/folds") == plan.settings.folds:
+            found = {key: run.metrics[f"promise/{key}"] for key in Promise.__annotations__}
+            counts = {key: int(found[key]) for key in ("images", "patients", "folds")}
+            return promise(Promise(**found | counts))  # type: ignore[typeddict-item]
+    return ""
 
 
 def word_best(study: Study) -> str:

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from xray_pneumonia.errors import Busy
 from xray_pneumonia.evaluation import predictions
-from xray_pneumonia.sweeps.best_trial import CORRECTED, best_config, correct_best, word_best
+from xray_pneumonia.sweeps.best_trial import CORRECTED, best_config, correct_best, word_best, word_promise
 from xray_pneumonia.sweeps.plan import Plan, logged_as
 from xray_pneumonia.sweeps.plots import optional, write_plots
 from xray_pneumonia.sweeps.storage import locked
@@ -165,19 +165,22 @@ class Progress:
             words = word_best(self._study.study) or "its only trial"
             text = best_config(self._plan, ranked[0], sweep_id=self._parent.run_id, words=words)
             self._parent.path("best.yaml").write_text(text, encoding="utf-8")
-            self._name_best(ranked[0], words)
+            self._name_best(ranked[0], words, promised=word_promise(store, self._plan, ranked[0]))
         if len(ranked) > 1:
             write_plots(self._study.study, self._plan, self._parent)
 
-    def _name_best(self, trial: FrozenTrial, words: str) -> None:
+    def _name_best(self, trial: FrozenTrial, words: str, *, promised: str) -> None:
         """Name the best trial, its value and its parameters: tags, since a sweep that goes on may find a better one."""
         value = f"{trial.values[0]:.6g}"
         tags = {"sweep.best.trial": trial.number, "sweep.best.value": value}
         tags |= {f"sweep.best.{key}": text for key, text in trial.params.items()}
         point = " ".join(f"{key}={text}" for key, text in trial.params.items())
+        if promised:
+            log.info("best trial: %s", promised)
+            tags["sweep.best.promise"] = promised
         result = f"Best: `{self._plan.name} {trial.number}`, {self._objective} {value} ({words}), `{point}`."
         note = _note(self._plan, self._plan.describe())
-        self._parent.set_tags({**tags, "mlflow.note.content": f"{result}\n\n{note}"})
+        self._parent.set_tags({**tags, "mlflow.note.content": f"{result} {promised}\n\n{note}"})
 
     def _correct(self, store: Store, complete: list[FrozenTrial]) -> None:
         """Keep in study and parent run what is left of the best value; no reason for a sweep to fail."""

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -164,11 +164,6 @@ def list_replicates(settings: SweepSettings) -> list[Replicate]:
     return [
         Replicate(f"{seed.name} {cut.name}".strip(), {**seed.values, **cut.values}) for seed in seeds for cut in cuts
     ]
-
-
-def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and the sample standard deviation, which is NaN for one value."""
-    return fmean(values), stdev(values) if len(values) > 1 else math.nan
 
 
 def is_hopeless(values: Mapping[str, float], *, others: Sequence[Mapping[str, float]], maximize: bool) -> bool:

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -39,6 +40,15 @@ _failed_at = [-math.inf]  # when the database last did not answer
 
 
 class _Storage(RDBStorage):
+    def __init__(self, url: str, **settings: Any) -> None:
+        try:
+            super().__init__(url, **settings)
+        except BaseException:
+            if "engine" in vars(self):  # it may hold a connection
+                self.engine.dispose()
+            raise
+        weakref.finalize(self, self.engine.dispose)
+
     def record_heartbeat(self, trial_id: int) -> None:
         """Record a heartbeat, or none: an error would end Optuna's thread, and with it all later heartbeats."""
         try:

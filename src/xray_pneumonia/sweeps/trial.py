@@ -20,9 +20,10 @@ from optuna.trial import TrialState
 from xray_pneumonia.config import build
 from xray_pneumonia.errors import InputError, Stopped
 from xray_pneumonia.evaluation.robust_score import SCORE, pool, score, word
+from xray_pneumonia.evaluation.run_groups import mean_and_sd
 from xray_pneumonia.masking import masked
 from xray_pneumonia.sweeps.epoch_report import EpochReport, GivenUp, result_tags
-from xray_pneumonia.sweeps.plan import Replicate, build_pruner, is_hopeless, list_replicates, logged_as, mean_and_sd
+from xray_pneumonia.sweeps.plan import Replicate, build_pruner, is_hopeless, list_replicates, logged_as
 from xray_pneumonia.sweeps.settings import SweepSettings, TrialSpec
 from xray_pneumonia.sweeps.storage import locked, lost_connection, open_storage, resolve, retried
 from xray_pneumonia.sweeps.study import queue_again

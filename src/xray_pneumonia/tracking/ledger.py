@@ -9,16 +9,15 @@ import base64
 import platform
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 
 from filelock import FileLock
 
-from xray_pneumonia.tracking.process import user
+from xray_pneumonia.tracking.process import day_and_minute, user
 from xray_pneumonia.tracking.store import Store, ensure_experiment
+from xray_pneumonia.tracking.stored_runs import list_runs
 
 EXPERIMENT = "ledger"
 SEALED = frozenset({"test", "external"})  # validation may be used as often as one likes
-PAGE = 1000  # entries read at once
 BYTES, CHARACTERS = 6, 8  # of an image's SHA-256; as base64. Two images in 10^14 look alike
 FILMS = "ledger.films."  # and a number
 IN_A_TAG = 600  # images: MLflow's older stores keep 5,000 characters in a tag
@@ -42,7 +41,7 @@ class Opening:
     @property
     def when(self) -> str:
         """The day and minute, in UTC."""
-        return datetime.fromtimestamp(self.started / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        return day_and_minute(self.started)
 
 
 def record_opening(
@@ -100,31 +99,13 @@ def _sharing(known: list[Opening], short: set[str], fingerprint: str, contents: 
 
 
 def openings(store: Store, *, before: int | None = None) -> list[Opening]:
-    """List what was opened, oldest first, deleted entries too.
-
-    Args:
-        store: where runs are kept.
-        before: only earlier than this, in milliseconds since 1970.
-    """
-    from mlflow.entities import ViewType
-
+    """List what was opened, oldest first, deleted entries too."""
     home = store.client.get_experiment_by_name(EXPERIMENT)
     if home is None:
         return []
-    found: list[Opening] = []
-    token = None
-    while True:
-        page = store.client.search_runs(
-            [home.experiment_id],
-            run_view_type=ViewType.ALL,
-            max_results=PAGE,
-            order_by=["attributes.start_time ASC"],
-            page_token=token,
-        )
-        found += [_opening(run.info.start_time, run.data.tags) for run in page if "ledger.split" in run.data.tags]
-        token = page.token
-        if not token:
-            return [one for one in found if before is None or one.started < before]
+    runs = [run for run in list_runs(store, home.experiment_id, deleted=True) if "ledger.split" in run.data.tags]
+    found = [_opening(run.info.start_time, run.data.tags) for run in runs]
+    return [one for one in found if before is None or one.started < before]
 
 
 def opened_before(store: Store, *, started: int) -> int:

@@ -40,11 +40,7 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def require_writable(path: Path, origin: str) -> None:
-    """Refuse a SQLite file that could not be written: MLflow would try ten times.
-
-    Raises:
-        InputError: the file or its folder is not writable.
-    """
+    """Raise InputError for a SQLite file that could not be written: MLflow would try ten times."""
     for place in (path, path.parent):
         if not os.access(place, os.W_OK):
             raise InputError(f"{origin}: {place} is not writable; make it so, or name another store")

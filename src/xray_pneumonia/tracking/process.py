@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,11 @@ def now() -> int:
     A clock that is set while a run goes on changes neither its duration nor the order of its metrics.
     """
     return int((STARTED + time.clock_gettime(TICKS)) * 1000)
+
+
+def day_and_minute(milliseconds: int) -> str:
+    """Write a time since 1970 in UTC."""
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def identity(pid: int | None = None) -> dict[str, Any]:

@@ -13,22 +13,9 @@ from pathlib import Path
 from xray_pneumonia.tracking.process import user
 
 PACKAGES = (
-    "xray-pneumonia",
-    "torch",
-    "torchvision",
-    "pytorch-lightning",
-    "torchmetrics",
-    "hydra-core",
-    "omegaconf",
-    "mlflow",
-    "albumentations",
-    "numpy",
-    "pandas",
-    "scikit-learn",
-    "pillow",
-    "scipy",
-    "safetensors",
-)
+    "xray-pneumonia", "torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra-core", "omegaconf", "mlflow",
+    "albumentations", "numpy", "pandas", "scikit-learn", "pillow", "scipy", "safetensors",
+)  # fmt: skip
 MAX_DIFF = 2**20  # characters
 
 
@@ -42,11 +29,7 @@ class Provenance:
 
 
 def collect(computing: Iterable[str]) -> Provenance:
-    """Describe the machine, the packages and the repository that holds this package, if one does.
-
-    Args:
-        computing: patterns, below this package, of the code that computes weights and metrics.
-    """
+    """Describe machine, packages, code (`computing`: patterns below this package) and its repository, if any."""
     import torch
 
     commit, diff = _git("rev-parse", "HEAD"), _git("diff", "HEAD")[:MAX_DIFF]

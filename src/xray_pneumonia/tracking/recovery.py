@@ -27,11 +27,7 @@ def lost_run(store: Store, run_id: str, error: Exception) -> bool:
 
 
 def require_not_deleted(store: Store, run_id: str) -> None:
-    """Check that neither a run nor its experiment was deleted, which a store words as a value that it refuses.
-
-    Raises:
-        Deleted: one of them was.
-    """
+    """Raise Deleted where a run or its experiment was deleted, which a store words as a value that it refuses."""
     run = store.client.get_run(run_id).info
     experiment = store.client.get_experiment(run.experiment_id)
     if experiment.lifecycle_stage != "active":

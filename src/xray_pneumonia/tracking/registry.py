@@ -1,6 +1,5 @@
 """Logs bundles as MLflow models, and registers them under names and aliases."""
 
-import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from xray_pneumonia.masking import masked
 from xray_pneumonia.tracking.process import user
 from xray_pneumonia.tracking.store import Store
 from xray_pneumonia.tracking.stored_runs import StoredRun, quoted, read_run
+from xray_pneumonia.whole_files import file_sha256
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
@@ -51,17 +51,10 @@ def tracking_uri(uri: str) -> Iterator[None]:
 
 
 def log_model(store: Store, run_id: str, folder: Path, *, epoch: int, loader_module: str) -> None:
-    """Log a bundle as an MLflow model with a signature, and read it back; nothing in it is pickled.
+    """Log a bundle as an MLflow model with a signature, and read it back (else Unverified); nothing in it is pickled.
 
-    Args:
-        store: that holds the run.
-        run_id: of the run in MLflow.
-        folder: that holds the bundle.
-        epoch: whose weights it holds; MLflow copies that epoch's metrics to the model.
-        loader_module: the module whose `_load_pyfunc` opens the bundle for MLflow.
-
-    Raises:
-        Unverified: what the store holds is not the bundle.
+    MLflow copies the metrics of the `epoch` whose weights it holds to the model, and opens the bundle by the
+    `_load_pyfunc` of `loader_module`.
     """
     import mlflow.pyfunc
     from mlflow.models import Model
@@ -122,13 +115,7 @@ def _holds(store: Store, model_id: str, folder: Path) -> bool:
 
 
 def _digests(folder: Path) -> set[str]:
-    return {sha256_file(path) for path in folder.rglob("*") if path.is_file()}
-
-
-def sha256_file(path: Path) -> str:
-    """Hash a file: 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {file_sha256(path) for path in folder.rglob("*") if path.is_file()}
 
 
 def _signature() -> Any:

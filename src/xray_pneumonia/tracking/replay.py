@@ -19,11 +19,12 @@ from rich.progress import track
 from xray_pneumonia.masking import masked
 from xray_pneumonia.tracking.locations import STAGED, creation_lock
 from xray_pneumonia.tracking.recovery import lacks_entries, lost_run, require_not_deleted
-from xray_pneumonia.tracking.registry import Unverified, has_model, log_model, sha256_file
+from xray_pneumonia.tracking.registry import Unverified, has_model, log_model
 from xray_pneumonia.tracking.spool import Entry, Spool, moved_path
 from xray_pneumonia.tracking.store import Store, ensure_experiment
 from xray_pneumonia.tracking.store_errors import refuses_value
 from xray_pneumonia.tracking.stored_runs import OFFLINE_ID
+from xray_pneumonia.whole_files import file_sha256
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -39,10 +40,7 @@ log = logging.getLogger(__name__)
 class Replay:
     """Sends the entries of one spool in such a way that sending them twice changes nothing.
 
-    Args:
-        store: where to.
-        spool: of the run.
-        loader_module: of models that version 0.1.0 spooled without naming it.
+    `loader_module` is that of models that version 0.1.0 spooled without naming it.
     """
 
     def __init__(self, store: Store, spool: Spool, *, loader_module: str = "") -> None:
@@ -133,9 +131,7 @@ class Replay:
     def _created(self) -> str:
         header = self._spool.header or {}
         tags = {**header["tags"], OFFLINE_ID: self._spool.run_id}  # under which it is found, should MLflow's id change
-        run = self._client.create_run(
-            self._experiment_id(), start_time=header["start"], run_name=header["name"], tags=tags
-        )
+        run = self._client.create_run(self._experiment_id(), header["start"], tags, header["name"])
         return str(run.info.run_id)
 
     def _params(self, run_id: str, values: list[dict[str, str]], _: bool) -> None:
@@ -202,7 +198,7 @@ class Replay:
     def _fetched_sha256(self, run_id: str, name: str) -> str:
         with TemporaryDirectory() as scratch:
             try:
-                return sha256_file(Path(self._client.download_artifacts(run_id, name, scratch)))
+                return file_sha256(Path(self._client.download_artifacts(run_id, name, scratch)))
             except Exception as error:  # each kind of store has its own for a missing file
                 log.debug("%s: %s", name, error)
                 return ""
@@ -249,4 +245,4 @@ def inventory(folder: Path) -> dict[str, tuple[int, str]]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     quiet = not Console(stderr=True).is_terminal
     listed = track(files, "Hashing", console=Console(stderr=True), disable=quiet, transient=True)
-    return {str(path.relative_to(folder)): (path.stat().st_size, sha256_file(path)) for path in listed}
+    return {str(path.relative_to(folder)): (path.stat().st_size, file_sha256(path)) for path in listed}

@@ -95,7 +95,7 @@ class Run:
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Log every leaf of the config."""
-        self._log(("params", {key: masked(str(value))[:MAX_VALUE] for key, value in params.items()}), settle=SETTLE)
+        self._log(("params", {key: logged(value) for key, value in params.items()}), settle=SETTLE)
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Set tags in one request."""
@@ -106,9 +106,7 @@ class Run:
     def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
         """Log metrics, on the disk when this returns; what an earlier process logged for a step stays as it was."""
         when = now()
-        new = [
-            [key, float(value), when, step] for key, value in metrics.items() if (key, step) not in self.logged_before
-        ]
+        new = [[key, float(n), when, step] for key, n in metrics.items() if (key, step) not in self.logged_before]
         if new:
             self._log(("metrics", new))
 
@@ -151,6 +149,11 @@ class Run:
                 *(self.run_id, self.sender.problem if self.sender else "", kept, self.spool.folder),
             )
         return done
+
+
+def logged(value: object) -> str:
+    """Write the value of a parameter as it is logged."""
+    return masked(str(value))[:MAX_VALUE]
 
 
 def _metrics(spool: Spool) -> dict[tuple[str, int], float]:

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.masking import masked
+from xray_pneumonia.tracking.ledger import EXPERIMENT
 from xray_pneumonia.tracking.registry import NAMED
 from xray_pneumonia.tracking.store import Store
 from xray_pneumonia.tracking.store_errors import query
 from xray_pneumonia.tracking.stored_runs import RUN_ID, StoredRun, get, quoted, read_run, search
 
 DIGITS = re.compile(r"[0-9a-f]{8,31}\Z")
-LEDGER = "ledger"  # the experiment of the openings of test splits
 LAST, BEST = "last", "best"
 VALUE = "best/auroc"  # the metric of which the run called `best` has most
 TRAININGS = ["tags.verb = 'train'", "attributes.status = 'FINISHED'"]
@@ -53,17 +53,17 @@ def find_run_id(store: Store, text: str, *, key: str = "run_id") -> str:
         return found.popitem()[0]
     where = f"in {masked(store.uri)}"
     if not found:
-        known = (
-            "give a run id of 32 hex digits or the first eight, a name, an alias, last or best; `xray runs` lists them"
+        raise NoSuchRun(
+            f"{key}={text}: there is no such run {where}; give a run id of 32 hex digits or the first eight, a name, "
+            "an alias, last or best; `xray runs` lists them"
         )
-        raise NoSuchRun(f"{key}={text}: there is no such run {where}; {known}")
     each = ", ".join(f"{run_id[:8]} ({what})" for run_id, what in found.items())
     raise InputError(f"{key}={text}: names {len(found)} runs {where}: {each}; give eight digits")
 
 
-def read_named(store: Store, text: str, *, key: str = "run_id", unfinished: bool = False) -> StoredRun:
+def read_named(store: Store, text: str, *, key: str = "run_id") -> StoredRun:
     """Read the run that a text names as for `find_run_id`, checked by `read_run`; raises what they do."""
-    return read_run(store, find_run_id(store, text, key=key), unfinished=unfinished)
+    return read_run(store, find_run_id(store, text, key=key))
 
 
 def _extreme(stores: list[Store], text: str) -> dict[str, str]:
@@ -77,9 +77,7 @@ def _extreme(stores: list[Store], text: str) -> dict[str, str]:
 
 def _named(stores: list[Store], text: str) -> dict[str, str]:
     """Find the runs that a text may name, with what tells them apart."""
-    conditions = (
-        [f"attributes.run_name = {quoted(text)}"] if not {"'", '"'} <= set(text) else []
-    )  # MLflow has no escapes
+    conditions = [] if {"'", '"'} <= set(text) else [f"attributes.run_name = {quoted(text)}"]  # MLflow has no escapes
     if DIGITS.match(text):
         conditions.append(f"attributes.run_id LIKE '{text}%'")
     for condition in conditions:
@@ -101,7 +99,7 @@ def _aliased(store: Store, text: str) -> dict[str, str]:
 def last_touched(store: Store) -> list[StoredRun]:
     """Find the run that was started or ended last in any experiment but the ledger; of a sweep all its trainings."""
     client = store.client
-    ids = [one.experiment_id for one in client.search_experiments() if one.name != LEDGER]
+    ids = [one.experiment_id for one in client.search_experiments() if one.name != EXPERIMENT]
     found = [
         run
         for column in ("start_time", "end_time")

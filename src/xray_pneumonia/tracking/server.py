@@ -49,10 +49,7 @@ def artifact_path(store: Store, run_id: str, name: str) -> str:
 def see_it(store: Store, run_ids: Sequence[str], *, last: bool = True) -> str:
     """Tell where runs can be seen: their address where a server runs, else the command that starts one.
 
-    Args:
-        store: that holds the runs.
-        run_ids: of the runs.
-        last: whether they are those that `xray ui` shows by itself.
+    `last`: they are those that `xray ui` shows by itself.
     """
     base = address(store)
     if base and store.experiment_id:

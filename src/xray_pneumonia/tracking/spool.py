@@ -27,6 +27,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from xray_pneumonia.tracking.locations import sqlite_path, sqlite_uri
+from xray_pneumonia.whole_files import write_whole
 
 FOLDER = "journal"  # below the home
 
@@ -41,11 +42,7 @@ class Entry:
 
 
 class Spool:
-    """The write-ahead log of one run; any process may append to it, the one that holds the lock sends.
-
-    Args:
-        folder: of this run; made when missing.
-    """
+    """The write-ahead log of one run; any process may append to it, the one that holds the lock sends."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -115,7 +112,7 @@ class Spool:
 
     def mark_sent(self, end: int) -> None:
         """Note that the store has everything up to here."""
-        self._replace("sent", str(end))
+        write_whole(self.folder / "sent", [str(end).encode()], sync=False, shared=True)
 
     def has_unsent(self) -> bool:
         """Tell whether the store may lack entries."""
@@ -132,7 +129,7 @@ class Spool:
     def identify(self, mlflow_id: str) -> None:
         """Note the id that MLflow gave."""
         self._mlflow_id = mlflow_id
-        self._replace("identity", mlflow_id)
+        write_whole(self.folder / "identity", [mlflow_id.encode()], sync=False, shared=True)
 
     def forget_store(self) -> None:
         """Note that the store has nothing of this run any more."""
@@ -173,11 +170,6 @@ class Spool:
         """Delete the spool: the store has everything."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.release()
-
-    def _replace(self, name: str, text: str) -> None:
-        draft = self.folder / f".{name}.{os.getpid()}.tmp"
-        draft.write_text(text, encoding="ascii")
-        os.replace(draft, self.folder / name)
 
 
 def _write(descriptor: int, data: bytes) -> None:

@@ -50,21 +50,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingSettings:
-    """The config group `tracking`.
+    """The config group `tracking`."""
 
-    Args:
-        uri: of the MLflow store; null takes MLFLOW_TRACKING_URI, else `mlflow.db` in `home`.
-        experiment_name: the experiment that holds the run; made when missing.
-        run_name: shown in the MLflow UI; null names a training by its choices (`resnet-strong-s0`).
-        system_metrics: sample processor, memory and GPU while training.
-        required: do not train when the store is unavailable; else the run is spooled for `xray doctor sync`.
-    """
-
-    uri: str | None
-    experiment_name: Text
-    run_name: Text | None
-    system_metrics: bool
-    required: bool
+    uri: str | None  # of the MLflow store; null takes MLFLOW_TRACKING_URI, else `mlflow.db` in `home`
+    experiment_name: Text  # the experiment that holds the run; made when missing
+    run_name: Text | None  # shown in the MLflow UI; null names a training by its choices (`resnet-strong-s0`)
+    system_metrics: bool  # sample processor, memory and GPU while training
+    required: bool  # do not train when the store is unavailable; else the run is spooled for `xray doctor sync`
 
 
 @dataclass(frozen=True)

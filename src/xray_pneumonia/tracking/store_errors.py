@@ -103,22 +103,14 @@ def query(uri: str, call: Callable[[], T]) -> T:
 
 
 def require_not_just_unavailable(uri: str) -> None:
-    """Refuse at once what did not answer a moment ago, so that a command that asks twice waits once.
-
-    Raises:
-        StoreUnavailable: it did not answer.
-    """
+    """Raise StoreUnavailable for what did not answer a moment ago, so that a command that asks twice waits once."""
     when, message = _unavailable.pop(uri, (0.0, ""))
     if message and time.monotonic() - when < ASKED_AGAIN:
         raise StoreUnavailable(message)
 
 
 def within(seconds: float, call: Callable[[], T], *, name: str) -> T:
-    """Return the call's result, or give up: some drivers wait for ever.
-
-    Raises:
-        StoreUnavailable: there is none in time.
-    """
+    """Return the call's result; raise StoreUnavailable where there is none in time: some drivers wait for ever."""
     results: list[T] = []
     errors: list[BaseException] = []
 

@@ -4,19 +4,19 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.masking import masked
 from xray_pneumonia.tracking.locations import ArtifactMissing, inside, local_folder
-from xray_pneumonia.tracking.process import identity_tags, now
+from xray_pneumonia.tracking.process import day_and_minute, identity_tags, now
 from xray_pneumonia.tracking.store import Store
 
 RUN_ID = re.compile(r"[0-9a-f]{32}\Z")
 CONFIGS = re.compile(r"config.*\.ya?ml\Z", re.IGNORECASE)
 MAX_CONFIG = 2**20  # bytes
+PAGE = 1000  # runs read at once
 PARENT = "mlflow.parentRunId"
 STATE = "state"  # the tag that the view Leaderboard shows, where a pruned trial is no finished training
 STATES = {"RUNNING": "running", "FINISHED": "complete", "FAILED": "failed", "KILLED": "killed"}
@@ -42,7 +42,7 @@ class StoredRun:
     @property
     def when(self) -> str:
         """The day and minute it started, in UTC."""
-        return datetime.fromtimestamp(self.started / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        return day_and_minute(self.started)
 
     @property
     def state(self) -> str:
@@ -55,11 +55,7 @@ class StoredRun:
         return sorted((one.step, one.value) for one in self.store.client.get_metric_history(self.run_id, metric))
 
     def local_folder(self) -> Path | None:
-        """Find the folder of its artifacts; None where MLflow has to fetch them.
-
-        Raises:
-            InputError: it lies outside of the store.
-        """
+        """Find the folder of its artifacts, inside the store (else InputError); None where MLflow has to fetch them."""
         if self.folder is not None:
             return self.folder
         return self._located(self.artifact_uri, f"run_id={self.run_id}")
@@ -69,11 +65,7 @@ class StoredRun:
         return local_folder(uri, store_uri=self.store.uri, home=self.store.home, within=within, origin=origin)
 
     def artifact(self, name: str, *, target: Path | None = None) -> Path:
-        """Locate or fetch one artifact (a file or folder).
-
-        Args:
-            name: its path in the run.
-            target: the folder for what MLflow has to fetch; by default a temporary one.
+        """Locate one artifact (a file or folder), or fetch it into `target`, by default a temporary folder.
 
         Raises:
             ArtifactMissing: the run has no such artifact.
@@ -158,16 +150,19 @@ def find_running(store: Store) -> list[StoredRun]:
 
 def search(store: Store, conditions: Sequence[str]) -> list[StoredRun]:
     """Find the runs of the store's experiment that meet conditions in MLflow's syntax, oldest first."""
-    found: list[StoredRun] = []
-    token = None
-    while True:
-        page = store.client.search_runs(
-            [store.experiment_id], " and ".join(conditions), order_by=["attributes.start_time ASC"], page_token=token
-        )
-        found += [_stored(store, run) for run in page]
-        token = page.token
-        if not token:
-            return found
+    return [_stored(store, run) for run in list_runs(store, store.experiment_id, " and ".join(conditions))]
+
+
+def list_runs(store: Store, experiment_id: str, conditions: str = "", *, deleted: bool = False) -> list[Any]:
+    """List MLflow's entities of the runs of an experiment, oldest first, page by page."""
+    from mlflow.entities import ViewType
+    from mlflow.utils import get_results_from_paginated_fn
+
+    def page(most: int, token: str | None) -> Any:
+        view, order = ViewType.ALL if deleted else ViewType.ACTIVE_ONLY, ["attributes.start_time ASC"]
+        return store.client.search_runs([experiment_id], conditions, view, most, order, token)
+
+    return get_results_from_paginated_fn(page, PAGE)  # type: ignore[no-any-return]
 
 
 def get(store: Store, run_id: str) -> StoredRun:
@@ -230,9 +225,7 @@ def _config(run: StoredRun) -> str:
     origin = f"run_id={run.run_id}"
     found = sorted(name for name in _names(run) if CONFIGS.match(name))
     if found != ["config.yaml"]:
-        raise InputError(
-            f"{origin}: holds {found or 'no config'}, expected config.yaml alone ({masked(run.store.uri)})"
-        )
+        raise InputError(f"{origin}: holds {found or 'no config'}, and not config.yaml alone ({masked(run.store.uri)})")
     path = run.artifact("config.yaml")
     if path.stat().st_size > MAX_CONFIG:
         raise InputError(f"{origin}: its config has {path.stat().st_size} bytes; no training of ours wrote it")

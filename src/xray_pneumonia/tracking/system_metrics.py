@@ -22,9 +22,7 @@ class LogMetrics(Protocol):
 class SystemMetrics:
     """Runs MLflow's collectors; its own monitor asks the store before each sample, and ends when that fails.
 
-    Args:
-        log_metrics: takes the samples; their step is the seconds since the run started.
-        since: the start of the run, in milliseconds since 1970.
+    The step of a sample is the seconds `since` the run started, in milliseconds since 1970.
     """
 
     def __init__(self, log_metrics: LogMetrics, *, since: int) -> None:

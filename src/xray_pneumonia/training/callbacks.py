@@ -26,11 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class DataCheck(Callback):
-    """Check after each epoch that the data are still those that the run says it was trained on.
-
-    Args:
-        require: raises when they are not.
-    """
+    """Check after each epoch that the data are still those that the run says it was trained on."""
 
     def __init__(self, require: Callable[[], None]) -> None:
         self._require = require
@@ -53,11 +49,7 @@ class ProcessSetup(Callback):
 
 
 class Compile(Callback):
-    """Compile the net in each process while it trains; the evaluation that follows needs its layers one by one.
-
-    Args:
-        backend: torch's name of a compiler, or a function that is one.
-    """
+    """Compile the net in each process while it trains; the evaluation that follows needs its layers one by one."""
 
     def __init__(self, backend: str | Callable[..., Any] = "inductor") -> None:
         self._backend = backend
@@ -106,15 +98,9 @@ def build_callbacks(
     folder: Path,
     identity: Mapping[str, str],
 ) -> list[Callback]:
-    """Build the callbacks of a training.
+    """Build the callbacks of a training; an EarlyStopping among its `own` takes the place of `trainer.patience`.
 
-    Args:
-        own: that the config names; an EarlyStopping among them takes the place of `trainer.patience`.
-        settings: the config group `trainer`.
-        monitor: the metric that chooses the best epoch, where that is kept.
-        mode: `max` or `min`.
-        folder: where `best.ckpt` (weights) and `last.ckpt` (everything) go.
-        identity: of config, data and schedule.
+    The `folder` gets `best.ckpt` (weights) and `last.ckpt` (everything).
     """
     callbacks: list[Callback] = [*own, LastCheckpoint(folder, identity=identity), EpochLog()]
     if settings.devices > 1:

@@ -5,7 +5,6 @@ stands in `NAME.sha256`, in the form that `sha256sum -c` reads; it is written be
 of the file to be replaced, so that whatever a kill leaves under the name can be told from damage.
 """
 
-import hashlib
 import io
 import logging
 import os
@@ -21,6 +20,7 @@ import torch
 from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from xray_pneumonia.errors import CheckpointDamaged, CheckpointNotSaved, InputError, Stopped
+from xray_pneumonia.whole_files import file_sha256, sync_folder, write_whole
 
 BEST, LAST = "best.ckpt", "last.ckpt"
 PREVIOUS = "last.prev.ckpt"  # the `last.ckpt` before, for when that one is damaged
@@ -61,19 +61,12 @@ class AtomicCheckpointIO(CheckpointIO):
 
 @dataclass(frozen=True)
 class Saved:
-    """An undamaged checkpoint of a training.
+    """An undamaged checkpoint of a training."""
 
-    Args:
-        path: of the file.
-        epoch: epochs completed.
-        trained: whether nothing is left to train.
-        identity: of config, data and schedule, which must be the same to resume from it.
-    """
-
-    path: Path
-    epoch: int
-    trained: bool
-    identity: Mapping[str, str]
+    path: Path  # of the file
+    epoch: int  # epochs completed
+    trained: bool  # whether nothing is left to train
+    identity: Mapping[str, str]  # of config, data and schedule, which must be the same to resume from it
 
     @property
     def where(self) -> str:
@@ -108,10 +101,6 @@ def clean_up(folder: Path, saved: Saved) -> None:
     """Remove drafts that a kill left, set a damaged `last.ckpt` aside, and record the hashes of the files as they are.
 
     A kill may have come between a hash and its file, and the next save keeps the first recorded hash alone.
-
-    Args:
-        folder: of the checkpoints.
-        saved: the checkpoint from which the training is resumed.
     """
     for draft in folder.glob(".*.tmp"):
         log.info("removing %s, an incomplete file of a stopped run", draft.name)
@@ -119,10 +108,10 @@ def clean_up(folder: Path, saved: Saved) -> None:
     if saved.path.name != LAST and os.path.lexists(folder / LAST):
         os.replace(folder / LAST, folder / DAMAGED)
     previous = folder / PREVIOUS
-    also = [_sha256(previous)] if saved.path.name == LAST and _is_valid(previous) else []
-    _record(folder / LAST, [_sha256(saved.path), *also])
+    also = [file_sha256(previous)] if saved.path.name == LAST and _is_valid(previous) else []
+    _record(folder / LAST, [file_sha256(saved.path), *also])
     if _is_valid(folder / BEST):
-        _record(folder / BEST, [_sha256(folder / BEST)])
+        _record(folder / BEST, [file_sha256(folder / BEST)])
 
 
 def drop_previous(folder: Path) -> None:
@@ -140,15 +129,13 @@ def verify(path: Path) -> None:
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             raise CheckpointDamaged(f"{path}: damaged: it is a link or no file at all")
-        found = _sha256(path)
+        found = file_sha256(path)
     except OSError as error:
         raise CheckpointDamaged(f"{path}: damaged: {error.strerror}") from error
     known = _recorded(path.with_name(LAST) if path.name == PREVIOUS else path)
     if found not in known:
         written = f"not {known[0][:12]}..., which was written" if known else "and its hash is not recorded"
-        raise CheckpointDamaged(
-            f"{path}: damaged: {path.stat().st_size} bytes whose sha256 is {found[:12]}..., {written}"
-        )
+        raise CheckpointDamaged(f"{path}: damaged: {path.stat().st_size} bytes, sha256 {found[:12]}..., {written}")
 
 
 def _is_valid(path: Path) -> bool:
@@ -191,7 +178,7 @@ def _replace(path: Path, checkpoint: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         torch.load(draft, map_location="cpu", weights_only=True, mmap=True)
-        written = _sha256(draft)
+        written = file_sha256(draft)
         _record(path, [written, *_recorded(path)[:1]])
         if path.name == LAST and path.exists():
             os.replace(path, path.with_name(PREVIOUS))
@@ -200,11 +187,7 @@ def _replace(path: Path, checkpoint: dict[str, Any]) -> None:
         draft.unlink(missing_ok=True)
     if path.name != LAST:
         _record(path, [written])
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # else a power cut may undo the renames
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
 def _space(folder: Path, checkpoint: dict[str, Any]) -> str:
@@ -225,23 +208,10 @@ def _hash_file(path: Path) -> Path:
 def _record(path: Path, hashes: list[str]) -> None:
     """Write the hash of a file, and of the one before it where that is kept or not yet replaced."""
     names = [path.name, PREVIOUS if path.name == LAST else path.name]
-    draft = path.with_name(f".{path.name}.sha256.tmp")
-    try:
-        with draft.open("w", encoding="ascii") as file:
-            file.writelines(f"{one}  {name}\n" for one, name in zip(hashes, names, strict=False))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, _hash_file(path))
-    finally:
-        draft.unlink(missing_ok=True)
+    write_whole(_hash_file(path), [f"{one}  {name}\n".encode() for one, name in zip(hashes, names, strict=False)])
 
 
 def _recorded(path: Path) -> list[str]:
     """Read the hashes that a file may have, the newest first."""
     file = _hash_file(path)
     return [line[:64] for line in file.read_text(encoding="ascii").splitlines()] if file.is_file() else []
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

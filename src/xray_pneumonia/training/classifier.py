@@ -1,10 +1,13 @@
-"""Defines `PneumoniaClassifier`, the LightningModule around a net, and measures each epoch."""
+"""Defines what Lightning trains: `PneumoniaClassifier`, the module around a net, and its data; computes logits."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import pytorch_lightning as pl
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import Metric
@@ -130,3 +133,36 @@ class PneumoniaClassifier(pl.LightningModule):
         steps = max(1, int(self.trainer.estimated_stepping_batches) // epochs)
         horizon = Horizon(epochs, steps, self.monitor, self.mode)
         return {"optimizer": optimizer, "lr_scheduler": self._scheduler(optimizer, horizon)}
+
+
+class LightningData(pl.LightningDataModule):
+    """Serves the batches of a data module to Lightning, from pinned memory where the net is on a GPU."""
+
+    def __init__(self, data: Any) -> None:
+        super().__init__()
+        self._data = data
+
+    def train_dataloader(self) -> Any:
+        """Serve augmented batches, in a new order each epoch."""
+        return self._data.train_dataloader(pin_memory=self._on_gpu)
+
+    def val_dataloader(self) -> Any:
+        """Serve every validation image once, in order."""
+        return self._data.val_dataloader(pin_memory=self._on_gpu)
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+
+def predict_logits(
+    net: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, device: torch.device
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Run a net over batches; returns the records' row numbers (N,) and their logits (N,)."""
+    net.eval().to(device)
+    index, logits = [], []
+    with torch.inference_mode():
+        for batch in batches:
+            logits.append(net(batch["image"].to(device)).double().cpu())
+            index.append(batch["index"])
+    return torch.cat(index).numpy(), torch.cat(logits).numpy()

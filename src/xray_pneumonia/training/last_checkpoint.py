@@ -19,10 +19,6 @@ class LastCheckpoint(Callback):
 
     Only there is the epoch before complete: validated, logged, its schedule moved on. The random states are those that
     the next step draws from.
-
-    Args:
-        folder: of the checkpoints.
-        identity: of config, data and schedule; written into each checkpoint.
     """
 
     def __init__(self, folder: Path, *, identity: Mapping[str, str]) -> None:

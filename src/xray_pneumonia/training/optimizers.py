@@ -36,9 +36,7 @@ def rmsprop(
     """
     if not fused:
         return torch.optim.RMSprop(parameters, lr=lr, alpha=rho, eps=epsilon, weight_decay=weight_decay)
-    optimizer = torch.optim.Adam(
-        parameters, lr=lr, betas=(0.0, rho), eps=epsilon, weight_decay=weight_decay, fused=True
-    )
+    optimizer = torch.optim.Adam(parameters, lr, (0.0, rho), epsilon, weight_decay=weight_decay, fused=True)
     for weight in chain.from_iterable(group["params"] for group in optimizer.param_groups):
         step = torch.tensor(MANY_STEPS, dtype=torch.float32, device=weight.device)
         moments = {name: torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")}
@@ -58,9 +56,7 @@ def sgd(
 ) -> Optimizer:
     """Stochastic gradient descent with momentum; `fused` reads every weight once a step."""
     nesterov = nesterov and momentum > 0  # torch refuses the one without the other
-    return torch.optim.SGD(
-        parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=fused
-    )
+    return torch.optim.SGD(parameters, lr, momentum, nesterov=nesterov, weight_decay=weight_decay, fused=fused)
 
 
 def constant(optimizer: Optimizer, horizon: Horizon) -> dict[str, Any]:

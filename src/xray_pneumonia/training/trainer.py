@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from xray_pneumonia.errors import InputError
+from xray_pneumonia.errors import InputError, raise_if_stopped
 from xray_pneumonia.types import BelowOne, Count, Fraction, Positive, Processes, Text
 
 if TYPE_CHECKING:  # a config is checked without Lightning, which takes seconds to import
@@ -120,11 +120,15 @@ def build_trainer(
 
 def fit(trainer: "pl.Trainer", classifier: "pl.LightningModule", data: Any, *, start: Path | None) -> None:
     """Train on a data module, from the beginning (`start` is None) or from a checkpoint."""
-    from xray_pneumonia.training.datamodule import LightningData
+    from xray_pneumonia.training.classifier import LightningData
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # what is frozen
         if start is not None:  # these are as they should be
             warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided.*")
             warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty.*")
-        trainer.fit(classifier, datamodule=LightningData(data), ckpt_path=start, weights_only=True)
+        try:
+            trainer.fit(classifier, datamodule=LightningData(data), ckpt_path=start, weights_only=True)
+        except SystemExit:  # with code 0: Lightning's own answer to SIGTERM, where a destructor swallowed Stopped
+            raise_if_stopped()
+            raise

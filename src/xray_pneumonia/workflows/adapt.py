@@ -28,7 +28,7 @@ from xray_pneumonia.tracking.stored_runs import StoredRun
 from xray_pneumonia.training import performance
 from xray_pneumonia.types import OpenFraction, Seed, Text
 from xray_pneumonia.workflows.adaptation_record import FINETUNE, THRESHOLD, Result, Sample, record, show
-from xray_pneumonia.workflows.find_model import find_model
+from xray_pneumonia.workflows.find_model import find_model, folder_of
 from xray_pneumonia.workflows.local_models import (
     Learn,
     Learned,
@@ -94,7 +94,7 @@ def main(cfg: DictConfig) -> None:
 
 def _find(cfg: DictConfig) -> tuple[StoredRun | Path, TrainedModel]:
     found = find_model(str(cfg.model), tracking=build(cfg.tracking), home=Path(cfg.home))
-    model = load_model(found.bundle() if isinstance(found, StoredRun) else found, name=str(cfg.model))
+    model = load_model(folder_of(found), name=str(cfg.model))
     if model.members:
         names = ", ".join(member.name for member in model.members)
         raise InputError(f"model={cfg.model}: is an ensemble; adapt one of its members: {names}")
@@ -114,9 +114,7 @@ def open_sample(values: dict[str, Any], card: Card) -> Sample:
     """Read, audit and fold the labelled films."""
     node = values["data"]
     if node["folds"] is None or node["folds"] < 3:
-        raise InputError(
-            f"data.folds={node['folds']}: needs 3 or more: one is read, and one fits the decisions of others"
-        )
+        raise InputError(f"data.folds={node['folds']}: needs 3 or more: one is read, one fits the decisions of others")
     data: XRayDataModule = build(node, build(values["augmentation"], key="augmentation"))
     data.adopt(scan_local(node["root"], question=data.question, patient=node["patient"], labels=values["labels"]))
     data.audit.require_clean(broken=node["broken"])

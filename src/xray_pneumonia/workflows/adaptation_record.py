@@ -19,12 +19,13 @@ from xray_pneumonia.evaluation.input_gate import Gate
 from xray_pneumonia.evaluation.metrics import METRICS
 from xray_pneumonia.evaluation.report import text
 from xray_pneumonia.evaluation.report.build import render
-from xray_pneumonia.inference.bundle import GATE, WEIGHTS, Card, file_sha256, save_bundle
+from xray_pneumonia.inference.bundle import GATE, WEIGHTS, Card, save_bundle
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.terminal import console, make_table
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run
 from xray_pneumonia.types import Gray
+from xray_pneumonia.whole_files import file_sha256
 from xray_pneumonia.workflows import training_run
 from xray_pneumonia.workflows.choices import changes, parameters_of
 from xray_pneumonia.workflows.evaluation_data import RECORD_COLUMNS
@@ -74,7 +75,10 @@ def _sentences(result: Result, sample: Sample) -> list[str]:
             f"that, as would an evaluation.max_error above {promise['bound'] if promise else 1:.3f}."
         )
     told += _doubt(sample, after)
-    wrong = [f"{row.name}: {row.answered} answered, of these wrong {row.error}" for row in (before, after)]
+    wrong = [
+        f"{row.name}: {row.answered} answered" + (f", of these wrong {row.error}" if row.error.images else "")
+        for row in (before, after)
+    ]
     return [*told, "On patients that nothing was fitted on, " + "; ".join(wrong) + "."]
 
 
@@ -129,23 +133,16 @@ def record(run: Run, cfg: DictConfig, model: TrainedModel, sample: Sample, resul
     """Record config, data, figures, report and the new bundle; returns the report."""
     config = training_run.RunConfig.of(cfg)
     run.log_config(config.text)
-    run.log_params(
-        parameters_of(config.values) | {f"chosen/{name}": getattr(result, name) for name in ("method", "recipe")}
-    )
-    run.set_tags(
-        {"changes": changes()} | {f"lineage.{name}": one for name, one in lineage_of(model, sample, result).items()}
-    )
+    run.log_params(parameters_of(config.values) | {"chosen/method": result.method, "chosen/recipe": result.recipe})
+    lineage = {f"lineage.{name}": one for name, one in lineage_of(model, sample, result).items()}
+    run.set_tags({"changes": changes(), **lineage})
     run.log_provenance(collect(training_run.COMPUTING))
-    run.path(training_run.RECORDS).write_text(
-        training_run.records_table(sample.films).to_csv(index=False), encoding="utf-8"
-    )
+    training_run.write_records(run, sample.films)
     training_run.record_dataset(run, sample.films, root=config.values["data"]["root"], stage="adapt")
     columns = [*predictions.COLUMNS, "fold", "margin", "gate_score", "answered"]
     own = result.fitted.rule.apply(result.fitted.read)
-    predictions.write(own[columns].astype({"answered": int}), run.path("predictions/val.csv"))
-    predictions.write(
-        result.fitted.answers[columns].astype({"answered": int}), run.path("predictions/cross_fitted.csv")
-    )
+    for name, table in {"val": own, "cross_fitted": result.fitted.answers}.items():
+        predictions.write(table[columns].astype({"answered": int}), run.path(f"predictions/{name}.csv"))
     for row in result.rows:
         known = {name: one.value for name, one in row.metrics.items()}
         known |= {"answered": row.answered.value, "answered_error": row.error.value}
@@ -165,8 +162,9 @@ def record(run: Run, cfg: DictConfig, model: TrainedModel, sample: Sample, resul
 def _gate(model: TrainedModel, sample: Sample, result: Result, own: pd.DataFrame) -> Gate:
     """Fit the gate of the new model; the local films are its home."""
     gate = fit_gate(result.learned, sample.images, result.fitted.rule.limits, before=model.gate)
-    known = own[[*own.columns.intersection([*RECORD_COLUMNS]), "patient", "probability", "gate_score"]]
-    return replace(gate, home=Home.of(describe(known, sample.images, threshold=0.5)))
+    known = own[[*own.columns.intersection([*RECORD_COLUMNS]), "patient", "label", "probability", "gate_score"]]
+    prevalence = result.fitted.rule.decision.calibration.prevalence
+    return replace(gate, home=Home.of(describe(known, sample.images, threshold=0.5, prevalence=prevalence)))
 
 
 def _write_report(run: Run, model: TrainedModel, sample: Sample, result: Result) -> Path:

@@ -8,12 +8,13 @@ from functools import partial
 from heapq import nsmallest
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from rich.text import Text
 
 from xray_pneumonia.data.files import find_films, printable
 from xray_pneumonia.data.images.sandbox import Decoders
-from xray_pneumonia.evaluation.drift import Drift, Home, compare_with_home
+from xray_pneumonia.evaluation.drift import Drift, Home, compare_with_home, evidence_of
 from xray_pneumonia.evaluation.gradcam import read_overlay, thumbnail
 from xray_pneumonia.evaluation.quality import FLAGS
 from xray_pneumonia.evaluation.report import text
@@ -24,10 +25,12 @@ from xray_pneumonia.inference.bundle import Card
 from xray_pneumonia.inference.model import UNCERTAIN, TrainedModel
 from xray_pneumonia.terminal import console, make_table
 from xray_pneumonia.types import spoken
-from xray_pneumonia.workflows.prediction_files import TABLE, Row, write_atomically
+from xray_pneumonia.whole_files import write_whole
+from xray_pneumonia.workflows.prediction_files import TABLE, Row
 
 SHEET = "contact_sheet.html"
 SIDE = 160  # pixels of a thumbnail, at most; the model's image size where that is smaller
+MEASURED = ["gate_score", "called", "brightness", "side", "evidence"]  # of each answered file
 LISTED = 200  # failed files on the page, at most
 
 
@@ -52,7 +55,7 @@ def meaning(card: Card, row: Row) -> str:
 class Summary:
     """Counts of all rows, the rows that are shown (the least certain first) and the first failed files.
 
-    `measured` holds what `drift` rests on: of each answered file score, label, mean gray and longer side.
+    `measured` holds what `drift` rests on, the columns `MEASURED`.
     """
 
     positive: str  # the class with label 1
@@ -62,7 +65,7 @@ class Summary:
     failures: Counter[str] = field(default_factory=Counter)
     shown: list[Row] = field(default_factory=list)
     failed: list[Row] = field(default_factory=list)
-    measured: list[tuple[float, int, float, int]] = field(default_factory=list)
+    measured: list[tuple[float, int, float, int, float]] = field(default_factory=list)
     drift: Drift | None = None
 
     def count(self, row: Row) -> bool:
@@ -77,16 +80,17 @@ class Summary:
         if row.get("gate_score") is not None:
             called = int(row["label"] == self.positive)
             side = max(row["width"], row["height"])
-            self.measured.append((row["gate_score"], called, row["brightness"], side))
+            evidence = evidence_of(row["probability"], row["prevalence"] or np.nan).item()
+            self.measured.append((row["gate_score"], called, row["brightness"], side, evidence))
         return True
 
 
 def summarise(rows: Iterable[Row], *, shown: int, positive: str, home: Home | None) -> Summary:
     """Count in one pass, which keeps no more rows than are shown; compare the films with the model's home, if known."""
     summary = Summary(positive)
-    summary.shown = nsmallest(shown, filter(summary.count, rows), key=_certainty)
+    summary.shown = nsmallest(max(1, shown), filter(summary.count, rows), key=_certainty)[:shown]  # of none reads none
     if home is not None and summary.measured:
-        films = pd.DataFrame(summary.measured, columns=["gate_score", "called", "brightness", "side"])
+        films = pd.DataFrame(summary.measured, columns=MEASURED)
         summary.drift = compare_with_home(films, home, positive=positive)
     return summary
 
@@ -99,10 +103,9 @@ def write_sheet(folder: Path, summary: Summary, model: TrainedModel, decoders: D
     """Write the page; its images are decoded again, so that a continued run shows the old ones too."""
     rows = {row["path"]: row for row in summary.shown}
     pictures: dict[str, str] = {}
-    for batch in decoders.batches((file for file in find_films(source) if file.id in rows), 64):
-        for attempt in batch:
-            if attempt.pixels is not None:
-                pictures[attempt.file.id] = thumbnail(attempt.pixels, side=SIDE)
+    for attempt in decoders.read(file for file in find_films(source) if file.id in rows):
+        if attempt.pixels is not None:
+            pictures[attempt.file.id] = thumbnail(attempt.pixels, side=SIDE)
     maps = {
         row["path"]: thumbnail(read_overlay(folder / row["heat_map"]), side=SIDE)
         for row in summary.shown
@@ -122,13 +125,19 @@ def write_sheet(folder: Path, summary: Summary, model: TrainedModel, decoders: D
         band=model.band,
         rests=describe_evidence(model.card),
         meaning=word_probability(model.card),
-        promise=text.promise(model.card.promise),
+        promise=word_promise(summary, model.card),
         use=USE,
         limits=limitations(model.card.classes),
         tones=dict(zip(meanings(model.card), ("closer", "positive", "negative"), strict=True)),
         when=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
-    write_atomically(folder / SHEET, [page])
+    write_whole(folder / SHEET, [page.encode()])
+
+
+def word_promise(summary: Summary, card: Card) -> str:
+    """Word what is promised of the answers: nothing where the films are not the model's."""
+    strange = summary.drift is not None and summary.drift.differs
+    return "Nothing is promised of answers to such films." if strange else text.promise(card.promise)
 
 
 def word_probability(card: Card) -> Callable[[float], str]:
@@ -171,8 +180,7 @@ def print_summary(summary: Summary, model: TrainedModel, folder: Path) -> None:
     out.print(rows)
     for name, count in summary.flags.most_common():
         out.print(f"Flag {name}: {count} ({FLAGS[name]})")
-    holds = text.promise(model.card.promise)
-    out.print(f"For example {word_probability(model.card)(0.8)} {holds}")
+    out.print(f"For example {word_probability(model.card)(0.8)} {word_promise(summary, model.card)}")
     out.print(f"Model {model.name}. {describe_evidence(model.card)}")
     out.print("A second opinion beside a radiologist's reading; no medical device.")
     print(f"Answers: {folder / TABLE}\nContact sheet: {folder / SHEET}")

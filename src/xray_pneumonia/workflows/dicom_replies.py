@@ -20,14 +20,7 @@ STRENGTH = 0.6  # of the heat over the film
 def make_answer(
     reading: Any, heat_map: Callable[[Path], tuple[bytes, str]], model: TrainedModel, journal: Any
 ) -> Callable[[Path, Any], list[bytes]]:
-    """Make the function that answers a film.
-
-    Args:
-        reading: decodes and classifies.
-        heat_map: a film's path -> the layer as PNG, empty where there is none, and why.
-        model: that answers.
-        journal: of the audit lines.
-    """
+    """Make the function that answers a film; `heat_map` gives the layer as PNG (empty where there is none), and why."""
     card = model.card
     reader = replies.Reader(model.name, (card.weights_sha256 or card.run_id)[:12], card.class_names[1])
 

@@ -4,7 +4,6 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import requires, version
 from pathlib import Path
@@ -167,17 +166,12 @@ def _stale(report: Report, store: Store, home: Path, *, mark: bool) -> int:
 
 
 def _leftovers(report: Report, home: Path) -> None:
-    kept = _staged_sizes(home)
-    if kept:
-        total = _size(sum(kept.values()))
-        report.add("local copies", f"{len(kept)} runs, {total}, all in the store; rm -r {home / STAGED} frees it")
-
-
-def _staged_sizes(home: Path) -> Mapping[str, int]:
-    """Size in bytes of staged files, by run, that no spool waits to send."""
+    """Find staged files that no spool waits to send."""
     waiting = {spool.run_id for spool in spools(home)}
-    folders = [path for path in (home / STAGED).glob("*") if path.is_dir() and path.name not in waiting]
-    return {path.name: sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) for path in folders}
+    kept = [path for path in (home / STAGED).glob("*") if path.is_dir() and path.name not in waiting]
+    if kept:
+        total = _size(sum(file.stat().st_size for path in kept for file in path.rglob("*") if file.is_file()))
+        report.add("local copies", f"{len(kept)} runs, {total}, all in the store; rm -r {home / STAGED} frees it")
 
 
 def _print(report: Report) -> None:

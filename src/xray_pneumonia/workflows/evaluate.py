@@ -33,7 +33,7 @@ from xray_pneumonia.workflows.evaluation_data import (
     open_split,
     require_comparable,
 )
-from xray_pneumonia.workflows.find_model import EvaluatedModel, find_compared, find_evaluated
+from xray_pneumonia.workflows.find_model import EvaluatedModel, find_evaluated
 from xray_pneumonia.workflows.stored_predictions import training_leaks
 from xray_pneumonia.workflows.training_run import DESCRIPTION, describe, record_origin, summarise
 
@@ -66,9 +66,8 @@ def main(cfg: DictConfig) -> None:
     home, tracking = Path(cfg.home), build(cfg.tracking)
     store = open_store(tracking, home=home)
     performance.prepare_process(keep_freed_memory=True, threads=None)
-    evaluated = find_evaluated(store, cfg, settings)
+    evaluated, other = find_evaluated(store, cfg, settings)
     evaluated = replace(evaluated, model=evaluated.model.at(cfg.prevalence, cost=cfg.cost))
-    other = find_compared(store, cfg, settings)
     held_out = open_split(
         evaluated.runs[0],
         cfg.split,
@@ -121,6 +120,7 @@ def evaluate(
         predict=model.uncalibrated_logits,
         check=model.input_check,
         validation=table if held_out.split == "val" and evaluated.validation is None else evaluated.validation,
+        parts=held_out.answers(table, model.decision) if settings.report else [],
         rival=None if other is None else _predict_rival(other.model, held_out, table),
     )
     assessed = report.assessment

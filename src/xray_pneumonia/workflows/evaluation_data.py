@@ -19,9 +19,12 @@ from xray_pneumonia.data.classes import Question
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.images.cache import open_cache
 from xray_pneumonia.data.records import fingerprint, scan_external
+from xray_pneumonia.data.shifts import find_parts
 from xray_pneumonia.data.splits import in_other_splits
 from xray_pneumonia.errors import InputError
+from xray_pneumonia.evaluation.assessment import Decision
 from xray_pneumonia.evaluation.input_gate import ThumbnailGate, fit_thumbnail_gate
+from xray_pneumonia.evaluation.subgroups import Answers, count_answered
 from xray_pneumonia.tracking.stored_runs import StoredRun
 from xray_pneumonia.types import CLASSES, Classes, Gray, Text
 from xray_pneumonia.workflows.find_model import EvaluatedModel
@@ -65,6 +68,11 @@ class HeldOut:
         """Identify the images, whatever they are called and wherever they are; 64 hex digits."""
         return hashlib.sha256("".join(sorted(set(self.records["sha256"]))).encode()).hexdigest()
 
+    def answers(self, table: pd.DataFrame, decision: Decision) -> list[Answers]:
+        """Count the answers, of raw predictions, on all of it and on what each shift would hold out of it."""
+        parts = {"all of them": np.ones(len(table), bool), **find_parts(self.records, self.images)}
+        return count_answered(decision.calibration.apply(table), decision.band, parts)
+
     def fit_gate(self) -> ThumbnailGate | None:
         """Fit a gate for a model without one, where training and validation images are known."""
         if self.training is None or self.validation is None:
@@ -101,13 +109,7 @@ def open_split(
 ) -> HeldOut:
     """Open a split as the run's config describes its data, or another folder (`root`).
 
-    Args:
-        run: whose config it is.
-        split: which.
-        folder: another folder than the config's, and how it is read.
-        home: where caches are.
-        image_size: of the model, in pixels.
-        validation_ids: of the images that it was chosen on; None where only the split itself tells.
+    `validation_ids` are those of the images that the model was chosen on; None where only the split itself tells.
 
     Raises:
         InputError: the data are not those of the run, or not what was expected of them.
@@ -115,7 +117,7 @@ def open_split(
     if split == "external":
         if folder["root"] is None:
             raise InputError("data.root=null: split=external needs data.root=DIR, the folder of the other hospital")
-        question = folder_question(folder, asked_of(run))
+        question = _question(folder, run)
         return _open_external(folder, folder["root"], question, home=home, image_size=image_size)
     if split in {"val", "shift"} and run.tags.get("verb") == "adapt":
         raise InputError(
@@ -143,14 +145,10 @@ def open_data(
     return data, stored
 
 
-def asked_of(run: StoredRun) -> Question:
-    """Read the question that a run's model answers from its stored config."""
+def _question(folder: "EvaluationFolder", run: StoredRun) -> Question:
+    """Take the question of a run's model, with the names that a folder has for its classes where they are given."""
     data = load_config(run, origin=f"run_id={run.run_id}").get("data", {})
-    return Question.of(list(data.get("negative", CLASSES[:1])), list(data.get("positive", CLASSES[1:])))
-
-
-def folder_question(folder: "EvaluationFolder", asked: Question) -> Question:
-    """Take the model's question, with the names that a folder has for its classes where they are given."""
+    asked = Question.of(list(data.get("negative", CLASSES[:1])), list(data.get("positive", CLASSES[1:])))
     return Question.of(folder["negative"] or asked.negative, folder["positive"] or asked.positive)
 
 
@@ -240,11 +238,7 @@ def _open_external(
 
 
 def require_comparable(held_out: HeldOut, evaluated: EvaluatedModel, other: EvaluatedModel | None) -> None:
-    """Refuse a split that one of the models was trained on, and models that take images of different sizes.
-
-    Raises:
-        InputError: it may have been, or they do.
-    """
+    """Refuse a split that a model was trained on, and models that take images of different sizes (InputError)."""
     known = evaluated.validation
     if held_out.split == "val" and known is not None and set(held_out.records["id"]) != set(known["id"]):
         raise InputError(

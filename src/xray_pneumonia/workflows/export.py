@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from scipy.special import expit
 
-from xray_pneumonia.config import Node, build, check
+from xray_pneumonia.config import Node, check
 from xray_pneumonia.data import synthetic
 from xray_pneumonia.data.images.sandbox import decode_files
 from xray_pneumonia.errors import AnswersDiffer, InputError
@@ -25,11 +25,9 @@ from xray_pneumonia.inference.ensemble import ENSEMBLE
 from xray_pneumonia.inference.loading import load_model
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.inference.onnx import GRAPH, read_graph, require_reader, require_writer, write_graph
-from xray_pneumonia.tracking.run_names import read_named
-from xray_pneumonia.tracking.store import open_database
 from xray_pneumonia.tracking.stored_runs import StoredRun
 from xray_pneumonia.types import Count, Gray
-from xray_pneumonia.workflows.find_model import find_model
+from xray_pneumonia.workflows.find_model import find_named, folder_of
 from xray_pneumonia.workflows.training_record import CONFIG, ENVIRONMENT, HISTORY
 
 PARTS = (WEIGHTS, CARD, ENSEMBLE, GATE, CONFIG, HISTORY, ENVIRONMENT)  # what a folder may hold
@@ -56,15 +54,10 @@ class ExportConfig:
 def main(cfg: DictConfig) -> None:
     """Export, and print what was compared."""
     check(cfg, ExportConfig)
-    if (cfg.run_id is None) == (cfg.model is None):
-        raise InputError(f"run_id={cfg.run_id} model={cfg.model}: name one of them")
     require_writer()
     require_reader()
-    name = cfg.run_id or cfg.model
-    tracking, home = build(cfg.tracking), Path(cfg.home)
-    run = read_named(open_database(tracking, home=home), cfg.run_id) if cfg.run_id else None
-    found = run or find_model(name, tracking=tracking, home=home)
-    folder = found.bundle() if isinstance(found, StoredRun) else found
+    found, name = find_named(cfg), cfg.run_id or cfg.model
+    folder = folder_of(found)
     if folder.is_file():
         raise InputError(f"model={name}: is an exported file already; name the run or folder it was made of")
     model = load_model(folder, name=name)
@@ -145,11 +138,7 @@ def _draft(output: Path) -> Iterator[Path]:
 
 
 def _take_sample(found: StoredRun | Path, given: str | None, *, size: int, most: int) -> tuple[Gray, str]:
-    """Take the files given, else validation files of the model's run, else generated X-rays; and say which.
-
-    Raises:
-        InputError: files were given, and none is a readable X-ray.
-    """
+    """Take the files given, else validation files of the model's run, else generated X-rays; and say which."""
     if given is not None:
         root = Path(given).expanduser()
         images = _decoded([root] if root.is_file() else sorted(root.rglob("*.*")), size, most)

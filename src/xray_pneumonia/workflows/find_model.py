@@ -11,16 +11,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
-from scipy.special import logit
 
 from xray_pneumonia.config import build
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import calibration
-from xray_pneumonia.evaluation.abstention import Band, fit_promise
-from xray_pneumonia.evaluation.assessment import FIXED, Decision, decide
+from xray_pneumonia.evaluation.assessment import FIXED, Decision, OutOfFold, decide, promising
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.inference.bundle import CARD
-from xray_pneumonia.inference.ensemble import ENSEMBLE
+from xray_pneumonia.inference.ensemble import ENSEMBLE, require_alike
 from xray_pneumonia.inference.loading import EngineName, load_bundle, load_model
 from xray_pneumonia.inference.model import TrainedModel, ensemble_of
 from xray_pneumonia.tracking.registry import NAMED, find_registered
@@ -28,7 +26,7 @@ from xray_pneumonia.tracking.run_names import NoSuchRun, read_named
 from xray_pneumonia.tracking.store import Store, TrackingSettings, open_database
 from xray_pneumonia.tracking.stored_runs import RUN_ID, StoredRun, read_run
 from xray_pneumonia.workflows.own_code import changes_shown
-from xray_pneumonia.workflows.stored_predictions import read_out_of_fold, validation_predictions
+from xray_pneumonia.workflows.stored_predictions import find_siblings, read_out_of_fold, validation_predictions
 from xray_pneumonia.workflows.training_record import read_provenance
 
 STORED = "stored"  # the operating point that the model carries
@@ -37,17 +35,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """A model to evaluate, and what is known of its training.
+    """A model to evaluate, and what is known of its training."""
 
-    Args:
-        model: its `decision` is what was stored with it, or chosen on validation for this evaluation.
-        runs: that trained it, one for each member; a model in a folder has what its files tell of one.
-        validation: its predictions on validation, with uncalibrated logits; None for a model in a folder.
-    """
-
-    model: TrainedModel
-    runs: list[StoredRun]
-    validation: pd.DataFrame | None
+    model: TrainedModel  # its `decision` is what was stored with it, or chosen on validation for this evaluation
+    runs: list[StoredRun]  # that trained it, one for each member; of a model in a folder what its files tell
+    validation: pd.DataFrame | None  # its raw predictions on validation; None for a model in a folder
 
 
 def find_and_load(model: str, *, tracking: TrackingSettings, home: Path, engine: EngineName = "auto") -> TrainedModel:
@@ -57,7 +49,7 @@ def find_and_load(model: str, *, tracking: TrackingSettings, home: Path, engine:
         InputError: there is no such model, or it is damaged or altered.
     """
     found = find_model(model, tracking=tracking, home=home)
-    place = found.bundle() if isinstance(found, StoredRun) else found
+    place = folder_of(found)
     log.info("model %s: %s", model, place)
     with changes_shown(found) if isinstance(found, StoredRun) else nullcontext():
         return load_model(place, name=model, engine=engine)
@@ -93,6 +85,23 @@ def find_model(model: str, *, tracking: TrackingSettings, home: Path, key: str =
     raise InputError(f"{key}={model}: {_explain(model, folder, sorted(shipped))}")
 
 
+def find_named(cfg: DictConfig) -> StoredRun | Path:
+    """Find what `run_id` or `model` of a command names, which takes one of them."""
+    if (cfg.run_id is None) == (cfg.model is None):
+        raise InputError(
+            f"run_id={cfg.run_id} model={cfg.model}: name one of them: run_id=ID, model=NAME@ALIAS or model=FOLDER"
+        )
+    tracking, home = build(cfg.tracking), Path(cfg.home)
+    if cfg.model is None:
+        return read_named(open_database(tracking, home=home), cfg.run_id)
+    return find_model(cfg.model, tracking=tracking, home=home)
+
+
+def folder_of(found: StoredRun | Path) -> Path:
+    """Locate or fetch the files of a model that was found."""
+    return found.bundle() if isinstance(found, StoredRun) else found
+
+
 def _database(tracking: TrackingSettings, home: Path) -> Store | None:
     with suppress(InputError):
         return open_database(tracking, home=home)
@@ -114,13 +123,10 @@ def _explain(model: str, folder: Path, shipped: list[str]) -> str:
     return f"{kind}; {known}; give a run id, NAME@ALIAS, a folder with a bundle or an exported .onnx file"
 
 
-def find_evaluated(store: Store, cfg: DictConfig, settings: EvaluationSettings) -> EvaluatedModel:
-    """Find the model that `run_id` or `model` of `xray evaluate` names.
-
-    Args:
-        store: where runs are.
-        cfg: of the command.
-        settings: how to choose on validation what a run does not carry.
+def find_evaluated(
+    store: Store, cfg: DictConfig, settings: EvaluationSettings
+) -> tuple[EvaluatedModel, EvaluatedModel | None]:
+    """Find the model that `run_id` or `model` of `xray evaluate` names, and that of `compare_to`, if anything.
 
     Raises:
         InputError: there is no such model, or it is damaged or altered.
@@ -128,12 +134,9 @@ def find_evaluated(store: Store, cfg: DictConfig, settings: EvaluationSettings) 
     if (cfg.run_id is None) == (cfg.model is None):
         raise InputError("run_id, model: name one of them: run_id=ID, or model=NAME of one that `xray predict` reads")
     named = cfg.model if cfg.run_id is None else [cfg.run_id] if isinstance(cfg.run_id, str) else cfg.run_id
-    return _find_evaluated(store, cfg, settings, named, key="model")
-
-
-def find_compared(store: Store, cfg: DictConfig, settings: EvaluationSettings) -> EvaluatedModel | None:
-    """Find the model that `compare_to` of `xray evaluate` names, if anything; raises as `find_evaluated` does."""
-    return None if cfg.compare_to is None else _find_evaluated(store, cfg, settings, cfg.compare_to, key="compare_to")
+    evaluated = _find_evaluated(store, cfg, settings, named, key="model")
+    other = cfg.compare_to
+    return evaluated, None if other is None else _find_evaluated(store, cfg, settings, other, key="compare_to")
 
 
 def _find_evaluated(
@@ -203,7 +206,9 @@ def load_runs(
         card = replace(model.card, net={}, weights_sha256="", run_id=run_id)
         card = replace(card, temperature=1.0, bias=0.0, prevalence=0.5)  # evidence stays as it is
         model = ensemble_of(members, card, name=" + ".join(run.name for run in runs))
-    elsewhere = read_out_of_fold(settings.out_of_fold, lambda: store)
+    elsewhere = read_out_of_fold(settings.out_of_fold or [], lambda: store)
+    if settings.out_of_fold is None and len(runs) == 1:
+        elsewhere = find_siblings(runs[0])
     decision = _decide(model, validation, settings, operating_point=operating_point, out_of_fold=elsewhere)
     return EvaluatedModel(model.with_decision(decision), runs, validation)
 
@@ -238,16 +243,7 @@ def _require_fitting(members: list[TrainedModel], tables: list[pd.DataFrame]) ->
                 f"run_id: {first.run_id} and {card.run_id} validate on different images, so one may have trained on "
                 "what the other is judged by; use runs with the same data.split_seed, folds and data.root"
             )
-        if card.class_names != first.class_names:
-            raise InputError(
-                f"run_id: {card.run_id} tells {' and '.join(card.class_names)} apart, {first.run_id} "
-                f"{' and '.join(first.class_names)}; an ensemble needs one question"
-            )
-        if card.image_size != first.image_size:
-            raise InputError(
-                f"run_id: {card.run_id} sees {card.image_size} pixels, {first.run_id} {first.image_size}; an ensemble "
-                "needs one image size"
-            )
+        require_alike(card, first, origin="run_id", names=(card.run_id, first.run_id))
 
 
 def _decide(
@@ -256,16 +252,18 @@ def _decide(
     settings: EvaluationSettings,
     *,
     operating_point: str,
-    out_of_fold: pd.DataFrame | None,
+    out_of_fold: OutOfFold | None,
 ) -> Decision:
     """Take the decision that a model carries, or choose on validation what it does not."""
     if operating_point != STORED:
         settings = replace(settings, operating_point=operating_point)
     elif not model.members and model.card.operating_point_policy != FIXED:
         stored = model.decision
-        if model.card.band:
+        known = stored.promise
+        if model.card.band and (out_of_fold is None or known is None or known["folds"]):
             return stored
-        distance = stored.calibration.logits(validation["logit"]) - logit(stored.threshold)
-        promise = fit_promise(distance, validation["label"], validation["patient"], max_error=settings.max_error)
-        return replace(stored, band=Band.around(stored.threshold, promise["margin"]), promise=promise)
+        if out_of_fold is not None:
+            log.info("the margin here is fitted on all folds; `xray predict` goes on with that of the model's own")
+        most = known["max_error"] if known else settings.max_error
+        return promising(stored, validation, out_of_fold, max_error=most)
     return decide(validation, settings, fitted=model.calibration, out_of_fold=out_of_fold)

@@ -51,9 +51,7 @@ def find_trainings(
         asked = [find_run_id(store, text, key="run_ids") for text in run_ids]
         unknown = [run_id for run_id in asked if run_id not in known]
         if unknown:
-            raise InputError(
-                f"run_ids={unknown}: no finished training in experiment {store.experiment_name} has this id"
-            )
+            raise InputError(f"run_ids={unknown}: no finished training of {store.experiment_name} has this id")
         return [known[run_id] for run_id in asked]
     if not runs:
         raise InputError(f"experiment_name={store.experiment_name}: holds no finished training; train with xray train")

@@ -1,7 +1,5 @@
 """Runs `xray index`: lists the films of a published data set in a CSV that `data.root` reads."""
 
-import csv
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +12,7 @@ from xray_pneumonia.data.layouts import LAYOUTS, index
 from xray_pneumonia.data.patients import rule_of
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.types import Text
+from xray_pneumonia.whole_files import write_whole
 
 if TYPE_CHECKING:
     LayoutName = str
@@ -49,9 +48,7 @@ def main(cfg: DictConfig) -> None:
         used = table["reason"].eq("")
         table.loc[used, "patient"] = [rule(str(source / path), path) for path in table.loc[used, "path"]]
     kept = table[table["reason"].eq("")].drop(columns="reason")
-    draft = target.with_name(f".{target.name}.tmp")
-    kept.to_csv(draft, index=False, quoting=csv.QUOTE_MINIMAL, encoding="utf-8")
-    os.replace(draft, target)
+    write_whole(target, [kept.to_csv(index=False).encode()])
     left_out = table.loc[table["reason"].ne(""), "reason"].value_counts().to_dict()
     patients = f"of {kept['patient'].nunique()} patients" if "patient" in kept else "whose patients are unknown"
     print(f"Rule: {LAYOUTS[cfg.layout].rule}.")

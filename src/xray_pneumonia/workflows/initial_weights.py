@@ -8,11 +8,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.inference.bundle import MAX_BYTES, WEIGHTS, file_sha256, read_bundle, require_plain
+from xray_pneumonia.inference.bundle import MAX_BYTES, WEIGHTS, read_bundle, require_plain
 from xray_pneumonia.inference.loading import require_fitting
 from xray_pneumonia.tracking.store import TrackingSettings
-from xray_pneumonia.tracking.stored_runs import StoredRun
-from xray_pneumonia.workflows.find_model import find_model
+from xray_pneumonia.whole_files import file_sha256
+from xray_pneumonia.workflows.find_model import find_model, folder_of
 
 KEY = "model.init_from"
 
@@ -31,11 +31,7 @@ class InitialWeights:
         return {"init.from": self.name, "init.sha256": self.sha256}
 
     def load_into(self, net: nn.Module) -> None:
-        """Set a net's weights.
-
-        Raises:
-            InputError: it has others, or of other shapes.
-        """
+        """Set a net's weights; an InputError says that it has others, or of other shapes."""
         try:
             require_fitting(net, self.tensors)
         except ValueError as error:
@@ -57,8 +53,7 @@ def find_weights(name: str, *, tracking: TrackingSettings, home: Path) -> Initia
             return InitialWeights(name, file_sha256(path), load_file(require_plain(path, most=MAX_BYTES)))
         except (OSError, ValueError, SafetensorError) as error:
             raise InputError(f"{KEY}={name}: cannot be read: {error}; name a file that safetensors wrote") from error
-    found = find_model(name, tracking=tracking, home=home, key=KEY)
-    folder = found.bundle() if isinstance(found, StoredRun) else found
+    folder = folder_of(find_model(name, tracking=tracking, home=home, key=KEY))
     if not (folder / WEIGHTS).is_file():
         raise InputError(f"{KEY}={name}: is no single net with weights of its own; name one, such as final_seed1")
     return InitialWeights(name, file_sha256(folder / WEIGHTS), read_bundle(folder)[1])

@@ -15,11 +15,7 @@ PACKAGES = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}  # extra
 
 
 def require_packages(nodes: Sequence[Node]) -> None:
-    """Check that the packages of loggers are installed.
-
-    Raises:
-        InputError: one is not.
-    """
+    """Raise InputError unless the packages of loggers are installed."""
     for position, node in enumerate(nodes):
         package = PACKAGES.get(node["_target_"].rpartition(".")[2], "")
         if package and not find_spec(package):

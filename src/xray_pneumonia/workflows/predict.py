@@ -18,7 +18,7 @@ from xray_pneumonia.config import Node, build, check
 from xray_pneumonia.data.files import find_files, find_films, is_text, printable, shown
 from xray_pneumonia.data.images.limits import DECODER_VERSION, DicomRules
 from xray_pneumonia.data.images.sandbox import DAMAGED, Attempt, Decoders
-from xray_pneumonia.errors import InputError, SomeFailed
+from xray_pneumonia.errors import InputError, SomeFailed, raise_if_stopped
 from xray_pneumonia.evaluation import gradcam
 from xray_pneumonia.evaluation.input_gate import FeatureGate
 from xray_pneumonia.evaluation.quality import quality_flags
@@ -123,13 +123,9 @@ def _places(cfg: DictConfig) -> tuple[Path, Path]:
     if not source.exists():
         raise InputError(f"input={printable(cfg.input)}: no such file or folder")
     if folder.resolve() == source.resolve() or (source.is_dir() and folder.resolve().is_relative_to(source.resolve())):
-        raise InputError(
-            f"output={cfg.output}: lies in the input, where the next run would read it; name another folder"
-        )
+        raise InputError(f"output={cfg.output}: lies in the input, which the next run would read; name another folder")
     if not cfg.watch and next(iter(find_films(source)), None) is None:
-        raise InputError(
-            f"input={printable(cfg.input)}: no images; the folder holds no files but hidden ones and texts"
-        )
+        raise InputError(f"input={printable(cfg.input)}: no images; it holds no files but hidden ones and texts")
     return source, folder
 
 
@@ -163,6 +159,7 @@ def _classify_all(
         log.info("goes on where it stopped: %d files are left", total)
     maps = HeatMaps(model.require_net(), answers.folder) if cfg.explain else None
     for batch in _with_progress(decoders.batches(filter(answers.lacks, find_films(source)), cfg.batch_size), total):
+        raise_if_stopped()
         rows = iter(classify([attempt for attempt in batch if attempt.pixels is not None], model, maps))
         answers.append([next(rows) if attempt.pixels is not None else _failed(attempt) for attempt in batch])
     if maps is not None and maps.informative is None:

@@ -23,6 +23,7 @@ from xray_pneumonia.data.files import InputFile
 from xray_pneumonia.data.images.sandbox import Attempt
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.types import csv_safe
+from xray_pneumonia.whole_files import write_whole
 
 Row = dict[str, Any]
 ROWS, TABLE, IDENTITY, LOCK = "predictions.jsonl", "predictions.csv", "predictions.json", "predictions.lock"
@@ -71,7 +72,7 @@ class PredictionFiles:
         return self
 
     def _start(self, stack: ExitStack) -> None:
-        write_atomically(self.folder / IDENTITY, [json.dumps(self._identity, indent=2) + "\n"])
+        write_whole(self.folder / IDENTITY, [f"{json.dumps(self._identity, indent=2)}\n".encode()])
         self._answered = {row["path"]: row["stamp"] for row in self.rows() if not row["error"]}
         self.resumed = bool(self._answered)
         self._rewrite(row for row in self.rows() if not row["error"])
@@ -110,10 +111,9 @@ class PredictionFiles:
                         yield row
 
     def sort(self, files: Callable[[], Iterable[InputFile]] | None) -> None:
-        """Bring the rows of a continued run into the order of the files, the newest one for each.
+        """Bring the rows of a continued run into the order of the files that are there, the newest one for each.
 
-        Args:
-            files: that are there; None keeps the order of the rows, and those of files that are gone.
+        Without `files` the rows keep their order, and those of files that are gone.
         """
         if not self.resumed:
             return
@@ -135,8 +135,9 @@ class PredictionFiles:
 
     def _rewrite(self, rows: Iterable[Row]) -> None:
         """Write both files anew, from one pass over the rows."""
-        write_atomically(self.folder / ROWS, map(_json_line, rows))
-        write_atomically(self.folder / TABLE, chain([_csv_line(COLUMNS)], map(_csv_row, self.rows())))
+        write_whole(self.folder / ROWS, (_json_line(row).encode() for row in rows))
+        table = chain([_csv_line(COLUMNS)], map(_csv_row, self.rows()))
+        write_whole(self.folder / TABLE, (line.encode() for line in table))
 
     def _require_same_command(self) -> None:
         before = self.folder / IDENTITY
@@ -145,7 +146,7 @@ class PredictionFiles:
         if not self.folder.is_dir():
             raise InputError(f"output={self.folder}: is a file; name a new folder")
         if not before.exists():
-            if any(entry.name not in {LOCK, _draft(before).name} for entry in self.folder.iterdir()):
+            if any(entry.name not in {LOCK, f".{IDENTITY}.tmp"} for entry in self.folder.iterdir()):
                 raise InputError(f"output={self.folder}: holds other files; name a new or an empty folder")
             return
         try:
@@ -181,17 +182,3 @@ def _csv_line(cells: Iterable[str]) -> str:
     buffer = StringIO()
     csv.writer(buffer, lineterminator="\n").writerow(cells)
     return buffer.getvalue()
-
-
-def _draft(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")
-
-
-def write_atomically(path: Path, lines: Iterable[str]) -> None:
-    """Write a file whole or not at all."""
-    draft = _draft(path)
-    with draft.open("w", encoding="utf-8", newline="") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)

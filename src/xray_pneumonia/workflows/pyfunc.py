@@ -24,7 +24,7 @@ from xray_pneumonia.inference.loading import load_model
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.types import Gray
 
-PROCESSES, BATCH = min(4, os.cpu_count() or 1), 64
+PROCESSES = min(4, os.cpu_count() or 1)
 FILE, PIXELS = "image", "pixels"  # the columns of the input
 NUMBERS = ("probability", "gate_score")  # JSON knows no NaN, so they are None where there is none
 COLUMNS = (NUMBERS[0], "label", "operating_point", "prevalence", "answer", "abstention", NUMBERS[1])
@@ -85,7 +85,7 @@ class BundleModel:
                 count=PROCESSES, size=self._side, rules=DicomRules(), limits=USUAL
             )
             try:
-                return iter([attempt for batch in self._decoders.batches(files, BATCH) for attempt in batch])
+                return iter(self._decoders.read(files))
             except BaseException:
                 self._decoders = None  # what its processes hold belongs to no later request
                 raise

@@ -20,11 +20,10 @@ from xray_pneumonia.errors import InputError, NotReproduced
 from xray_pneumonia.terminal import console, make_table
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run
-from xray_pneumonia.tracking.run_names import read_named
-from xray_pneumonia.tracking.store import Store, TrackingSettings, open_database, open_store
+from xray_pneumonia.tracking.store import Store, TrackingSettings, open_store
 from xray_pneumonia.training.checkpoints import BEST
 from xray_pneumonia.types import Positive
-from xray_pneumonia.workflows.find_model import find_model
+from xray_pneumonia.workflows.find_model import find_named
 from xray_pneumonia.workflows.train import TrainConfig
 from xray_pneumonia.workflows.training import train
 from xray_pneumonia.workflows.training_record import (
@@ -60,29 +59,18 @@ class ReproduceConfig:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A training compared with its reproduction.
+    """A training compared with its reproduction."""
 
-    Args:
-        level: bit-identical; within the band, which counts only where circumstances differ; or different.
-        circumstances: what differs between then and now, with both values.
-        epochs, metrics: how many were compared.
-        departures, first: how many of these values differ, and the first of them.
-        weights: of the kept epoch.
-        stored: the band's metrics in the kept epoch, then.
-        found: the same, now.
-        band: half-width by metric, as declared before the training.
-    """
-
-    level: Level
-    circumstances: Mapping[str, tuple[str, str]]
-    epochs: int
+    level: Level  # within the band: which counts only where circumstances differ
+    circumstances: Mapping[str, tuple[str, str]]  # what differs between then and now, with both values
+    epochs: int  # how many were compared, as `metrics`
     metrics: int
-    departures: int
+    departures: int  # how many of these values differ
     first: Departure | None
-    weights: WeightDifference
-    stored: Mapping[str, float]
-    found: Mapping[str, float]
-    band: Mapping[str, float]
+    weights: WeightDifference  # of the kept epoch
+    stored: Mapping[str, float]  # the band's metrics in the kept epoch, then
+    found: Mapping[str, float]  # the same, now
+    band: Mapping[str, float]  # half-width by metric, as declared before the training
 
     def __str__(self) -> str:
         """Describe it in one line."""
@@ -137,7 +125,7 @@ def main(cfg: DictConfig) -> None:
     """
     check(cfg, ReproduceConfig)
     tracking: TrackingSettings = build(cfg.tracking)
-    record = _find(cfg, tracking)
+    record = read_record(find_named(cfg))
     experiment = record.run.store.experiment_name if record.run else tracking.experiment_name
     store = open_store(replace(tracking, experiment_name=experiment), home=Path(cfg.home))
     asked = _config(record, cfg, experiment=experiment)
@@ -154,15 +142,6 @@ def main(cfg: DictConfig) -> None:
     print(f"run_id={trained.run_id} verdict={comparison.level}", flush=True)
     if comparison.level == "different":
         raise NotReproduced(f"{record.name}: {comparison}")
-
-
-def _find(cfg: DictConfig, tracking: TrackingSettings) -> TrainingRecord:
-    """Find what is to be reproduced; a folder needs no store."""
-    if (cfg.run_id is None) == (cfg.model is None):
-        raise InputError("run_id, model: name one of them: run_id=ID, model=NAME@ALIAS or model=FOLDER")
-    if cfg.model is not None:
-        return read_record(find_model(cfg.model, tracking=tracking, home=Path(cfg.home)))
-    return read_record(read_named(open_database(tracking, home=Path(cfg.home)), cfg.run_id))
 
 
 def _config(record: TrainingRecord, cfg: DictConfig, *, experiment: str) -> DictConfig:

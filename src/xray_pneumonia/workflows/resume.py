@@ -1,6 +1,5 @@
 """`xray train resume=RUN_ID`: resume a stopped run at the end of its last epoch, or refuse with what has changed."""
 
-import io
 import logging
 import sys
 from collections.abc import Iterator, Mapping
@@ -8,9 +7,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
 from filelock import FileLock
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from xray_pneumonia.compose import asked
 from xray_pneumonia.config import build, leaves, plain
@@ -25,7 +23,7 @@ from xray_pneumonia.tracking.stored_runs import find, get, mark_running, read_ru
 from xray_pneumonia.training.checkpoints import BEST, Saved, clean_up, newest_valid, verify
 from xray_pneumonia.training.trainer import TrainerSettings
 from xray_pneumonia.workflows.own_code import load_config
-from xray_pneumonia.workflows.training_run import RECORDS, records_table
+from xray_pneumonia.workflows.training_run import RECORDS, read_records, records_table
 
 NEW = "new"  # resume=new: a new run, and no line about a stopped one
 PLACES = frozenset({"resume", "home", "tracking.uri", "tracking.experiment_name"})  # where to look, not what to train
@@ -43,19 +41,8 @@ class Resumption:
     sha256: str  # of the config as it was stored, which lacks the keys that came since
 
 
-def take_resume(cfg: DictConfig) -> str | None:
-    """Take the key `resume` out of a config: what is left is one training, the same whether or not it is resumed."""
-    with open_dict(cfg):
-        value = cfg.pop("resume", None)
-    return None if value is None else str(value)
-
-
 def open_resumption(cfg: DictConfig, run_id: str) -> Resumption:
     """Look a stopped run up, with the config it was started with.
-
-    Args:
-        cfg: composed from the command that asks for it.
-        run_id: of the run.
 
     Raises:
         InputError: it is finished, still running, has no valid checkpoint, or the command asks for another config.
@@ -122,12 +109,6 @@ def explain_stop(run: Run, *, resumable: bool) -> Iterator[None]:
 def find_checkpoint(store: Store, run_id: str, identity: Mapping[str, str], data: XRayDataModule) -> Path | None:
     """Find the checkpoint from which a run is resumed; None where a trial was stopped before its first one.
 
-    Args:
-        store: of the runs.
-        run_id: of the run.
-        identity: what must be the same as when the run began.
-        data: prepared.
-
     Raises:
         InputError: no checkpoint is valid, or config, data or schedule are no longer those of the run.
     """
@@ -146,11 +127,7 @@ def find_checkpoint(store: Store, run_id: str, identity: Mapping[str, str], data
 
 
 def claim(store: Store, run_id: str) -> None:
-    """Mark a run as running before it is resumed, so that of two processes that resume it at once one is refused.
-
-    Raises:
-        InputError: another process was faster.
-    """
+    """Mark a run as running before it is resumed: of two processes that do so at once one gets an InputError."""
     with FileLock(store.home / ".resume.lock"):
         run = get(store, run_id)
         _require_dead(run_id, run.status, run.tags)
@@ -211,7 +188,7 @@ def _changed_records(path: Path, data: XRayDataModule) -> list[str]:
     """List which records differ from those that the run began with."""
     if not path.is_file():
         return []
-    then = pd.read_csv(io.BytesIO(path.read_bytes()), dtype=str, keep_default_na=False).set_index("id")
+    then = read_records(path)
     now = records_table(data.records).astype(str).set_index("id")
     both = then.index.intersection(now.index)
     lines = [f"{name}: is gone" for name in then.index.difference(now.index)]

@@ -19,7 +19,7 @@ from xray_pneumonia.tracking.stored_runs import StoredRun, read_run
 from xray_pneumonia.types import Vector
 from xray_pneumonia.workflows.evaluation_data import EvaluationFolder, open_data
 from xray_pneumonia.workflows.stored_predictions import validation_predictions
-from xray_pneumonia.workflows.training_run import RECORDS
+from xray_pneumonia.workflows.training_run import RECORDS, read_records
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def open_films(runs: Sequence[StoredRun], *, root: str | None, home: Path) -> Fi
 
 def _require_same(run: StoredRun, table: pd.DataFrame, records: pd.DataFrame, *, first: str) -> None:
     """Refuse a run that judged other films, other bytes of them, or other labels than the first one."""
-    stored = pd.read_csv(run.artifact(RECORDS), dtype=str, keep_default_na=False).set_index("id")
+    stored = read_records(run.artifact(RECORDS))
     films = table["id"]
     now, labels = records.reindex(films), table.set_index("id")["label"]
     differ = now["label"].ne(labels) | now["sha256"].ne(stored["sha256"].reindex(films))

@@ -3,19 +3,17 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, open_dict
 
 from xray_pneumonia.config import Node, check
 from xray_pneumonia.evaluation.metrics import METRICS, Monitor, monitor_mode
-from xray_pneumonia.sweeps.settings import read_settings, take_sweep
+from xray_pneumonia.sweeps.settings import take_sweep
 from xray_pneumonia.terminal import console, make_table
 from xray_pneumonia.types import Seed, Text
 
 if TYPE_CHECKING:
     from xray_pneumonia.training.trainer import TrainerSettings
     from xray_pneumonia.workflows.training_run import Trained
-
-OF_COMMAND = ("sweep", "workers", "resume")  # keys of the command, not of the training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,28 +40,25 @@ class TrainConfig:
 
 def main(cfg: DictConfig) -> float:
     """Train and print; returns the kept epoch's validation AUROC."""
-    node = OmegaConf.select(cfg, "sweep")
-    if node is None or node.trial is None:
+    sweep = take_sweep(cfg)
+    if sweep is None:
         return train_one(cfg).metrics["auroc"]
     from xray_pneumonia.sweeps.trial import Trial  # imports Optuna, which other trainings do without
-    from xray_pneumonia.workflows import resume
     from xray_pneumonia.workflows.training import train
 
-    resume.take_resume(cfg)
-    take_sweep(cfg)
-    return Trial(read_settings(node), cfg, train=lambda each, watch: train(each, watch=watch)).run()
+    take_resume(cfg)
+    return Trial(sweep, cfg, train=lambda each, watch: train(each, watch=watch)).run()
 
 
 def train_one(cfg: DictConfig) -> "Trained":
     """Train one classifier and print its result."""
-    check(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in OF_COMMAND]), TrainConfig)
+    asked = take_resume(cfg)
+    take_sweep(cfg)
+    check_train(cfg)
     # Imported after the check, so that a wrong value need not wait for Lightning and MLflow.
     from xray_pneumonia.workflows import resume
     from xray_pneumonia.workflows.training import build_training, run_training
 
-    asked = resume.take_resume(cfg)
-    take_sweep(cfg)
-    check_train(cfg)
     resumption = resume.open_resumption(cfg, asked) if asked and asked != resume.NEW else None
     training = build_training(resumption.cfg if resumption else cfg)
     if asked is None:
@@ -76,12 +71,15 @@ def train_one(cfg: DictConfig) -> "Trained":
     return trained
 
 
-def check_train(cfg: DictConfig) -> dict[str, Any]:
-    """Check a config and set its `mode`; returns its values.
+def take_resume(cfg: DictConfig) -> str | None:
+    """Take the key `resume` out of a config: what is left is one training, the same whether or not it is resumed."""
+    with open_dict(cfg):
+        value = cfg.pop("resume", None)
+    return None if value is None else str(value)
 
-    Raises:
-        InputError: with all that is wrong.
-    """
+
+def check_train(cfg: DictConfig) -> dict[str, Any]:
+    """Check a config and set its `mode`; returns its values, or raises InputError with all that is wrong."""
     values = check(cfg, TrainConfig)
     cfg.mode = values["mode"] = monitor_mode(values["monitor"], values["mode"])
     return values
@@ -89,6 +87,8 @@ def check_train(cfg: DictConfig) -> dict[str, Any]:
 
 def _print(trained: "Trained", settings: "TrainerSettings") -> None:
     """Print the result with what it rests on: at the operating point, and at 0.5."""
+    from xray_pneumonia.evaluation.report.text import promise
+
     films, decision, out = trained.predictions, trained.decision, console(80)
     heads = (f"at {decision.threshold:.4f} ({decision.policy})", "at 0.5")
     title = f"Validation: {len(films)} images of {films['patient'].nunique()} patients, none of them trained on"
@@ -101,5 +101,6 @@ def _print(trained: "Trained", settings: "TrainerSettings") -> None:
     stopped = "none" if settings.patience is None else "where it stops"
     last = f"The last of {trained.epochs} epochs: {stopped} was chosen on these images."
     out.print(kept if settings.keep == "best" else last)
+    out.print(promise(decision.promise))
     report = f"Report: {trained.report}\n" if trained.report else ""
     print(f"{report}See it: {trained.see_it}")

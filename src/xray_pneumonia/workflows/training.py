@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-import pandas as pd
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
@@ -20,6 +19,7 @@ from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.data.files import require_unchanged
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import predictions
+from xray_pneumonia.evaluation.assessment import OutOfFold
 from xray_pneumonia.evaluation.metrics import OF_RANKS, epoch_metrics, table_metrics
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.evaluation.threshold import require_enough
@@ -29,10 +29,9 @@ from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.store import Store, TrackingSettings, open_database, open_or_offline
 from xray_pneumonia.training import checkpoints, performance
 from xray_pneumonia.training.callbacks import DataCheck, build_callbacks, keep_averaged, require_kept
-from xray_pneumonia.training.classifier import PneumoniaClassifier
+from xray_pneumonia.training.classifier import PneumoniaClassifier, predict_logits
 from xray_pneumonia.training.finetuning import freeze
 from xray_pneumonia.training.losses import require_loss
-from xray_pneumonia.training.predict import predict_logits
 from xray_pneumonia.training.trainer import TrainerSettings, build_trainer, fit
 from xray_pneumonia.workflows import resume
 from xray_pneumonia.workflows.choices import group_choices, run_name
@@ -72,7 +71,7 @@ class Training:
     data: XRayDataModule
     classifier: PneumoniaClassifier
     callbacks: list[Callback]
-    out_of_fold: pd.DataFrame | None
+    out_of_fold: OutOfFold | None
     initial: dict[str, str]  # tags of the weights that it starts from
 
 
@@ -151,7 +150,7 @@ def _require_last_batch(net: nn.Module, images: int, batch_size: int, sides: lis
 
 def _check_evaluation(
     evaluation: EvaluationSettings, data: XRayDataModule, open_store: Callable[[], Store]
-) -> pd.DataFrame | None:
+) -> OutOfFold | None:
     """Refuse before the training what could not be chosen after it; returns the out-of-fold predictions, if any."""
     chosen_on = data.records[data.records["split"].eq("val") & data.records["error"].eq("")]
     well, ill = (chosen_on.loc[chosen_on["label"] == label, "patient"].nunique() for label in (0, 1))
@@ -181,13 +180,7 @@ def _build_net(node: Node, side: int, initial: InitialWeights | None) -> nn.Modu
 def run_training(
     training: Training, *, watch: Watch | None = None, resumption: resume.Resumption | None = None
 ) -> Trained:
-    """Fit, evaluate and record.
-
-    Args:
-        training: what is trained.
-        watch: of the sweep whose trial this is, or of a reproduction.
-        resumption: the stopped run that is resumed, instead of a new one.
-    """
+    """Fit, evaluate and record; a sweep or a reproduction may `watch`, and a stopped run may be resumed."""
     tracking = training.tracking
     store = resumption.store if resumption else open_or_offline(tracking, home=training.home)
     known = resumption or watch
@@ -233,19 +226,18 @@ def _evaluate(training: Training, run: Run, trainer: pl.Trainer, *, scored: bool
     """Evaluate the kept epoch on validation and record the result."""
     # Pages, figures and heat maps: they take seconds to import, which no first step waits for.
     from xray_pneumonia.workflows.training_run import record_bundle, record_result
-    from xray_pneumonia.workflows.validation import assess_parts, assess_shift, assess_validation
+    from xray_pneumonia.workflows.validation import assess_parts, assess_validation, predict_shift, record_shift
 
     data, net, device = training.data, training.classifier.net, trainer.strategy.root_device
     best_epoch = _load_best(training.classifier, run.folder / "checkpoints" / checkpoints.BEST)
     index, logits = predict_logits(net, data.val_dataloader(), device=device)
     table = predictions.tabulate(data.records, index, logits)
+    values, shifted = training.config.values, predict_shift(net, data, device=device)
     settings, elsewhere = training.evaluation, training.out_of_fold
-    chosen = assess_validation(run, training.config.values, net, data, table, settings=settings, out_of_fold=elsewhere)
-    shift = assess_shift(run, net, data, chosen.decision, device=device)
+    chosen = assess_validation(run, values, net, data, table, settings=settings, shifted=shifted, out_of_fold=elsewhere)
+    shift = record_shift(run, shifted, chosen.decision)
     if scored:
-        assess_parts(
-            run, net, data, chosen, part=training.config.values["data"]["split"], shift=shift, seed=settings.seed
-        )
+        assess_parts(run, net, data, chosen, part=values["data"]["split"], shift=shift, seed=settings.seed)
     labels = chosen.predictions["label"].to_numpy()
     metrics = epoch_metrics(chosen.predictions["logit"].to_numpy(), labels, threshold=THRESHOLD)
     operating = table_metrics(chosen.predictions, threshold=chosen.decision.threshold)
@@ -266,7 +258,7 @@ def _evaluate(training: Training, run: Run, trainer: pl.Trainer, *, scored: bool
         monitored=history.get(best_epoch, float("nan")),
     )
     record_result(run, trained, data)
-    record_bundle(run, training.config.values, net, data, chosen, epoch=best_epoch)
+    record_bundle(run, values, net, data, chosen, epoch=best_epoch)
     checkpoints.drop_previous(run.folder / "checkpoints")
     return trained
 

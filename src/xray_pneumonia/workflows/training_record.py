@@ -33,27 +33,16 @@ History = Mapping[str, Mapping[int, float]]  # metric -> epoch, counted from 1 -
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """A training as its run or its folder holds it.
+    """A training as its run or its folder holds it."""
 
-    Args:
-        name: `run_id=...` or the folder.
-        run: None where it is a folder.
-        config: that it ran with, checked as far as stored ones are.
-        config_sha256: of the config's bytes.
-        fingerprint: of the data's records.
-        history: of its metrics.
-        weights: of the kept epoch.
-        circumstances: machine, versions and code, one value for each.
-    """
-
-    name: str
-    run: StoredRun | None
-    config: DictConfig
-    config_sha256: str
-    fingerprint: str
-    history: History
-    weights: dict[str, Tensor]
-    circumstances: dict[str, str]
+    name: str  # `run_id=...` or the folder
+    run: StoredRun | None  # None where it is a folder
+    config: DictConfig  # that it ran with, checked as far as stored ones are
+    config_sha256: str  # of the config's bytes
+    fingerprint: str  # of the data's records
+    history: History  # of its metrics
+    weights: dict[str, Tensor]  # of the kept epoch
+    circumstances: dict[str, str]  # machine, versions and code, one value for each
 
 
 @dataclass(frozen=True)
@@ -124,11 +113,7 @@ def leave_evidence(run: Run, folder: Path) -> None:
 
 
 def read_history(path: Path) -> History:
-    """Read the metrics of each epoch from the table of a bundle.
-
-    Raises:
-        InputError: it is no such table.
-    """
+    """Read the metrics of each epoch from the table of a bundle; another table is an InputError."""
     history: defaultdict[str, dict[int, float]] = defaultdict(dict)
     try:
         for row in csv.DictReader(_text(path).splitlines()):
@@ -148,11 +133,7 @@ class Provenance:
 
 
 def read_provenance(folder: Path) -> Provenance:
-    """Read the config and the environment of a bundle's training.
-
-    Raises:
-        InputError: there is no config, or a file is damaged.
-    """
+    """Read the config and the environment of a bundle's training; a missing or damaged file is an InputError."""
     if not (folder / CONFIG).is_file():
         raise InputError(f"model={folder}: holds no {CONFIG}, so how it was trained is not known")
     config = _text(folder / CONFIG)
@@ -171,11 +152,7 @@ def _environment(path: Path) -> dict[str, Any]:
 
 
 def _text(path: Path) -> str:
-    """Read a file that somebody else may have written.
-
-    Raises:
-        InputError: it is not there, too large, or no text.
-    """
+    """Read a file that somebody else may have written; what is not there, too large or no text is an InputError."""
     try:
         return require_plain(path, most=MAX_BYTES).read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -107,7 +107,7 @@ def record_start(run: Run, config: RunConfig, data: XRayDataModule, net: nn.Modu
     run.set_tags({DESCRIPTION: describe(run, "Running.", None)})
     run.log_provenance(collect(COMPUTING))
     keep_sources(run)
-    run.path(RECORDS).write_text(records_table(records).to_csv(index=False), encoding="utf-8")
+    write_records(run, records)
     record_dataset(run, records, root=config.values["data"]["root"], stage="train")
     if data.corrected:
         run.path(CORRECTIONS).write_bytes(data.corrected.text)
@@ -168,6 +168,16 @@ def records_table(records: pd.DataFrame) -> pd.DataFrame:
     return records[["id", "patient", "subtype", "label", "split", "sha256"]].replace({np.nan: ""})
 
 
+def write_records(run: Run, records: pd.DataFrame) -> None:
+    """Keep the records with a run."""
+    run.path(RECORDS).write_text(records_table(records).to_csv(index=False), encoding="utf-8")
+
+
+def read_records(path: Path) -> pd.DataFrame:
+    """Read the records that a run keeps, as text, by their ids."""
+    return pd.read_csv(path, dtype=str, keep_default_na=False).set_index("id")
+
+
 def record_result(run: Run, trained: Trained, data: XRayDataModule) -> None:
     """Record predictions, metrics and figures of the kept epoch."""
     from xray_pneumonia.evaluation import predictions
@@ -180,6 +190,7 @@ def record_result(run: Run, trained: Trained, data: XRayDataModule) -> None:
     run.log_metrics({"best/epoch": best_epoch, "best/loss": loss})
     run.log_metrics({f"best/{name}": value for name, value in trained.metrics.items()})
     run.log_metrics({f"operating/{name}": value for name, value in trained.operating.items() if not np.isnan(value)})
+    run.log_metrics({f"promise/{name}": float(value) for name, value in (trained.decision.promise or {}).items()})  # type: ignore[arg-type]
     run.set_tags({DESCRIPTION: describe(run, trained.summary, trained.report)})
     for name, figure in {
         "learning_curves": figures.learning_curves(run.metric_history(CURVES), best_epoch=best_epoch),

@@ -15,21 +15,24 @@ from xray_pneumonia.data.classes import counted
 from xray_pneumonia.data.datamodule import XRayDataModule
 from xray_pneumonia.evaluation import predictions, robust_score
 from xray_pneumonia.evaluation.abstention import answered_and_wrong
-from xray_pneumonia.evaluation.assessment import Decision, decide
+from xray_pneumonia.evaluation.assessment import Decision, OutOfFold, decide
 from xray_pneumonia.evaluation.drift import Home, describe
 from xray_pneumonia.evaluation.input_gate import Gate, fit_feature_gate, fit_thumbnail_gate
 from xray_pneumonia.evaluation.metrics import table_metrics
 from xray_pneumonia.evaluation.quality import InputCheck
 from xray_pneumonia.evaluation.report.build import PAGE, Context, assess_and_report
 from xray_pneumonia.evaluation.settings import EvaluationSettings
+from xray_pneumonia.evaluation.subgroups import Answers, count_answered
 from xray_pneumonia.inference.model import run_features, run_net
 from xray_pneumonia.models.features import FeatureNet
 from xray_pneumonia.tracking.ledger import opened_before
-from xray_pneumonia.tracking.run import Run
+from xray_pneumonia.tracking.run import Run, logged
 from xray_pneumonia.tracking.store_errors import START, within
-from xray_pneumonia.training.predict import predict_logits
+from xray_pneumonia.training.classifier import predict_logits
 from xray_pneumonia.types import Vector
+from xray_pneumonia.workflows.choices import parameters_of
 from xray_pneumonia.workflows.evaluation_data import RECORD_COLUMNS, HeldOut, cut
+from xray_pneumonia.workflows.stored_predictions import read_siblings
 
 ON_CARD = ("auroc", "sensitivity", "specificity")
 log = logging.getLogger(__name__)
@@ -53,13 +56,17 @@ def assess_validation(
     table: pd.DataFrame,
     *,
     settings: EvaluationSettings,
-    out_of_fold: pd.DataFrame | None = None,
+    shifted: pd.DataFrame | None = None,
+    out_of_fold: OutOfFold | None = None,
 ) -> Chosen:
     """Choose calibration, operating point, margin and gate on validation, and write the report into the run.
 
-    `net` has the best weights, `table` its raw predictions on validation; `out_of_fold` is what the margin is fitted on
-    instead.
+    `net` has the best weights, `table` its raw predictions on validation, `shifted` those on a shift that was held out
+    of the training; `out_of_fold` is what the margin is fitted on instead; where none was named, the other folds, if
+    all are trained.
     """
+    if settings.out_of_fold is None and config["data"]["folds"]:
+        out_of_fold = _siblings(run, config, data)
     decision = decide(table, settings, out_of_fold=out_of_fold)
     held_out = cut(data, "val", config["data"]["root"], set(table["id"]))
     check, distances = fit_gate(net, held_out)
@@ -68,7 +75,22 @@ def assess_validation(
     check, films = settle_gate(check, distances, held_out, films, decision)
     report = run.path(f"evaluation/val/{PAGE}") if settings.report else None
     if report:
-        _report(run, report.parent, config, net, held_out, films, decision, settings, check)
+        parts = held_out.answers(films, decision)
+        if shifted is not None:
+            parts += _answer_shift(shifted, data, check, decision, name=config["data"]["split"])
+        assess_and_report(
+            report.parent,
+            films,
+            held_out.images,
+            decision,
+            settings,
+            context=_context(run, config, held_out),
+            net=net,
+            predict=partial(run_net, net),
+            check=check,
+            validation=films,
+            parts=parts,
+        )
     return Chosen(decision, check.gate, decision.calibration.apply(table), report)
 
 
@@ -89,14 +111,7 @@ def fit_gate(net: nn.Module, held_out: HeldOut) -> tuple[InputCheck, Vector]:
 def settle_gate(
     check: InputCheck, distances: Vector, held_out: HeldOut, films: pd.DataFrame, decision: Decision
 ) -> tuple[InputCheck, pd.DataFrame]:
-    """Fit a gate's limits and its home to validation.
-
-    Args:
-        check: the gate, with open limits.
-        distances: (N,) of the validation images.
-        held_out: the validation split.
-        films: raw predictions on it, in its order.
-        decision: by which films are called NORMAL or PNEUMONIA.
+    """Fit the limits of a gate with open ones, and its home, to validation: films, distances (N,) and raw predictions.
 
     Returns:
         The gate, and the predictions with `gate_score` and `gate_reason`.
@@ -106,45 +121,47 @@ def settle_gate(
     score, reason = gate.judge(images, distances)
     films = films.assign(gate_score=score, gate_reason=reason)
     calibrated = decision.calibration.apply(films)
-    home = Home.of(describe(calibrated, images, threshold=decision.threshold))
+    home = Home.of(
+        describe(calibrated, images, threshold=decision.threshold, prevalence=decision.calibration.prevalence)
+    )
     return replace(check, gate=replace(gate, home=home)), films
 
 
-def _report(
-    run: Run,
-    folder: Path,
-    config: dict[str, Any],
-    net: nn.Module,
-    held_out: HeldOut,
-    table: pd.DataFrame,
-    decision: Decision,
-    settings: EvaluationSettings,
-    check: InputCheck,
-) -> None:
+def _context(run: Run, config: dict[str, Any], held_out: HeldOut) -> Context:
+    """Say what is known of a run besides its predictions, and tag it with whether a test was opened before it."""
     opened = _opened_before(run)
-    assess_and_report(
-        folder,
-        table,
-        held_out.images,
-        decision,
-        settings,
-        context=Context(
-            model=run.name,
-            split="val",
-            run_ids=[run.run_id],
-            config=config,
-            tags=run.tags,
-            chosen_after={run.run_id: opened} if opened else {},
-            classes=held_out.classes,
-            left_out=counted(held_out.left_out),
-            corrections=held_out.corrections,
-        ),
-        net=net,
-        predict=partial(run_net, net),
-        check=check,
-        validation=table,
-    )
     run.set_tags({"chosen_after_opening": "unknown" if opened is None else bool(opened)})
+    return Context(
+        model=run.name,
+        split="val",
+        run_ids=[run.run_id],
+        config=config,
+        tags=run.tags,
+        chosen_after={run.run_id: opened} if opened else {},
+        classes=held_out.classes,
+        left_out=counted(held_out.left_out),
+        corrections=held_out.corrections,
+    )
+
+
+def _answer_shift(
+    shifted: pd.DataFrame, data: XRayDataModule, check: InputCheck, decision: Decision, *, name: str
+) -> list[Answers]:
+    """Count the answers on a shift that was held out of the training."""
+    images = np.asarray(data.images[shifted.index])
+    score, _ = check.gate.judge(images, check.distances(images))
+    films = decision.calibration.apply(shifted).assign(gate_score=score)
+    return count_answered(films, decision.band, {f"held out of the training: {name}": np.ones(len(films), bool)})
+
+
+def _siblings(run: Run, config: dict[str, Any], data: XRayDataModule) -> OutOfFold | None:
+    """Read what the nets of the other folds said; None where some are not trained or the store does not answer."""
+    try:
+        params = {key: logged(value) for key, value in parameters_of(config).items()}
+        return within(START, partial(read_siblings, run.store, params, data.records), name="the other folds")
+    except Exception as error:  # each kind of store has its own
+        log.warning("the other folds cannot be read, so the margin is fitted on this one alone: %s", error)
+        return None
 
 
 def _opened_before(run: Run) -> int | None:
@@ -168,19 +185,21 @@ def measure_evidence(chosen: Chosen, data: XRayDataModule) -> dict[str, float]:
     return sizes | patients | {f"val/{name}": metrics[name] for name in ON_CARD}
 
 
-def assess_shift(
-    run: Run, net: nn.Module, data: XRayDataModule, decision: Decision, *, device: torch.device
-) -> pd.DataFrame | None:
-    """Log `shift/...` at the operating point of the plain validation, where `data.split` holds out a shift.
+def predict_shift(net: nn.Module, data: XRayDataModule, *, device: torch.device) -> pd.DataFrame | None:
+    """Predict, uncalibrated, the images of the shift that `data.split` holds out; None where it holds out none."""
+    batches = data.shift_dataloader()
+    return None if batches is None else predictions.tabulate(data.records, *predict_logits(net, batches, device=device))
+
+
+def record_shift(run: Run, shifted: pd.DataFrame | None, decision: Decision) -> pd.DataFrame | None:
+    """Log `shift/...` at the operating point of the plain validation, if a shift was held out.
 
     Returns:
-        The predictions there; None where nothing is held out.
+        The calibrated predictions there; None where nothing is held out.
     """
-    batches = data.shift_dataloader()
-    if batches is None:
+    if shifted is None:
         return None
-    index, logits = predict_logits(net, batches, device=device)
-    table = decision.calibration.apply(predictions.tabulate(data.records, index, logits))
+    table = decision.calibration.apply(shifted)
     predictions.write(table, run.path("predictions/shift.csv"))
     metrics = table_metrics(table, threshold=decision.threshold, prevalence=decision.calibration.prevalence)
     metrics["answered"], metrics["answered_error"] = answered_and_wrong(table, decision.band)

@@ -15,10 +15,7 @@ log = logging.getLogger(__name__)
 def watch(source: Path, answered: dict[str, str], answer: Callable[[], None]) -> NoReturn:
     """Answer new and changed files, each once it has stopped growing, until a signal ends the command.
 
-    Args:
-        source: the folder.
-        answered: `stamps` before the first answers.
-        answer: answers what has no answer yet.
+    `answered` are the `stamps` before the first answers.
     """
     before = answered
     log.info("watches %s until it is stopped; new files are answered", printable(str(source)))

@@ -165,9 +165,9 @@ def test_a_film_is_turned_as_its_orientation_says(directions, change, notes):
     assert seen.notes == notes
 
 
-def view_code(value):
+def view_code(value, meaning="x"):
     item = Dataset()
-    item.CodeValue, item.CodingSchemeDesignator = value, "SCT"
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "SCT", meaning
     return [item]
 
 
@@ -183,11 +183,33 @@ def view_code(value):
         {"ViewPosition": "PA LATERAL"},
         {"ViewPosition": "LATERAL"},
         {"ViewPosition": "LLD"},
+        {"ViewPosition": None, "SeriesDescription": "Thorax lateral"},
+        {"ViewPosition": None, "ProtocolName": "CHEST_LAT"},
+        {"ViewPosition": "", "AcquisitionDeviceProcessingDescription": "CHEST,Lateral"},
+        {"ViewCodeSequence": view_code("OWN", "Lateral projection")},
     ],
     ids=str,
 )
 def test_other_views_are_refused(tags):
     refused(film(**tags), "wrong_view")
+
+
+NOWHERE = {"BodyPartExamined": None}
+
+
+@pytest.mark.parametrize(
+    ("tags", "code"),
+    [
+        ({**NOWHERE, "AnatomicRegionSequence": view_code("72696002", "Knee")}, "wrong_body_part"),
+        ({**NOWHERE, "StudyDescription": "Abdomen supine"}, "wrong_body_part"),
+        ({"PatientSpeciesDescription": "Canis lupus"}, "no_patient"),
+        ({"PatientSpeciesCodeSequence": view_code("L-80A00")}, "no_patient"),
+        ({"QualityControlImage": "YES"}, "no_patient"),
+    ],
+    ids=str,
+)
+def test_other_parts_animals_and_phantoms_are_refused(tags, code):
+    refused(film(**tags), code)
 
 
 @pytest.mark.parametrize(
@@ -200,6 +222,11 @@ def test_other_views_are_refused(tags):
         {"ViewPosition": ""},
         {"BodyPartExamined": "TORAX"},
         {"BodyPartExamined": ""},
+        {"ViewPosition": "PA", "SeriesDescription": "chest pa + lateral"},
+        {"ViewPosition": None, "SeriesDescription": "chest ap/lat"},
+        {**NOWHERE, "AnatomicRegionSequence": view_code("51185008")},
+        {**NOWHERE, "AnatomicRegionSequence": view_code("OWN", "Thorax"), "StudyDescription": "thorax, hand"},
+        {"PatientSpeciesDescription": "Homo sapiens", "PatientSpeciesCodeSequence": view_code("337915000")},
     ],
     ids=str,
 )

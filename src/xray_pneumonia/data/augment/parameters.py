@@ -24,17 +24,11 @@ Numbers = npt.NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """Which uniform numbers in [0, 1) a transform takes.
+    """Which uniform numbers in [0, 1) a transform takes."""
 
-    Args:
-        columns: their positions among the numbers of one image.
-        count: how many numbers of the stream belong to one image.
-        name: of the stream; empty for the first one.
-    """
-
-    columns: Sequence[int]
-    count: int
-    name: str
+    columns: Sequence[int]  # their positions among the numbers of one image
+    count: int  # how many numbers of the stream belong to one image
+    name: str  # of the stream; empty for the first one
 
     def draw(self, records: npt.NDArray[np.uint64], *, seed: int, epoch: int) -> Vector:
         """Draw the numbers of records (B,) by jumping into SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).

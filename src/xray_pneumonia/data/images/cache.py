@@ -30,8 +30,9 @@ from rich.progress import track
 from xray_pneumonia.data.files import LINK_TO_FOLDER, InputFile, stamp_of
 from xray_pneumonia.data.images import limits
 from xray_pneumonia.data.images.sandbox import USUAL, Decoders
-from xray_pneumonia.errors import InputError
+from xray_pneumonia.errors import InputError, raise_if_stopped
 from xray_pneumonia.types import PROCESSORS, Gray
+from xray_pneumonia.whole_files import write_whole
 
 FACTS = ("sha256", "width", "height", "mode", "dhash", "error", "detail", "notes")
 FILES, SUMS = ("images.npy", "facts.csv"), "blocks.json"
@@ -137,9 +138,7 @@ def _hash_blocks(path: Path, numbers: Sequence[int] | None = None) -> list[str]:
 
 def _write_sums(home: Path, blocks: dict[str, list[str]]) -> None:
     sums = {name: {"stamp": stamp_of(home / name)[1], "blocks": hashes} for name, hashes in blocks.items()}
-    draft = home / f".{SUMS}.{os.getpid()}.tmp"
-    draft.write_text(json.dumps(sums), encoding="utf-8")
-    os.replace(draft, home / SUMS)
+    write_whole(home / SUMS, [json.dumps(sums).encode()], sync=False, shared=True)
 
 
 def release_pages(images: Gray) -> None:
@@ -208,6 +207,7 @@ def _decoded(records: pd.DataFrame, image_size: int) -> Iterator[tuple[Gray | in
     with Decoders(count=count, size=image_size, rules=limits.DicomRules(), limits=USUAL) as decoders:
         batches = decoders.batches(files, BATCH)
         for batch in track(batches, "Decoding", total=-(-len(files) // BATCH), **shown):
+            raise_if_stopped()
             for one in batch:
                 names = ("sha256", "width", "height", "mode", "dhash")
                 facts = {name: getattr(one, name) for name in names} | {"notes": " ".join(one.notes)}

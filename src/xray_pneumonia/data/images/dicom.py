@@ -4,7 +4,6 @@ Patients' data stay in the file: only the tags below are read, and no message re
 standard and UIDs.
 """
 
-import re
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -18,6 +17,7 @@ from pydicom.filereader import read_dataset
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import pixel_array
 
+from xray_pneumonia.data.images.dicom_content import CONTENT_TAGS, orientation, require_radiograph
 from xray_pneumonia.data.images.dicom_rendering import render
 from xray_pneumonia.data.images.dicom_tags import clean, word
 from xray_pneumonia.data.images.integrity import jpeg_frame, require_whole_jpeg
@@ -31,19 +31,8 @@ from xray_pneumonia.data.images.limits import (
 )
 from xray_pneumonia.types import Gray
 
-# Words of ViewPosition that exclude a frontal film (PS3.3 C.8.1.1), whatever the other words are.
-NOT_FRONTAL = {"LL", "RL", "LLD", "RLD", "LLO", "RLO", "LAT", "LATERAL", "OBLIQUE", "DECUBITUS"}
-FRONTAL_CODES = {"272479007", "399348003", "399033003", "R-40888", "R-10206", "R-10214"}  # PA, AP, frontal (CID 4010)
-# Defined terms of Modality, ViewPosition and BodyPartExamined (PS3.3 C.7.3.1.1.1, C.8.1.1; PS3.16 Annex L).
-CODES = NOT_FRONTAL | {
-    "CR", "DX", "CT", "MR", "US", "MG", "XA", "RF", "NM", "PT", "OT", "IO", "PX", "SC", "ES", "XC",
-    "ABDOMEN", "PELVIS", "SKULL", "HEAD", "NECK", "SPINE", "CSPINE", "TSPINE",
-    "LSPINE", "BREAST", "SHOULDER", "CLAVICLE", "ARM", "HUMERUS", "ELBOW", "FOREARM", "WRIST", "HAND", "HIP", "LEG",
-    "FEMUR", "KNEE", "ANKLE", "FOOT", "RIB", "STERNUM", "EXTREMITY",
-}  # fmt: skip
 TAGS = [
-    "SOPClassUID", "Modality", "PresentationIntentType", "ViewPosition", "ViewCodeSequence", "PatientOrientation",
-    "BodyPartExamined", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation",
+    *CONTENT_TAGS, "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation",
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PlanarConfiguration", "PixelPaddingValue",
     "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "WindowCenter", "WindowWidth",
     "VOILUTFunction", "VOILUTSequence", "PresentationLUTSequence", "PresentationLUTShape", "PixelData",
@@ -53,7 +42,6 @@ JPEG = {uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGL
 COMPRESSED = JPEG | {
     uid.RLELossless, uid.JPEGLSLossless, uid.JPEGLSNearLossless, uid.JPEG2000Lossless, uid.JPEG2000,
 }  # fmt: skip
-FOR_PROCESSING = {uid.DigitalXRayImageStorageForProcessing, uid.DigitalMammographyXRayImageStorageForProcessing}
 COLOURS = {"RGB", "YBR_FULL", "YBR_FULL_422"}
 # The preamble holds zeros, or the start of a TIFF for those who read the file as one.
 TIFF = (b"II*\0", b"MM\0*")
@@ -87,7 +75,7 @@ def read_radiograph(data: bytes, *, rules: DicomRules) -> Radiograph:
     _require_harmless(data, rules)
     try:
         file = dcmread(BytesIO(data), specific_tags=TAGS)
-        _require_radiograph(file, rules)
+        require_radiograph(file, rules)
         _require_layout(file)
         _require_pixels(file)
         decoded = _decoded(file)
@@ -122,44 +110,6 @@ def _require_harmless(data: bytes, rules: DicomRules) -> None:
             "unsupported_syntax",
             f"transfer syntax {clean(syntax)} is not read; convert it to Explicit VR Little Endian",
         )
-
-
-def _require_radiograph(file: Dataset, rules: DicomRules) -> None:
-    """Refuse what is no upright frontal chest film for presentation, as far as its tags say."""
-    modality, view, part = (word(file, tag) for tag in ("Modality", "ViewPosition", "BodyPartExamined"))
-    if modality not in rules.modalities:
-        raise ImageError("wrong_modality", f"Modality {_told(modality)}; {', '.join(rules.modalities)} are read")
-    if file.get("SOPClassUID") in FOR_PROCESSING or word(file, "PresentationIntentType") == "FOR PROCESSING":
-        raise ImageError("for_processing", "holds raw values FOR PROCESSING; export the film FOR PRESENTATION")
-    if int(file.get("NumberOfFrames") or 1) != 1:
-        raise ImageError("multi_frame", f"holds {int(file.NumberOfFrames)} frames")
-    words = set(re.split(r"[ ./_-]+", view)) if view else set()
-    if words and (words & NOT_FRONTAL - set(rules.views) or not words & set(rules.views)):
-        raise ImageError("wrong_view", f"ViewPosition {_told(view)}; frontal films are read: {', '.join(rules.views)}")
-    for item in file.get("ViewCodeSequence") or []:
-        code = word(item, "CodeValue")
-        if code in _view_codes() - FRONTAL_CODES:
-            raise ImageError("wrong_view", f"ViewCodeSequence {code}; the model knows frontal films, AP and PA")
-    if any(direction[:1] in {"A", "P"} for direction in _orientation(file)):
-        raise ImageError("wrong_view", "PatientOrientation is that of a lateral film; the model knows frontal ones")
-    if part and not any(each in part for each in rules.body_parts):
-        raise ImageError("wrong_body_part", f"BodyPartExamined {_told(part)}; the model knows the chest")
-
-
-def _view_codes() -> set[str]:
-    """List the codes of SNOMED that name a view (PS3.16 CID 4010), old and new."""
-    from pydicom.sr._cid_dict import cid_concepts
-    from pydicom.sr._concepts_dict import concepts
-    from pydicom.sr._snomed_dict import mapping
-
-    views: Any = concepts["SCT"]
-    new = {code for name in cid_concepts[4010]["SCT"] for code in views[name]}
-    return new | {old for old in (mapping["SCT"].get(code) for code in new) if old}
-
-
-def _told(word: str) -> str:
-    """Repeat a code of the standard and nothing else: what a tag should not hold may be a name."""
-    return word if word in CODES else "is none of the usual codes" if word else "is missing"
 
 
 def _require_layout(file: Dataset) -> None:
@@ -242,15 +192,9 @@ def _gray(colours: Gray) -> Gray:
     return np.asarray(Image.fromarray(np.ascontiguousarray(colours)).convert("L"))
 
 
-def _orientation(file: Dataset) -> list[str]:
-    """Read the directions of rows and columns, such as L and F; empty where they are not given."""
-    found = [clean(each).upper() for each in np.ravel(file.get("PatientOrientation") or [])]
-    return found if len(found) == 2 and all(found) else []
-
-
 def _upright(pixels: Gray, file: Dataset) -> tuple[Gray, tuple[str, ...]]:
     """Turn a film so that rows run to the patient's left and columns to the feet (PS3.3 C.7.6.1.1.1)."""
-    directions = _orientation(file)
+    directions = orientation(file)
     if not directions:
         return pixels, ()
     across, down = directions[0][0], directions[1][0]

@@ -34,15 +34,10 @@ SHA256 = re.compile("([0-9a-f]{64})?")
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one file may take.
+    """What one file may take."""
 
-    Args:
-        seconds: of decoding.
-        memory_mb: beyond what an idle child has, in mebibytes.
-    """
-
-    seconds: Positive
-    memory_mb: Count
+    seconds: Positive  # of decoding
+    memory_mb: Count  # beyond what an idle child has, in mebibytes
 
 
 USUAL = Limits(seconds=30.0, memory_mb=2048)  # those of conf/predict.yaml, and of whatever has no keys for them
@@ -118,6 +113,10 @@ class Decoders:
         while batch := coming.popleft().result():
             coming.append(self._thread.submit(take))
             yield batch
+
+    def read(self, files: Iterable[InputFile]) -> list[Attempt]:
+        """Decode files that fit into memory together, in their order."""
+        return [attempt for batch in self.batches(files, AHEAD) for attempt in batch]
 
     def _decode(self, files: Iterable[InputFile]) -> Iterator[Attempt]:
         """Yield results in the order of the files, a bounded number of which are decoded ahead."""
@@ -210,8 +209,7 @@ class Decoders:
 def decode_files(paths: Iterable[str | os.PathLike[str]], size: int) -> list[Attempt]:
     """Decode files within the usual limits, in one child process."""
     with Decoders(count=1, size=size, rules=DicomRules(), limits=USUAL) as decoders:
-        batches = decoders.batches((InputFile(str(path), str(path), "") for path in paths), AHEAD)
-        return [attempt for batch in batches for attempt in batch]
+        return decoders.read(InputFile(str(path), str(path), "") for path in paths)
 
 
 def _parsed(answer: bytes, files: list[InputFile], size: int) -> Iterator[Attempt]:

@@ -25,6 +25,7 @@ from xray_pneumonia.evaluation.robustness import robustness, sample
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.evaluation.shortcuts import shortcuts
 from xray_pneumonia.evaluation.strangers import out_of_distribution
+from xray_pneumonia.evaluation.subgroups import Answers
 from xray_pneumonia.types import CLASSES, Classes, Gray, Vector, spoken
 
 if TYPE_CHECKING:
@@ -111,8 +112,7 @@ class Rival:
 class Report:
     """All results of an evaluation; what was not asked for or cannot be had stays empty.
 
-    `gate` holds for each kind of input its name, the number of images, and the share that the gate stops; `drift`
-    compares the images with those of validation, where the gate knows them.
+    `gate` holds kinds of input, their images and the share stopped; `drift` compares with the home that the gate knows.
     """
 
     context: Context
@@ -126,6 +126,7 @@ class Report:
     gate: list[tuple[str, int, float]] = field(default_factory=list)
     drift: Drift | None = None
     maps: "Explanation | None" = None
+    parts: list[Answers] = field(default_factory=list)
 
     @property
     def corrections(self) -> str:
@@ -154,6 +155,7 @@ def assess_and_report(
     check: InputCheck | None,
     validation: pd.DataFrame | None,
     rival: Rival | None = None,
+    parts: Sequence[Answers] = (),
 ) -> Report:
     """Assess a model and write what was found into a folder: the numbers always, figures and page where asked for.
 
@@ -169,17 +171,15 @@ def assess_and_report(
         check: the model's gate; None where there is none.
         validation: raw predictions on validation, where they are known.
         rival: another model to compare with.
+        parts: what is answered where films differ from the rest.
     """
     assessment = assess(table, decision, settings, validation=validation)
-    report = Report(context=context, assessment=assessment)
+    report = Report(context=context, assessment=assessment, parts=[*parts])
     if rival is not None:
         report.rival, report.differences = rival.name, _compare(assessment, rival, settings)
     report.drift = _drift(report, images, check)
     if settings.robustness_images != 0:
-        rows = sample(table, images=settings.robustness_images, seed=settings.seed)
-        some, report.robustness_images = assessment.table.iloc[rows], len(rows)
-        report.robustness_patients = int(some["patient"].nunique())
-        report.robustness = robustness(some, images[rows], decision, predict=predict, seed=settings.seed)
+        _corrupt(report, images, settings, predict=predict)
     if settings.report:
         _examine_images(report, images, settings, net=net, check=check)
         _write_page(folder, report, images, settings)
@@ -188,10 +188,20 @@ def assess_and_report(
     return report
 
 
+def _corrupt(report: Report, images: Gray, settings: EvaluationSettings, *, predict: Callable[[Gray], Vector]) -> None:
+    """Assess some of the images under corruptions."""
+    table, decision = report.assessment.table, report.assessment.decision
+    rows = sample(table, images=settings.robustness_images, seed=settings.seed)
+    some = table.iloc[rows]
+    report.robustness_images, report.robustness_patients = len(rows), int(some["patient"].nunique())
+    report.robustness = robustness(some, images[rows], decision, predict=predict, seed=settings.seed)
+
+
 def _drift(report: Report, images: Gray, check: InputCheck | None) -> Drift | None:
     if check is None or check.gate.home is None:
         return None
-    films = describe(report.assessment.table, images, threshold=report.assessment.decision.threshold)
+    point, shown = report.assessment.decision.threshold, report.assessment.decision.calibration.prevalence
+    films = describe(report.assessment.table, images, threshold=point, prevalence=shown)
     return compare_with_home(films, check.gate.home, positive=report.context.classes[1])
 
 

@@ -25,6 +25,7 @@ STYLE = {
     "figure.dpi": 110,
 }
 mpl.rcParams.update(STYLE)  # type: ignore[arg-type]
+MISTAKES = 12  # images shown
 OVERLAID = {"val/loss": "Validation loss", "val/accuracy": "Validation accuracy", "val/auroc": "Validation AUROC"}
 
 History = dict[str, list[tuple[int, float]]]  # metric -> (epoch, value)
@@ -120,12 +121,10 @@ def roc_and_precision_recall(predictions: pd.DataFrame, *, threshold: float) -> 
     return figure
 
 
-def worst_mistakes(
-    predictions: pd.DataFrame, images: Gray, *, threshold: float, classes: Classes = CLASSES, count: int = 12
-) -> Figure:
+def worst_mistakes(predictions: pd.DataFrame, images: Gray, *, threshold: float, classes: Classes = CLASSES) -> Figure:
     """Show the images that were called wrong with most confidence; the table's index numbers the images (N, H, W)."""
     wrong = predictions[(predictions["probability"] >= threshold) != (predictions["label"] == 1)]
-    wrong = wrong.assign(miss=(wrong["probability"] - wrong["label"]).abs()).nlargest(count, "miss")
+    wrong = wrong.assign(miss=(wrong["probability"] - wrong["label"]).abs()).nlargest(MISTAKES, "miss")
     facts = zip(wrong["label"], wrong["probability"], wrong["patient"], strict=True)
     titles = [f"{classes[label]}\ncalled with p={probability:.3f}\n{patient}" for label, probability, patient in facts]
     colours = [COLOURS[CLASSES[label]] for label in wrong["label"]]  # by label, whatever the names

@@ -8,16 +8,7 @@ import yaml
 
 from xray_pneumonia.evaluation.assessment import Assessment
 from xray_pneumonia.evaluation.intervals import FEWEST, Estimate
-from xray_pneumonia.evaluation.report.text import (
-    SPLITS,
-    meaning,
-    number,
-    percent,
-    promise,
-    spread,
-    times,
-    untold,
-)
+from xray_pneumonia.evaluation.report.text import SPLITS, meaning, number, percent, promise, spread, times, untold
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.types import CLASSES, Classes, spoken
 

@@ -34,6 +34,7 @@ def as_json(report: "Report") -> str:
         "calibration": asdict(assessment.calibration),
         "prevalence": [asdict(one) for one in assessment.predictive_values],
         "subgroups": [asdict(one) | {"few": one.few} for one in assessment.subgroups],
+        "parts": [asdict(one) for one in report.parts],
         "shortcuts": {name: asdict(one) for name, one in report.shortcuts.items()},
         "gate": report.gate,
         "drift": None if report.drift is None else asdict(report.drift),

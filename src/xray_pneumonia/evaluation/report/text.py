@@ -17,6 +17,7 @@ from xray_pneumonia.types import CLASSES, Classes, spoken
 
 __all__ = ["FEW", "FEWEST", "FEWEST_DIFFERING", "FEWEST_RESAMPLED", "FEWEST_TESTED"]  # for the template
 SPLITS = {"val": "validation", "shift": "shifted", "test": "test", "external": "external test"}
+ELSEWHERE = 0.05  # the prevalence for which a probability is worded too
 LIKE_CHANCE = 0.02  # a share of attention so close to that of chance tells nothing
 VERDICTS = ((0.8, "poor"), (0.9, "fair"), (0.97, "good"), (2.0, "very good"))  # on an AUROC below the bound
 
@@ -98,14 +99,7 @@ def summary(assessment: Assessment, *, split: str, classes: Classes = CLASSES) -
     return sentences
 
 
-def meaning(
-    probability: float,
-    *,
-    prevalence: float | None,
-    threshold: float,
-    finding: str = "pneumonia",
-    elsewhere: float = 0.05,
-) -> str:
+def meaning(probability: float, *, prevalence: float | None, threshold: float, finding: str = "pneumonia") -> str:
     """Word what a probability says of a film, for a radiologist; an older model cannot say for whom it holds."""
     if prevalence is None:
         return (
@@ -113,12 +107,12 @@ def meaning(
             f"in its validation split, and it calls a film {finding} from {percent(threshold)} on."
         )
     share, among = of_hundred(probability), _bound_of_hundred(prevalence)
-    rare = of_hundred(float(translate(probability, prevalence=prevalence, to=elsewhere)))
-    there = f" Where {100 * elsewhere:.0f} in 100 are ill the same film means {rare} %."
+    rare = of_hundred(float(translate(probability, prevalence=prevalence, to=ELSEWHERE)))
+    there = f" Where {100 * ELSEWHERE:.0f} in 100 are ill the same film means {rare} %."
     return (
         f"{share[0].upper()}{share[1:]} %: among patients of whom {among} in 100 have {finding}, {share} of 100 films "
         "like this one show it. "
-        f"From {_bound_of_hundred(threshold)} % on it is called {finding}." + ("" if prevalence == elsewhere else there)
+        f"From {_bound_of_hundred(threshold)} % on it is called {finding}." + ("" if prevalence == ELSEWHERE else there)
     )
 
 
@@ -137,18 +131,18 @@ def promise(known: Promise | None) -> str:
     """Word what the margin of "look closer" promises, and for whom."""
     if known is None:
         return "No error of the answers is promised: the band is that of an older version, or the point was moved."
-    basis = f"{known['images']} films of {known['patients']} patients, "
-    basis += f"{known['folds']} nets on films they never saw" if known["folds"] else "the validation split"
+    nets = f"out of fold: {known['folds']} nets, each on films it never saw" if known["folds"] else ""
+    basis = f"{known['images']} films of {known['patients']} patients, {nets or 'the validation split'}"
     kept = f'answers {percent(known["answered"])} of them and says "look closer" to the rest'
     if is_certified(known):
         return (
             f"Of its answers at most {percent(known['max_error'])} are wrong, with 95 % confidence, on films like "
             f"those it was tested on ({basis}; it {kept}); it does not hold at another hospital."
         )
-    return (
-        f"Not certified: {basis}, are too few or too hard to promise at most {percent(known['max_error'])} wrong "
-        f"answers; what holds, with 95 % confidence, is {percent(known['bound'])}. It {kept}."
-    )
+    hard = f"Not certified: {basis}, are too few or too hard to promise at most {percent(known['max_error'])} wrong"
+    if not known["answered"]:
+        return f"{hard} answers; {percent(known['bound'])} could be. It answers none of them."
+    return f"{hard} answers; what holds, with 95 % confidence, is {percent(known['bound'])}. It {kept}."
 
 
 def _rate(rate: Estimate, films: str, called: str, wrong: str, right: str) -> str:

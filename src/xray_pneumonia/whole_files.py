@@ -1,0 +1,44 @@
+"""Writes files whole or not at all, and hashes them; any room may do so."""
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def write_whole(path: Path, parts: Iterable[bytes], *, sync: bool = True, shared: bool = False) -> None:
+    """Replace a file; until then, and if this fails, the earlier one stays as it is.
+
+    Args:
+        path: of the file; the draft stands next to it, as `.NAME.tmp` or `.NAME.WRITER.tmp`.
+        parts: of its content.
+        sync: wait until the disk has the content, as far as a power cut is to change nothing.
+        shared: several processes or threads may write it at once.
+    """
+    writer = f".{os.getpid()}-{threading.get_ident()}" if shared else ""
+    draft = path.with_name(f".{path.name}{writer}.tmp")
+    try:
+        with draft.open("wb") as file:
+            file.writelines(parts)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the disk has the names of a folder's files, which a power cut might undo."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def file_sha256(path: str | Path) -> str:
+    """Hash a file: 64 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
