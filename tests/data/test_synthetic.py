@@ -14,9 +14,14 @@ def digest(root):
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(root.rglob("*.jpeg"))}
 
 
-def test_seeded_and_complete(tmp_path, xrays):
+def test_seeded_and_complete(tmp_path, xrays, caplog):
     synthetic.generate(tmp_path / "again", patients=40, seed=0)
     assert digest(tmp_path / "again") == digest(xrays)
+    for lost in list((tmp_path / "again").rglob("*.jpeg"))[:3]:
+        lost.unlink()
+    synthetic.generate(tmp_path / "again", patients=40, seed=0)
+    assert digest(tmp_path / "again") == digest(xrays)
+    assert "3 generated images were missing" in caplog.text
     synthetic.generate(tmp_path / "other", patients=40, seed=1)
     assert digest(tmp_path / "other") != digest(xrays)
 

@@ -1,4 +1,4 @@
-"""Faults of `xray predict`: killed among a thousand files, one bad file among them, a file nobody may read."""
+"""Faults of `xray predict`: killed among a thousand files, one bad file among them."""
 
 import json
 import os

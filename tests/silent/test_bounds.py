@@ -9,6 +9,7 @@ GRID = ["optimizer.lr=1e-3,1e-4"]
     ("arguments", "named"),
     [
         (["predict", "input=.", "workers=100000"], "workers=100000"),
+        (["predict", "input=.", "limits.memory_mb=1000000000000000"], "limits.memory_mb=1000000000000000"),
         (["train", "trainer.threads=100000"], "trainer.threads=100000"),
         (["train", "data.num_workers=100000"], "data.num_workers=100000"),
         (["train", "trainer.devices=100000"], "trainer.devices=100000"),

@@ -6,6 +6,7 @@ independently of the label.
 """
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from PIL import Image
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.types import Vector
 
+log = logging.getLogger(__name__)
 VERSION = 1  # raise it whenever the same seed draws other images
 SEAL = "synthetic.json"
 PNEUMONIA_SHARE = 0.6
@@ -37,7 +39,7 @@ class Patient:
 
 
 def generate(root: str | Path, *, patients: int, seed: int) -> None:
-    """Write the images of so many patients below `root`, unless they exist already.
+    """Write the images of so many patients below `root`, where they do not exist already.
 
     Raises:
         InputError: `root` holds other files.
@@ -47,6 +49,8 @@ def generate(root: str | Path, *, patients: int, seed: int) -> None:
     root.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{root}.lock"):
         if (root / SEAL).exists() and json.loads((root / SEAL).read_text(encoding="utf-8")) == recipe:
+            if lost := sum(_write(root, patient) for patient in draw_patients(patients, seed)):
+                log.warning("%s: %d generated images were missing and were drawn again", root, lost)
             return
         if root.exists() and not (root / SEAL).exists():
             raise InputError(f"data.root={root}: holds files that were not generated; name a new folder")
@@ -106,13 +110,19 @@ def _opacities(rng: np.random.Generator, subtype: str, x: Vector, y: Vector) -> 
     return total
 
 
-def _write(root: Path, patient: Patient) -> None:
+def _write(root: Path, patient: Patient) -> int:
+    """Write the images of a patient that are not there; returns how many."""
+    written = 0
     folder = root / patient.split / ("NORMAL" if patient.subtype == "normal" else "PNEUMONIA")
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(patient.images):
+        middle = "" if patient.subtype == "normal" else f"_{patient.subtype}"
+        last = f"-{number + 1:04d}" if patient.subtype == "normal" else f"_{number + 1}"
+        if (path := folder / f"{patient.name}{middle}{last}.jpeg").exists():
+            continue
         image = Image.fromarray((draw(patient, number) * 255).astype(np.uint8))
         if (patient.seed + number) % 4 == 0:
             image = image.convert("RGB")
-        middle = "" if patient.subtype == "normal" else f"_{patient.subtype}"
-        last = f"-{number + 1:04d}" if patient.subtype == "normal" else f"_{number + 1}"
-        image.save(folder / f"{patient.name}{middle}{last}.jpeg", quality=90)
+        image.save(path, quality=90)
+        written += 1
+    return written

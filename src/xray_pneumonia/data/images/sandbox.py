@@ -12,15 +12,16 @@ from dataclasses import asdict, dataclass, field
 from itertools import islice
 from multiprocessing.connection import Connection, wait
 from threading import Event
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
+from annotated_types import Interval
 
 from xray_pneumonia.confined import READY, START, Child, confine
 from xray_pneumonia.data.files import InputFile
 from xray_pneumonia.data.images import decode
 from xray_pneumonia.data.images.limits import DicomRules, ImageError
-from xray_pneumonia.types import Count, Gray, Positive
+from xray_pneumonia.types import Gray, Positive
 
 AHEAD = 256  # files that may be decoded before the first of them is taken
 GROUP, BRIEF = 16, 0.05  # files of one message, at most; seconds that a group should take
@@ -37,7 +38,7 @@ class Limits:
     """What one file may take."""
 
     seconds: Positive  # of decoding
-    memory_mb: Count  # beyond what an idle child has, in mebibytes
+    memory_mb: Annotated[int, Interval(ge=1, le=2**24)]  # beyond what an idle child has, in mebibytes
 
 
 USUAL = Limits(seconds=30.0, memory_mb=2048)  # those of conf/predict.yaml, and of whatever has no keys for them
