@@ -8,9 +8,11 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from urllib.request import urlopen
 
+import optuna
 import pytest
 from mlflow import MlflowClient
 
@@ -129,10 +131,21 @@ def test_from_nothing_to_runs_of_a_team_through_an_outage_and_a_lost_disk(
     synced = xray("doctor", "sync", f"home={tmp_path}/home")
     assert synced.code == 0, synced.err
 
+    search = ["optimizer.lr=tag(log,interval(1e-4,1e-2))", "sweep.n_trials=8", "sweep.name=team", "workers=4"]
+    swept = xray("train", "-m", *own, *search)
+    assert swept.code == 0, swept.err
+    trials = optuna.load_study(study_name="team", storage=postgresql.url("sweeps")).trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 8
+    assert len({trial.user_attrs["worker"]["pid"] for trial in trials}) > 1
+    for verb in (["reproduce"], ["register", "alias=champion"]):
+        done = xray(*verb, f"run_id={first.run_id}", f"home={tmp_path}/home")
+        assert done.code == 0, done.err
+
     client = MlflowClient(team.url)
     experiments = [one.experiment_id for one in client.search_experiments()]
     runs = {run.info.run_id: run for run in client.search_runs(experiments)}
-    assert sorted(run.data.tags["verb"] for run in runs.values()) == ["evaluate", "train", "train"]
+    verbs = Counter(run.data.tags["verb"] for run in runs.values())
+    assert verbs == {"evaluate": 1, "reproduce": 1, "sweep": 1, "train": 2 + 8}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     assert {run.info.artifact_uri.partition(":")[0] for run in runs.values()} == {"mlflow-artifacts"}
 
@@ -149,4 +162,5 @@ def test_from_nothing_to_runs_of_a_team_through_an_outage_and_a_lost_disk(
     assert {run.info.run_id for run in client.search_runs(experiments)} == set(runs)
     kept = client.download_artifacts(first.run_id, "config.yaml", str(tmp_path))
     assert f"home: {tmp_path}/home" in Path(kept).read_text()
+    assert client.get_model_version_by_alias("xray", "champion").run_id == first.run_id
     team.stop()

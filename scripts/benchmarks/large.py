@@ -26,7 +26,13 @@ import psutil
 from xray_pneumonia import cli
 from xray_pneumonia.data import synthetic
 
-TRAIN = ["data.image_size=32", "trainer.max_epochs=1", "trainer.threads=1", "tracking.system_metrics=false"]
+TRAIN = [
+    "data.image_size=32",
+    "data.batch_size=100",
+    "trainer.max_epochs=1",
+    "trainer.threads=1",
+    "tracking.system_metrics=false",
+]
 PEAK_SECONDS = 0.2  # between two looks at the memory
 STEPS = {  # where a step is called -> what it does
     "xray_pneumonia.data.datamodule.scan": "scan",

@@ -70,8 +70,10 @@ start() {
     exit "$code"
 }
 
+# Asked once, and waited for: a second attempt would find the name taken, and its password would be nobody's.
 user() {
-    MLFLOW_TRACKING_URI=${MLFLOW_TRACKING_URI:-http://127.0.0.1:$MLFLOW_PORT} \
+    MLFLOW_HTTP_REQUEST_MAX_RETRIES=0 MLFLOW_HTTP_REQUEST_TIMEOUT=300 \
+        MLFLOW_TRACKING_URI=${MLFLOW_TRACKING_URI:-http://127.0.0.1:$MLFLOW_PORT} \
         MLFLOW_TRACKING_USERNAME=$MLFLOW_AUTH_ADMIN_USERNAME MLFLOW_TRACKING_PASSWORD=$MLFLOW_AUTH_ADMIN_PASSWORD \
         python3 - "$argument" "$(random)" <<'PYTHON'
 import os

@@ -19,12 +19,14 @@ from mlflow import MlflowClient
 
 from xray_pneumonia import errors
 from xray_pneumonia.data.images.decode import decode, read_bytes
+from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.metrics import epoch_metrics
 from xray_pneumonia.tracking import server
 from xray_pneumonia.tracking.registry import tracking_uri
 from xray_pneumonia.tracking.sync import Sender
 from xray_pneumonia.training.classifier import PneumoniaClassifier
 from xray_pneumonia.workflows import ui
+from xray_pneumonia.workflows.training import _require_last_batch
 
 PER_EPOCH = [
     *(f"{stage}/{name}" for stage in ("train", "val") for name in ("loss", "accuracy")),
@@ -278,6 +280,29 @@ def test_signals_close_the_run(xray, tiny, client, monkeypatch, number, code):
 
 
 SEED_CNN = ["model=cnn", "model.filters=[8,16]", "model.activations=[relu,tanh]", "model.dense=16"]  # no batch norm
+
+
+class Pooled(torch.nn.Module):
+    """Normalises over the batch what it pooled to one value an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm2d(1)
+
+    def forward(self, images):
+        return self.norm(images.float().mean((2, 3), keepdim=True)).flatten()
+
+
+def test_a_last_batch_of_one_image_is_refused_before_the_first_step():
+    net, state = Pooled(), torch.random.get_rng_state()
+    with pytest.raises(InputError, match=r"batch_size=64: leaves one of 129 .*; set data\.batch_size=65"):
+        _require_last_batch(net, 129, 64, [32])
+    _require_last_batch(net, 130, 64, [32])
+    _require_last_batch(torch.nn.Flatten(), 129, 64, [32])
+    assert net.norm.num_batches_tracked == 0
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
 HALF = 11  # images; 60 are two whole steps of 22 and one of 16, of which each of two processes takes half
 
 

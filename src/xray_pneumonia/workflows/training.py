@@ -1,6 +1,8 @@
 """Train one classifier: build what a config names, fit, evaluate, record."""
 
+import itertools
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -98,6 +100,7 @@ def build_training(cfg: DictConfig) -> Training:
     freeze(net, settings.freeze)
     performance.prepare_process(keep_freed_memory=settings.keep_freed_memory, threads=settings.threads)
     data.prepare()
+    _require_last_batch(net, sum(data.class_counts()), data.batch_size, data.sides)
     out_of_fold = _check_evaluation(evaluation, data, lambda: open_database(tracking, home=home))
     classifier = PneumoniaClassifier(
         net,
@@ -128,6 +131,21 @@ def _require_sides(net: nn.Module, sides: list[int]) -> None:
             f"data.progressive={sides}: this net takes no images of {refused[0]} pixels; choose one that pools "
             "over the whole image (model=resnet, model=torchvision), or data.progressive=null"
         )
+
+
+def _require_last_batch(net: nn.Module, images: int, batch_size: int, sides: list[int]) -> None:
+    """Refuse a batch of one image where batch normalisation has a single value left, after hours perhaps."""
+    if (images - 1) % batch_size:
+        return
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            deepcopy(net).train()(torch.zeros(1, 1, sides[0], sides[0], dtype=torch.uint8))
+    except ValueError as error:
+        better = next(size for size in itertools.count(batch_size + 1) if (images - 1) % size)
+        raise InputError(
+            f"data.batch_size={batch_size}: leaves one of {images} training images for the last batch, which this net "
+            f"cannot normalise at {sides[0]} pixels; set data.batch_size={better}"
+        ) from error
 
 
 def _check_evaluation(
