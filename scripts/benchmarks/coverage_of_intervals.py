@@ -11,7 +11,7 @@ from xray_pneumonia.evaluation.calibration_check import check_calibration
 from xray_pneumonia.evaluation.comparison import compare
 from xray_pneumonia.evaluation.group_comparison import Repeat, compare_groups
 from xray_pneumonia.evaluation.intervals import bootstrap, delong, predictive_value
-from xray_pneumonia.evaluation.selection import Evaluated, correct_for_choice
+from xray_pneumonia.evaluation.selection_bias import Evaluated, correct_for_choice
 from xray_pneumonia.types import Vector
 
 ICC = 0.5  # share of an image's deviation that is its patient's

@@ -17,7 +17,7 @@ from xray_pneumonia.config import build
 from xray_pneumonia.data.images.decode import decode, read_bytes
 from xray_pneumonia.evaluation.drift import FEWEST, Home, compare_with_home, evidence_of
 from xray_pneumonia.evaluation.robustness import KINDS, corrupt
-from xray_pneumonia.evaluation.strangers import out_of_distribution
+from xray_pneumonia.evaluation.synthetic_outliers import out_of_distribution
 from xray_pneumonia.inference.loading import load_model
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.stored_config import load_stored

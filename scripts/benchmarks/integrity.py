@@ -33,8 +33,8 @@ decode.require_whole_png = lambda data: None
 decode.tear = lambda gray: 0.0
 """
 PATCH = f"""
-from xray_pneumonia import confined
-confined.PROGRAM = confined.PROGRAM.replace("from xray", {f"exec({WITHOUT!r})"!r} + "; from xray")
+from xray_pneumonia import child_process
+child_process.PROGRAM = child_process.PROGRAM.replace("from xray", {f"exec({WITHOUT!r})"!r} + "; from xray")
 """
 PREDICT = """
 import sys

@@ -17,7 +17,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from xray_pneumonia import extensions, libraries
+from xray_pneumonia import extensions, library_classes
 from xray_pneumonia.errors import InputError, nearest
 from xray_pneumonia.masking import remember
 from xray_pneumonia.signatures import problems
@@ -144,7 +144,7 @@ def _not_handed(key: str) -> set[str]:
 def unlisted(name: object) -> str:
     """Word that a target is not on the list, with the nearest that is, or how to name code of one's own."""
     module = str(name).rpartition(".")[0]
-    near = nearest(str(name), [*TARGETS, *libraries.targets(), *extensions.targets()])
+    near = nearest(str(name), [*TARGETS, *library_classes.targets(), *extensions.targets()])
     own = not near and all(map(str.isidentifier, module.split("."))) and not module.startswith("xray_pneumonia")
     if extension := extensions.owner(str(name)):
         near = f"; {extension.module.__file__} has {', '.join(extension.targets()) or 'none'}"
@@ -160,7 +160,7 @@ def _handed_in(name: str, key: str) -> list[str] | None:
     group, target = key.partition(".")[0], locate(name)
     names = [*inspect.signature(target).parameters]
     if group == "loggers":
-        return [name for name in names if name in libraries.PLACES]
+        return [name for name in names if name in library_classes.PLACES]
     if group in {"loss", "augmentation"} and inspect.isfunction(target):
         return names[:2]  # it is called with logits and labels, or image and generator, and not to build something
     if group == "scheduler":
@@ -176,7 +176,9 @@ def may_build(name: object, key: str = "") -> bool:
     if not isinstance(name, str):
         return False
     group = key.partition(".")[0]
-    return name in TARGETS or libraries.lists(name, group) or (group in OPEN and extensions.find(name) is not None)
+    return (
+        name in TARGETS or library_classes.lists(name, group) or (group in OPEN and extensions.find(name) is not None)
+    )
 
 
 def is_foreign(node: Node) -> bool:

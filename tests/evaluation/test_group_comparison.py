@@ -8,7 +8,7 @@ from scipy import stats
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.group_comparison import Repeat, compare_groups
 from xray_pneumonia.evaluation.metrics import table_metrics
-from xray_pneumonia.evaluation.selection import Evaluated, correct_for_choice
+from xray_pneumonia.evaluation.selection_bias import Evaluated, correct_for_choice
 
 
 def repeat(seed, *, skill=1.0, images=120, first=0, split=("1", "None"), offset=0.0, trained_on=480.0):

@@ -15,7 +15,7 @@ from xray_pneumonia.evaluation.input_gate import (
     thumbnails,
 )
 from xray_pneumonia.evaluation.quality import FLAGS, InputCheck, quality_flags
-from xray_pneumonia.evaluation.strangers import out_of_distribution
+from xray_pneumonia.evaluation.synthetic_outliers import out_of_distribution
 
 
 @pytest.fixture(scope="module")

@@ -274,7 +274,7 @@ def test_a_trial_that_waits_in_a_queue_gives_heartbeats(make, monkeypatch):
     silence(study, 2000)
     monkeypatch.setattr(study.storage, "heartbeat_interval", 0.05)
     with study.heartbeat([claim]):
-        while claim.trial_id in study._silent():
+        while claim.trial_id in study._silent()():
             pass
     study.fail_stale_trials()
     assert study.running() == 1

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from xray_pneumonia.exclusive import lock_of
+from xray_pneumonia.net_lock import lock_of
 from xray_pneumonia.types import Gray
 
 Maps = npt.NDArray[np.float32]

@@ -11,7 +11,7 @@ from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.comparison import Difference, answers, compare, holm, unless_few
 from xray_pneumonia.evaluation.intervals import Estimate, replicate, t_quantile
 from xray_pneumonia.evaluation.metrics import WeightedMetrics, table_metrics
-from xray_pneumonia.evaluation.selection import Evaluated
+from xray_pneumonia.evaluation.selection_bias import Evaluated
 from xray_pneumonia.types import Vector
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xray_pneumonia.confined import READY, START, Child, confine
+from xray_pneumonia.child_process import READY, START, Child, confine
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.types import Gray, Vector
 

@@ -21,9 +21,9 @@ from xray_pneumonia.evaluation.assessment import Decision
 from xray_pneumonia.evaluation.calibration import Calibration
 from xray_pneumonia.evaluation.input_gate import FeatureGate, Gate, ThumbnailGate, join_gates
 from xray_pneumonia.evaluation.quality import InputCheck
-from xray_pneumonia.exclusive import lock_of
 from xray_pneumonia.inference.bundle import Card
 from xray_pneumonia.models.features import FeatureNet
+from xray_pneumonia.net_lock import lock_of
 from xray_pneumonia.types import Gray, Vector
 
 Graph = Callable[[Gray], Vector]  # (N, S, S) uint8 -> calibrated logits and distances (N, 2)

@@ -18,7 +18,7 @@ from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.abstention import Promise
 from xray_pneumonia.evaluation.metrics import METRICS
 from xray_pneumonia.evaluation.report.text import promise
-from xray_pneumonia.evaluation.selection import Evaluated, Selection, correct_for_choice
+from xray_pneumonia.evaluation.selection_bias import Evaluated, Selection, correct_for_choice
 from xray_pneumonia.sweeps.plan import Plan
 from xray_pneumonia.sweeps.space import overrides
 from xray_pneumonia.tracking import stored_runs

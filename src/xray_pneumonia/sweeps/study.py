@@ -3,7 +3,6 @@
 import functools
 import json
 import logging
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
-import sqlalchemy as sa
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler
 from optuna.storages import RDBStorage
@@ -24,8 +22,9 @@ from xray_pneumonia.errors import InputError
 from xray_pneumonia.masking import masked
 from xray_pneumonia.sweeps.plan import Plan, build_pruner, build_sampler
 from xray_pneumonia.sweeps.space import Point
-from xray_pneumonia.sweeps.storage import just_failed, locked, retried
-from xray_pneumonia.tracking.process import alive, identity
+from xray_pneumonia.sweeps.stale_trials import is_stale, silent_trials
+from xray_pneumonia.sweeps.storage import locked, retried
+from xray_pneumonia.tracking.process import identity
 from xray_pneumonia.tracking.store_errors import StoreUnavailable
 
 POLL = 1.0  # seconds between two looks at trials of other processes
@@ -184,7 +183,7 @@ class SweepStudy:
         retried(fail)
 
     def _fail_stale_trials(self) -> None:
-        silent = functools.cache(self._silent)
+        silent = self._silent()
         for trial in self.trials():
             if trial.state == TrialState.RUNNING and self._is_stale(trial, silent):
                 try:
@@ -193,30 +192,12 @@ class SweepStudy:
                     log.warning("trial %d: its process is gone; %s; looked at again later", trial.number, error)
                     return
 
-    def _silent(self) -> set[int]:
-        """Return the ids of running trials that gave no heartbeat within the grace period.
-
-        Optuna never counts a trial among them that was killed before its first heartbeat; it gets one here. After the
-        database was away every trial seems silent, until the living ones had time for a heartbeat.
-        """
-        if just_failed():
-            return set()
-        query = sa.text(
-            "select trial_id from trials where study_id = :study and state = 'RUNNING' "
-            "and trial_id not in (select trial_id from trial_heartbeats)"
-        )
-        with self.storage.engine.connect() as connection:
-            without = list(connection.execute(query, {"study": self.study._study_id}).scalars())
-        for trial_id in without:
-            self.storage.record_heartbeat(trial_id)
-        return set(self.storage._get_stale_trial_ids(self.study._study_id))
+    def _silent(self) -> Callable[[], set[int]]:
+        return functools.cache(lambda: silent_trials(self.study, self.storage))
 
     def _is_stale(self, trial: FrozenTrial, silent: Callable[[], set[int]]) -> bool:
-        """Tell whether no process runs a trial: on this machine by the process, on others by the heartbeat."""
-        who: dict[str, Any] | None = trial.user_attrs.get("worker") or trial.user_attrs.get("owner")
-        if who is None or trial._trial_id in self._unclaimed:  # killed, or the database was away, while it asked:
-            return True  # that happens under the lock, which this process holds
-        return not alive(who, silent=lambda: math.inf if trial._trial_id in silent() else 0.0, stale_after=1)
+        # Lost while it was asked for: that happens under the lock, which this process holds.
+        return trial._trial_id in self._unclaimed or is_stale(trial, silent)
 
     def _end(self, trial: FrozenTrial, reason: str = "") -> None:
         """End a trial that no process runs: as its finished run says, else failed; without a reason queue it again."""
@@ -239,7 +220,7 @@ class SweepStudy:
         Trials that no job has begun are queued again: a job that begins one later finds it closed.
         """
         while trials := self._unfinished(claims):
-            silent = functools.cache(self._silent)
+            silent = self._silent()
             for trial in trials:
                 if "worker" not in trial.user_attrs:
                     self._end(trial)

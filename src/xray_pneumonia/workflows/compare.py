@@ -18,7 +18,7 @@ from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.group_comparison import Repeat, compare_groups
 from xray_pneumonia.evaluation.metrics import EPOCH_METRICS, METRICS
 from xray_pneumonia.evaluation.run_groups import Entry, Group, group, questions, tabulate
-from xray_pneumonia.evaluation.selection import correct_for_choice
+from xray_pneumonia.evaluation.selection_bias import correct_for_choice
 from xray_pneumonia.tracking.locations import ArtifactMissing
 from xray_pneumonia.tracking.server import address, link, see_it
 from xray_pneumonia.tracking.store import Store

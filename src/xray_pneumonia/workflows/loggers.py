@@ -8,7 +8,7 @@ from pytorch_lightning.loggers import Logger
 
 from xray_pneumonia.config import Node, build, locate
 from xray_pneumonia.errors import InputError
-from xray_pneumonia.libraries import PLACES
+from xray_pneumonia.library_classes import PLACES
 from xray_pneumonia.tracking.run import Run
 
 PACKAGES = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}  # extras of the same names

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Self
 import numpy as np
 from annotated_types import Interval
 
-from xray_pneumonia.confined import READY, START, Child, confine
+from xray_pneumonia.child_process import READY, START, Child, confine
 from xray_pneumonia.data.files import InputFile
 from xray_pneumonia.data.images import decode
 from xray_pneumonia.data.images.limits import DicomRules, ImageError

@@ -24,8 +24,8 @@ from xray_pneumonia.evaluation.report.numbers import as_json
 from xray_pneumonia.evaluation.robustness import robustness, sample
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.evaluation.shortcuts import shortcuts
-from xray_pneumonia.evaluation.strangers import out_of_distribution
 from xray_pneumonia.evaluation.subgroups import Answers
+from xray_pneumonia.evaluation.synthetic_outliers import out_of_distribution
 from xray_pneumonia.types import CLASSES, Classes, Gray, Vector, spoken
 
 if TYPE_CHECKING:

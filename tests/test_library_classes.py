@@ -10,7 +10,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from xray_pneumonia import config, libraries
+from xray_pneumonia import config, library_classes
 from xray_pneumonia.data.augment.augmentation import Transforms
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
@@ -24,7 +24,7 @@ def artifacts(home):
 
 
 def node(group, name, **keys):
-    return {"_target_": f"{libraries.NAMES[group][0]}.{name}", **keys}
+    return {"_target_": f"{library_classes.NAMES[group][0]}.{name}", **keys}
 
 
 def made(*nodes):
@@ -123,8 +123,12 @@ def test_transforms_draw_by_seed_epoch_and_record_and_each_for_itself():
 
 
 def test_nothing_that_may_be_named_takes_a_function_or_a_file():
-    for target in libraries.targets():
+    for target in library_classes.targets():
         taken = inspect.signature(config.locate(target)).parameters
-        keys = set(taken) - {*libraries.PLACES, "avg_fn", "add_file_policy"}  # pydantic takes no text for a function
+        keys = set(taken) - {
+            *library_classes.PLACES,
+            "avg_fn",
+            "add_file_policy",
+        }  # pydantic takes no text for a function
         assert not {name for name in keys if "path" in name or "file" in name or name.endswith("_fn")}, target
         assert not target.endswith("Lambda")

@@ -22,7 +22,7 @@ START = 120.0  # seconds a child may take to start, on a machine that is busy
 READY = b"ready"  # its first message
 PROGRAM = (  # -P and the parent's path: no module of the working folder takes the place of an installed one
     "import json, sys; given = json.loads(sys.argv[1]); sys.path[:] = given.pop('path'); "
-    "from xray_pneumonia.confined import run; run(**given)"
+    "from xray_pneumonia.child_process import run; run(**given)"
 )
 # glibc gives the memory of each image back and asks for it again, which costs a third of the time of decoding; NumPy
 # starts a thread for each processor, which no child uses
