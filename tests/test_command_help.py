@@ -36,7 +36,7 @@ def test_help_lists_every_key_that_hydra_composes(verb):
         values = dict(leaves(plain(compose(verb), resolve=False)))
     hidden = {"mode", "sweep.trial", "data.resident", "trainer.checkpoint_minutes", "trainer.checkpoint_steps"}
     assert {*Verb(verb).keys} == {key for key in values if not key.endswith("_target_")} - hidden | (
-        {"sweep.space"} & {*Verb(verb).keys}
+        {"sweep.space", "sweep.scales"} & {*Verb(verb).keys}
     )
 
 
