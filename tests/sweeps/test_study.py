@@ -222,6 +222,28 @@ def test_a_process_that_comes_back_late_changes_nothing(make, trial, ends, caplo
     assert "reason" not in study.trials()[0].user_attrs
 
 
+@pytest.mark.parametrize("pruned", [True, False])
+def test_a_process_paused_between_its_run_and_its_report_says_that_its_result_is_dropped(
+    make, trial, pruned, caplog, monkeypatch
+):
+    study = make(*GRID)
+    [claim] = study.claim(1)
+    dropped = []
+    monkeypatch.setattr(
+        "xray_pneumonia.sweeps.trial.drop_late_runs", lambda store, *known, reason: dropped.append(known)
+    )
+
+    def train(cfg, report):
+        assign(study, claim, "worker")
+        report.values, report.pruned = [0.9], pruned
+        study.fail_stale_trials()
+
+    assert math.isnan(trial(study, claim, train).run())
+    assert "its late result is dropped" in caplog.text
+    assert dropped == [(claim.trial_id,)]
+    assert study.trials()[0].state == TrialState.FAIL
+
+
 def test_the_fingerprint_of_the_data_decides_and_not_their_path(make, trial):
     """A trial of the same keys with other images fails; what failed is no example for others."""
     study = make("model=cnn,mlp,resnet,torchvision", "data.root=/a", "sweep.name=one")

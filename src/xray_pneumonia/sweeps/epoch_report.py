@@ -9,8 +9,10 @@ from typing import Any
 import optuna
 import pytorch_lightning as pl
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import TrialState
 from pytorch_lightning.callbacks import Callback
 
+from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.robust_score import MEASURES, PREFIX, SCORE, Scales, score
 from xray_pneumonia.sweeps.storage import retried
 from xray_pneumonia.tracking import stored_runs
@@ -127,3 +129,26 @@ def _pruned_tags(run: Run, epochs: int) -> dict[str, str]:
 def result_tags(values: list[float], *, pruned: bool) -> dict[str, str]:
     """Write a trial's result as tags of its run, from which it is recovered if this process dies."""
     return {"sweep.state": "PRUNED" if pruned else "COMPLETE", "sweep.values": json.dumps(values)}
+
+
+def require_same_images(study: optuna.Study, number: int, key: str, fingerprint: str, *, root: str) -> None:
+    """Refuse other images than an earlier trial had with the same keys of `data`.
+
+    Args:
+        study: of the trial.
+        number: of the trial; earlier ones, unless they failed, are the example.
+        key: identifies the keys of `data`.
+        fingerprint: of the trial's records.
+        root: where they are, for the message.
+
+    Raises:
+        InputError: an earlier trial had other images.
+    """
+    for other in retried(lambda: study.get_trials(deepcopy=False)):
+        known = other.user_attrs.get("records", {}).get(key, fingerprint)
+        if other.number < number and other.state != TrialState.FAIL and known != fingerprint:
+            raise InputError(
+                f"data.root={root}: holds other images than trial {other.number} of {study.study_name} had "
+                f"(fingerprint {fingerprint[:12]}, expected {known[:12]}); bring the same ones to this machine, or "
+                "choose another sweep.name"
+            )

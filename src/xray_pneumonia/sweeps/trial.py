@@ -22,11 +22,12 @@ from xray_pneumonia.errors import InputError, Stopped
 from xray_pneumonia.evaluation.robust_score import SCORE, pool, score, word
 from xray_pneumonia.evaluation.run_groups import mean_and_sd
 from xray_pneumonia.masking import masked
-from xray_pneumonia.sweeps.epoch_report import EpochReport, GivenUp, result_tags
+from xray_pneumonia.sweeps.epoch_report import EpochReport, GivenUp, require_same_images, result_tags
 from xray_pneumonia.sweeps.plan import Replicate, build_pruner, is_hopeless, list_replicates, logged_as
 from xray_pneumonia.sweeps.settings import SweepSettings, TrialSpec
 from xray_pneumonia.sweeps.storage import locked, lost_connection, open_storage, resolve, retried
 from xray_pneumonia.sweeps.study import queue_again
+from xray_pneumonia.sweeps.trial_runs import drop_late_runs
 from xray_pneumonia.tracking import stored_runs
 from xray_pneumonia.tracking.process import identity
 from xray_pneumonia.tracking.run import Run, start_run
@@ -77,11 +78,14 @@ class Trial:
 
     def _require_open(self) -> None:
         if retried(lambda: self._storage.get_trial(self.spec.id)).state.is_finished():
-            seconds = self.settings.stale_after
-            raise GivenUp(
-                f"trial {self.spec.number}: was silent for over {seconds} s (sweep.stale_after), given up and queued "
-                "again; its late result is dropped"
-            )
+            raise GivenUp(self._late)
+
+    @property
+    def _late(self) -> str:
+        return (
+            f"trial {self.spec.number}: was silent for over {self.settings.stale_after} s (sweep.stale_after), given "
+            "up and queued again; its late result is dropped"
+        )
 
     def run(self) -> float:
         """Train and tell the study; a failure is recorded and not raised.
@@ -109,7 +113,10 @@ class Trial:
             except (Stopped, KeyboardInterrupt):  # Slurm's requeue is a SystemExit: the trial goes on in its next job
                 self._give_back()
                 raise
-        self._tell(TrialState.PRUNED if pruned else TrialState.COMPLETE, None if pruned else values)
+        if not self._tell(TrialState.PRUNED if pruned else TrialState.COMPLETE, None if pruned else values):
+            log.warning("%s", self._late)
+            drop_late_runs(self._store, self.spec.id, reason=self._late)
+            return math.nan
         log.info("trial %d: %s %s", self.spec.number, self._names[0], f"{values[0]:.6g}{' (pruned)' * pruned}")
         return values[0]
 
@@ -208,19 +215,10 @@ class Trial:
 
     def _require_records(self, cfg: DictConfig, fingerprint: str) -> None:
         """Refuse other images than earlier trials had with the same keys: machines may have them at different paths."""
-        what = {key: str(value) for key, value in cfg.data.items() if key not in PLACES} | {
-            "seed": str(cfg.get("seed"))
-        }
+        what = {key: str(value) for key, value in {**cfg.data, "seed": cfg.get("seed")}.items() if key not in PLACES}
         key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
         self._set("records", {**self._trial.user_attrs.get("records", {}), key: fingerprint})
-        for other in retried(lambda: self._trial.study.get_trials(deepcopy=False)):
-            known = other.user_attrs.get("records", {}).get(key, fingerprint)
-            if other.number < self.spec.number and other.state != TrialState.FAIL and known != fingerprint:
-                raise InputError(
-                    f"data.root={cfg.data.get('root')}: holds other images than trial {other.number} of "
-                    f"{self.spec.study} had (fingerprint {fingerprint[:12]}, expected {known[:12]}); bring the same "
-                    "ones to this machine, or choose another sweep.name"
-                )
+        require_same_images(self._trial.study, self.spec.number, key, fingerprint, root=cfg.data.get("root"))
 
     def _earlier_run(self, tags: dict[str, str]) -> str | None:
         """Find the run that this trial began before it was requeued."""
@@ -276,5 +274,7 @@ class Trial:
     def _set(self, name: str, value: object) -> None:
         retried(lambda: self._trial.set_user_attr(name, value))
 
-    def _tell(self, state: TrialState, values: list[float] | None = None) -> None:
-        retried(lambda: self._trial.study.tell(self.spec.number, values, state, skip_if_finished=True))
+    def _tell(self, state: TrialState, values: list[float] | None = None) -> bool:
+        """End the trial in the study; returns whether it ended so, and not earlier in another way."""
+        told = retried(lambda: self._trial.study.tell(self.spec.number, values, state, skip_if_finished=True))
+        return told.state == state

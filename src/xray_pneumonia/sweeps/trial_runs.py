@@ -52,3 +52,9 @@ def close_orphaned_runs(store: Store, study: SweepStudy, parent: Run, *, name: s
             reason = "the store did not answer when its trial ended"
             ended = "pruned" if state == TrialState.PRUNED else None
             stored_runs.close(store, run.run_id, status=status, reason=reason, state=ended)
+
+
+def drop_late_runs(store: Store, trial_id: int, *, reason: str) -> None:
+    """Mark the finished runs of a trial that was given up and queued again before its process could report."""
+    for run in stored_runs.find(store, {"sweep.trial_id": str(trial_id)}, status="FINISHED"):
+        stored_runs.close(store, run.run_id, status="KILLED", reason=reason)
