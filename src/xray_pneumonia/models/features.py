@@ -10,7 +10,7 @@ MOST_FEATURES = 1024  # of wider nets evenly spaced channels are taken: a covari
 
 
 class FeatureNet(nn.Module):
-    """A net that gives its features beside its logits."""
+    """A net that returns features as well as logits."""
 
     def __init__(self, net: nn.Module, *, side: int) -> None:
         super().__init__()

@@ -202,7 +202,7 @@ def artifact_folder(home: Path, run_id: str, uri: str | None) -> Path:
 
 
 def creation_lock(uri: str, home: Path) -> FileLock:
-    """Let one process at a time make tables: beside a database file, which processes of several homes may share."""
+    """Let one process at a time create tables; a database file is locked by a file in its own folder, not in `home`."""
     path = sqlite_path(uri)
     folder = path.absolute().parent if path else home
     folder.mkdir(parents=True, exist_ok=True)
