@@ -7,6 +7,7 @@ import pytest
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.masking import masked
 from xray_pneumonia.tracking.store import TrackingSettings, open_store, resolve_uri
+from xray_pneumonia.tracking.store_errors import StoreUnavailable, query, require_not_just_unavailable
 
 
 def settings(**changes):
@@ -39,6 +40,24 @@ def test_wrong_uris_come_with_the_right_one(tmp_path, uri, hint):
         resolve_uri(uri, tmp_path)
     assert hint in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+def test_a_store_that_did_not_answer_is_asked_again_after_it_answered():
+    uri = "http://127.0.0.1:5999"
+
+    def refuse():
+        raise ConnectionError("refused")
+
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable):
+            query(uri, refuse)
+        with pytest.raises(StoreUnavailable):
+            require_not_just_unavailable(uri)
+        require_not_just_unavailable(uri)  # once said, it is asked again
+    with pytest.raises(StoreUnavailable):
+        query(uri, refuse)
+    assert query(uri, lambda: "runs") == "runs"
+    require_not_just_unavailable(uri)
 
 
 def test_the_ui_opens_on_training_runs(tmp_path):

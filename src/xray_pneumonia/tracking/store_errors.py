@@ -94,12 +94,14 @@ def query(uri: str, call: Callable[[], T]) -> T:
     """
     try:
         # SQLite has its own time limit, and a first start creates tables for longer than a server may be silent.
-        return call() if uri.startswith("sqlite:") else within(START, call, name=f"tracking.uri={masked(uri)}")
+        answer = call() if uri.startswith("sqlite:") else within(START, call, name=f"tracking.uri={masked(uri)}")
     except Exception as error:  # each kind of store has its own
         refusal = classified(error, uri=uri)
         if isinstance(refusal, StoreUnavailable):
             _unavailable[uri] = time.monotonic(), str(refusal)
         raise refusal from error
+    _unavailable.pop(uri, None)
+    return answer
 
 
 def require_not_just_unavailable(uri: str) -> None:
