@@ -9,7 +9,7 @@ import pytest
 
 from xray_pneumonia.evaluation.run_groups import mean_and_sd
 from xray_pneumonia.sweeps import workers
-from xray_pneumonia.sweeps.plan import is_hopeless, list_replicates
+from xray_pneumonia.sweeps.plan import is_hopeless, is_out_of_reach, list_replicates
 
 
 def test_every_seed_on_every_fold():
@@ -67,6 +67,27 @@ def test_a_hard_first_fold_is_no_reason_to_give_up_but_being_behind_on_it_is(beh
         *others, mine = folds + dice.normal(0, 0.002, size=(6, 5))
         lost += is_hopeless(replicates(*mine[:1] - behind), others=[replicates(*one) for one in others], maximize=True)
     assert least <= lost / 300 <= most
+
+
+@pytest.mark.parametrize(
+    ("plain", "others", "expected"),
+    [
+        (0.90, [(0.95, 0.80), (0.94, 0.84)], True),  # with 0.84 to come, 0.87 at best: below 0.89
+        (0.94, [(0.95, 0.80), (0.94, 0.83)], False),  # may still draw level
+        (0.10, [], False),
+    ],
+)
+def test_a_score_that_can_no_longer_be_the_best_is_given_up(plain, others, expected):
+    scales = {part: {"log_loss": [0.1, 0.1], "balanced_accuracy": [0.9, 0.01]} for part in ("plain", "virus")}
+
+    def parts(*values):
+        measured = zip(("plain", "virus"), values, strict=False)
+        return {
+            part: {f"robust/{part}/log_loss": 0.1, f"robust/{part}/balanced_accuracy": value}
+            for part, value in measured
+        }
+
+    assert is_out_of_reach(parts(plain), others=[parts(*one) for one in others], scales=scales) is expected
 
 
 def test_the_machine_is_divided(monkeypatch):

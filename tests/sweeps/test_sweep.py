@@ -12,6 +12,7 @@ import optuna
 import pytest
 from mlflow import MlflowClient
 
+from xray_pneumonia.sweeps import trial as sweep_trial
 from xray_pneumonia.sweeps.parent_run import word_seconds
 from xray_pneumonia.sweeps.sweep import _findings_once
 
@@ -295,11 +296,14 @@ def test_a_run_that_the_store_kept_open_ends_as_its_trial_did(sweep, records):
     assert by_trial == {"0": "FAILED", "1": "FINISHED", "2": "FAILED"}  # trial 2 is 0 once more
 
 
-def test_a_trial_is_scored_by_films_as_they_are_corrupted_and_held_out(sweep, records):
-    done = sweep("sweep=robust", "evaluation=quick", "sweep.folds=null", "sweep.shifts=[soft]", "sweep.seeds=[1]")
+def test_a_trial_is_scored_by_films_as_they_are_corrupted_and_held_out(sweep, records, monkeypatch):
+    asked = []
+    monkeypatch.setattr(sweep_trial, "is_out_of_reach", lambda parts, **_: bool(asked.append(list(parts)) or True))
+    few = ["sweep.folds=null", "sweep.shifts=[soft]", "sweep.seeds=[1]", "sweep.prune_after_trials=1"]
+    done = sweep("sweep=robust", "evaluation=quick", *few, "optimizer.lr=1e-3,1e-4")
     assert done.code == 0, done.err
-    plain, shifted = records.runs("train")
-    [group] = records.runs("trial")
+    plain, shifted, first_of_second = records.runs("train")
+    group, second = records.runs("trial")
     assert {"robust/crop/log_loss", "robust/plain/balanced_accuracy"} < plain.data.metrics.keys()
     assert [key for key in shifted.data.metrics if key.startswith("robust/soft/")]
     scores = [run.data.metrics["robust/score"] for run in (plain, shifted, group)]  # of 6 parts, 1 part, all 7
@@ -307,6 +311,9 @@ def test_a_trial_is_scored_by_films_as_they_are_corrupted_and_held_out(sweep, re
     assert float(group.data.tags["sweep.values"][1:-1]) == pytest.approx(scores[2])
     assert "mean of 7 of 12 parts" in done.err
     assert group.data.tags["robust.rests_on"] == "seed 1 plain, seed 1 soft; 1 epochs of 32 pixels, all images"
+    assert asked == [["seed 1 plain"]]  # of the second trial: before the first is complete, there is nothing to compare
+    assert second.data.tags["sweep.state"] == "PRUNED"
+    assert first_of_second.data.tags["sweep.replicate"] == "seed 1 plain"
 
     done = sweep("sweep=robust", "sweep.shifts=[dark]")
     assert done.code == 2

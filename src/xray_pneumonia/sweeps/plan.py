@@ -18,6 +18,7 @@ from optuna.samplers import BaseSampler
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.intervals import t_quantile
 from xray_pneumonia.evaluation.metrics import monitor_mode
+from xray_pneumonia.evaluation.robust_score import Scales, pool, score
 from xray_pneumonia.sweeps.settings import SweepSettings, read_settings
 from xray_pneumonia.sweeps.space import Point, Space, read_space
 
@@ -189,6 +190,25 @@ def is_hopeless(values: Mapping[str, float], *, others: Sequence[Mapping[str, fl
     behind = sign * fmean(best[name] - values[name] for name in shared)
     error = math.sqrt(float(np.square(residuals).sum()) / freedom * 2 / len(shared))
     return bool(behind > t_quantile(freedom) * error)
+
+
+def is_out_of_reach(
+    parts: Mapping[str, Mapping[str, float]], *, others: Sequence[Mapping[str, Mapping[str, float]]], scales: Scales
+) -> bool:
+    """Tell whether a score would stay below the best, even if each training to come went as well as it ever did.
+
+    Args:
+        parts: of `robust/score`, of the trial's trainings so far, by the training's name.
+        others: the same of each complete trial.
+        scales: of the parts.
+    """
+    known = [one for one in others if set(parts) <= set(one)]
+    if not known:
+        return False
+    to_come = {name for one in known for name in one} - set(parts)
+    best = [max((one[name] for one in known if name in one), key=lambda each: score(each, scales)) for name in to_come]
+    reachable = score(pool([*parts.values(), *best]), scales)
+    return reachable < max(score(pool(list(one.values())), scales) for one in known)
 
 
 def _name(plan: Plan, choice: str) -> str:

@@ -60,7 +60,11 @@ class SweepSettings:
 
     def _require_scales(self) -> None:
         if self.pruner != "none":
-            raise InputError(f"sweep.pruner={self.pruner}: {SCORE} is known after a training alone; set it to none")
+            raise InputError(
+                f"sweep.pruner={self.pruner}: {SCORE} is known after a training, not after an epoch; set it to none: "
+                f"a trial that can no longer be the best is given up between its trainings, from trial "
+                f"{self.prune_after_trials} on (sweep.prune_after_trials)"
+            )
         for part in (PLAIN, *CORRUPTED, *self.shifts):
             scales = self.scales.get(part, {})
             if set(scales) != set(MEASURES) or any(len(two) != 2 or two[1] <= 0 for two in scales.values()):

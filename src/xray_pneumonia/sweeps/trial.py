@@ -23,7 +23,14 @@ from xray_pneumonia.evaluation.robust_score import SCORE, pool, score, word
 from xray_pneumonia.evaluation.run_groups import mean_and_sd
 from xray_pneumonia.masking import masked
 from xray_pneumonia.sweeps.epoch_report import EpochReport, GivenUp, require_same_images, result_tags
-from xray_pneumonia.sweeps.plan import Replicate, build_pruner, is_hopeless, list_replicates, logged_as
+from xray_pneumonia.sweeps.plan import (
+    Replicate,
+    build_pruner,
+    is_hopeless,
+    is_out_of_reach,
+    list_replicates,
+    logged_as,
+)
 from xray_pneumonia.sweeps.settings import SweepSettings, TrialSpec
 from xray_pneumonia.sweeps.storage import locked, lost_connection, open_storage, resolve, retried
 from xray_pneumonia.sweeps.study import queue_again
@@ -150,7 +157,7 @@ class Trial:
                 self._set("parts", parts)  # first: a replicate that is done has its parts
                 self._set("replicates", done)
                 pruned = report.pruned
-            if pruned or (len(done) < len(planned) and self._is_hopeless(done)):
+            if pruned or (len(done) < len(planned) and self._is_hopeless(done, parts)):
                 pruned = True
                 log.info("trial %d: given up after %s", self.spec.number, replicate.name)
                 break
@@ -191,10 +198,14 @@ class Trial:
         group.set_tags(result_tags(means, pruned=pruned))
         return means, pruned
 
-    def _is_hopeless(self, done: dict[str, list[float]]) -> bool:
+    def _is_hopeless(self, done: dict[str, list[float]], parts: dict[str, dict[str, float]]) -> bool:
         if len(self._names) > 1:
             return False
         complete = self._trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if SCORE in self._names:
+            scored = [t.user_attrs["parts"] for t in complete if "parts" in t.user_attrs]
+            enough = len(scored) >= self.settings.prune_after_trials
+            return enough and is_out_of_reach(parts, others=scored, scales=self.settings.scales)
         known = [t.user_attrs["replicates"] for t in complete if "replicates" in t.user_attrs]
         mine, *others = ({name: row[0] for name, row in values.items()} for values in (done, *known))
         return is_hopeless(mine, others=others, maximize=self.spec.objectives[self._names[0]] == "max")
