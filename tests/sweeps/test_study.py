@@ -223,15 +223,20 @@ def test_a_process_that_comes_back_late_changes_nothing(make, trial, ends, caplo
 
 
 @pytest.mark.parametrize("pruned", [True, False])
+@pytest.mark.parametrize("reachable", [True, False])
 def test_a_process_paused_between_its_run_and_its_report_says_that_its_result_is_dropped(
-    make, trial, pruned, caplog, monkeypatch
+    make, trial, pruned, reachable, caplog, monkeypatch
 ):
     study = make(*GRID)
     [claim] = study.claim(1)
     dropped = []
-    monkeypatch.setattr(
-        "xray_pneumonia.sweeps.trial.drop_late_runs", lambda store, *known, reason: dropped.append(known)
-    )
+
+    def drop(store, *known, reason):
+        dropped.append(known)
+        if not reachable:
+            raise StoreUnavailable("the store does not answer")
+
+    monkeypatch.setattr("xray_pneumonia.sweeps.trial.drop_late_runs", drop)
 
     def train(cfg, report):
         assign(study, claim, "worker")
@@ -241,6 +246,7 @@ def test_a_process_paused_between_its_run_and_its_report_says_that_its_result_is
     assert math.isnan(trial(study, claim, train).run())
     assert "its late result is dropped" in caplog.text
     assert dropped == [(claim.trial_id,)]
+    assert ("may still be listed as finished" in caplog.text) != reachable
     assert study.trials()[0].state == TrialState.FAIL
 
 
@@ -297,7 +303,7 @@ def test_a_trial_that_waits_in_a_queue_gives_heartbeats(make, monkeypatch):
     monkeypatch.setattr(study.storage, "heartbeat_interval", 0.05)
     with study.heartbeat([claim]):
         while claim.trial_id in study._silent()():
-            pass
+            time.sleep(0.02)
     study.fail_stale_trials()
     assert study.running() == 1
 

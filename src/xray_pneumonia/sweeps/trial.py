@@ -122,7 +122,10 @@ class Trial:
                 raise
         if not self._tell(TrialState.PRUNED if pruned else TrialState.COMPLETE, None if pruned else values):
             log.warning("%s", self._late)
-            drop_late_runs(self._store, self.spec.id, reason=self._late)
+            try:
+                drop_late_runs(self._store, self.spec.id, reason=self._late)
+            except InputError as error:
+                log.warning("%s; runs of trial %d may still be listed as finished", error, self.spec.number)
             return math.nan
         log.info("trial %d: %s %s", self.spec.number, self._names[0], f"{values[0]:.6g}{' (pruned)' * pruned}")
         return values[0]

@@ -55,6 +55,14 @@ def close_orphaned_runs(store: Store, study: SweepStudy, parent: Run, *, name: s
 
 
 def drop_late_runs(store: Store, trial_id: int, *, reason: str) -> None:
-    """Mark the finished runs of a trial that was given up and queued again before its process could report."""
-    for run in stored_runs.find(store, {"sweep.trial_id": str(trial_id)}, status="FINISHED"):
-        stored_runs.close(store, run.run_id, status="KILLED", reason=reason)
+    """Mark the finished runs of a trial that was given up and queued again before its process could report.
+
+    Raises:
+        StoreUnavailable: the store does not answer.
+    """
+
+    def mark() -> None:
+        for run in stored_runs.find(store, {"sweep.trial_id": str(trial_id)}, status="FINISHED"):
+            stored_runs.close(store, run.run_id, status="KILLED", reason=reason)
+
+    query(store.uri, mark)
