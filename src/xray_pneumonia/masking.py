@@ -1,4 +1,4 @@
-"""Mask the secrets of addresses: the one function through which every text passes that is stored or shown."""
+"""Mask passwords and tokens in URLs; every text that is stored or shown passes through it."""
 
 import logging
 import re

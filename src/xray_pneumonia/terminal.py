@@ -1,4 +1,4 @@
-"""Prints tables and sentences on the terminal; any room may do so."""
+"""Prints tables and sentences on the terminal; any package may import it."""
 
 from collections.abc import Collection, Iterable
 

@@ -1,4 +1,4 @@
-"""Writes files whole or not at all, and hashes them; any room may do so."""
+"""Writes files whole or not at all, and hashes them; any package may import it."""
 
 import hashlib
 import os

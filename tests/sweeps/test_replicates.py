@@ -9,7 +9,8 @@ import pytest
 
 from xray_pneumonia.evaluation.run_groups import mean_and_sd
 from xray_pneumonia.sweeps import workers
-from xray_pneumonia.sweeps.plan import is_hopeless, is_out_of_reach, list_replicates
+from xray_pneumonia.sweeps.plan import list_replicates
+from xray_pneumonia.sweeps.replicate_pruning import is_hopeless, is_out_of_reach
 
 
 def test_every_seed_on_every_fold():

@@ -298,7 +298,7 @@ def test_a_run_that_the_store_kept_open_ends_as_its_trial_did(sweep, records):
 
 def test_a_trial_is_scored_by_films_as_they_are_corrupted_and_held_out(sweep, records, monkeypatch):
     asked = []
-    monkeypatch.setattr(sweep_trial, "is_out_of_reach", lambda parts, **_: bool(asked.append(list(parts)) or True))
+    monkeypatch.setattr(sweep_trial, "is_out_of_reach", lambda parts, *_, **__: bool(asked.append(list(parts)) or True))
     few = ["sweep.folds=null", "sweep.shifts=[soft]", "sweep.seeds=[1]", "sweep.prune_after_trials=1"]
     done = sweep("sweep=robust", "evaluation=quick", *few, "optimizer.lr=1e-3,1e-4")
     assert done.code == 0, done.err

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from xray_pneumonia.data.duplicates import near_pairs
 from xray_pneumonia.data.images.cache import ImageCache
 from xray_pneumonia.data.images.sandbox import DOUBTFUL
+from xray_pneumonia.data.near_duplicates import near_pairs
 from xray_pneumonia.data.patients import unknown
 from xray_pneumonia.errors import DataRefused
 from xray_pneumonia.types import Gray

@@ -1,6 +1,6 @@
-"""Scores a recipe on films as they are, on the same films corrupted, and on films unlike those that it learned from.
+"""Computes `robust/score`, an objective of sweeps, on films as they are, corrupted, and unlike those that trained.
 
-Each of these parts has two measures. The score is the mean over the parts of how much better than a reference recipe
+Each of these parts has two measures. The score is the mean over the parts of how much better than a reference training
 they are, in standard deviations of the reference over seeds.
 """
 

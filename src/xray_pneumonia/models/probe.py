@@ -1,4 +1,4 @@
-"""Defines a net whose logit is a linear function of the channel means of all blocks of another net."""
+"""Defines a new last layer, linear in the channel means of all blocks of a frozen net, for another hospital."""
 
 from typing import Any
 

@@ -1,8 +1,6 @@
-"""Runs one trial of a study where its launcher brought it: trains once or for each replicate, reports, tells values."""
+"""Runs one trial of a study: trains once or for each replicate, prunes, and tells the study its values."""
 
 import contextlib
-import hashlib
-import json
 import logging
 import math
 from collections.abc import Callable
@@ -22,15 +20,9 @@ from xray_pneumonia.errors import InputError, Stopped
 from xray_pneumonia.evaluation.robust_score import SCORE, pool, score, word
 from xray_pneumonia.evaluation.run_groups import mean_and_sd
 from xray_pneumonia.masking import masked
-from xray_pneumonia.sweeps.epoch_report import EpochReport, GivenUp, require_same_images, result_tags
-from xray_pneumonia.sweeps.plan import (
-    Replicate,
-    build_pruner,
-    is_hopeless,
-    is_out_of_reach,
-    list_replicates,
-    logged_as,
-)
+from xray_pneumonia.sweeps.plan import Replicate, build_pruner, list_replicates, logged_as
+from xray_pneumonia.sweeps.pruning_callback import EpochReport, GivenUp, require_same_images, result_tags
+from xray_pneumonia.sweeps.replicate_pruning import is_hopeless, is_out_of_reach
 from xray_pneumonia.sweeps.settings import SweepSettings, TrialSpec
 from xray_pneumonia.sweeps.storage import locked, lost_connection, open_storage, resolve, retried
 from xray_pneumonia.sweeps.study import queue_again
@@ -40,7 +32,6 @@ from xray_pneumonia.tracking.process import identity
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.store import Store, open_store
 
-PLACES = {"root", "cache_dir"}  # where the data lie, which may differ between machines
 log = logging.getLogger(__name__)
 
 
@@ -206,11 +197,11 @@ class Trial:
             return False
         complete = self._trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         if SCORE in self._names:
-            scored = [t.user_attrs["parts"] for t in complete if "parts" in t.user_attrs]
-            enough = len(scored) >= self.settings.prune_after_trials
-            return enough and is_out_of_reach(parts, others=scored, scales=self.settings.scales)
-        known = [t.user_attrs["replicates"] for t in complete if "replicates" in t.user_attrs]
-        mine, *others = ({name: row[0] for name, row in values.items()} for values in (done, *known))
+            known = [t.user_attrs["parts"] for t in complete if "parts" in t.user_attrs]
+            enough = len(known) >= self.settings.prune_after_trials
+            return enough and is_out_of_reach(parts, known, scales=self.settings.scales)
+        done_by_others = [t.user_attrs["replicates"] for t in complete if "replicates" in t.user_attrs]
+        mine, *others = ({name: row[0] for name, row in values.items()} for values in (done, *done_by_others))
         return is_hopeless(mine, others=others, maximize=self.spec.objectives[self._names[0]] == "max")
 
     def _report(self, cfg: DictConfig, tags: dict[str, str], *, first: bool, suffix: str = "") -> EpochReport:
@@ -223,16 +214,9 @@ class Trial:
             tags=tags,
             run_id=self._earlier_run({"verb": "train", **own}),
             require_open=self._require_open,
-            require_records=partial(self._require_records, cfg),
+            require_records=partial(require_same_images, self._trial, cfg),
             scales=self.settings.scales,
         )
-
-    def _require_records(self, cfg: DictConfig, fingerprint: str) -> None:
-        """Refuse other images than earlier trials had with the same keys: machines may have them at different paths."""
-        what = {key: str(value) for key, value in {**cfg.data, "seed": cfg.get("seed")}.items() if key not in PLACES}
-        key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
-        self._set("records", {**self._trial.user_attrs.get("records", {}), key: fingerprint})
-        require_same_images(self._trial.study, self.spec.number, key, fingerprint, root=cfg.data.get("root"))
 
     def _earlier_run(self, tags: dict[str, str]) -> str | None:
         """Find the run that this trial began before it was requeued."""

@@ -1,4 +1,4 @@
-"""Finds what a store lost of a run that it had: its database removed or swapped, the run or its experiment deleted."""
+"""Recognises runs that a store no longer has: its database was swapped, the run or its experiment deleted."""
 
 from collections.abc import Mapping
 from itertools import groupby

@@ -1,4 +1,4 @@
-"""Make training faster without changing its results beyond rounding; each measure has its key."""
+"""Set the threads and the memory allocator of a process that trains."""
 
 import ctypes
 import logging

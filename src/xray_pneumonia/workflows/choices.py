@@ -1,4 +1,4 @@
-"""Names what a training chose: the choices of its config groups, what it changes of its experiment, its run."""
+"""Lists the choices of a training: its config groups, what it overrides of its experiment, the name of its run."""
 
 from collections.abc import Mapping
 from functools import cache

@@ -1,4 +1,4 @@
-"""Augment batches of training images; what can happen to them stands in `transforms`.
+"""Augment batches of training images; `transforms` defines the single transforms.
 
 What happens to an image is a pure function of (seed, epoch, record), so it is the same for any number of workers, any
 batch size and after a resume. OpenCV makes the changes from numbers drawn for the whole batch, several times faster

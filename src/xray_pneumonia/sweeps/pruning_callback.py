@@ -1,5 +1,6 @@
 """Reports a trial's epochs to its study, stops it where the pruner says so, and writes its values to its run."""
 
+import hashlib
 import json
 import logging
 import math
@@ -8,6 +9,7 @@ from typing import Any
 
 import optuna
 import pytorch_lightning as pl
+from omegaconf import DictConfig
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 from pytorch_lightning.callbacks import Callback
@@ -19,6 +21,7 @@ from xray_pneumonia.tracking import stored_runs
 from xray_pneumonia.tracking.lightning_logger import RunLogger
 from xray_pneumonia.tracking.run import Run
 
+PLACES = {"root", "cache_dir"}  # where the data lie, which may differ between machines
 log = logging.getLogger(__name__)
 
 
@@ -131,24 +134,25 @@ def result_tags(values: list[float], *, pruned: bool) -> dict[str, str]:
     return {"sweep.state": "PRUNED" if pruned else "COMPLETE", "sweep.values": json.dumps(values)}
 
 
-def require_same_images(study: optuna.Study, number: int, key: str, fingerprint: str, *, root: str) -> None:
-    """Refuse other images than an earlier trial had with the same keys of `data`.
+def require_same_images(trial: optuna.Trial, cfg: DictConfig, fingerprint: str) -> None:
+    """Refuse other images than an earlier trial had with the same keys of `data`, at whatever path.
 
     Args:
-        study: of the trial.
-        number: of the trial; earlier ones, unless they failed, are the example.
-        key: identifies the keys of `data`.
-        fingerprint: of the trial's records.
-        root: where they are, for the message.
+        trial: that trains; the fingerprint is noted there. Earlier ones, unless they failed, are the example.
+        cfg: of the training.
+        fingerprint: of its records.
 
     Raises:
         InputError: an earlier trial had other images.
     """
-    for other in retried(lambda: study.get_trials(deepcopy=False)):
+    what = {key: str(value) for key, value in {**cfg.data, "seed": cfg.get("seed")}.items() if key not in PLACES}
+    key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
+    retried(lambda: trial.set_user_attr("records", {**trial.user_attrs.get("records", {}), key: fingerprint}))
+    for other in retried(lambda: trial.study.get_trials(deepcopy=False)):
         known = other.user_attrs.get("records", {}).get(key, fingerprint)
-        if other.number < number and other.state != TrialState.FAIL and known != fingerprint:
+        if other.number < trial.number and other.state != TrialState.FAIL and known != fingerprint:
             raise InputError(
-                f"data.root={root}: holds other images than trial {other.number} of {study.study_name} had "
-                f"(fingerprint {fingerprint[:12]}, expected {known[:12]}); bring the same ones to this machine, or "
-                "choose another sweep.name"
+                f"data.root={cfg.data.get('root')}: holds other images than trial {other.number} of "
+                f"{trial.study.study_name} had (fingerprint {fingerprint[:12]}, expected {known[:12]}); bring the same "
+                "ones to this machine, or choose another sweep.name"
             )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xray_pneumonia.data.duplicates import MAX_BITS, MIN_CORRELATION, near_pairs
+from xray_pneumonia.data.near_duplicates import MAX_BITS, MIN_CORRELATION, near_pairs
 
 SIDE = 32
 
@@ -47,8 +47,8 @@ def every_pair(images, rows, hashes):
 
 @pytest.mark.parametrize("block", [7, 1024])
 def test_the_pairs_are_those_of_every_comparison(images, hashes, block, monkeypatch):
-    monkeypatch.setattr("xray_pneumonia.data.duplicates.BLOCK", block)
-    monkeypatch.setattr("xray_pneumonia.data.duplicates.WIDE", 2 * block)
+    monkeypatch.setattr("xray_pneumonia.data.near_duplicates.BLOCK", block)
+    monkeypatch.setattr("xray_pneumonia.data.near_duplicates.WIDE", 2 * block)
     rows = np.flatnonzero(np.arange(len(images)) % 7)  # some rows cannot be read
     found = near_pairs(images, rows, [hashes[row] for row in rows])
     expected = every_pair(images, rows, [hashes[row] for row in rows])
