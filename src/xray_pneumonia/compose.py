@@ -38,10 +38,16 @@ LITERAL = {
 PLACES = (
     "data.root", "home", "data.cache_dir", "tracking.run_name", "tracking.experiment_name", "tracking.uri", "output",
     "sweep.storage", "sweep.name", "storage", "experiment_name", "sweep_name", "model.init_from", "data.corrections",
+    "target", "dataset", "extensions", "dicom.folder", "dicom.ae_title", "dicom.reply_to", "operating_point",
+    "evaluation.operating_point", "data.patient", "patient",
 )  # fmt: skip
-LISTS = ("run_id", "run_ids", "compare_to")  # what names runs, quoted: eight digits look like a number
-LISTED = re.compile(r"[^\[\],\s][^\[\],]*")
-PATTERNS = ("data.patient", "patient")  # regular expressions, or words
+SWEPT = ("data.root", "data.cache_dir", "evaluation.operating_point")  # commas separate values; not in an existing path
+RUNS = ("run_id", "run_ids", "compare_to", "evaluation.out_of_fold")  # eight digits of an id look like a number
+LISTS = (
+    *RUNS, "extensions", "data.positive", "data.negative", "trainer.freeze", "evaluation.subgroups", "sweep.shifts",
+    "modalities", "views", "body_parts", "allowed_hosts", "dicom.allow",
+)  # fmt: skip
+LISTED = re.compile(r"[^\[\],\s](?:[^\[\],]|\[[^\[\],]*\])*")
 
 
 def launch(verb: str, arguments: list[str], run: Callable[[DictConfig], Any] | None = None) -> Any:
@@ -127,35 +133,48 @@ def _added(arguments: list[str]) -> list[str]:
 
 def _literally(verb: str, arguments: list[str]) -> tuple[list[str], dict[str, str]]:
     """Separate the arguments that Hydra's grammar must not parse."""
-    parts = [(argument, *argument.partition("=")) for argument in arguments]
+    parts = [(argument, *argument.lstrip("+").partition("=")) for argument in arguments]
     known = LITERAL.get(verb, ())
-    literal = {key: text for _, key, _, text in parts if key in known and text[:1] not in ("", "[") and text != "null"}
+    literal = {key: text for _, key, _, text in parts if key in known and text[:1] != "[" and text != "null"}
     return [argument for argument, key, _, _ in parts if key not in literal], literal
 
 
 def _quoted(argument: str) -> str:
-    """Quote a folder whose name Hydra's grammar would take for something else: 2024_01, or images (1)."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    key, _, value = argument.partition("=")
-    if key in LISTS and value.startswith("[") and not {"'", '"'} & set(value):
-        return f"{key}={LISTED.sub(lambda found: repr(found.group()), value)}"
-    if key not in (*PLACES, *PATTERNS) or value in ("", "null"):
+    """Quote text that Hydra's grammar would take for something else: 2024_01, images (1), [größe]."""
+    written, _, value = argument.partition("=")
+    key = written.lstrip("+")
+    if key in LISTS and value.startswith("["):
+        read = None if key in RUNS else _read(argument)
+        as_written = isinstance(read, list) and ",".join(map(str, read)) == value[1:-1].replace(", ", ",")
+        if as_written or {"'", '"'} & set(value):
+            return argument
+        return f"{written}={LISTED.sub(lambda found: _in_quotes(found.group().rstrip()), value)}"
+    if key not in PLACES or value in ("", "null"):
         return argument
     if value[0] in "'\"" or "${" in value or "\n" in value or _lists(key, value):
         return argument
+    return argument if _read(argument) == value else f"{written}={_in_quotes(value)}"
+
+
+def _read(argument: str) -> Any:
+    """Read the value of an argument as Hydra's grammar does; None where it cannot."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
     try:
-        read = OverridesParser.create().parse_override(argument).value()
+        return OverridesParser.create().parse_override(argument).value()
     except HydraException:
-        read = None
-    escaped = re.sub(r'(\\*)(?="|$)', r"\1\1", value).replace('"', r"\"")
-    return argument if read == value else f'{key}="{escaped}"'
+        return None
+
+
+def _in_quotes(text: str) -> str:
+    escaped = re.sub(r'(\\*)(?="|$)', r"\1\1", text).replace('"', r"\"")
+    return f'"{escaped}"'
 
 
 def _lists(key: str, value: str) -> bool:
-    """Tell whether commas separate the values of a sweep: in a path of data that does not exist."""
-    return key in ("data.root", "data.cache_dir") and "," in value and not Path(value).exists()
+    """Tell whether commas separate the values of a sweep."""
+    return key in SWEPT and "," in value and not Path(value).exists()
 
 
 def _run(run: Callable[[DictConfig], Any], cfg: DictConfig, failures: list[BaseException]) -> Any:
@@ -165,7 +184,7 @@ def _run(run: Callable[[DictConfig], Any], cfg: DictConfig, failures: list[BaseE
 
     try:
         if "extensions" in cfg:
-            cfg.extensions = extensions.load(OmegaConf.to_object(cfg.extensions))
+            cfg.extensions = extensions.load(cfg.extensions)
             drop_replaced(cfg, overrides())
         anchor(cfg)
         return run(cfg)
