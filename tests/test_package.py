@@ -42,7 +42,7 @@ def test_the_wheel_trains_from_an_empty_folder(tmp_path):
     assert (empty / "mlruns" / "mlflow.db").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_jobs_that_start_at_once_on_an_empty_store_land_together(start, tmp_path):
     """As scripts/benchmarks/first_start.py has more of them do, round after round."""
     jobs = [start("train", *SMALL, "evaluation=quick", "tracking.system_metrics=false") for _ in range(3)]

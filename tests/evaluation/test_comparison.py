@@ -32,6 +32,14 @@ def test_a_worse_model_is_found_out():
     assert found["accuracy"].gap.value == pytest.approx(found["accuracy"].first - found["accuracy"].second)
 
 
+def test_a_difference_of_calibration_errors_has_no_interval():
+    found = compared(*tables(worse=3.0))
+    gap, brier = found["calibration_error"].gap, found["brier"].gap
+    assert (gap.value != 0, gap.basis) == (True, "see its floor")
+    assert np.isnan([gap.low, gap.high]).all()
+    assert brier.low < brier.value < brier.high
+
+
 def test_a_model_does_not_differ_from_itself():
     first, _ = tables()
     found = compared(first, first)

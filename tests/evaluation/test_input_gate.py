@@ -8,6 +8,7 @@ from xray_pneumonia.evaluation.input_gate import (
     SIDE,
     STRANGE,
     UNLIKE,
+    FeatureGate,
     fit_feature_gate,
     fit_thumbnail_gate,
     join_gates,
@@ -67,6 +68,13 @@ def test_distances_are_those_of_scikit_learn(films):
     scaled = (features(films) - seen.mean(0)) / seen.std(0)
     expected = LedoitWolf().fit(scaled[:180]).mahalanobis(scaled)
     assert fit_feature_gate(films[:180], seen).distances(features(films)) == pytest.approx(expected, rel=1e-3)
+
+
+def test_limits_are_the_documented_quantiles_of_validation(films, check):
+    distances = check.distances(films[180:256])
+    look, leaning = check.gate.anomaly(films[180:256], distances).T
+    first = np.quantile(distances, 0.98) if isinstance(check.gate, FeatureGate) else np.quantile(look, 0.995)
+    assert check.gate.limits.tolist() == [first, np.quantile(leaning, 0.995)]
 
 
 def test_a_gate_says_which_rule_stops_and_an_ensembles_measures_nothing_itself(films):

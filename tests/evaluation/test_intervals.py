@@ -79,6 +79,14 @@ def test_all_right_is_not_certainty():
     assert found["auroc"].low == wilson(*[table.groupby("label")["patient"].nunique().min()] * 2)[0]
 
 
+def test_a_calibration_error_has_no_interval():
+    found = bootstrap(cohort(0, patients=100), threshold=0.5, replicates=100, seed=0)
+    error, brier = found["calibration_error"], found["brier"]
+    assert (error.value > 0, error.basis) == (True, "see its floor")
+    assert np.isnan([error.low, error.high]).all()
+    assert brier.low < brier.value < brier.high
+
+
 def test_undefined_has_no_interval():
     rest = {"images": 40, "patients": 20}
     assert str(interval(np.nan, np.ones(5), **rest)) == "undefined"
@@ -158,6 +166,53 @@ def test_delong_equals_its_definition():
     assert [found.low, found.high] == pytest.approx(expit(logit(area) + np.array([-half, half])), abs=1e-9)
     alone = delong(table["label"], table["logit"], table["patient"])
     assert alone.low == pytest.approx(found.low, abs=1e-9)
+
+
+def mixed(seed):
+    """Patients with one to four images of either class; a patient's images are alike, whatever their class."""
+    table, rng = cohort(seed, patients=25), np.random.default_rng(seed)
+    table["label"] = rng.integers(0, 2, len(table))
+    other = (table["logit"] + rng.normal(size=len(table))).round(1)
+    return table["label"].tolist(), table["logit"].round(1).tolist(), other.tolist(), table["patient"].tolist()
+
+
+def obuchowski(label, patient, above):
+    """The mean of `above` over pairs (ill, well) and its variance (Obuchowski, Biometrics 1997), in loops."""
+    ill, well = ([image for image, one in enumerate(label) if one == kind] for kind in (1, 0))
+    mean = sum(above(i, j) for i in ill for j in well) / (len(ill) * len(well))
+    tens, ones = ({one: 0.0 for one in patient} for _ in range(2))
+    for i in ill:
+        tens[patient[i]] += sum(above(i, j) for j in well) / len(well) - mean
+    for j in well:
+        ones[patient[j]] += sum(above(i, j) for i in ill) / len(ill) - mean
+    of_ill, of_well, of_both = ({patient[image] for image in images} for images in (ill, well, ill + well))
+    assert len(of_ill & of_well) > 5  # else the cross term is 0
+    variance = 0.0
+    for m, n, owners, products in (
+        (len(ill), len(ill), of_ill, [tens[one] * tens[one] for one in of_ill]),
+        (len(well), len(well), of_well, [ones[one] * ones[one] for one in of_well]),
+        (len(ill), len(well), of_both, [2 * tens[one] * ones[one] for one in of_both]),
+    ):
+        variance += len(owners) / (len(owners) - 1) * sum(products) / (m * n)
+    return mean, variance, min(len(of_ill), len(of_well)) - 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_delong_equals_obuchowski_where_patients_have_images_of_both_classes(seed):
+    label, first, second, patient = mixed(seed)
+
+    def above(score):
+        return lambda i, j: (score[i] > score[j]) + 0.5 * (score[i] == score[j])
+
+    area, variance, freedom = obuchowski(label, patient, above(first))
+    found = delong(label, first, patient)
+    half = (logit(found.high) - logit(found.low)) / 2 * area * (1 - area)
+    assert (half / stats.t.ppf(0.975, freedom)) ** 2 == pytest.approx(variance, abs=1e-12)
+    assert found.value == pytest.approx(area, abs=1e-12)
+    gap, variance, _ = obuchowski(label, patient, lambda i, j: above(first)(i, j) - above(second)(i, j))
+    found, p_value = delong_difference(label, first, second, patient)
+    assert ((found.high - found.low) / 2 / stats.t.ppf(0.975, freedom)) ** 2 == pytest.approx(variance, abs=1e-12)
+    assert p_value == pytest.approx(2 * stats.t.sf(abs(gap) / variance**0.5, freedom), abs=1e-12)
 
 
 def test_delong_stays_within_what_an_area_can_be():

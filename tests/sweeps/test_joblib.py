@@ -32,7 +32,7 @@ def sweep(command, tmp_path):
     return started
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_trials_run_side_by_side_below_one_parent_each_with_its_share_of_the_threads(sweep, records, tmp_path):
     process = sweep("optimizer.lr=1e-4,1e-3,1e-2,3e-3")
     out, _ = process.communicate(timeout=600)

@@ -275,7 +275,7 @@ def test_workers_share_one_study(command, records):
     assert len(require_six_trials_below_one_parent(records, "team", done.stdout)) > 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_sweeps_of_one_name_at_once_are_one(command, records):
     command += ("optimizer.lr=tag(log,interval(1e-4,1e-2))", "sweep.n_trials=6", "sweep.name=twins")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from tests.data.images.test_dicom_tags import film as dicom
 
 from xray_pneumonia.data.images.decode import decode, read_bytes
 from xray_pneumonia.inference.loading import load_model
@@ -128,6 +129,25 @@ def test_texts_are_no_films_and_no_failures(read, ward, tmp_path):
     (ward / "readme.png").write_text("hello")
     assert read(ward, output="other").code == 3
     assert read(ward / "readme.txt", output="one").code == 2  # what is named itself is asked for
+
+
+def test_other_dicom_files_are_read_where_keys_allow_them(read, tmp_path):
+    given = {
+        "wrong_modality": dicom(Modality="RF"),
+        "wrong_view": dicom(ViewPosition="LLD"),
+        "wrong_body_part": dicom(BodyPartExamined="PECHO"),
+        "bad_preamble": dicom(preamble=b"MZ".ljust(128, b"\0")),
+    }
+    (tmp_path / "in").mkdir()
+    for code, data in given.items():
+        (tmp_path / "in" / f"{code}.dcm").write_bytes(data)
+    assert read(tmp_path / "in").code == 2
+    assert {row["path"]: row["error"] for row in rows(tmp_path / "out")} == {f"{code}.dcm": code for code in given}
+    allowed = ["modalities=[DX,RF]", "views=[AP,PA,LLD]", "body_parts=[CHEST,PECHO]", "any_preamble=true"]
+    outcome = read(tmp_path / "in", *allowed, output="allowed")
+    assert outcome.code == 0, outcome.err
+    found = [row["probability"] for row in rows(tmp_path / "allowed")]
+    assert found == [pytest.approx(found[0], abs=1e-6)] * 4
 
 
 def test_an_unreadable_file_is_one_of_them(read, ward, tmp_path, without_rights):

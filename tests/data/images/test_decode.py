@@ -24,22 +24,31 @@ def save(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def bomb() -> bytes:
-    """A PNG of 30,000 x 30,000 one-bit pixels in about a hundred kilobytes."""
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    packer = zlib.compressobj(9)
-    rows = b"".join(packer.compress(b"\0" * 3751) for _ in range(30000)) + packer.flush()
-    header = struct.pack(">IIBBBBB", 30000, 30000, 1, 0, 0, 0, 0)
+def png(sides: tuple[int, int], bits: int, rows: bytes) -> bytes:
+    header = struct.pack(">IIBBBBB", *sides, bits, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
-def broken_crc() -> bytes:
+def bomb() -> bytes:
+    """A PNG of 30,000 x 30,000 one-bit pixels in about a hundred kilobytes."""
+    packer = zlib.compressobj(9)
+    rows = b"".join(packer.compress(b"\0" * 3751) for _ in range(30000)) + packer.flush()
+    return png((30000, 30000), 1, rows)
+
+
+def half_of_the_rows() -> bytes:
+    rows = b"".join(b"\0" + row.tobytes() for row in np.asarray(GRAY)[: GRAY.height // 2])
+    return png(GRAY.size, 8, zlib.compress(rows))
+
+
+def flipped(name: bytes, place: int) -> bytes:
+    """A PNG with the byte changed that is so far from the name of a chunk."""
     data = bytearray(save(GRAY))
-    place = data.index(b"IDAT") + 40
-    data[place] ^= 0xFF
+    data[data.index(name) + place] ^= 0xFF
     return bytes(data)
 
 
@@ -70,7 +79,9 @@ REFUSED = {
     "not_an_image (PDF)": b"%PDF-1.4\n",
     "truncated": JPEG[: len(JPEG) // 2],
     "truncated (PNG)": save(GRAY)[:900],
-    "truncated (CRC)": broken_crc(),
+    "truncated (data of IDAT)": flipped(b"IDAT", 40),
+    "truncated (checksum of IDAT)": flipped(b"IEND", -5),  # behind it the length of IEND
+    "truncated (half of the rows)": half_of_the_rows(),
     "too_many_pixels": bomb(),
     "too_small": save(GRAY.resize((1, 1))),
     "too_small (20)": save(GRAY.resize((20, 20))),
@@ -94,6 +105,28 @@ def test_refused(case):
         decode(REFUSED[case], 64)
     assert caught.value.code == case.split(" ")[0]
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [16, 64])  # decoded at a half, and in full
+@pytest.mark.parametrize("orientation", [1, 6])  # of EXIF: decoded by simplejpeg, and by Pillow
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda half: half[0] + half[1][16:],
+        lambda half: half[0] + b"\xff\xd9",
+        lambda half: half[0] + bytes(len(half[1])),
+    ],
+    ids=["16 bytes cut out", "ended early", "zeroed tail"],
+)
+def test_a_jpeg_damaged_in_its_scan_is_refused(damage, orientation, size):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = save(GRAY, "JPEG", exif=exif)
+    assert decode(data, size).pixels.shape == (size, size)
+    half = (data.index(b"\xff\xda") + len(data)) // 2
+    with pytest.raises(ImageError) as caught:
+        decode(damage((data[:half], data[half:])), size)
+    assert caught.value.code == "truncated"
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "P"])

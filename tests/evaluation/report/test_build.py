@@ -130,8 +130,13 @@ def test_nothing_is_said_of_a_single_patient(assessment):
 
 def test_words_are_those_of_the_numbers(assessment):
     sentences = text.summary(assessment, split="val")
-    found = assessment.at_point["sensitivity"].value
-    assert f"about {100 * found:.0f} pneumonia" in sentences[0]
+    for sentence, name, right in ((sentences[0], "sensitivity", "found"), (sentences[1], "specificity", "cleared")):
+        rate = assessment.at_point[name]
+        assert f"calls about {100 * rate.value:.0f} {'pneumonia' if right == 'found' else 'normal'} and" in sentence
+        assert sentence.endswith(
+            f"the rate that it has in the long run lies between {100 * rate.low:.0f} and {100 * rate.high:.0f} of 100 "
+            f"{right}, and the next 100 films vary more."
+        )
     assert "slightly flattered" in sentences[-1]
     assert "flattered" not in " ".join(text.summary(assessment, split="test"))
     assert (text.number(np.nan), text.number(0.12345)) == ("undefined", "0.123")
