@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import is_typeddict
 
-from xray_pneumonia import compose, config
+from xray_pneumonia import arguments, config
 from xray_pneumonia.cli import VERBS
 from xray_pneumonia.config import PACKAGE, plain
 from xray_pneumonia.data.records import scan
@@ -198,7 +198,7 @@ def test_a_csv_names_nothing_outside_of_its_folder_even_where_links_are_followed
 )
 @pytest.mark.parametrize("key", ["home", "++home", "tracking.uri", "sweep.storage", "storage", "target"])
 def test_one_grammar_holds_for_paths_names_and_addresses(key, value):
-    read = OverridesParser.create().parse_override(compose._quoted(f"{key}={value}"))
+    read = OverridesParser.create().parse_override(arguments.quoted(f"{key}={value}"))
     assert not read.is_sweep_override()
     assert str(read.value()) == value
 
@@ -227,8 +227,8 @@ def test_every_key_that_holds_text_is_taken_literally_and_refuses_an_empty_one(v
     for key, hint in text_keys(verb):
         for text, value, empty in ((odd, odd, ""), (f"[{odd},012]", [odd, "012"], [""])):
             if takes(hint, value):
-                literal = compose._literally(verb, [f"{key}={text}"])[1].get(key)
-                assert (literal or compose._read(compose._quoted(f"{key}={text}"))) == value, key
+                literal = arguments.literally(verb, [f"{key}={text}"])[1].get(key)
+                assert (literal or arguments.read(arguments.quoted(f"{key}={text}"))) == value, key
                 assert not takes(hint, empty), key
 
 
@@ -245,4 +245,4 @@ def test_one_module_needs_no_brackets(xray):
 
 @pytest.mark.parametrize("argument", ["home=null", "home='a b'", "tracking.uri=${oc.env:X}", "data.root=a,b"])
 def test_what_is_written_in_hydras_grammar_stays_in_it(argument):
-    assert compose._quoted(argument) == argument
+    assert arguments.quoted(argument) == argument
