@@ -212,15 +212,36 @@ def test_our_own_bugs_end_with_1(xray, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "given", [["++hydra.run.dir=/proc/no/a"], ["home=/proc/no"], ["-m", "home=/proc/no", "seed=1,2"]]
+    ("given", "named"),
+    [
+        (["++hydra.run.dir=/proc/no/a"], "hydra.run.dir=/proc/no/a: cannot be used: No such file or directory"),
+        (["home=/proc/no"], "home=/proc/no: cannot be used: No such file or directory"),
+        (["-m", "home=/proc/no", "seed=1,2"], "home=/proc/no: cannot be used: No such file or directory"),
+        (["home=/dev/null", "data=synthetic"], "home=/dev/null: cannot be used: /dev/null/synthetic: Not a directory"),
+        (["home=/proc", "data=synthetic"], "home=/proc: cannot be used: /proc/synthetic: No such file or directory"),
+        (["home=OURS", "tracking.uri=sqlite:////dev/null/x"], "tracking.uri=sqlite:////dev/null/x: cannot be used: "),
+        (["data.cache_dir=/dev/null"], "data.cache_dir=/dev/null: cannot be used: File exists"),
+        (["data.cache_dir=/proc"], "data.cache_dir=/proc: cannot be used: /proc/"),
+        ([], "home=/proc/mlruns: cannot be used: No such file or directory"),
+        (["-m", "seed=1,2"], "home=/proc/mlruns: cannot be used: No such file or directory"),
+    ],
 )
-def test_a_folder_that_cannot_be_made_is_wrong_input(xray, tiny, given):
-    outcome = xray("train", *given, *(one for one in tiny if not one.startswith("home=")))
-    assert outcome.code == 2
-    key = next(one.lstrip("+") for one in given if "/proc/no" in one)
-    assert outcome.err.splitlines()[-1] == (
-        f"xray: {key}: cannot be used: No such file or directory; name another place"
-    )
+def test_a_folder_that_cannot_be_made_is_wrong_input(xray, tiny, home, monkeypatch, given, named):
+    generated = "data=synthetic" in given
+    small = [one for one in tiny if not one.startswith(("home=", "data.root=") if generated else "home=")]
+    monkeypatch.chdir("/proc")
+    outcome = xray("train", *(one.replace("OURS", str(home)) for one in given), *small)
+    assert outcome.code == 2, outcome.err
+    assert outcome.err.splitlines()[-1].startswith(f"xray: {named}")
+    assert outcome.err.endswith("; name another place\n")
+
+
+def test_other_errors_below_a_folder_stay_errors(xray, monkeypatch, tmp_path):
+    def fail(_):
+        raise FileNotFoundError(2, "No such file or directory", f"{tmp_path}/lost")
+
+    monkeypatch.setattr("xray_pneumonia.workflows.train.main", fail)
+    assert xray("train", f"home={tmp_path}").code == 1
 
 
 def test_other_errors_of_files_stay_errors(xray, monkeypatch):

@@ -1,5 +1,6 @@
 """Compose the config of a command line with Hydra and run its workflow; Hydra's errors become one line."""
 
+import errno
 import hashlib
 import os
 import re
@@ -23,6 +24,9 @@ from xray_pneumonia.keys import Verb
 from xray_pneumonia.stored_config import check_experiment
 from xray_pneumonia.suggestions import suggest, suggest_choice, suggest_positional, undashed
 
+SQLITE = re.compile(r"sqlite(\+\w+)?:///")  # of an address of a file
+REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+
 
 def launch(verb: str, arguments: list[str], run: Callable[[DictConfig], Any] | None = None) -> Any:
     """Compose the config of a verb with Hydra and run its workflow on it, or `run` instead, once or as a sweep.
@@ -39,17 +43,19 @@ def launch(verb: str, arguments: list[str], run: Callable[[DictConfig], Any] | N
         raise InputError(f"{strange[0]}: {undashed(verb, strange[0])}; see xray {verb} --help")
     failures: list[BaseException] = []
     returned: list[Any] = [None]
-    given = arguments
+    given, homes = arguments, list[str]()
     arguments, literal = prepare(verb, arguments)
 
     def task(cfg: DictConfig) -> Any:
         cfg.update(literal)
+        homes.append(str(cfg.home))
         returned[0] = _run(run or import_module(f"xray_pneumonia.workflows.{verb}").main, cfg, failures)
         return returned[0]
 
     _call_hydra(verb, arguments, task, failures)
     if failures:
-        raise _named(failures[0], given)
+        home = Path(homes[-1] if homes else Verb(verb).keys["home"].value)  # what composes it may have failed
+        raise _named(failures[0], [*given, f"home={home.absolute()}"])
     return returned[0]
 
 
@@ -104,17 +110,29 @@ def _run(run: Callable[[DictConfig], Any], cfg: DictConfig, failures: list[BaseE
 
 
 def _named(error: BaseException, arguments: list[str]) -> BaseException:
-    """Turn an error about a path that the command line names into one about the user's input."""
+    """Turn an error about a path that the command names, or one above or below it, into one about the user's input."""
     if not isinstance(error, OSError) or not error.filename:
         return error
-    place = Path(os.fsdecode(error.filename)).absolute()
+    place, choices = Path(os.fsdecode(error.filename)).absolute(), groups()
     for argument in arguments:
-        value = argument.partition("=")[2]
-        if value and Path(os.path.expanduser(value)).absolute().is_relative_to(place):
-            wrong = InputError(f"{argument.lstrip('+')}: cannot be used: {error.strerror}; name another place")
+        key, _, value = argument.lstrip("+").partition("=")
+        named = Path(os.path.expanduser(SQLITE.sub("", value))).absolute()
+        below = place != named and place.is_relative_to(named) and _misplaced(error, named)
+        if value and key not in choices and (below or named.is_relative_to(place)):
+            reason = f"{place}: {error.strerror}" if below else error.strerror
+            wrong = InputError(f"{key}={value}: cannot be used: {reason}; name another place")
             wrong.__cause__ = error
             return wrong
     return error
+
+
+def _misplaced(error: OSError, folder: Path) -> bool:
+    """Tell whether an error below a folder is the folder's: no rights, or nothing can be made in it."""
+    try:
+        TemporaryDirectory(dir=folder).cleanup()
+    except OSError as second:
+        return second.errno != errno.ENOSPC
+    return error.errno in REFUSALS
 
 
 def _explained(error: Exception, verb: str, arguments: list[str]) -> str:

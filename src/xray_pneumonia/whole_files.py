@@ -6,6 +6,8 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
+from filelock import FileLock
+
 
 def write_whole(path: Path, parts: Iterable[bytes], *, sync: bool = True, shared: bool = False) -> None:
     """Replace a file; until then, and if this fails, the earlier one stays as it is.
@@ -36,6 +38,12 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def file_lock(path: str | Path) -> FileLock:
+    """Lock a file between processes; raises OSError where it cannot be made, for which FileLock would wait for ever."""
+    Path(path).touch()
+    return FileLock(path)
 
 
 def file_sha256(path: str | Path) -> str:

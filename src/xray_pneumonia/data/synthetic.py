@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from PIL import Image
 
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.types import Vector
+from xray_pneumonia.whole_files import file_lock
 
 log = logging.getLogger(__name__)
 VERSION = 1  # raise it whenever the same seed draws other images
@@ -47,7 +47,7 @@ def generate(root: str | Path, *, patients: int, seed: int) -> None:
     root = Path(root)
     recipe = {"patients": patients, "seed": seed, "version": VERSION}
     root.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{root}.lock"):
+    with file_lock(f"{root}.lock"):
         if (root / SEAL).exists() and json.loads((root / SEAL).read_text(encoding="utf-8")) == recipe:
             if lost := sum(_write(root, patient) for patient in draw_patients(patients, seed)):
                 log.warning("%s: %d generated images were missing and were drawn again", root, lost)

@@ -37,6 +37,7 @@ class Journal:
         self.counts = Counter[tuple[str, str]]()  # (port, decision or error)
         for folder in filter(None, (audit.parent, keep)):
             folder.mkdir(parents=True, exist_ok=True)
+        self._append(audit, "")  # fails before the first answer, not at it
 
     def answered(self, row: Mapping[str, Any], *, model: str, reader: str) -> None:
         """Write the audit line of an answer."""

@@ -17,7 +17,6 @@ from urllib.parse import urlsplit
 import optuna
 import psutil
 import sqlalchemy as sa
-from filelock import FileLock
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
@@ -25,6 +24,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.masking import masked
 from xray_pneumonia.tracking.locations import sqlite_path, sqlite_uri
+from xray_pneumonia.whole_files import file_lock
 
 RETRY_SECONDS = 120.0  # for a database that restarts or is locked
 BUSY_TIMEOUT = 30.0  # seconds to wait at the start for a SQLite file that another program has locked
@@ -161,7 +161,7 @@ def _first_line(error: BaseException) -> str:
 def _creation_lock(url: str) -> contextlib.AbstractContextManager[object]:
     """Create tables in one process at a time; PostgreSQL's transactions do without."""
     path = sqlite_path(url)
-    return contextlib.nullcontext() if path is None else FileLock(f"{path}.lock")
+    return contextlib.nullcontext() if path is None else file_lock(f"{path}.lock")
 
 
 def _require_sqlite(path: Path, shown: str) -> None:
@@ -205,7 +205,7 @@ def _require_own_tables(url: str, shown: str) -> None:
 def locked(storage: RDBStorage) -> Iterator[None]:
     """Let one process at a time count trials and ask for more, on one machine or, with PostgreSQL, on many."""
     if storage.engine.name != "postgresql":
-        with FileLock(f"{storage.engine.url.database}.lock"):
+        with file_lock(f"{storage.engine.url.database}.lock"):
             yield
         return
     connection = retried(lambda: _lock(storage.engine))

@@ -10,11 +10,10 @@ import platform
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
-from filelock import FileLock
-
 from xray_pneumonia.tracking.process import day_and_minute, user
 from xray_pneumonia.tracking.store import Store, ensure_experiment
 from xray_pneumonia.tracking.stored_runs import list_runs
+from xray_pneumonia.whole_files import file_lock
 
 EXPERIMENT = "ledger"
 SEALED = frozenset({"test", "external"})  # validation may be used as often as one likes
@@ -81,7 +80,7 @@ def record_opening(
             "ledger.who": f"{user()}@{platform.node()}",
             **{f"ledger.{name}": str(fact) for name, fact in (facts or {}).items()},
         }
-        with FileLock(store.home / ".ledger.lock"):
+        with file_lock(store.home / ".ledger.lock"):
             if contents not in _listed(openings(store)):
                 tags |= _film_tags(sorted(short))
             made = store.client.create_run(ensure_experiment(store.uri, EXPERIMENT, store.home), tags=tags)

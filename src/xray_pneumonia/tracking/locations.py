@@ -13,6 +13,7 @@ from filelock import FileLock
 
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.masking import masked
+from xray_pneumonia.whole_files import file_lock
 
 ARTIFACTS = "artifacts"  # in the home: the files of a local store
 STAGED = "staged"  # the same: the files of runs whose artifact store is not on this machine
@@ -206,4 +207,4 @@ def creation_lock(uri: str, home: Path) -> FileLock:
     path = sqlite_path(uri)
     folder = path.absolute().parent if path else home
     folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / ".store.lock")
+    return file_lock(folder / ".store.lock")

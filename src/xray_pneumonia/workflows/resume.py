@@ -7,7 +7,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 
 from xray_pneumonia.compose import asked
@@ -22,6 +21,7 @@ from xray_pneumonia.tracking.store import Store, TrackingSettings, open_existing
 from xray_pneumonia.tracking.stored_runs import find, get, mark_running, read_run
 from xray_pneumonia.training.checkpoints import BEST, Saved, clean_up, newest_valid, verify
 from xray_pneumonia.training.trainer import TrainerSettings
+from xray_pneumonia.whole_files import file_lock
 from xray_pneumonia.workflows.own_code import load_config
 from xray_pneumonia.workflows.training_run import RECORDS, read_records, records_table
 
@@ -128,7 +128,7 @@ def find_checkpoint(store: Store, run_id: str, identity: Mapping[str, str], data
 
 def claim(store: Store, run_id: str) -> None:
     """Mark a run as running before it is resumed: of two processes that do so at once one gets an InputError."""
-    with FileLock(store.home / ".resume.lock"):
+    with file_lock(store.home / ".resume.lock"):
         run = get(store, run_id)
         _require_dead(run_id, run.status, run.tags)
         mark_running(store, run_id)

@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 from rich.console import Console
 from rich.progress import track
 
@@ -32,7 +31,7 @@ from xray_pneumonia.data.images import limits
 from xray_pneumonia.data.images.sandbox import USUAL, Decoders
 from xray_pneumonia.errors import InputError, raise_if_stopped
 from xray_pneumonia.types import PROCESSORS, Gray
-from xray_pneumonia.whole_files import write_whole
+from xray_pneumonia.whole_files import file_lock, write_whole
 
 FACTS = ("sha256", "width", "height", "mode", "dhash", "error", "detail", "notes")
 FILES, SUMS = ("images.npy", "facts.csv"), "blocks.json"
@@ -66,7 +65,7 @@ def open_cache(records: pd.DataFrame, *, folder: str | Path, image_size: int) ->
     with _space_for(len(records) * image_size**2, Path(folder)):
         Path(folder).mkdir(parents=True, exist_ok=True)
         if not _is_whole(home) or _facts(home)["error"].isin(PASSING).any():
-            with FileLock(f"{home}.lock"):
+            with file_lock(f"{home}.lock"):
                 _try_again(records, home, image_size) if _is_whole(home) else _build(records, home, image_size)
     images = np.load(home / "images.npy", mmap_mode="r", allow_pickle=False)
     return ImageCache(pd.concat([records, _facts(home)], axis=1), images, home)
