@@ -19,7 +19,7 @@ SOURCE = ROOT / "src" / "xray_pneumonia"
 MODULES = sorted(SOURCE.rglob("*.py"))
 DOORS = {
     "mlflow": {"tracking"},
-    "hydra": {"config.py", "compose.py", "sweeps"},
+    "hydra": {"config.py", "arguments.py", "compose.py", "sweeps"},
     "albumentations": {"data/augment/augmentation.py"},
     "cv2": {"data/augment/transforms.py", "data/loaders.py"},
     # Figures are made in evaluation; pages and workflows name the type of what they pass on.
@@ -54,7 +54,8 @@ KNOWS = {  # room -> the rooms it may import besides the leaves
     "command_help": {"keys"},
     "keys": set(),
     "api": {"compose", "config", "stored_config", "data", "evaluation", "inference", "tracking", "workflows"},
-    "compose": {"config", "extensions", "keys", "stored_config", "suggestions"},
+    "arguments": {"config"},
+    "compose": {"arguments", "config", "extensions", "keys", "stored_config", "suggestions"},
     "config": {"extensions", "library_classes", "signatures"},
     "extensions": set(),
     "library_classes": set(),

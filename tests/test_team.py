@@ -39,7 +39,7 @@ def until_it_answers(url, process):
 @pytest.fixture
 def s3(monkeypatch):
     """An S3 on this machine, and the environment by which `aws` and MLflow find it."""
-    program = shutil.which("moto_server")
+    program = shutil.which("moto_server", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if program is None or shutil.which("aws") is None:
         pytest.skip("needs moto's server and aws: pip install 'moto[server]' awscli")
     pytest.importorskip("boto3")

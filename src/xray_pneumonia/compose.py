@@ -16,32 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from xray_pneumonia import extensions
-from xray_pneumonia.config import OPEN, PACKAGE, anchor, drop_replaced, groups
+from xray_pneumonia.arguments import prepare, read
+from xray_pneumonia.config import PACKAGE, anchor, drop_replaced, groups
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.keys import Verb
 from xray_pneumonia.stored_config import check_experiment
 from xray_pneumonia.suggestions import suggest, suggest_choice, suggest_positional, undashed
-
-# Keys that hold a path or a name, as they are: Hydra would take `image (1).png` for a call, and `model` for the group.
-LITERAL = {
-    "adapt": ("model", "labels"),
-    "evaluate": ("model", "run_id", "compare_to"),
-    "export": ("model", "run_id", "input", "output"),
-    "index": ("source", "output"),
-    "predict": ("model", "input", "output"),
-    "register": ("run_id", "name", "alias"),
-    "reproduce": ("model", "run_id"),
-    "train": ("resume",),
-    "serve": ("model", "keep", "audit", "host"),
-}
-# Paths, names and addresses of every verb, taken as they are but for Hydra's quotes and `${...}`.
-PLACES = (
-    "data.root", "home", "data.cache_dir", "tracking.run_name", "tracking.experiment_name", "tracking.uri", "output",
-    "sweep.storage", "sweep.name", "storage", "experiment_name", "sweep_name", "model.init_from", "data.corrections",
-)  # fmt: skip
-LISTS = ("run_id", "run_ids", "compare_to")  # what names runs, quoted: eight digits look like a number
-LISTED = re.compile(r"[^\[\],\s][^\[\],]*")
-PATTERNS = ("data.patient", "patient")  # regular expressions, or words
 
 
 def launch(verb: str, arguments: list[str], run: Callable[[DictConfig], Any] | None = None) -> Any:
@@ -60,8 +40,7 @@ def launch(verb: str, arguments: list[str], run: Callable[[DictConfig], Any] | N
     failures: list[BaseException] = []
     returned: list[Any] = [None]
     given = arguments
-    arguments, literal = _literally(verb, _added(_config_dir_first(arguments)))
-    arguments = [_quoted(argument) for argument in arguments]
+    arguments, literal = prepare(verb, arguments)
 
     def task(cfg: DictConfig) -> Any:
         cfg.update(literal)
@@ -107,57 +86,6 @@ def _call_hydra(
         sys.argv = before
 
 
-def _config_dir_first(arguments: list[str]) -> list[str]:
-    """Put `--config-dir DIR` first: Hydra reads no overrides on both sides of an option."""
-    found, rest = [], [*arguments]
-    for name in ("--config-dir", "-cd"):
-        while name in rest[:-1]:
-            place = rest.index(name)
-            found, rest = [f"--config-dir={rest[place + 1]}"], rest[:place] + rest[place + 2 :]
-    joined = [argument for argument in rest if argument.startswith("--config-dir=")]
-    return [*(found or joined[-1:]), *(argument for argument in rest if argument not in joined)]
-
-
-def _added(arguments: list[str]) -> list[str]:
-    """Let the command set any key of a class that it names itself (`model._target_=my_models.Net model.depth=3`)."""
-    named = {argument.partition("._target_=")[0] for argument in arguments if "._target_=" in argument}
-    free = {f"{group}." for group in named & {*OPEN}}
-    return [f"++{word.lstrip('+')}" if word.lstrip("+").startswith((*free,)) else word for word in arguments]
-
-
-def _literally(verb: str, arguments: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Separate the arguments that Hydra's grammar must not parse."""
-    parts = [(argument, *argument.partition("=")) for argument in arguments]
-    known = LITERAL.get(verb, ())
-    literal = {key: text for _, key, _, text in parts if key in known and text[:1] not in ("", "[") and text != "null"}
-    return [argument for argument, key, _, _ in parts if key not in literal], literal
-
-
-def _quoted(argument: str) -> str:
-    """Quote a folder whose name Hydra's grammar would take for something else: 2024_01, or images (1)."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    key, _, value = argument.partition("=")
-    if key in LISTS and value.startswith("[") and not {"'", '"'} & set(value):
-        return f"{key}={LISTED.sub(lambda found: repr(found.group()), value)}"
-    if key not in (*PLACES, *PATTERNS) or value in ("", "null"):
-        return argument
-    if value[0] in "'\"" or "${" in value or "\n" in value or _lists(key, value):
-        return argument
-    try:
-        read = OverridesParser.create().parse_override(argument).value()
-    except HydraException:
-        read = None
-    escaped = re.sub(r'(\\*)(?="|$)', r"\1\1", value).replace('"', r"\"")
-    return argument if read == value else f'{key}="{escaped}"'
-
-
-def _lists(key: str, value: str) -> bool:
-    """Tell whether commas separate the values of a sweep: in a path of data that does not exist."""
-    return key in ("data.root", "data.cache_dir") and "," in value and not Path(value).exists()
-
-
 def _run(run: Callable[[DictConfig], Any], cfg: DictConfig, failures: list[BaseException]) -> Any:
     """Run the workflow; outside of a sweep its error goes to `failures`, since Hydra would print about it."""
     from hydra.core.hydra_config import HydraConfig
@@ -165,7 +93,7 @@ def _run(run: Callable[[DictConfig], Any], cfg: DictConfig, failures: list[BaseE
 
     try:
         if "extensions" in cfg:
-            cfg.extensions = extensions.load(OmegaConf.to_object(cfg.extensions))
+            cfg.extensions = extensions.load(cfg.extensions)
             drop_replaced(cfg, overrides())
         anchor(cfg)
         return run(cfg)
@@ -246,10 +174,8 @@ def _experiment_files(arguments: list[str]) -> Iterator[list[str]]:
 
 def _extensions(arguments: list[str]) -> Any:
     """Read the modules that the command line names, before Hydra composes its config."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
     given = [argument for argument in arguments if argument.startswith("extensions=")]
-    return OverridesParser.create().parse_override(given[-1]).value() if given else []
+    return read(given[-1]) if given else []
 
 
 def asked() -> list[str]:

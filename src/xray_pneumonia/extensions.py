@@ -20,6 +20,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from xray_pneumonia.errors import InputError
 
 GROUP = "xray_pneumonia.extensions"  # of entry points
@@ -84,6 +86,7 @@ def load(names: Any) -> dict[str, str]:
     Raises:
         InputError: there is no such module, it cannot be imported, or another one has its name.
     """
+    names = OmegaConf.to_object(names) if OmegaConf.is_config(names) else names
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise InputError(f"extensions={names!r}: should be a list of modules or .py files: extensions=[my_models]")

@@ -27,6 +27,8 @@ from tests.serving.test_server import PATIENTS, serving
 from xray_pneumonia.data.synthetic import draw
 
 ORTHANC = shutil.which("Orthanc") or ("/usr/sbin/Orthanc" if Path("/usr/sbin/Orthanc").exists() else None)
+PROGRAMS = [folder for folder in os.environ["PATH"].split(os.pathsep) if folder != str(Path(sys.executable).parent)]
+STORESCU = shutil.which("storescu", path=os.pathsep.join(PROGRAMS))  # dcmtk's; pynetdicom installs one of that name
 FORWARD = """
 function OnStoredInstance(instance, tags, metadata, origin)
   if tags["Modality"] == "DX" then SendToModality(instance, "xray") end
@@ -159,7 +161,7 @@ for _ in sys.stdin:  # imports once, then a node for each line
 
 
 @pytest.mark.long
-@pytest.mark.skipif(ORTHANC is None or not shutil.which("storescu"), reason="orthanc or dcmtk is not installed")
+@pytest.mark.skipif(ORTHANC is None or STORESCU is None, reason="orthanc or dcmtk is not installed")
 @pytest.mark.parametrize(("kills", "count"), [(20, 60), (200, 500)])
 def test_kills_lose_and_double_nothing(tmp_path, kills, count):
     """`storescu` sends films again until they are acknowledged, while the node is killed over and over."""
@@ -193,7 +195,7 @@ def test_kills_lose_and_double_nothing(tmp_path, kills, count):
 
 def storescu(films: Path, port: int) -> None:
     """Send the films that no node has acknowledged yet; those that it acknowledges are renamed."""
-    command = ["storescu", "+rn", "-aet", "MODALITY", "-aec", "XRAY", "127.0.0.1", str(port)]
+    command = [STORESCU, "+rn", "-aet", "MODALITY", "-aec", "XRAY", "127.0.0.1", str(port)]
     subprocess.run([*command, *films.glob("*.dcm")], capture_output=True, check=False)
     for path in films.glob("*.bad"):
         path.rename(path.with_suffix(""))

@@ -2,12 +2,20 @@
 
 import os
 import shutil
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 
+import hydra
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import is_typeddict
 
-from xray_pneumonia import compose
+from xray_pneumonia import arguments, config
+from xray_pneumonia.cli import VERBS
+from xray_pneumonia.config import PACKAGE, plain
 from xray_pneumonia.data.records import scan
 from xray_pneumonia.errors import InputError
 
@@ -109,10 +117,18 @@ def test_an_empty_path_or_name_is_refused(xray, tiny, argument):
     assert key in outcome.err
 
 
-def test_an_empty_input_is_refused(xray):
-    outcome = xray("predict", "input=")
+@pytest.mark.parametrize(
+    ("verb", "key"),
+    [
+        *((verb, "home") for verb in VERBS if verb != "completion"),
+        *[("predict", "input"), ("evaluate", "model"), ("train", "resume"), ("train", "tracking.uri")],
+    ],
+)
+def test_an_empty_place_of_any_verb_is_refused(xray, monkeypatch, verb, key):
+    monkeypatch.setattr("xray_pneumonia.workflows.adapt.find_model", None)
+    outcome = xray(verb, f"{key}=")
     assert outcome.code == 2
-    assert "input=" in outcome.err
+    assert f"{key}='': " in outcome.err
 
 
 @pytest.mark.parametrize("folder", ["u=1", "Doe, Jane", "a (1)", "größe", "[x]", "fold #2", "2024_01", "~a", "{b}"])
@@ -180,13 +196,53 @@ def test_a_csv_names_nothing_outside_of_its_folder_even_where_links_are_followed
         "12",
     ],
 )
-@pytest.mark.parametrize("key", ["home", "tracking.uri", "sweep.storage", "storage", "experiment_name", "output"])
+@pytest.mark.parametrize("key", ["home", "++home", "tracking.uri", "sweep.storage", "storage", "target"])
 def test_one_grammar_holds_for_paths_names_and_addresses(key, value):
-    read = OverridesParser.create().parse_override(compose._quoted(f"{key}={value}"))
+    read = OverridesParser.create().parse_override(arguments.quoted(f"{key}={value}"))
     assert not read.is_sweep_override()
     assert str(read.value()) == value
 
 
+def text_keys(verb):
+    """Yield key and type of all that holds text in the config of a verb."""
+    with hydra.initialize_config_module(PACKAGE, version_base="1.3"):
+        values = plain(hydra.compose(verb), resolve=False)
+    values["_target_"] = f"xray_pneumonia.workflows.{verb}.{verb.title()}Config"
+    for prefix, node in config._targets(values):
+        target = config.locate(node["_target_"])
+        hints = get_type_hints(target.__init__, include_extras=True)
+        for key in {*node} & {*hints}:
+            inner = get_type_hints(hints[key], include_extras=True) if is_typeddict(hints[key]) else {}
+            found = {f"{prefix}{key}.{name}": hint for name, hint in inner.items()} or {f"{prefix}{key}": hints[key]}
+            yield from ((name, hint) for name, hint in found.items() if holds_text(hint))
+
+
+def holds_text(hint):
+    return hint is str or (get_origin(hint) not in {Literal, Mapping, dict} and any(map(holds_text, get_args(hint))))
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "completion"])
+def test_every_key_that_holds_text_is_taken_literally_and_refuses_an_empty_one(verb):
+    odd = "/größe/a[1] (2)"
+    for key, hint in text_keys(verb):
+        for text, value, empty in ((odd, odd, ""), (f"[{odd},012]", [odd, "012"], [""])):
+            if takes(hint, value):
+                literal = arguments.literally(verb, [f"{key}={text}"])[1].get(key)
+                assert (literal or arguments.read(arguments.quoted(f"{key}={text}"))) == value, key
+                assert not takes(hint, empty), key
+
+
+def takes(hint, value):
+    with suppress(ValidationError):
+        TypeAdapter(hint).validate_python(value, strict=True)
+        return True
+    return False
+
+
+def test_one_module_needs_no_brackets(xray):
+    assert "extensions=[größe.py]: no such file" in xray("explore", "extensions=größe.py").err
+
+
 @pytest.mark.parametrize("argument", ["home=null", "home='a b'", "tracking.uri=${oc.env:X}", "data.root=a,b"])
 def test_what_is_written_in_hydras_grammar_stays_in_it(argument):
-    assert compose._quoted(argument) == argument
+    assert arguments.quoted(argument) == argument

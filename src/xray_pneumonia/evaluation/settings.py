@@ -18,13 +18,13 @@ class EvaluationSettings:
         InputError: there is no such policy.
     """
 
-    operating_point: str
+    operating_point: Text
     calibration: Method
     max_error: OpenFraction
     out_of_fold: list[Text] | None
     replicates: Annotated[int, Ge(100)]
     prevalences: list[OpenFraction]
-    subgroups: list[str]
+    subgroups: list[Text]
     maps: Whole
     robustness_images: Whole | None
     report: bool

@@ -17,7 +17,7 @@ class DicomSettings:
 
     port: Port | None  # at which films are received; None: none are
     ae_title: Text  # our name
-    allow: list[str]  # senders, as AE@HOST
+    allow: list[Text]  # senders, as AE@HOST
     reply_to: Text | None  # the archive that gets the replies, as AE@HOST:PORT
     settle: NonNegative  # seconds after which a study that received nothing is answered
     folder: Text  # of the films under way

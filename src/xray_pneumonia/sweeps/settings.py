@@ -10,7 +10,7 @@ from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.metrics import Monitor
 from xray_pneumonia.evaluation.robust_score import CORRUPTED, MEASURES, PLAIN, SCORE
 from xray_pneumonia.signatures import problems
-from xray_pneumonia.types import Count, Seed, Whole
+from xray_pneumonia.types import Count, Seed, Text, Whole
 
 # What a trial can be ranked by: metrics of its best epoch, the size of the net, the median seconds of an epoch,
 # the score of `evaluation/robust_score.py`.
@@ -22,7 +22,7 @@ Direction = Literal["max", "min"]
 class SweepSettings:
     """The config group `sweep`; `conf/sweep/default.yaml` says what each key means."""
 
-    name: str | None
+    name: Text | None
     space: dict[str, Any]
     first: list[dict[str, Any]]
     n_trials: Count | None
@@ -34,11 +34,11 @@ class SweepSettings:
     prune_after_epochs: Count
     seeds: Annotated[list[Seed], Len(1)] | None
     folds: Count | None
-    shifts: list[str]
+    shifts: list[Text]
     scales: dict[str, dict[str, list[float]]]
     max_failures: Whole | None
     parallel: Count | None
-    storage: str | None
+    storage: Text | None
     stale_after: Count
     trial: dict[str, Any] | None
 

@@ -82,7 +82,7 @@ def run(
         InputError: the space, the database or every trial's input is wrong.
         SweepFailed: more trials failed than `sweep.max_failures`.
     """
-    extensions.load(OmegaConf.to_object(config.extensions))
+    extensions.load(config.extensions)
     remember_references(config)
     choice = str(config.hydra.runtime.choices.get("sweep", "default"))
     sweep = Sweep(read_plan(config, arguments, choice=choice), config, context, task)

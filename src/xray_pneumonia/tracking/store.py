@@ -52,7 +52,7 @@ log = logging.getLogger(__name__)
 class TrackingSettings:
     """The config group `tracking`."""
 
-    uri: str | None  # of the MLflow store; null takes MLFLOW_TRACKING_URI, else `mlflow.db` in `home`
+    uri: Text | None  # of the MLflow store; null takes MLFLOW_TRACKING_URI, else `mlflow.db` in `home`
     experiment_name: Text  # the experiment that holds the run; made when missing
     run_name: Text | None  # shown in the MLflow UI; null names a training by its choices (`resnet-strong-s0`)
     system_metrics: bool  # sample processor, memory and GPU while training

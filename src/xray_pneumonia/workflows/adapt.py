@@ -70,6 +70,7 @@ class AdaptConfig:
 
 def main(cfg: DictConfig) -> None:
     """Adapt, record and print."""
+    check(cfg, AdaptConfig)
     found, model = _find(cfg)
     _ask_as(cfg, model.card)
     values = check(cfg, AdaptConfig)

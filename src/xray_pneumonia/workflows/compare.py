@@ -23,7 +23,7 @@ from xray_pneumonia.tracking.locations import ArtifactMissing
 from xray_pneumonia.tracking.server import address, link, see_it
 from xray_pneumonia.tracking.store import Store
 from xray_pneumonia.tracking.stored_runs import StoredRun
-from xray_pneumonia.types import Count, Seed
+from xray_pneumonia.types import Count, Seed, Text
 from xray_pneumonia.workflows.choices import parameters_of
 from xray_pneumonia.workflows.comparison_tables import THRESHOLD, Format, basis, count_images, show, show_test
 from xray_pneumonia.workflows.find_runs import find_trainings, open_experiment, output_folder
@@ -43,17 +43,17 @@ else:
 class CompareConfig:
     """The top-level keys of compare.yaml."""
 
-    home: str
-    experiment_name: str | None
-    sweep_name: str | None
-    run_ids: list[str] | None
+    home: Text
+    experiment_name: Text | None
+    sweep_name: Text | None
+    run_ids: list[Text] | None
     pruned: bool
     metrics: Annotated[list[Compared], Len(1)]
     format: Format
     pair: Annotated[list[Count], Len(2, 2)] | None
     replicates: Count
     seed: Seed
-    output: str | None
+    output: Text | None
     tracking: Node
 
 

@@ -24,6 +24,7 @@ from xray_pneumonia.tracking.provenance import cpu
 from xray_pneumonia.tracking.spool import spools
 from xray_pneumonia.tracking.store import Store, TrackingSettings, open_database, resolve_uri
 from xray_pneumonia.tracking.store_errors import query
+from xray_pneumonia.types import Text
 
 LOADER_MODULE = "xray_pneumonia.workflows.serve"  # with which MLflow opens the bundles that version 0.1.0 spooled
 LOW = 5 * 2**30  # bytes; a sweep's checkpoints need that soon
@@ -36,7 +37,7 @@ GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # of NVIDIA, of NVIDIA
 class DoctorConfig:
     """The top-level keys of doctor.yaml."""
 
-    home: str
+    home: Text
     sync: bool
     mark: bool
     tracking: Node

@@ -7,15 +7,16 @@ from omegaconf import DictConfig
 
 from xray_pneumonia.config import check
 from xray_pneumonia.data.download import install
+from xray_pneumonia.types import Text
 
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadConfig:
     """The top-level keys of download.yaml."""
 
-    home: str
-    dataset: str
-    target: str
+    home: Text
+    dataset: Text
+    target: Text
 
 
 def main(cfg: DictConfig) -> None:

@@ -24,7 +24,7 @@ from xray_pneumonia.tracking.ledger import Opening, opened_before, record_openin
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.store import open_store
 from xray_pneumonia.training import performance
-from xray_pneumonia.types import CLASSES, OpenFraction, Positive
+from xray_pneumonia.types import CLASSES, OpenFraction, Positive, Text
 from xray_pneumonia.workflows.evaluation_data import (
     RECORD_COLUMNS,
     EvaluationFolder,
@@ -45,13 +45,13 @@ log = logging.getLogger(__name__)
 class EvaluateConfig:
     """The top-level keys of evaluate.yaml."""
 
-    home: str
+    home: Text
     extensions: dict[str, str]
-    run_id: str | list[str] | None
-    model: str | None
+    run_id: Text | list[Text] | None
+    model: Text | None
     split: Split
-    compare_to: str | list[str] | None
-    operating_point: str
+    compare_to: Text | list[Text] | None
+    operating_point: Text
     prevalence: OpenFraction | None
     cost: Positive | None
     data: EvaluationFolder

@@ -83,7 +83,7 @@ class HeldOut:
 class EvaluationFolder(TypedDict):
     """The key `data` of `xray evaluate`: null means as in the training, and for `broken` of an external one: refuse."""
 
-    root: str | None
+    root: Text | None
     broken: Broken | None
     positive: list[Text | int] | None
     negative: list[Text | int] | None

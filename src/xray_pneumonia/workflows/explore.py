@@ -17,7 +17,7 @@ from xray_pneumonia.evaluation.report.build import render
 from xray_pneumonia.terminal import console, make_table
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.store import open_store
-from xray_pneumonia.types import Seed
+from xray_pneumonia.types import Seed, Text
 from xray_pneumonia.workflows.training_run import public_config, record_dataset
 
 SHOWN = 12  # sample images of each class
@@ -27,7 +27,7 @@ SHOWN = 12  # sample images of each class
 class ExploreConfig:
     """The top-level keys of explore.yaml."""
 
-    home: str
+    home: Text
     extensions: dict[str, str]
     seed: Seed
     data: Node

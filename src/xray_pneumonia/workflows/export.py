@@ -26,7 +26,7 @@ from xray_pneumonia.inference.loading import load_model
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.inference.onnx import GRAPH, read_graph, require_reader, require_writer, write_graph
 from xray_pneumonia.tracking.stored_runs import StoredRun
-from xray_pneumonia.types import Count, Gray
+from xray_pneumonia.types import Count, Gray, Text
 from xray_pneumonia.workflows.find_model import find_named, folder_of
 from xray_pneumonia.workflows.training_record import CONFIG, ENVIRONMENT, HISTORY
 
@@ -40,13 +40,13 @@ log = logging.getLogger(__name__)
 class ExportConfig:
     """The top-level keys of export.yaml."""
 
-    home: str
+    home: Text
     extensions: dict[str, str]
-    run_id: str | None
-    model: str | None
-    output: str
+    run_id: Text | None
+    model: Text | None
+    output: Text
     format: Literal["onnx", "bundle"]
-    input: str | None
+    input: Text | None
     images: Count
     tracking: Node
 

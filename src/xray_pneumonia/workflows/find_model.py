@@ -68,6 +68,8 @@ def find_model(model: str, *, tracking: TrackingSettings, home: Path, key: str =
     Raises:
         InputError: there is no such model.
     """
+    if not model:
+        raise InputError(f"{key}='': name a run, a folder or a shipped model, or leave the key out")
     if RUN_ID.match(model):
         return read_run(open_database(tracking, home=home), model)
     if NAMED.match(model) and not Path(model).exists():

@@ -26,7 +26,7 @@ else:
 class IndexConfig:
     """The top-level keys of index.yaml."""
 
-    home: str
+    home: Text
     layout: LayoutName
     source: Text
     output: Text

@@ -52,9 +52,9 @@ class PredictConfig:
     watch: bool
     prevalence: OpenFraction | None
     cost: Positive | None
-    modalities: list[str]
-    views: list[str]
-    body_parts: list[str]
+    modalities: list[Text]
+    views: list[Text]
+    body_parts: list[Text]
     any_preamble: bool
     batch_size: Count
     workers: Processes | None

@@ -9,16 +9,17 @@ from xray_pneumonia.config import Node, build, check
 from xray_pneumonia.tracking.registry import register
 from xray_pneumonia.tracking.run_names import read_named
 from xray_pneumonia.tracking.store import open_database
+from xray_pneumonia.types import Text
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegisterConfig:
     """The top-level keys of register.yaml."""
 
-    home: str
-    run_id: str
-    alias: str
-    name: str | None
+    home: Text
+    run_id: Text
+    alias: Text
+    name: Text | None
     tracking: Node
 
 

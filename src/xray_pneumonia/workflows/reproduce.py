@@ -22,7 +22,7 @@ from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run
 from xray_pneumonia.tracking.store import Store, TrackingSettings, open_store
 from xray_pneumonia.training.checkpoints import BEST
-from xray_pneumonia.types import Positive
+from xray_pneumonia.types import Positive, Text
 from xray_pneumonia.workflows.find_model import find_named
 from xray_pneumonia.workflows.train import TrainConfig
 from xray_pneumonia.workflows.training import train
@@ -48,11 +48,11 @@ log = logging.getLogger(__name__)
 class ReproduceConfig:
     """The top-level keys of reproduce.yaml."""
 
-    home: str
+    home: Text
     extensions: dict[str, str]
-    run_id: str | None
-    model: str | None
-    data: Mapping[str, str | None]
+    run_id: Text | None
+    model: Text | None
+    data: Mapping[str, Text | None]
     band: dict[str, Positive]
     tracking: Node
 

@@ -21,7 +21,7 @@ from xray_pneumonia.evaluation.report.build import render
 from xray_pneumonia.terminal import console, make_table
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.stored_runs import StoredRun
-from xray_pneumonia.types import Count
+from xray_pneumonia.types import Count, Text
 from xray_pneumonia.workflows.find_runs import find_trainings, open_experiment, output_folder
 from xray_pneumonia.workflows.reviewed_films import Films, find_neighbours, open_films
 from xray_pneumonia.workflows.training_run import DESCRIPTION, record_origin
@@ -38,22 +38,22 @@ MEASURED = (  # scripts/benchmarks/review.py
 class ReviewedFolder(TypedDict):
     """The key `data` of `xray review`: null means where the runs had it."""
 
-    root: str | None
+    root: Text | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReviewConfig:
     """The top-level keys of review.yaml."""
 
-    home: str
-    experiment_name: str | None
-    sweep_name: str | None
-    run_ids: list[str] | None
+    home: Text
+    experiment_name: Text | None
+    sweep_name: Text | None
+    run_ids: list[Text] | None
     extensions: dict[str, str]
     data: ReviewedFolder
     shown: Count
     neighbours: Count
-    output: str | None
+    output: Text | None
     tracking: Node
 
 

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from xray_pneumonia.config import Node, check
 from xray_pneumonia.terminal import console, make_table
 from xray_pneumonia.tracking.stored_runs import StoredRun, find
-from xray_pneumonia.types import Count
+from xray_pneumonia.types import Count, Text
 from xray_pneumonia.workflows.find_runs import open_experiment
 
 RESULT = {"AUROC": "best/auroc", "sensitivity": "operating/sensitivity", "specificity": "operating/specificity"}
@@ -17,8 +17,8 @@ RESULT = {"AUROC": "best/auroc", "sensitivity": "operating/sensitivity", "specif
 class RunsConfig:
     """The top-level keys of runs.yaml."""
 
-    home: str
-    experiment_name: str | None
+    home: Text
+    experiment_name: Text | None
     most: Count
     tracking: Node
 

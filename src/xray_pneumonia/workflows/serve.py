@@ -44,15 +44,15 @@ class ServeConfig:
     model: Text
     host: Text
     port: Port
-    allowed_hosts: list[str]
+    allowed_hosts: list[Text]
     keep: Text | None
     audit: Text
     most_waiting: Count
     upload_mb: Count
     upload_seconds: Positive
-    modalities: list[str]
-    views: list[str]
-    body_parts: list[str]
+    modalities: list[Text]
+    views: list[Text]
+    body_parts: list[Text]
     any_preamble: bool
     workers: Processes | None
     dicom: Node

@@ -8,14 +8,15 @@ from omegaconf import DictConfig
 from xray_pneumonia.config import check
 from xray_pneumonia.sweeps.catalogue import list_studies
 from xray_pneumonia.terminal import console, make_table
+from xray_pneumonia.types import Text
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepsConfig:
     """The top-level keys of sweeps.yaml."""
 
-    home: str
-    storage: str | None
+    home: Text
+    storage: Text | None
 
 
 def main(cfg: DictConfig) -> None:

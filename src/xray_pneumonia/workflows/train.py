@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from omegaconf import DictConfig, open_dict
 
 from xray_pneumonia.config import Node, check
+from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.metrics import METRICS, Monitor, monitor_mode
 from xray_pneumonia.sweeps.settings import take_sweep
 from xray_pneumonia.terminal import console, make_table
@@ -22,7 +23,7 @@ class TrainConfig:
 
     home: Text
     seed: Seed
-    extensions: list[str] | dict[str, str]  # modules as the command names them; once imported, with their hashes
+    extensions: list[Text] | dict[str, str]  # modules as the command names them; once imported, with their hashes
     monitor: Monitor
     mode: Literal["max", "min"] | None
     data: Node
@@ -75,6 +76,8 @@ def take_resume(cfg: DictConfig) -> str | None:
     """Take the key `resume` out of a config: what is left is one training, the same whether or not it is resumed."""
     with open_dict(cfg):
         value = cfg.pop("resume", None)
+    if value == "":
+        raise InputError("resume='': name the run, or leave the key out to train anew")
     return None if value is None else str(value)
 
 

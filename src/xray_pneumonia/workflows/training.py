@@ -164,7 +164,7 @@ def _check_evaluation(
 
 def _initial_weights(node: Node, tracking: TrackingSettings, home: Path) -> InitialWeights | None:
     named = node.get(INIT)
-    return find_weights(named, tracking=tracking, home=home) if named else None
+    return find_weights(named, tracking=tracking, home=home) if named is not None else None
 
 
 def _build_net(node: Node, side: int, initial: InitialWeights | None) -> nn.Module:

@@ -11,7 +11,7 @@ from xray_pneumonia.tracking.run_names import find_run_id, last_touched
 from xray_pneumonia.tracking.server import address, leaderboard_path, runs_path, serve
 from xray_pneumonia.tracking.store import ensure_leaderboard, open_database
 from xray_pneumonia.tracking.stored_runs import StoredRun, get
-from xray_pneumonia.types import Port
+from xray_pneumonia.types import Port, Text
 
 NAMED = 3  # runs that are named in the line above their address
 
@@ -20,9 +20,9 @@ NAMED = 3  # runs that are named in the line above their address
 class UiConfig:
     """The top-level keys of ui.yaml."""
 
-    home: str
+    home: Text
     port: Port | None
-    run_ids: list[str] | None
+    run_ids: list[Text] | None
     tracking: Node
 
 
