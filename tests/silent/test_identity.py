@@ -1,5 +1,6 @@
 """Text as identity or address, in one normal form: patients, labels, paths, addresses, secrets (kind D)."""
 
+import gzip
 import os
 import shutil
 from collections.abc import Mapping
@@ -123,6 +124,19 @@ def test_a_cell_that_is_missing_or_misspelt_is_named_with_its_cure(table, change
 def test_another_encoding_is_named(table):
     with pytest.raises(InputError, match="UTF-16"):
         scan(table(as_it_is, encoding="utf-16"))
+
+
+@pytest.mark.parametrize("damage", ["plain text", "cut", "a byte changed"])
+def test_a_packed_table_is_read_whole_or_refused(table, tmp_path, damage):
+    plain = table(as_it_is)
+    packed = plain.with_suffix(".csv.gz")
+    whole = gzip.compress(plain.read_text().replace(",", ";").encode())
+    packed.write_bytes(whole)
+    pd.testing.assert_frame_equal(scan(packed), scan(plain))
+    broken = {"plain text": plain.read_bytes(), "cut": whole[:-20], "a byte changed": whole[:-6] + b"x" + whole[-5:]}
+    packed.write_bytes(broken[damage])
+    with pytest.raises(InputError, match="no whole gzip file"):
+        scan(packed)
 
 
 @pytest.mark.parametrize(
