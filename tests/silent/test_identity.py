@@ -1,5 +1,6 @@
 """Text as identity or address, in one normal form: patients, labels, paths, addresses, secrets (kind D)."""
 
+import gzip
 import os
 import shutil
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
 import hydra
+import pandas as pd
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from pydantic import TypeAdapter, ValidationError
@@ -16,6 +18,8 @@ from typing_extensions import is_typeddict
 from xray_pneumonia import arguments, config
 from xray_pneumonia.cli import VERBS
 from xray_pneumonia.config import PACKAGE, plain
+from xray_pneumonia.data.classes import PUBLIC
+from xray_pneumonia.data.corrections import correct
 from xray_pneumonia.data.records import scan
 from xray_pneumonia.errors import InputError
 
@@ -54,6 +58,23 @@ def test_patients_composed_and_decomposed_are_one(table):
     names = ("M\u00fcller", "Mu\u0308ller")
     found = scan(table(lambda number, row: [row | {"patient": names[number]} if number < 2 else row]))
     assert found["patient"].tolist().count(names[0]) == 2
+
+
+def test_patients_that_a_pattern_finds_are_one_however_their_letters_are_composed(tmp_path):
+    for name in ("Mu\u0308ller_1", "M\u00fcller_2", "M\u00fcller _3"):
+        folder = tmp_path / "train" / ("NORMAL" if name[-1] == "1" else "PNEUMONIA")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.png").write_bytes(b"")
+    assert set(scan(tmp_path, patient=r"([^/]+)_\d")["patient"]) == {"M\u00fcller"}
+
+
+@pytest.mark.parametrize("said", ["Mu\u0308ller.png", "M\u00fcller.png"])
+@pytest.mark.parametrize("stored", ["Mu\u0308ller.png", "M\u00fcller.png"])
+def test_corrections_find_a_film_however_its_letters_are_composed(tmp_path, stored, said):
+    row = {"id": stored, "sha256": "0" * 64, "label": 0, "class_name": "NORMAL", "subtype": "normal", "split": "train"}
+    (tmp_path / "corrections.csv").write_text(f"id,label\n{said},PNEUMONIA\n", encoding="utf-8")
+    after, found = correct(pd.DataFrame([row]), str(tmp_path / "corrections.csv"), PUBLIC)
+    assert (after["label"].tolist(), found.unknown) == ([1], 0)
 
 
 @pytest.mark.parametrize(("one", "other"), [("p0", "P0"), ("12", "12.0"), ("12", "012")])
@@ -103,6 +124,19 @@ def test_a_cell_that_is_missing_or_misspelt_is_named_with_its_cure(table, change
 def test_another_encoding_is_named(table):
     with pytest.raises(InputError, match="UTF-16"):
         scan(table(as_it_is, encoding="utf-16"))
+
+
+@pytest.mark.parametrize("damage", ["plain text", "cut", "a byte changed"])
+def test_a_packed_table_is_read_whole_or_refused(table, tmp_path, damage):
+    plain = table(as_it_is)
+    packed = plain.with_suffix(".csv.gz")
+    whole = gzip.compress(plain.read_text().replace(",", ";").encode())
+    packed.write_bytes(whole)
+    pd.testing.assert_frame_equal(scan(packed), scan(plain))
+    broken = {"plain text": plain.read_bytes(), "cut": whole[:-20], "a byte changed": whole[:-6] + b"x" + whole[-5:]}
+    packed.write_bytes(broken[damage])
+    with pytest.raises(InputError, match="no whole gzip file"):
+        scan(packed)
 
 
 @pytest.mark.parametrize(

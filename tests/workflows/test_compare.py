@@ -18,6 +18,7 @@ from xray_pneumonia.tracking.store import TrackingSettings, open_store
 from xray_pneumonia.workflows import comparison_tables as workflow
 
 LABELS = np.arange(60) % 2
+DECIDED = ("accuracy", "sensitivity", "specificity")
 
 
 def answers(skill, seed):
@@ -108,21 +109,25 @@ def test_two_models_are_tested_as_such_and_what_p_rests_on_is_printed(compare, w
     assert "corrected 0." in said
 
 
-@pytest.fixture(scope="module")
-def uneven(written):
-    """Two runs that share two images of one patient, each with an operating point of its own."""
-    home, _ = written
-    settings = TrackingSettings(uri=None, experiment_name="uneven", run_name=None, system_metrics=False, required=False)
+def write_runs(home, name, *runs):
+    """Write runs, each of a table of predictions and an operating point of its own; returns what compares them."""
+    settings = TrackingSettings(uri=None, experiment_name=name, run_name=None, system_metrics=False, required=False)
     store = open_store(settings, home=home)
-    for place, (rows, point) in enumerate([(slice(0, 30), 0.7), (slice(28, 60), 0.2)]):
+    for place, (table, point) in enumerate(runs):
         with start_run(store, name=f"run {place}", tags={"verb": "train"}, system_metrics=False) as run:
-            table = answers(1.0, place)[rows]
             found = table_metrics(table, threshold=point)
             run.log_params({"model.width": str(place), "seed": "1"})
-            run.log_metrics({f"operating/{name}": found[name] for name in ("accuracy", "sensitivity", "specificity")})
+            run.log_metrics({f"operating/{name}": found[name] for name in DECIDED})
             run.log_metrics({"operating/threshold": point, "best/auroc": found["auroc"], "best/accuracy": 0.123})
             predictions.write(table, run.path("predictions/val.csv"))
-    return f"home={home}", "experiment_name=uneven", "format=markdown"
+    return f"home={home}", f"experiment_name={name}"
+
+
+@pytest.fixture(scope="module")
+def uneven(written):
+    """Two runs that share two images of one patient."""
+    runs = [(answers(1.0, 0)[:30], 0.7), (answers(1.0, 1)[28:], 0.2)]
+    return *write_runs(written[0], "uneven", *runs), "format=markdown"
 
 
 def test_runs_that_share_one_patient_are_not_tested(xray, uneven):
@@ -142,6 +147,21 @@ def test_table_and_test_judge_a_run_at_its_own_operating_point(xray, uneven):
     assert "at each run's own operating point, chosen on them" in done.out
     expected = table_metrics(answers(1.0, 0)[:30], threshold=0.7)["accuracy"]
     assert f"{expected:.4f}" in done.out
+
+
+def test_table_and_test_give_one_accuracy_for_one_run(xray, written):
+    runs = [(answers(1.0, seed), point) for seed, point in enumerate([0.7, 0.2])]
+    done = xray("compare", *write_runs(written[0], "points", *runs), "format=csv")
+    table, test = (pd.read_csv(io.StringIO(one)) for one in done.out.split("\n\n"))
+    tested = test.set_index(test.columns[0])
+    for group, width in enumerate(table["model.width"], start=1):
+        given, point = runs[width]
+        expected = table_metrics(given, threshold=point)
+        assert expected["accuracy"] != table_metrics(given, threshold=0.5)["accuracy"]
+        assert tested.loc[list(DECIDED), f"group {group}"].tolist() == pytest.approx(
+            [expected[name] for name in DECIDED], abs=5e-5
+        )
+        assert table.loc[group - 1, list(DECIDED)].tolist() == pytest.approx([expected[name] for name in DECIDED])
 
 
 def _artifacts(home, run_id):

@@ -140,11 +140,12 @@ def _lines(path: Path, records: pd.DataFrame, question: Question) -> Iterator[tu
             f"data.corrections={path}: needs a column label and one of {', '.join(KEYS)}, "
             f"found {', '.join(table.columns)}"
         )
-    known = {column: records.groupby(name).indices for column, name in KEYS.items() if column in columns}
+    names = {name: records[name].map(_composed) for name in KEYS.values()}  # names of files from a Mac are decomposed
+    known = {column: records.groupby(names[KEYS[column]]).indices for column in columns}
     named_sides = {name.casefold(): (label, name) for label, name in enumerate(question.names)}  # "COVID or Opacity"
     for line, cells in enumerate(table.to_dict("records"), start=2):
         said = str(cells["label"]).strip()
-        named = {column: unicodedata.normalize("NFC", str(cells[column]).strip()) for column in columns}
+        named = {column: _composed(str(cells[column]).strip()) for column in columns}
         column, film = next(((column, value) for column, value in named.items() if value), ("", ""))
         found = question.match([said]) or named_sides.get(said.casefold())
         if not film or (found is None and said.casefold() != EXCLUDE):
@@ -153,3 +154,7 @@ def _lines(path: Path, records: pd.DataFrame, question: Question) -> Iterator[tu
                 f"{EXCLUDE}, and one of {', '.join(columns)} names the film"
             )
         yield line, list(known[column].get(film.lower() if column == "sha256" else film, [])), found and found[0]
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)

@@ -1,16 +1,18 @@
 """List the files of a folder in one order without opening them, under printable names; find files that changed."""
 
 import codecs
+import errno
 import logging
 import os
 import stat
 import unicodedata
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xray_pneumonia.errors import DataRefused
+from xray_pneumonia.errors import DataRefused, InputError
 from xray_pneumonia.whole_files import file_sha256
 
 if TYPE_CHECKING:
@@ -126,10 +128,41 @@ def walk(folder: Path) -> Iterator[str]:
             yield os.path.join(here, name)
 
 
-def walk_films(folder: Path) -> Iterator[str]:
-    """Yield what `walk` yields, but the texts, which are named."""
-    texts = []
+def walk_all(folder: Path) -> Iterator[str]:
+    """Yield what `walk` yields.
+
+    Raises:
+        OSError: the folder, or one in it, cannot be read, so that its files would be left out.
+    """
     for path in walk(folder):
+        if stat.S_ISDIR(os.lstat(path).st_mode):
+            os.scandir(path).close()  # raises what kept `walk` out of it
+        yield path
+
+
+@contextmanager
+def all_or_none() -> Iterator[None]:
+    """Refuse data with a folder or file that cannot be read; decorates functions that list them.
+
+    Raises:
+        InputError: there is one.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise
+        why = "its path is too long" if error.errno == errno.ENAMETOOLONG else error.strerror
+        raise InputError(
+            f"{os.fsdecode(error.filename)}: cannot be read ({why}); its images would be left out; give yourself the "
+            "right to read it, shorten its path, or move it out of the data"
+        ) from error
+
+
+def walk_films(folder: Path) -> Iterator[str]:
+    """Yield what `walk_all` yields, but the texts, which are named."""
+    texts = []
+    for path in walk_all(folder):
         if is_text(path):
             texts.append(printable(os.path.relpath(path, folder)))
         else:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from xray_pneumonia.data.files import walk
+from xray_pneumonia.data.files import all_or_none, walk_all
 from xray_pneumonia.data.tables import read_table
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.types import CLASSES
@@ -43,11 +43,12 @@ def film(path: str, label: str, patient: str = "", split: str = "train", reason:
     return dict(zip(COLUMNS, (path, label, patient, split, reason), strict=True))
 
 
+@all_or_none()
 def index(layout: str, source: Path) -> pd.DataFrame:
     """List the films of a published data set, one row each, with the columns `COLUMNS`; paths are relative to it.
 
     Raises:
-        InputError: a file of the layout is missing, or no film that it lists is there.
+        InputError: a file of the layout is missing, a folder cannot be read, or no film that it lists is there.
     """
     table = pd.DataFrame(list(LAYOUTS[layout].read(source)), columns=list(COLUMNS))
     table.loc[table["label"].eq("") & table["reason"].eq(""), "reason"] = "no label, or a finding beside none"
@@ -172,7 +173,7 @@ def _covid_radiography(source: Path) -> Iterable[Film]:
         folder = source / kind / "images"
         if not folder.is_dir():
             raise InputError(f"source={source}: has no folder {kind}/images; layout=covid_radiography has four such")
-        for path in map(Path, walk(folder)):
+        for path in map(Path, walk_all(folder)):
             yield film(path.relative_to(source).as_posix(), named.get(kind, kind))
 
 
@@ -236,7 +237,7 @@ def _places(source: Path) -> dict[str, str]:
     """Find every image file by its name."""
     return {
         os.path.basename(path): os.path.relpath(path, source)
-        for path in walk(source)
+        for path in walk_all(source)
         if path.casefold().endswith(IMAGES)
     }
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from xray_pneumonia.data.classes import PUBLIC, Question
-from xray_pneumonia.data.files import walk
+from xray_pneumonia.data.files import all_or_none, walk_all
 from xray_pneumonia.data.patients import rule_of
 from xray_pneumonia.data.records import SPLITS, row_of, scan, scan_external, table_of, unnest
 from xray_pneumonia.data.tables import read_table
@@ -17,6 +17,7 @@ UNSURE = "unsure"  # an opinion that labels nothing
 log = logging.getLogger(__name__)
 
 
+@all_or_none()
 def scan_local(
     root: str | Path, *, question: Question = PUBLIC, patient: str | None = None, labels: str | None = None
 ) -> pd.DataFrame:
@@ -29,7 +30,7 @@ def scan_local(
         labels: what `xray serve keep=DIR` wrote: the films with these hashes get these labels.
 
     Raises:
-        InputError: the folder, the classes or the columns are not as expected.
+        InputError: the folder, the classes or the columns are not as expected, or something cannot be read.
     """
     root = Path(root)
     if labels is not None:
@@ -63,7 +64,7 @@ def _scan_labelled(
 ) -> pd.DataFrame:
     if not root.is_dir():
         raise InputError(f"data.root={root}: no such folder; name the one that holds the films of labels={labels}")
-    paths = [Path(path) for path in walk(root)]
+    paths = [Path(path) for path in walk_all(root)]
     hashes = [file_sha256(path) if path.is_file() else "" for path in paths]
     rule, found = rule_of(patient), dict(zip(hashes, paths, strict=True))
     rows = [

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
@@ -43,7 +44,7 @@ def rule_of(asked: str | None) -> Rule:
 
     def search(path: str, name: str) -> str:
         found = pattern.search(name)
-        patient = found and (found.group(1) if pattern.groups else found.group())
+        patient = unicodedata.normalize("NFC", found[1 if pattern.groups else 0] or "").strip() if found else ""
         if not patient:
             raise InputError(f"data.patient={asked}: names no patient in {name!r}; a pattern must match every path")
         return patient

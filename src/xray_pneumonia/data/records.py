@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from xray_pneumonia.data.classes import PUBLIC, Question, counted
-from xray_pneumonia.data.files import is_hidden, printable, stamp_of, walk_films
+from xray_pneumonia.data.files import all_or_none, is_hidden, printable, stamp_of, walk_films
 from xray_pneumonia.data.patients import COLUMN, NO_PATIENT, Rule, by_scheme, rule_of, warn_of_look_alikes
 from xray_pneumonia.data.tables import read_table
 from xray_pneumonia.errors import InputError, nearest
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 Row = dict[str, Any]
 
 
+@all_or_none()
 def scan(
     root: str | Path, *, question: Question = PUBLIC, patient: str | None = None, follow_links: bool = False
 ) -> pd.DataFrame:
@@ -47,7 +48,7 @@ def scan(
         system knows of the file: it changes when the file does). Its `attrs["left_out"]` counts what was left out.
 
     Raises:
-        InputError: the folder, the classes or the columns are not as expected.
+        InputError: the folder, the classes or the columns are not as expected, or a folder cannot be read.
     """
     root = Path(root)
     if not root.exists():
@@ -61,11 +62,12 @@ def scan(
     return table_of(list(_folder_rows(inner, question, _folder_rule(patient), follow_links)), inner, question)
 
 
+@all_or_none()
 def scan_external(root: str | Path, *, question: Question = PUBLIC, patient: str | None = None) -> pd.DataFrame:
     """List all images of another hospital's folder as one split, `external`, whatever its splits are called.
 
     Raises:
-        InputError: the folder, the classes or the columns are not as expected.
+        InputError: the folder, the classes or the columns are not as expected, or a folder cannot be read.
     """
     root = Path(root)
     inner = unnest(root) if root.is_dir() else root
@@ -166,22 +168,13 @@ def _class_rows(root: Path, folder: Path, question: Question, rule: Rule, links:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """List the files of a class, all or none: folders that cannot be read, and masks, are refused."""
-    try:
-        masks = [inner.name for inner in _folders(folder) if inner.name.casefold() in MASKS]
-        if masks:
-            raise InputError(
-                f"{folder}: holds a folder {masks[0]!r}; masks are no X-rays: move it away, or list the X-rays in a CSV"
-            )
-        for path in map(Path, walk_films(folder)):
-            if path.is_dir() and not path.is_symlink():
-                raise PermissionError(0, "no permission, or too long a path", str(path))
-            yield path
-    except OSError as error:
+    """List the files of a class; masks are refused."""
+    masks = [inner.name for inner in _folders(folder) if inner.name.casefold() in MASKS]
+    if masks:
         raise InputError(
-            f"{error.filename}: is a folder that cannot be read ({error.strerror}); its images would be "
-            "left out; give yourself the right to read it, or move it out of the data"
-        ) from error
+            f"{folder}: holds a folder {masks[0]!r}; masks are no X-rays: move it away, or list the X-rays in a CSV"
+        )
+    return map(Path, walk_films(folder))
 
 
 def _csv_rows(csv: Path, question: Question, patient: str | None, links: bool) -> Iterator[Row]:

@@ -62,12 +62,9 @@ class Trial:
     @cached_property
     def _trial(self) -> optuna.Trial:
         """Rebuild the trial; its parameters are suggested already, so any sampler will do."""
-        study = optuna.load_study(
-            study_name=self.spec.study,
-            storage=self._storage,
-            sampler=optuna.samplers.RandomSampler(),
-            pruner=build_pruner(self.settings, max_epochs=int(self.cfg.trainer.max_epochs)),
-        )
+        pruner = build_pruner(self.settings, max_epochs=int(self.cfg.trainer.max_epochs))
+        sampler = optuna.samplers.RandomSampler()
+        study = optuna.load_study(study_name=self.spec.study, storage=self._storage, sampler=sampler, pruner=pruner)
         return optuna.Trial(study, self.spec.id)
 
     @cached_property
@@ -150,6 +147,9 @@ class Trial:
                 done[replicate.name], parts[replicate.name] = report.values, report.parts
                 self._set("parts", parts)  # first: a replicate that is done has its parts
                 self._set("replicates", done)
+                if self._names == [SCORE]:  # from which the sampler learns where the rest is not trained
+                    so_far = score(pool(list(parts.values())), self.settings.scales)
+                    retried(partial(self._trial.report, so_far, len(done)))
                 pruned = report.pruned
             if pruned or (len(done) < len(planned) and self._is_hopeless(done, parts)):
                 pruned = True

@@ -16,6 +16,7 @@ from xray_pneumonia.tracking.stored_runs import RUN_ID, StoredRun, get, quoted, 
 DIGITS = re.compile(r"[0-9a-f]{8,31}\Z")
 LAST, BEST = "last", "best"
 VALUE = "best/auroc"  # the metric of which the run called `best` has most
+MOST_COMPARED = 20  # trainings; the page of more is unreadable, and its address fills a terminal
 TRAININGS = ["tags.verb = 'train'", "attributes.status = 'FINISHED'"]
 
 
@@ -97,7 +98,10 @@ def _aliased(store: Store, text: str) -> dict[str, str]:
 
 
 def last_touched(store: Store) -> list[StoredRun]:
-    """Find the run that was started or ended last in any experiment but the ledger; of a sweep all its trainings."""
+    """Find the run that was started or ended last in any experiment but the ledger.
+
+    Of a sweep that are its trainings, or its parent run, which tables and draws them, where they are more than twenty.
+    """
     client = store.client
     ids = [one.experiment_id for one in client.search_experiments() if one.name != EXPERIMENT]
     found = [
@@ -112,4 +116,7 @@ def last_touched(store: Store) -> list[StoredRun]:
     if run.tags.get("verb") not in {"sweep", "trial", "train"} or "sweep.name" not in run.tags:
         return [run]
     name = quoted(run.tags["sweep.name"])
-    return search(run.store, [f"tags.sweep.name = {name}", "tags.verb = 'train'"]) or [run]
+    trainings, parents = (
+        search(run.store, [f"tags.sweep.name = {name}", f"tags.verb = '{verb}'"]) for verb in ("train", "sweep")
+    )
+    return (parents[-1:] if len(trainings) > MOST_COMPARED else trainings) or [run]
