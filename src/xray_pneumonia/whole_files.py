@@ -3,7 +3,8 @@
 import hashlib
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
@@ -44,6 +45,22 @@ def file_lock(path: str | Path) -> FileLock:
     """Lock a file between processes; raises OSError where it cannot be made, for which FileLock would wait for ever."""
     Path(path).touch()
     return FileLock(path)
+
+
+@contextmanager
+def private(*, team: bool = False) -> Iterator[None]:
+    """Make new files and folders the user's alone: names of films and thumbnails name patients.
+
+    Args:
+        team: they lie in a store; where the umask lets the group write, a team shares it, and the group keeps access.
+    """
+    before = os.umask(0o077)
+    if team and not before & 0o020:
+        os.umask(before | 0o007)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def file_sha256(path: str | Path) -> str:

@@ -10,6 +10,8 @@ import time
 import pytest
 from mlflow import MlflowClient
 
+from xray_pneumonia.whole_files import private
+
 SMALL = ["data=synthetic", "data.synthetic_patients=20", "data.image_size=32", "trainer=cpu", "evaluation=quick"]
 LONG = ["trainer.max_epochs=100000", "trainer.patience=null", "tracking.system_metrics=false"]
 
@@ -51,6 +53,15 @@ def test_a_closed_standard_error_loses_nothing(tmp_path):
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0
     assert done.stdout.splitlines()[-1].startswith("run_id=")
+
+
+@pytest.mark.parametrize(("team", "umask", "mode"), [(False, 0o002, 0o600), (True, 0o022, 0o600), (True, 0o002, 0o660)])
+def test_what_names_patients_is_the_users_alone_or_the_groups_that_shares_a_store(tmp_path, team, umask, mode):
+    before = os.umask(umask)
+    with private(team=team):
+        (tmp_path / "page.html").touch()
+    assert os.umask(before) == umask
+    assert (tmp_path / "page.html").stat().st_mode & 0o777 == mode
 
 
 def test_a_working_folder_that_is_gone_is_named(tmp_path):

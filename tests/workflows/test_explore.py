@@ -17,6 +17,7 @@ def test_a_run_with_figures_and_one_page(xray, xrays, home, drawn):
     names = {path.stem for path in (folder / "figures").iterdir()}
     assert names >= {"class_balance", "samples_normal", "samples_pneumonia", "augmented_pneumonia", "sizes"}
     page = (folder / "explore.html").read_text()
+    assert not any((folder / name).stat().st_mode & 0o077 for name in ("explore.html", "figures", "figures/sizes.png"))
     assert page.count("data:image/png;base64,") == len(names)
     assert "http" not in page
     assert str(xrays) in page

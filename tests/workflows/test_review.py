@@ -42,6 +42,7 @@ def test_flipped_labels_from_training_to_review_and_evaluation(xray, tiny, home,
     doubted = sum(row["label"] != row["suggested_label"] for row in rows)
     assert outcome.out.splitlines()[-1].endswith(f"films={len(rows)} doubted={doubted}")
     page = (tmp_path / "out/review.html").read_text()
+    assert not any(path.stat().st_mode & 0o077 for path in (tmp_path / "out", *(tmp_path / "out").iterdir()))
     assert page.count("<section>") == 3
     assert page.count("nearest by features of run") == 3
     assert page.count("data:image/jpeg") == 9
@@ -62,6 +63,7 @@ def test_flipped_labels_from_training_to_review_and_evaluation(xray, tiny, home,
     assert said in " ".join(outcome.out.split())
     report = next(home.glob("**/evaluation/test/report.html"))
     assert said in report.read_text()
+    assert not report.stat().st_mode & 0o077
     numbers = json.loads((report.parent / "evaluation.json").read_text())
     assert numbers["as_published"]["auroc"] != numbers["at_operating_point"]["auroc"]["value"]
     store = open_existing(TrackingSettings(**names, experiment_name="ledger"), home=home)

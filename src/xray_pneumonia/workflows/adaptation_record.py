@@ -25,7 +25,7 @@ from xray_pneumonia.terminal import console, make_table
 from xray_pneumonia.tracking.provenance import collect
 from xray_pneumonia.tracking.run import Run
 from xray_pneumonia.types import Gray
-from xray_pneumonia.whole_files import file_sha256
+from xray_pneumonia.whole_files import file_sha256, private
 from xray_pneumonia.workflows import training_run
 from xray_pneumonia.workflows.choices import changes, parameters_of
 from xray_pneumonia.workflows.evaluation_data import RECORD_COLUMNS
@@ -149,7 +149,8 @@ def record(run: Run, cfg: DictConfig, model: TrainedModel, sample: Sample, resul
         prefix = "operating" if row is result.rows[-1] else row.name
         run.log_metrics({f"{prefix}/{name}": value for name, value in known.items() if not np.isnan(value)})
     run.log_metrics({"best/auroc": result.rows[-1].metrics["auroc"].value})
-    page = _write_report(run, model, sample, result)
+    with private(team=True):
+        page = _write_report(run, model, sample, result)
     run.set_tags({training_run.DESCRIPTION: training_run.describe(run, " ".join(_sentences(result, sample)[:1]), page)})
     with TemporaryDirectory() as folder:
         save_bundle(Path(folder), result.learned.net.cpu(), _card(run, model, sample, result))

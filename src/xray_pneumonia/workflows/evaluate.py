@@ -25,6 +25,7 @@ from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.store import open_store
 from xray_pneumonia.training import performance
 from xray_pneumonia.types import CLASSES, OpenFraction, Positive, Text
+from xray_pneumonia.whole_files import private
 from xray_pneumonia.workflows.evaluation_data import (
     RECORD_COLUMNS,
     EvaluationFolder,
@@ -83,7 +84,7 @@ def main(cfg: DictConfig) -> None:
         tags["mlflow.parentRunId"] = run_ids[0]
     store = evaluated.runs[0].store
     name = tracking.run_name or f"{cfg.split}: {evaluated.model.name}"[:250]
-    with start_run(store, name=name, tags=tags, system_metrics=False) as run:
+    with start_run(store, name=name, tags=tags, system_metrics=False) as run, private(team=True):
         record_origin(run, cfg, held_out.records, root=held_out.root, stage=held_out.split)
         folder = run.path(f"evaluation/{cfg.split}/{NUMBERS}").parent
         report = evaluate(run, folder, evaluated, held_out, settings, other=other)

@@ -18,6 +18,7 @@ from xray_pneumonia.terminal import console, make_table
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.store import open_store
 from xray_pneumonia.types import Seed, Text
+from xray_pneumonia.whole_files import private
 from xray_pneumonia.workflows.training_run import public_config, record_dataset
 
 SHOWN = 12  # sample images of each class
@@ -46,7 +47,8 @@ def main(cfg: DictConfig) -> None:
     with start_run(store, name=tracking.run_name, tags={"verb": "explore"}, system_metrics=False) as run:
         run.log_config(OmegaConf.to_yaml(public_config(cfg), resolve=True))
         run.log_params(dict(leaves(values)))
-        _record(run, cfg, data, augmentation)
+        with private(team=True):
+            _record(run, cfg, data, augmentation)
     _print(data)
     print(f"Figures and page: {run.folder}\nSee it: {run.see_it}")
     print(f"run_id={run.run_id} images={len(data.records)} errors={len(data.audit.errors)}", flush=True)

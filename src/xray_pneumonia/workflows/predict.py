@@ -25,6 +25,7 @@ from xray_pneumonia.evaluation.quality import quality_flags
 from xray_pneumonia.inference.loading import EngineName
 from xray_pneumonia.inference.model import TrainedModel
 from xray_pneumonia.types import CLASSES, Count, Gray, OpenFraction, Positive, Processes, Text, Whole
+from xray_pneumonia.whole_files import private
 from xray_pneumonia.workflows.contact_sheet import Summary, print_last_line, print_summary, summarise, write_sheet
 from xray_pneumonia.workflows.find_model import find_and_load
 from xray_pneumonia.workflows.prediction_files import TABLE, PredictionFiles, Row, make_row
@@ -71,11 +72,8 @@ def main(cfg: DictConfig) -> None:
         SomeFailed: some files could not be read.
     """
     check(cfg, PredictConfig)
-    before = os.umask(0o077)  # names of files and thumbnails name patients: they are the user's alone
-    try:
+    with private():
         _predict(cfg)
-    finally:
-        os.umask(before)
 
 
 def _predict(cfg: DictConfig) -> None:

@@ -22,6 +22,7 @@ from xray_pneumonia.terminal import console, make_table
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.stored_runs import StoredRun
 from xray_pneumonia.types import Count, Text
+from xray_pneumonia.whole_files import private
 from xray_pneumonia.workflows.find_runs import find_trainings, open_experiment, output_folder
 from xray_pneumonia.workflows.reviewed_films import Films, find_neighbours, open_films
 from xray_pneumonia.workflows.training_run import DESCRIPTION, record_origin
@@ -64,13 +65,15 @@ def main(cfg: DictConfig) -> None:
     runs = find_trainings(store, sweep_name=cfg.sweep_name, run_ids=cfg.run_ids)
     films = open_films(runs, root=cfg.data.root, home=Path(cfg.home))
     review = review_labels(films.predictions)
-    folder = output_folder(cfg, "review", store)
     tags = {"verb": "review", "reviews": ",".join(run.run_id for run in runs)}
     name = cfg.tracking.run_name or f"review of {Path(films.root).name}"
     with start_run(store, name=name, tags=tags, system_metrics=False) as run:
-        predictions.write(tabulate(review, films), folder / TABLE)
-        _write_page(folder / PAGE, review, films, runs, shown=cfg.shown, neighbours=cfg.neighbours)
-        _record(run, cfg, review, films, folder)
+        with private(team=cfg.output is None):
+            folder = output_folder(cfg, "review", store)
+            predictions.write(tabulate(review, films), folder / TABLE)
+            _write_page(folder / PAGE, review, films, runs, shown=cfg.shown, neighbours=cfg.neighbours)
+        with private(team=True):
+            _record(run, cfg, review, films, folder)
     _print(review, films)
     print(f"Page: {folder / PAGE}\nTable: {folder / TABLE}\nSee it: {run.see_it}")
     print(f"output={folder} films={len(review.films)} doubted={len(review.doubted)}", flush=True)
