@@ -43,7 +43,7 @@ def sqlite_path(uri: str) -> Path | None:
 def require_writable(path: Path, origin: str) -> None:
     """Raise InputError for a SQLite file that could not be written: MLflow would try ten times."""
     for place in (path, path.parent):
-        if not os.access(place, os.W_OK):
+        if not os.access(place, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
             raise InputError(f"{origin}: {place} is not writable; make it so, or name another store")
 
 
