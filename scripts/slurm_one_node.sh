@@ -60,7 +60,13 @@ CONF
     ;;
 stop)
     for daemon in slurmd slurmctld; do
-        [ -f "$folder/run/$daemon.pid" ] && kill "$(cat "$folder/run/$daemon.pid")" || true
+        [ -f "$folder/run/$daemon.pid" ] || continue
+        pid=$(cat "$folder/run/$daemon.pid")
+        kill "$pid" 2> /dev/null || continue
+        for _ in $(seq 100); do # it saves its state first
+            kill -0 "$pid" 2> /dev/null || break
+            sleep 0.2
+        done
     done
     ;;
 *)
