@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from xray_pneumonia import __version__, cli
+from xray_pneumonia.errors import raise_if_stopped
 
 
 def test_help_lists_the_verbs_and_imports_nothing_heavy():
@@ -308,6 +309,7 @@ def test_signals_become_exit_codes(xray, monkeypatch, number, code):
 
     monkeypatch.setattr(download, "install", lambda *_: signal.raise_signal(number))
     assert xray("download").code == code
+    raise_if_stopped()  # of this process nothing else was asked to stop
 
 
 def test_the_script_is_the_command():

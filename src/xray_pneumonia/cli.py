@@ -161,6 +161,7 @@ def _stopped_once() -> Iterator[None]:
     finally:
         for number, handler in before.items():  # once stopped, nothing may change the exit code that says so
             signal.signal(number, signal.SIG_IGN if signals else handler)
+        signals.clear()  # what this process does next was not asked to stop
 
 
 def _debugging() -> bool:
