@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from xray_pneumonia.config import build
 from xray_pneumonia.data.augment.augmentation import Augmentation
 from xray_pneumonia.data.augment.parameters import SHARED, own, shared
-from xray_pneumonia.data.augment.transforms import TRANSFORMS
+from xray_pneumonia.data.augment.transforms import TRANSFORMS, Blur, Sharpen
 from xray_pneumonia.errors import InputError
 
 
@@ -170,6 +170,20 @@ def test_each_change_alone_is_albumentations(smooth, alone):
     assert abs(patches[0].std(axis=0).mean() - patches[1].std(axis=0).mean()) < 0.12 * spread + 0.3
     steps = [sharpness(images) for images in (ours, theirs)]
     assert abs(steps[0].mean() - steps[1].mean()) < 0.05 * steps[1].mean()
+
+
+@pytest.mark.parametrize(("kind", "amount"), [(Blur, 2.0), (Sharpen, 0.6)])
+def test_blur_and_sharpening_of_a_larger_image_change_the_same_shapes(kind, amount):
+    """An image of twice the side is changed as the one of 128 pixels is, enlarged."""
+    transform = kind(**{kind.__name__.lower(): 1})
+    y, x = np.mgrid[0:256, 0:256] / 256
+    large = (127 + 60 * np.sin(60 * x) * np.cos(50 * y)).astype(np.uint8)
+    small = large.reshape(128, 2, 128, 2).mean(axis=(1, 3)).astype(np.uint8)
+    expected = transform.apply(small, amount).astype(float)
+    found = transform.apply(large, amount).reshape(128, 2, 128, 2).mean(axis=(1, 3))
+    changed = np.abs(expected - small).mean()
+    assert changed > 3
+    assert np.abs(found - expected).mean() < 0.2 * changed
 
 
 # What version 0.1.0 drew and made, by which the shipped models reproduce, stands in drawn.npz.

@@ -3,6 +3,7 @@
 To add one, write a class here, list it in `TRANSFORMS`, and set its keys in `conf/augmentation/none.yaml`.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from xray_pneumonia.types import BelowOne, Degrees, Fraction, Gray, NonNegative,
 cv2.setNumThreads(0)  # an image is too small to be worth sharing out, and torch uses the cores
 
 BORDERS = {"replicate": cv2.BORDER_REPLICATE, "constant": cv2.BORDER_CONSTANT, "reflect": cv2.BORDER_REFLECT_101}
+FINE = 128  # pixels of the side to which sizes in pixels refer; in larger images they grow with it
 BOXES, BOX_SIDES = 3, (0.05, 0.2)  # how many, and their sides as fractions of the image's
 
 
@@ -122,7 +124,7 @@ class Equalise(Transform):
 
 @dataclass(frozen=True, kw_only=True)
 class Sharpen(Transform):
-    """Adds a 3 x 3 Laplacian."""
+    """Adds a Laplacian of 3 x 3 pixels, in proportion above 128 x 128."""
 
     sharpen: Fraction  # probability
 
@@ -131,8 +133,11 @@ class Sharpen(Transform):
 
     def apply(self, image: Gray, parameters: Any) -> Any:
         """Filter with a kernel whose sum is 1."""
-        kernel = np.full((3, 3), -parameters, np.float32)
-        kernel[1, 1] = 1 + 8 * parameters
+        scale = max(1.0, len(image) / FINE)
+        size = 2 * round((math.sqrt(1 + 8 * scale**2) - 1) / 2) + 1
+        strength = parameters * (9 / size**2) * (8 * scale**2 / (size**2 - 1))  # so that a curve changes as much
+        kernel = np.full((size, size), -strength, np.float32)
+        kernel[size // 2, size // 2] = 1 + (size**2 - 1) * strength
         return cv2.filter2D(image, -1, kernel)
 
     def reference(self, alb: Any) -> Iterator[Any]:
@@ -161,7 +166,7 @@ class Shrink(Transform):
 
 @dataclass(frozen=True, kw_only=True)
 class Blur(Transform):
-    """Blurs with a Gaussian of up to 2 pixels."""
+    """Blurs with a Gaussian of up to 2 pixels, in proportion above 128 x 128."""
 
     blur: Fraction  # probability
 
@@ -170,8 +175,9 @@ class Blur(Transform):
 
     def apply(self, image: Gray, parameters: Any) -> Any:
         """Filter with a kernel that reaches 3.5 standard deviations to either side, as Pillow's does."""
-        reach = int(parameters * 3.5)
-        weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / parameters) ** 2)
+        deviation = parameters * max(1.0, len(image) / FINE)
+        reach = int(deviation * 3.5)
+        weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / deviation) ** 2)
         kernel = (weights / weights.sum()).astype(np.float32)
         return cv2.sepFilter2D(image, -1, kernel, kernel)
 
