@@ -126,7 +126,7 @@ def test_a_copied_store_reads_its_own_files_and_writes_no_other(run, tmp_path, c
 
 def test_a_moved_store_that_cannot_be_written_is_named(run, tmp_path, monkeypatch):
     shutil.copytree(tmp_path / "first", tmp_path / "second")
-    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
     with pytest.raises(InputError, match=r"second.*was moved.*not writable"):
         open_database(SETTINGS, home=tmp_path / "second")
 
