@@ -1,6 +1,7 @@
 """The environment speaks for the user: a store that cannot be used says which setting is to blame (kind F)."""
 
 import http.server
+import sys
 import threading
 
 import pytest
@@ -73,7 +74,8 @@ def test_a_server_that_refuses_its_name_is_named_with_the_option(tmp_path):
     assert not isinstance(caught.value, StoreUnavailable)
 
 
-def test_a_place_for_files_that_takes_none_is_found_before_the_first_epoch(xray, tiny, home):
+def test_a_place_for_files_that_takes_none_is_found_before_the_first_epoch(xray, tiny, home, monkeypatch):
+    monkeypatch.setitem(sys.modules, "boto3", None)  # not installed
     open_store(settings(uri=None), home=home).client.create_experiment("on s3", artifact_location="s3://bucket/x")
     outcome = xray("train", *tiny, "tracking.experiment_name=on s3")
     assert outcome.code == 2
