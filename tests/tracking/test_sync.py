@@ -100,3 +100,29 @@ def test_a_spool_that_was_moved_with_its_home_is_sent_to_the_database_that_lies_
     if copied:
         assert store.client.get_run(run.run_id).info.status == "RUNNING"
         assert [one.run_id for one in spools(first)] == [run.run_id]
+
+
+@pytest.mark.parametrize(
+    ("error", "others"),
+    [(OSError("Connection refused"), "WAITS"), (OSError("Unable to locate credentials"), "FINISHED")],
+)
+def test_a_run_that_can_never_be_sent_keeps_no_other_run_waiting(tmp_path, settings, monkeypatch, error, others):
+    store = open_store(settings, home=tmp_path)
+    monkeypatch.setattr(type(store.client), "log_batch", lambda *_, **__: (_ for _ in ()).throw(OSError("away")))
+    runs = []
+    for name in ("first", "second"):
+        with start_run(store, name=name, tags={}, system_metrics=False) as run:
+            run.log_metrics({"val/auroc": 0.5}, step=1)
+        runs.append(run.run_id)
+    monkeypatch.undo()
+    whole = Replay.send_unsent
+
+    def send(self, *, unsure):
+        if self._spool.run_id == runs[0]:
+            raise error
+        whole(self, unsure=unsure)
+
+    monkeypatch.setattr(Replay, "send_unsent", send)
+    done = {one.run_id: one for one in sync.sync(store.uri, tmp_path)}
+    assert done[runs[0]].problem == str(error)
+    assert done[runs[1]].status == others

@@ -16,7 +16,7 @@ from xray_pneumonia.tracking.process import alive, now
 from xray_pneumonia.tracking.replay import Replay, inventory
 from xray_pneumonia.tracking.spool import Spool, spools, store_uri
 from xray_pneumonia.tracking.store import Store
-from xray_pneumonia.tracking.store_errors import first_line
+from xray_pneumonia.tracking.store_errors import StoreUnavailable, classified, first_line
 from xray_pneumonia.tracking.stored_runs import STATE, STATES, StoredRun, close, find_running
 
 POLL = 1.0  # seconds until entries are seen that another process wrote
@@ -175,7 +175,8 @@ def _sync(spool: Spool, store: Store, unavailable: dict[str, str], loader_module
     if not sender.finish():
         refused = f"{spool.refused} entries refused" if spool.refused else "the store does not answer"
         problem = sender.problem or refused
-        if spool.has_unsent() and not isinstance(sender.error, ImportError):  # a package is missing for this run alone
+        cause = sender.error and classified(sender.error, uri=store.uri)
+        if spool.has_unsent() and (cause is None or isinstance(cause, StoreUnavailable)):  # not for this run alone
             unavailable[store.uri] = problem
     return Synced(spool.run_id, spool.mlflow_id, status or "KILLED", problem)
 
