@@ -130,6 +130,7 @@ def test_a_shortcut_is_reported(root, tmp_path):
     assert "shortcuts" in codes(found, "warning")
 
 
+@pytest.mark.long
 def test_the_real_xrays(real_xrays, tmp_path):
     cache = open_cache(scan(real_xrays / "chest_xray"), folder=tmp_path, image_size=128)
     found = audit(cache)

@@ -103,7 +103,7 @@ SMALL = [
 PLAIN = ["trainer.channels_last=false", "optimizer.fused=false"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_fast_path_reaches_the_validation_auroc_of_the_plain_one(xray, home):
     def auroc(*overrides):
         outcome = xray("train", *SMALL, f"home={home}", *overrides)
