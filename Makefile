@@ -60,7 +60,7 @@ long: setup
 	$(BIN)/python -m pytest -m long
 
 bench: setup
-	$(BIN)/python scripts/benchmarks/bench.py $(or $(DATA),$(error DATA=DIR must name the X-rays)) $(if $(FILMS),--originals $(FILMS))
+	$(BIN)/python scripts/benchmarks/bench.py $(or $(DATA),$(error DATA=DIR must name the X-rays)) $(if $(findstring command,$(origin FILMS)),--originals $(FILMS))
 
 lock:  # needs uv; names no index; without the extra s3, whose botocore wants an older python-dateutil
 	uv pip compile --universal --generate-hashes --no-emit-index-url --python-version 3.11 \

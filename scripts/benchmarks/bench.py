@@ -198,10 +198,12 @@ def main() -> None:
     """Run all."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("root", type=Path, help="a folder of X-rays in the public layout")
-    parser.add_argument("--originals", type=Path, help="a folder with full-size films")
+    parser.add_argument("--originals", type=Path, help="full-size films in the public layout")
     parser.add_argument("--rounds", type=int, default=3, help="of whole trainings")
     parser.add_argument("--steps", type=int, default=16, help="of each training, or more; the first four only warm up")
     asked, start = parser.parse_args(), time.perf_counter()
+    if asked.originals and not (asked.originals / "train").is_dir():
+        parser.error(f"--originals {asked.originals}: holds no folder train; name a folder in the public layout")
     with tempfile.TemporaryDirectory() as folder:
         timed("xray_none", asked.root, folder, steps=asked.steps)  # makes the cache and the store
         rows = races(asked.root, folder, steps=asked.steps)
