@@ -145,7 +145,6 @@ def _stopped_once() -> Iterator[None]:
 
     A signal that the parent had ignored stays ignored: `nohup xray train`, `xray train &` in a script.
     """
-    signals.clear()
 
     def stop(number: int, _: FrameType | None) -> None:
         signals.append(number)

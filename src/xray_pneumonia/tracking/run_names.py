@@ -116,7 +116,7 @@ def last_touched(store: Store) -> list[StoredRun]:
     if run.tags.get("verb") not in {"sweep", "trial", "train"} or "sweep.name" not in run.tags:
         return [run]
     name = quoted(run.tags["sweep.name"])
-    trainings, parents = (
-        search(run.store, [f"tags.sweep.name = {name}", f"tags.verb = '{verb}'"]) for verb in ("train", "sweep")
-    )
-    return (parents[-1:] if len(trainings) > MOST_COMPARED else trainings) or [run]
+    shown = search(run.store, [f"tags.sweep.name = {name}", "tags.verb = 'train'"])
+    if len(shown) > MOST_COMPARED:
+        shown = search(run.store, [f"tags.sweep.name = {name}", "tags.verb = 'sweep'"])[-1:]
+    return shown or [run]

@@ -133,7 +133,7 @@ class Sharpen(Transform):
 
     def apply(self, image: Gray, parameters: Any) -> Any:
         """Filter with a kernel whose sum is 1."""
-        scale = max(1.0, len(image) / FINE)
+        scale = _enlarged(image)
         size = 2 * round((math.sqrt(1 + 8 * scale**2) - 1) / 2) + 1
         strength = parameters * (9 / size**2) * (8 * scale**2 / (size**2 - 1))  # so that a curve changes as much
         kernel = np.full((size, size), -strength, np.float32)
@@ -175,7 +175,7 @@ class Blur(Transform):
 
     def apply(self, image: Gray, parameters: Any) -> Any:
         """Filter with a kernel that reaches 3.5 standard deviations to either side, as Pillow's does."""
-        deviation = parameters * max(1.0, len(image) / FINE)
+        deviation = parameters * _enlarged(image)
         reach = int(deviation * 3.5)
         weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / deviation) ** 2)
         kernel = (weights / weights.sum()).astype(np.float32)
@@ -263,6 +263,11 @@ class Erase(Transform):
 
 # In the order of their application: geometry, exposure, then what a detector or a file format does to an image.
 TRANSFORMS = (Geometry, Exposure, Equalise, Sharpen, Shrink, Blur, Noise, Compress, Erase)
+
+
+def _enlarged(image: Gray) -> float:
+    """Return by how much sizes in pixels grow with the image."""
+    return max(1.0, len(image) / FINE)
 
 
 def _all(numbers: Vector) -> Chosen:
