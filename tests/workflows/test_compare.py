@@ -15,6 +15,7 @@ from xray_pneumonia.evaluation.intervals import delong_difference
 from xray_pneumonia.evaluation.metrics import table_metrics
 from xray_pneumonia.tracking.run import start_run
 from xray_pneumonia.tracking.store import TrackingSettings, open_store
+from xray_pneumonia.workflows import compare as command
 from xray_pneumonia.workflows import comparison_tables as workflow
 
 LABELS = np.arange(60) % 2
@@ -175,6 +176,17 @@ def test_the_line_opens_mlflow_on_exactly_these_runs(compare, written):
     assert '"' not in link  # a terminal would end the link there
     asked = unquote(link).partition("runs=")[2].partition("&")[0]
     assert json.loads(asked) == [ids[name] for name in RUNS if name != "hopeless"]
+
+
+def test_the_line_names_the_top_of_many_runs(compare, written, monkeypatch):
+    _, ids = written
+    monkeypatch.setattr(command, "MOST_COMPARED", 2)
+    lines = compare().out.splitlines()
+    [named] = [line for line in lines if line.startswith("See it")]
+    assert named.startswith("See it (the top 2 of 3 runs): xray ui")
+    assert named.endswith(f"'run_ids=[{ids['wide 1'][:8]},{ids['wide 2'][:8]}]'")
+    [link] = [line for line in lines if "compare-runs" in line]
+    assert [name for name in ids if ids[name] in link] == ["wide 1", "wide 2"]
 
 
 def test_pruned_trials_and_chosen_runs(compare, written):

@@ -20,6 +20,7 @@ from xray_pneumonia.evaluation.metrics import EPOCH_METRICS, METRICS
 from xray_pneumonia.evaluation.run_groups import Entry, Group, group, questions, tabulate
 from xray_pneumonia.evaluation.selection_bias import correct_for_choice
 from xray_pneumonia.tracking.locations import ArtifactMissing
+from xray_pneumonia.tracking.run_names import MOST_COMPARED
 from xray_pneumonia.tracking.server import address, link, see_it
 from xray_pneumonia.tracking.store import Store
 from xray_pneumonia.tracking.stored_runs import StoredRun
@@ -88,7 +89,7 @@ def main(cfg: DictConfig) -> None:
         _test([groups[place - 1] for place in pair], by_id, pair, cfg, at_point=at_point)
     _draw(groups, by_id, folder / "learning_curves.png")
     if cfg.format == "rich":
-        _print_links(store, runs, folder)
+        _print_links(store, [entry.run_id for one in groups for entry in one.entries], folder)
 
 
 def _logged(name: str, at_point: bool) -> str:
@@ -171,9 +172,11 @@ def _draw(groups: Sequence[Group], runs: dict[str, StoredRun], path: Path) -> No
     save(overlaid_curves(histories), path)
 
 
-def _print_links(store: Store, runs: Sequence[StoredRun], folder: Path) -> None:
+def _print_links(store: Store, ids: Sequence[str], folder: Path) -> None:
+    """Tell where the runs can be seen beside each other: of many, those at the top of the table."""
     print(f"Learning curves and table: {folder}")
-    ids = [run.run_id for run in runs]
-    print(f"See it: {see_it(store, ids, last=False)}")
+    shown = [run_id[:8] for run_id in ids[:MOST_COMPARED]]
+    top = f" (the top {len(shown)} of {len(ids)} runs)" if len(shown) < len(ids) else ""
+    print(f"See it{top}: {see_it(store, shown, last=False)}")
     if not address(store):
-        print(f"  {link(store, ids)}")
+        print(f"  {link(store, ids[:MOST_COMPARED])}")
