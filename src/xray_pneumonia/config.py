@@ -21,6 +21,7 @@ from xray_pneumonia import extensions, library_classes
 from xray_pneumonia.errors import InputError, nearest
 from xray_pneumonia.masking import remember
 from xray_pneumonia.signatures import problems
+from xray_pneumonia.whole_files import read_regular
 
 # What a config may build. A config is input, so the list stands in code, and names are exact.
 TARGETS = frozenset(
@@ -101,7 +102,7 @@ def _pinned(file: str) -> str:
         return file
     path = _absolute(file)
     try:
-        return f"{path}@{hashlib.sha256(Path(str(path)).read_bytes()).hexdigest()}"
+        return f"{path}@{hashlib.sha256(read_regular(str(path))).hexdigest()}"
     except OSError as error:
         raise InputError(f"data.corrections={path}: cannot be read: {error.strerror}; name a CSV file") from error
 
