@@ -286,9 +286,14 @@ def test_other_habits_are_named_with_their_cure(xray, arguments, message):
 
 
 def test_what_suggestions_name_exists():
-    from xray_pneumonia.keys import Verb
-    from xray_pneumonia.suggestions import KEYS
+    from torchvision import models
 
+    from xray_pneumonia.keys import Verb
+    from xray_pneumonia.models.torchvision import UNFIT
+    from xray_pneumonia.suggestions import BACKBONES, KEYS
+
+    backbones = {name for name in models.list_models(module=models) if not name.startswith(UNFIT)}
+    assert {"resnet34", *BACKBONES.values()} <= backbones & {*BACKBONES}
     train = Verb("train")
     known = {
         *train.keys,

@@ -15,6 +15,7 @@ WHOLE = re.compile(r"(\d+)(?:\.0*)?")
 CLOSE = 0.9  # a name so like one that is listed is a misspelling, not another class
 SHOWN = 5  # classes in a message
 RESERVED = "look closer"  # the answer of a model that abstains
+UNCERTAIN = "?"  # ends the name of a finding that is only suspected, which is no class
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Question:
     def doubt(self, name: str) -> str:
         """Say why a name that matches nothing is no other class but a mistake; empty where it may be one."""
         key = _key(name)
-        if key in self._listed:
+        if key in self._listed or key.endswith(UNCERTAIN):
             return ""
         if key.isdecimal() and not any(known.isdecimal() for known in (*self.negative, *self.positive)):
             one = " and ".join(self.names)

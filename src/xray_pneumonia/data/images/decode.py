@@ -49,7 +49,7 @@ class Decoded:
     height: int
     mode: str
     dhash: str  # 256 bits as 64 hex digits: is each pixel of a 16 x 17 thumbnail brighter than its left one?
-    notes: tuple[str, ...] = ()  # "torn" and those of a DICOM file; an answer becomes "look closer"
+    notes: tuple[str, ...] = ()  # "torn" and those of a DICOM file
 
 
 def read_bytes(path: str | Path) -> bytes:
