@@ -8,7 +8,7 @@ from typing import Any
 
 import optuna
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -207,6 +207,8 @@ def _parameter(override: Override, when: Mapping[str, tuple[str, ...]]) -> Param
 
 def _distribution(override: Override) -> BaseDistribution:
     sweep: Any = override._value
+    if isinstance(sweep, Glob):
+        raise ValueError("glob(...) is not searched; list the values")
     log = "log" in sweep.tags
     if unknown := sweep.tags - {"log"}:
         raise ValueError(f"the tag {', '.join(sorted(unknown))} means nothing here; there is log")
