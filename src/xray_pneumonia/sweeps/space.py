@@ -164,7 +164,7 @@ def read_space(arguments: Sequence[str], configured: Mapping[str, Any]) -> Space
         if override.is_sweep_override():
             parameters[key] = _parameter(override, {})
         else:
-            fixed[key] = _text(override)
+            fixed[key] = str(override.input_line).partition("=")[2]
     for key, node in configured.items():
         if key not in fixed and key not in parameters:
             parameters[key] = _configured(key, node)
@@ -176,10 +176,6 @@ def _parse(lines: list[str]) -> list[Override]:
         return OverridesParser.create().parse_overrides(lines)
     except HydraException as error:
         raise InputError(f"the space cannot be read: {' '.join(str(error).split())}") from error
-
-
-def _text(override: Override) -> str:
-    return str(override.input_line).partition("=")[2]
 
 
 def _configured(key: str, node: Any) -> Parameter:
@@ -198,7 +194,7 @@ def _configured(key: str, node: Any) -> Parameter:
 
 
 def _parameter(override: Override, when: Mapping[str, tuple[str, ...]]) -> Parameter:
-    key, text = override.get_key_element(), _text(override)
+    key, text = override.get_key_element(), str(override.input_line).partition("=")[2]
     try:
         return Parameter(key, text, _distribution(override), when)
     except ValueError as error:
