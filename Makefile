@@ -1,4 +1,4 @@
-# make demo [DATA=DIR] [EPOCHS=N]   set up; sweep, compare, reproduce and predict, on generated X-rays or those of DIR
+# make demo [DATA=DIR] [EPOCHS=N]   set up; sweep, compare, reproduce and predict: on DIR, else data/chest_xray, else generated X-rays
 # make test                         set up, lint, types, tests
 # make quick                        the tests without the slow ones
 # make long                         the tests that take minutes, or a server: faults, Slurm, PostgreSQL, simulations

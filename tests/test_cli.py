@@ -132,6 +132,23 @@ WRONG = {
     "a line break": (["data.root=a\nb"], "data.root=a\nb: cannot be read"),
     "the disk's root for Hydra": (["data.root=nowhere", "++hydra.run.dir=/"], "xray download"),
     "no folder": (["data.root=nowhere"], "xray download"),
+    "a folder that is looked up in vain": (["data.root=${nothing}"], "the config does not resolve: Interpolation key"),
+    "no choice": (["model=null"], "model=null: names no choice"),
+    "a number for a choice": (["data=5"], "data=5: names no choice"),
+    "an option of Hydra's without its other": (["--resolve"], "can only be used in conjunction with --cfg"),
+    "an experiment's file that is not there": (["experiment=my/own.yaml"], "experiment=my/own.yaml: there is no such"),
+    "a group that is taken away": (["~model", "model.width=4"], "replaced model, which has it"),
+    "a class that is taken away": (["~trainer._target_"], "lacks _target_"),
+    "a callback without a class": (["callbacks=[{a: 1}]"], "{'a': 1}: lacks _target_"),
+    "a logger without a class": (["loggers=[{}]"], "{}: lacks _target_"),
+    "files to sweep over": (["-m", "seed=glob(*)"], "seed=glob(*): glob(...) is not searched"),
+    "a long experiment": ([f"tracking.experiment_name={'x' * 501}"], "should have at most 500 characters"),
+    "a database that nothing keeps": (["data=synthetic", "tracking.uri=sqlite:///:memory:"], "gone with the command"),
+    "a database where none can be": (["data=synthetic", "tracking.uri=sqlite:////proc/x.db"], "cannot be used: /proc"),
+    "a server without a name": (["data=synthetic", "tracking.uri=http://:5000"], "is no address"),
+    "a port that is none": (["data=synthetic", "tracking.uri=https://host:99999"], "write https://HOST:PORT"),
+    "half an address": (["data=synthetic", "tracking.uri=http://[::1"], "is no address"),
+    "a store that MLflow has not": (["data=synthetic", "tracking.uri=s3://bucket"], "the store refuses this"),
     "plain files for runs": (["data=synthetic", "tracking.uri=file:./mlruns"], "sqlite:///"),
     "old scheme": (["data=synthetic", "tracking.uri=postgres://u:secret@h/db"], "postgresql://"),
 }
@@ -286,9 +303,14 @@ def test_other_habits_are_named_with_their_cure(xray, arguments, message):
 
 
 def test_what_suggestions_name_exists():
-    from xray_pneumonia.keys import Verb
-    from xray_pneumonia.suggestions import KEYS
+    from torchvision import models
 
+    from xray_pneumonia.keys import Verb
+    from xray_pneumonia.models.torchvision import UNFIT
+    from xray_pneumonia.suggestions import BACKBONES, KEYS
+
+    backbones = {name for name in models.list_models(module=models) if not name.startswith(UNFIT)}
+    assert {"resnet34", *BACKBONES.values()} <= backbones & {*BACKBONES}
     train = Verb("train")
     known = {
         *train.keys,

@@ -18,6 +18,7 @@ def test_the_help_of_a_verb_shows_comments_and_its_own_groups_alone(xray, monkey
     assert "of the weights, the order of the images and their augmentation" in outcome.out
     assert "model.pool=max                    or average" in outcome.out
     assert "class weights: bce, focal" in outcome.out
+    assert "augmentation.rotate=7             degrees to either side" in outcome.out  # the comment of none.yaml
     assert not {"mode=null", "sweep.trial=null", "seed_final"} & {*outcome.out.replace(",", " ").split()}
     of_predict = describe("predict", [])
     assert "a PNG, JPEG or DICOM file" in of_predict

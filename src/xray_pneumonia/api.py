@@ -36,7 +36,7 @@ class Answer:
         probability: of the positive class, calibrated; None for a film that cannot be read.
         operating_point: from which probability on the label is the positive class.
         reason: why the decision is "look closer"; else empty.
-        flags: names of what is unusual about the film; `docs/deployment.md` explains them.
+        flags: names of what is unusual about the film, from `FLAGS` in `evaluation/quality.py`.
         error: a short code where the film cannot be read; else empty.
         message: what that means.
     """

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from traceback import extract_tb
 from typing import Any
 
 import yaml
@@ -17,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from xray_pneumonia import extensions
-from xray_pneumonia.arguments import prepare, read
+from xray_pneumonia.arguments import LITERAL, prepare, read
 from xray_pneumonia.config import PACKAGE, anchor, drop_replaced, groups
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.keys import Verb
@@ -55,7 +56,7 @@ def launch(verb: str, arguments: list[str], run: Callable[[DictConfig], Any] | N
     _call_hydra(verb, arguments, task, failures)
     if failures:
         home = Path(homes[-1] if homes else Verb(verb).keys["home"].value)  # what composes it may have failed
-        raise _named(failures[0], [*given, f"home={home.absolute()}"])
+        raise _named(failures[0], verb, [*given, f"home={home.absolute()}"])
     return returned[0]
 
 
@@ -88,8 +89,19 @@ def _call_hydra(
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{' '.join(arguments)}: a config file cannot be read: {reason}") from error
+    except (ValueError, TypeError) as error:
+        if not Path(extract_tb(error.__traceback__)[-1].filename).is_relative_to(Path(hydra.__file__).parent):
+            raise
+        wrong = [word for word in arguments if word.partition("=")[0] in groups() and _no_choice(word)]
+        reason = f"names no choice; see xray {verb} --help" if wrong else " ".join(str(error).split())
+        raise InputError(f"{' '.join(wrong or arguments)}: {reason}") from error
     finally:
         sys.argv = before
+
+
+def _no_choice(argument: str) -> bool:
+    value = read(argument)
+    return value is None or isinstance(value, bool | int | float)
 
 
 def _run(run: Callable[[DictConfig], Any], cfg: DictConfig, failures: list[BaseException]) -> Any:
@@ -109,16 +121,19 @@ def _run(run: Callable[[DictConfig], Any], cfg: DictConfig, failures: list[BaseE
         failures.append(error)
 
 
-def _named(error: BaseException, arguments: list[str]) -> BaseException:
+def _named(error: BaseException, verb: str, arguments: list[str]) -> BaseException:
     """Turn an error about a path that the command names, or one above or below it, into one about the user's input."""
+    if isinstance(error, OmegaConfBaseException):
+        return InputError(f"the config does not resolve: {' '.join(str(error).split())}")
     if not isinstance(error, OSError) or not error.filename:
         return error
     place, choices = Path(os.fsdecode(error.filename)).absolute(), groups()
     for argument in arguments:
         key, _, value = argument.lstrip("+").partition("=")
         named = Path(os.path.expanduser(SQLITE.sub("", value))).absolute()
+        named = named.parent if SQLITE.match(value) and named != place else named
         below = place != named and place.is_relative_to(named) and _misplaced(error, named)
-        if value and key not in choices and (below or named.is_relative_to(place)):
+        if value and (key not in choices or key in LITERAL.get(verb, ())) and (below or named.is_relative_to(place)):
             reason = f"{place}: {error.strerror}" if below else error.strerror
             wrong = InputError(f"{key}={value}: cannot be used: {reason}; name another place")
             wrong.__cause__ = error
@@ -152,6 +167,8 @@ def _explained(error: Exception, verb: str, arguments: list[str]) -> str:
         key = unknown.group(1)
         value = next((a.partition("=")[2] for a in arguments if a.lstrip("+").startswith(f"{key}=")), "")
         known = [*groups(), *Verb(verb, arguments).keys]
+        if key in known and key not in groups():
+            return f"{key}={value}: a config file or a ~ of the command replaced {key.rpartition('.')[0]}, which has it"
         if key in groups():
             own = [each for each in known if each.startswith(f"{key}.")]
             cure = f"it has {', '.join(own)}" if own else "leave it out"
@@ -173,7 +190,9 @@ def _experiment_files(arguments: list[str]) -> Iterator[list[str]]:
         for argument in arguments:
             key, _, value = argument.partition("=")
             path = Path(value).expanduser()
-            if key == "experiment" and path.suffix == ".yaml" and path.is_file():
+            if key == "experiment" and path.suffix in {".yaml", ".yml"}:
+                if path.suffix == ".yml" or not path.is_file():
+                    raise InputError(f"{argument}: there is no such file; name one that ends in .yaml, or a choice")
                 extensions.load(_extensions(arguments))  # its targets may be theirs
                 text = path.read_bytes()
                 own = [each.partition("=")[2] for each in arguments if each.startswith("--config-dir=")]

@@ -21,6 +21,7 @@ from xray_pneumonia import extensions, library_classes
 from xray_pneumonia.errors import InputError, nearest
 from xray_pneumonia.masking import remember
 from xray_pneumonia.signatures import problems
+from xray_pneumonia.whole_files import read_regular
 
 # What a config may build. A config is input, so the list stands in code, and names are exact.
 TARGETS = frozenset(
@@ -55,6 +56,7 @@ INIT = "init_from"  # key of `model` that the training takes, and no net
 NOT_LISTED = "not on the list of what a config may build"
 # Keys below which classes and functions of others may stand: those of `extensions`, and these of libraries.
 OPEN = ("model", "loss", "optimizer", "scheduler", "augmentation", "callbacks", "loggers")
+BUILT = "the class or function that is built"
 Node = Mapping[str, Any]
 ADDRESSES = ("tracking.uri", "sweep.storage", "storage")  # keys whose values may hold secrets
 PACKAGE = "xray_pneumonia.conf"  # of the config files
@@ -101,7 +103,7 @@ def _pinned(file: str) -> str:
         return file
     path = _absolute(file)
     try:
-        return f"{path}@{hashlib.sha256(Path(str(path)).read_bytes()).hexdigest()}"
+        return f"{path}@{hashlib.sha256(read_regular(str(path))).hexdigest()}"
     except OSError as error:
         raise InputError(f"data.corrections={path}: cannot be read: {error.strerror}; name a CSV file") from error
 
@@ -125,20 +127,19 @@ def check(cfg: DictConfig, root: type) -> dict[str, Any]:
     except (OmegaConfBaseException, RecursionError) as error:
         raise InputError(f"the config does not resolve: {' '.join(str(error).split())}") from error
     found = [f"{key}=???: needs a value" for key in missing] + problems(values, root, prefix="")
+    items = [item for key in ("callbacks", "loggers") for item in values.get(key) or []]
+    found += [f"{item}: lacks _target_, {BUILT}" for item in items if isinstance(item, dict) and "_target_" not in item]
     for key, node in _targets(values):
         name = node["_target_"]
         if may_build(name, key):
-            settings = {name: value for name, value in node.items() if name not in _not_handed(key)}
+            handed = {"_target_", INIT} if key == "model." else {"_target_"}
+            settings = {name: value for name, value in node.items() if name not in handed}
             found += problems(settings, locate(name), prefix=key, handed_in=_handed_in(name, key))
         else:
             found.append(f"{key}_target_={name!r}: {unlisted(name)}")
     if found:
         raise InputError("\n  ".join(["the config is wrong:", *found]) if len(found) > 1 else found[0])
     return values
-
-
-def _not_handed(key: str) -> set[str]:
-    return {"_target_", INIT} if key == "model." else {"_target_"}
 
 
 def unlisted(name: object) -> str:
@@ -207,6 +208,8 @@ def build(node: Node, *handed_in: Any, key: str = "") -> Any:
             raise InputError(f"{path}_target_={inner['_target_']!r}: {NOT_LISTED}")
         if inner is not values and inspect.isfunction(locate(inner["_target_"])):
             inner["_partial_"] = True  # a transform, to be called with images
+    if "_target_" not in values:
+        raise InputError(f"{key or 'a group'}={values}: lacks _target_, {BUILT}")
     if "${" in repr(values):
         raise InputError(f"{values['_target_']}: its values are built as they are; nothing is looked up: {values}")
     name, count = values["_target_"], None

@@ -29,6 +29,10 @@ class Key:
     value: str
     comment: str
 
+    def changed_to(self, other: "Key") -> "Key":
+        """Take the value that a file above sets; its comment too, where it has one."""
+        return other if other.comment else replace(other, comment=self.comment)
+
 
 @dataclass(frozen=True)
 class Group:
@@ -71,8 +75,7 @@ class Verb:
         for name, group in self.groups.items():
             if group.chosen != "null" and name != "experiment":
                 for key, known in self._of_group(name, group.chosen).items():
-                    mine = found.pop(f"{name}.{key}", known)
-                    found[f"{name}.{key}"] = mine if mine.comment else replace(mine, comment=known.comment)
+                    found[f"{name}.{key}"] = known.changed_to(found.pop(f"{name}.{key}", known))
         return {key: known for key, known in found.items() if not known.comment.startswith(HIDDEN)}
 
     @property
@@ -86,7 +89,10 @@ class Verb:
         below = [
             self._of_group(group, name) for name, default, _ in _defaults(text) if name != "_self_" and not default
         ]
-        return {key: known for part in [*below, dict(_keys(text))] for key, known in part.items()}
+        found: dict[str, Key] = {}
+        for key, known in (item for part in [*below, dict(_keys(text))] for item in part.items()):
+            found[key] = found.get(key, known).changed_to(known)
+        return found
 
     def _text(self, name: str) -> str:
         files = [folder.joinpath(f"{name}.yaml") for folder in self._folders]

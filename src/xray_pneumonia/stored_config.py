@@ -53,6 +53,7 @@ MEANT_BEFORE: dict[str, dict[str, Any]] = {
     | {"compile": False, "freeze": [], "backbone_lr": 1.0, "keep": "best"},
 }
 REFERENCE = re.compile(r"\$\{[\w.]+\}")
+PACKAGE_LINE = re.compile(rb"^#\s*@package\s", re.MULTILINE)
 FORBIDDEN = re.compile(r"[\x00-\x09\x0b-\x1f\x7f\ufeff\u0085\u2028\u2029]")
 log = logging.getLogger(__name__)
 
@@ -130,13 +131,17 @@ def check_experiment(raw: bytes, *, origin: str, folders: Sequence[Path] = ()) -
     """
     values = _read(raw.replace(b"\r\n", b"\n"), origin=origin, sha256=None)
     known, places = groups(), [resources.files(PACKAGE), *folders]
-    for item in values.pop("defaults", None) or []:
+    if not isinstance(defaults := values.pop("defaults", []), list):
+        raise InputError(f"{origin}: defaults={defaults!r}: should be a list")
+    for item in defaults:
         group, choice = next(iter(item.items())) if isinstance(item, dict) and len(item) == 1 else ("experiment", item)
         name = str(group).removeprefix("override ").removeprefix("/")
         files = "" if choice is None or choice == "_self_" else f"{name}/{choice}.yaml"
         if name not in known or (files and not any((place / files).is_file() for place in places)) or ".." in files:
             there = f"its groups are {', '.join(known)}"
             raise InputError(f"{origin}: defaults: {item!r}: names no choice of the package; {there}")
+    if values and not PACKAGE_LINE.search(raw):
+        raise InputError(f"{origin}: lacks the line `# @package _global_` at its start, without which no key is found")
     if "extensions" in values:
         raise InputError(f"{origin}: extensions: code is named on the command line alone: extensions=[my_models]")
     require_safe(values, origin=origin, references=True)
@@ -228,6 +233,8 @@ def require_safe(tree: Any, *, origin: str, references: bool = False, modules: M
         elif name == "hydra" or (isinstance(name, str) and name.startswith("_")):
             raise InputError(f"{origin}: {key}: keys of Hydra's have no place in a stored config")
         texts = [part for part in (name, value) if isinstance(part, str)]
+        if any("\0" in part for part in texts):
+            raise InputError(f"{origin}: {key}={value!r}: holds a null byte, which no path or name does")
         if references:
             texts = [REFERENCE.sub("", part) for part in texts]
         if any("${" in part or part == "???" for part in texts):

@@ -37,18 +37,16 @@ ELSEWHERE = {
     **dict.fromkeys(("output_dir", "out", "log_dir"), ("output", "home")),
     **dict.fromkeys(("num_workers",), ("workers",)),
 }
+# Of torchvision, by the name or the family that is typed.
 BACKBONES = {
-    "resnet18": "resnet18",
-    "densenet": "densenet121",
-    "densenet121": "densenet121",
-    "convnext": "convnext_tiny",
-}
-BACKBONES |= {"efficientnet": "efficientnet_b0", "efficientnet_b0": "efficientnet_b0", "convnext_tiny": "convnext_tiny"}
-BACKBONES |= {"mobilenet": "mobilenet_v3_small", "mobilenet_v3_small": "mobilenet_v3_small"}
+    "convnext": "convnext_tiny", "densenet": "densenet121", "efficientnet": "efficientnet_b0",
+    "mobilenet": "mobilenet_v3_small", "swin": "swin_t", "vgg": "vgg16",
+}  # fmt: skip
+BACKBONES |= {name: name for name in (*BACKBONES.values(), "resnet18", "resnet34", "resnet50")}
 # Choices of groups that go by other names here.
 CHOICES = {
     "model": {name: f"model=torchvision model.backbone={backbone}" for name, backbone in BACKBONES.items()}
-    | dict.fromkeys(("vgg", "vit", "resnet34", "resnet50", "swin"), "model=timm model.backbone=NAME"),
+    | {"vit": "model=timm model.backbone=NAME"},
     "optimizer": {"adam": "optimizer=adamw optimizer.weight_decay=0", "rms": "optimizer=rmsprop"},
     "loss": dict.fromkeys(("cross_entropy", "ce", "bce_with_logits", "crossentropy"), "loss=bce"),
     "scheduler": {"none": "scheduler=constant", "reduce_on_plateau": "scheduler=plateau"},

@@ -1,7 +1,9 @@
 """Writes files whole or not at all, and hashes them; any package may import it."""
 
+import errno
 import hashlib
 import os
+import stat
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -30,6 +32,14 @@ def write_whole(path: Path, parts: Iterable[bytes], *, sync: bool = True, shared
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def read_regular(path: str | Path) -> bytes:
+    """Read a file; raises OSError for pipes, which would be waited for, and devices, which may have no end."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "is a pipe or device, not a regular file", str(path))
+        return file.read()
 
 
 def sync_folder(folder: Path) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from xray_pneumonia.data.classes import Question
 from xray_pneumonia.data.layouts import LAYOUTS, findings, index
 from xray_pneumonia.data.records import scan
 from xray_pneumonia.errors import InputError
@@ -134,6 +135,13 @@ def test_every_layout_is_tested_and_says_what_is_missing(tmp_path):
 )
 def test_normal_means_that_nothing_else_is_found_or_suspected(positive, uncertain, label):
     assert findings(positive, uncertain) == label
+
+
+def test_a_film_with_an_uncertain_finding_is_left_out_of_a_question_about_it(tmp_path):
+    (tmp_path / "xray.csv").write_text("path,label\na.png,Edema\nb.png,Cardiomegaly|Edema?\nc.png,NORMAL\n")
+    table = scan(tmp_path / "xray.csv", question=Question.of(["NORMAL"], ["Edema"]))
+    assert table["class_name"].tolist() == ["Edema", "NORMAL"]
+    assert table.attrs["left_out"] == {"Cardiomegaly|Edema?": 1}
 
 
 def test_arrays_become_films_that_are_scanned(tmp_path, xray):

@@ -113,13 +113,6 @@ def test_listed_classes_that_no_image_has_are_named(tmp_path, caplog):
     assert not caplog.text
 
 
-def test_an_uncertain_finding_is_left_out(tmp_path):
-    (tmp_path / "a.csv").write_text("path,label\na,NORMAL\nb,Edema\nc,Edema?\nd,Mass|Edema?\n")
-    table = scan(tmp_path / "a.csv", question=Question.of(["NORMAL"], ["Edema"]))
-    assert table["id"].tolist() == ["a", "b"]
-    assert table.attrs["left_out"] == {"Edema?": 1, "Mass|Edema?": 1}
-
-
 def test_other_folders_are_not_searched(tmp_path):
     with pytest.raises(InputError, match=r"found Normal, other but not both classes, normal and .*; name yours with"):
         scan(layout(tmp_path, ["Normal/a.jpeg", "other/d.jpeg"]), question=OWN)
@@ -243,6 +236,9 @@ def test_a_csv_may_come_from_a_spreadsheet(tmp_path, separator):
     [
         ("path,patient\na,0\n", "needs the columns path and label once, .* found path, patient"),
         ("path,Path,label,patient,split\na,b,0,p,train\n", "once, found path, path"),
+        ("path,label,label\na,0,1\n", "once, .* found path, label, label"),
+        ("path,label\na,b,0\nc,d,0\n", "Expected 2 fields in line 2, saw 3"),
+        ("path,label\na,0\n\n\nb,2\n", "line 5: label='2'"),
         ("path,label,patient,split\n", "a header and no rows"),
         ("path,label,patient,split\na\0b,0,p,train\n", r"line 2: path='a\\x00b' names no file"),
         ("path,label,patient,split\n ,0,p,train\n", "line 2: path=' ' names no file"),

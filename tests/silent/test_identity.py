@@ -77,11 +77,31 @@ def test_corrections_find_a_film_however_its_letters_are_composed(tmp_path, stor
     assert (after["label"].tolist(), found.unknown) == ([1], 0)
 
 
-@pytest.mark.parametrize(("one", "other"), [("p0", "P0"), ("12", "12.0"), ("12", "012")])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("p0", "P0"),
+        ("12", "12.0"),
+        ("12", "012"),
+        ("p 1", "p  1"),
+        ("p-1", "p_01"),
+        ("p0", "p0\u200b"),
+        ("1", "\uff11"),
+    ],
+)
 def test_patients_that_look_alike_are_named(table, caplog, one, other):
     scan(table(lambda number, row: [row | {"patient": {0: one, 1: other}.get(number, row["patient"])}]))
     assert repr(one) in caplog.text
     assert repr(other) in caplog.text
+
+
+@pytest.mark.parametrize("said", ["M\u00fcller", "Mu\u0308ller"])
+@pytest.mark.parametrize("stored", ["M\u00fcller", "Mu\u0308ller"])
+def test_a_csv_finds_a_film_however_its_letters_are_composed_and_whatever_blanks_follow(tmp_path, stored, said):
+    for name in (stored, "b"):
+        (tmp_path / f"{name}.png").write_bytes(b"")
+    (tmp_path / "films.csv").write_text(f"path,label\n{said}.png ,NORMAL\nb.png,PNEUMONIA\n", encoding="utf-8")
+    assert {*scan(tmp_path / "films.csv")["path"]} == {str(tmp_path / f"{name}.png") for name in (stored, "b")}
 
 
 @pytest.mark.parametrize(
@@ -110,7 +130,10 @@ def test_equal_rows_are_one(table, caplog):
 @pytest.mark.parametrize(
     ("change", "every", "word"),
     [
-        *(({"patient": missing}, 5, "patient") for missing in ("", " ", "nan", "NaN", "None", "NA")),
+        *(
+            ({"patient": missing}, 5, "patient")
+            for missing in ("", " ", "nan", "NA", "#N/A", "unknown", "-", "1.23E+11")
+        ),
         ({"split": "validation"}, 3, "did you mean val"),
         ({"label": "PNEUMONA"}, 3, "did you mean PNEUMONIA"),
         ({"path": "train\\NORMAL\\x.jpeg"}, 1, "backslash"),
@@ -121,9 +144,18 @@ def test_a_cell_that_is_missing_or_misspelt_is_named_with_its_cure(table, change
         scan(table(lambda number, row: [row | change if number % every == 0 else row]))
 
 
-def test_another_encoding_is_named(table):
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
+def test_another_encoding_is_named(table, encoding):
     with pytest.raises(InputError, match="UTF-16"):
-        scan(table(as_it_is, encoding="utf-16"))
+        scan(table(as_it_is, encoding=encoding))
+
+
+@pytest.mark.parametrize("key", ["data.root", "data.corrections"])
+@pytest.mark.parametrize("place", ["/dev/zero", "pipe"])
+def test_a_table_that_is_a_pipe_or_device_is_never_read(xray, tmp_path, key, place):
+    os.mkfifo(tmp_path / "pipe")
+    refused = xray("explore", "data=chest_xray", f"{key}={place}", "home=home")
+    assert (refused.code, f"{key}=" in refused.err, place in refused.err) == (2, True, True)
 
 
 @pytest.mark.parametrize("damage", ["plain text", "cut", "a byte changed"])

@@ -37,6 +37,9 @@ def canary(tmp_path):
         "a: &a [1]\nb: *a\n",
         "defaults: [experiment: mine]\n",
         "defaults:\n  - mine\n",
+        "defaults: 5\n",
+        "defaults:\n",
+        'home: "a\\0b"\n',
         "seed: 1\n" + "# " + "x" * 2**21 + "\n",
         "x: " + "[" * 60 + "]" * 60 + "\n",
     ],
@@ -63,6 +66,12 @@ def test_a_folder_that_the_command_names_is_trusted_but_builds_nothing_off_the_l
     outcome = xray("train", *SMALL, f"experiment={folder}/loud.yaml")  # the same as a file is input
     assert outcome.code == 2
     assert "hydra" in outcome.err
+
+
+def test_an_experiment_file_without_its_first_line_is_told_to_have_it(xray, tmp_path):
+    (tmp_path / "mine.yaml").write_text("seed: 3\n")
+    outcome = xray("train", *SMALL, "experiment=mine.yaml")
+    assert (outcome.code, "lacks the line `# @package _global_`" in outcome.err) == (2, True), outcome.err
 
 
 def test_an_honest_experiment_file_composes(xray, tmp_path):

@@ -204,6 +204,8 @@ def test_pruned_trials_and_chosen_runs(compare, written):
     assert "| 4 |" in compare("pruned=true", "format=markdown").out
     alone = compare(f"run_ids=[{ids['hopeless']}]", "format=markdown")
     assert "0.9900" in alone.out
+    twice = compare(f"run_ids=[{ids['hopeless']},{ids['hopeless']}]")
+    assert (twice.code, "name each run once" in twice.err) == (2, True), twice.err
     done = compare("pair=[1,5]")
     assert done.code == 2
     assert "pair=[1, 5]: two different groups from 1 to 2" in done.err

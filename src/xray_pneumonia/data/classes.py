@@ -15,8 +15,8 @@ WHOLE = re.compile(r"(\d+)(?:\.0*)?")
 ALIKE = 0.75  # what a name that no image has may be a misspelling of
 CLOSE = 0.9  # a name so like one that is listed is a misspelling, not another class
 SHOWN = 5  # classes in a message
-UNCERTAIN = "?"  # ends the name of a finding that is suspected alone
 RESERVED = "look closer"  # the answer of a model that abstains
+UNCERTAIN = "?"  # ends the name of a finding that is only suspected, which is no class
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import pandas as pd
 from xray_pneumonia.data.classes import Question, counted
 from xray_pneumonia.data.tables import read_table
 from xray_pneumonia.errors import InputError
+from xray_pneumonia.whole_files import read_regular
 
 EXCLUDE = "exclude"  # in the column label: the film is neither trained nor assessed on
 PINNED = re.compile(r"(.+)@([0-9a-f]{64})")  # a file and the SHA-256 of its content, as configs hold them
@@ -119,7 +120,7 @@ def _read(pinned: str) -> tuple[Path, bytes]:
     found = PINNED.fullmatch(pinned)
     path, expected = Path(found.group(1) if found else pinned), found and found.group(2)
     try:
-        text = path.read_bytes()
+        text = read_regular(path)
     except OSError as error:
         cure = "the run keeps a copy, corrections.csv"
         raise InputError(f"data.corrections={path}: cannot be read ({error.strerror}); {cure}") from error
@@ -143,7 +144,7 @@ def _lines(path: Path, records: pd.DataFrame, question: Question) -> Iterator[tu
     names = {name: records[name].map(_composed) for name in KEYS.values()}  # names of files from a Mac are decomposed
     known = {column: records.groupby(names[KEYS[column]]).indices for column in columns}
     named_sides = {name.casefold(): (label, name) for label, name in enumerate(question.names)}  # "COVID or Opacity"
-    for line, cells in enumerate(table.to_dict("records"), start=2):
+    for line, cells in zip(table.index, table.to_dict("records"), strict=True):
         said = str(cells["label"]).strip()
         named = {column: _composed(str(cells[column]).strip()) for column in columns}
         column, film = next(((column, value) for column, value in named.items() if value), ("", ""))

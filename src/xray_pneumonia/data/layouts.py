@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from xray_pneumonia.data.classes import UNCERTAIN
 from xray_pneumonia.data.files import all_or_none, walk_all
 from xray_pneumonia.data.tables import read_table
 from xray_pneumonia.errors import InputError
@@ -69,7 +70,7 @@ def findings(positive: Iterable[str], uncertain: Iterable[str] = ()) -> str:
     out, since a question about pneumonia can count it on neither side.
     """
     names = [PNEUMONIA if name.casefold() == "pneumonia" else name for name in positive]
-    doubted = [f"{name}?" for name in uncertain]
+    doubted = [f"{name}{UNCERTAIN}" for name in uncertain]
     healthy = [name for name in names if name.casefold() in {"no finding", "normal"}]
     others = [name for name in names if name not in healthy and name.casefold() not in ASIDE]
     if healthy:

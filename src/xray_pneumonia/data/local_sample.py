@@ -48,15 +48,16 @@ def read_labels(path: Path) -> dict[str, str]:
     """Read the last label of each film by its hash; opinions without a label, or unsure ones, give none."""
     if not path.is_file():
         raise InputError(f"labels={path}: no such file; name the labels.csv that `xray serve keep=DIR` writes")
-    table = read_table(path)
+    table = read_table(path, key="labels")
     if missing := [name for name in ("sha256", "label") if name not in table]:
         raise InputError(f"labels={path}: lacks the column {missing[0]}; it has {', '.join(table.columns)}")
     told = table[table["label"].fillna("").str.strip().ne("")]
     told = told[told["opinion"].ne(UNSURE)] if "opinion" in told else told
     label = told["label"].str.strip().str.removeprefix("'")
-    if contested := int(label.groupby(told["sha256"]).nunique().gt(1).sum()):
+    films = told["sha256"].str.casefold()
+    if contested := int(label.groupby(films).nunique().gt(1).sum()):
         log.warning("labels=%s: %d films were given several labels; the last one counts", path, contested)
-    return dict(zip(told["sha256"].str.casefold(), label, strict=True))
+    return dict(zip(films, label, strict=True))
 
 
 def _scan_labelled(

@@ -10,9 +10,11 @@ import pandas as pd
 
 from xray_pneumonia.errors import InputError
 
-NO_PATIENT = {"", "nan", "none", "null", "na", "n/a"}
+# Cells that name nobody, and numbers whose digits a spreadsheet cut off (1.23457e+11): all these patients would be one.
+NO_PATIENT = re.compile(r"(?:nan|none|null|#?n/?a|<na>|unknown|[-?]+|\d(?:[.,]\d+)?e\+\d+)?")
 COLUMN, DICOM = "column", "dicom"
 NUMBER = re.compile(r"0*(\d+)(?:\.0*)?")
+ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
 SHOWN = 5  # pairs of patients that look alike
 SCHEME = re.compile(r"^(person\d+)_(bacteria|virus)_|^((?:NORMAL2-)?IM-\d+)-")
 log = logging.getLogger(__name__)
@@ -70,11 +72,17 @@ def unknown(records: pd.DataFrame) -> pd.Series:
 
 
 def warn_of_look_alikes(patients: set[str], csv: Path) -> None:
-    """Name patients that only case, leading zeros or a decimal point tell apart: they may be one, on two sides."""
+    """Name patients that only case, signs, leading zeros, a decimal point or what is invisible tell apart."""
     alike: dict[str, list[str]] = {}
     for patient in sorted(patients):
-        number = NUMBER.fullmatch(patient)
-        alike.setdefault(number.group(1) if number else patient.casefold(), []).append(patient)
+        alike.setdefault(_bare(patient), []).append(patient)
     if pairs := [names for names in alike.values() if len(names) > 1]:
         shown = "; ".join(" and ".join(map(repr, names)) for names in pairs[:SHOWN])
         log.warning("%s: %d patients have several names, or several patients look alike: %s", csv, len(pairs), shown)
+
+
+def _bare(patient: str) -> str:
+    """Reduce a name to the letters and numbers that a reader would call the same."""
+    visible = "".join(one for one in unicodedata.normalize("NFKC", patient) if unicodedata.category(one) != "Cf")
+    number = NUMBER.fullmatch(visible)
+    return number.group(1) if number else ZEROS.sub("", re.sub(r"[\W_]+", " ", visible.casefold()).strip())

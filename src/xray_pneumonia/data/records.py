@@ -52,7 +52,7 @@ def scan(
         InputError: the folder, the classes or the columns are not as expected, or a folder cannot be read.
     """
     root = Path(root)
-    if not root.exists():
+    if not (root.is_dir() or root.is_file()):
         raise InputError(
             f"data.root={root}: no such folder; fetch the public X-rays with `xray download`, name a folder "
             "with data.root=DIR, or try generated X-rays: `xray train data=synthetic`"
@@ -193,7 +193,7 @@ def _csv_rows(csv: Path, question: Question, patient: str | None, links: bool) -
     if patient == COLUMN and not by_column:
         raise InputError(f"data.patient={COLUMN}: {csv} has no column patient, but {', '.join(table.columns)}")
     seen: dict[object, tuple[int, Row]] = {}
-    for line, cells in enumerate(table.to_dict("records"), start=2):
+    for line, cells in zip(table.index, table.to_dict("records"), strict=True):
         row = {name: unicodedata.normalize("NFC", str(cells.get(name, ""))).strip() for name in CSV_COLUMNS[1:]}
         row["split"] = row["split"].casefold() if "split" in table else "train"
         names = [name.strip() for name in row["label"].split(PARTS)]
@@ -203,7 +203,7 @@ def _csv_rows(csv: Path, question: Question, patient: str | None, links: bool) -
         wrong = {
             f"label={label!r}: {doubt or 'write a class'}": doubt or not label,
             f"split={split!r}: should be one of {', '.join(SPLITS)}{near}": split not in SPLITS,
-            f"patient={whose!r}: write whose film it is": by_column and whose.casefold() in NO_PATIENT,
+            f"patient={whose!r}: write whose film it is": by_column and NO_PATIENT.fullmatch(whose.casefold()),
         }
         if any(wrong.values()):
             raise InputError(f"{csv}, line {line}: {'; '.join(words for words, so in wrong.items() if so)}")
@@ -226,11 +226,14 @@ def _csv_rows(csv: Path, question: Question, patient: str | None, links: bool) -
 
 
 def _csv_path(csv: Path, line: int, path: str) -> Path:
+    """Find the file that a cell names, whichever way its letters are composed and whatever blanks surround it."""
     if not path.strip() or "\0" in path:
         raise InputError(f"{csv}, line {line}: path={path!r} names no file")
-    if "\\" in path and not (csv.parent / path).exists():
+    written = [path, *(unicodedata.normalize(form, path.strip()) for form in ("NFC", "NFD"))]
+    found = next((csv.parent / each for each in written if (csv.parent / each).exists()), csv.parent / path)
+    if "\\" in path and not found.exists():
         raise InputError(f"{csv}, line {line}: path={path!r} has a backslash; write / between folders")
-    return csv.parent / path
+    return found
 
 
 def _csv_table(csv: Path) -> pd.DataFrame:

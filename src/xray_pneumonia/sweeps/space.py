@@ -8,7 +8,7 @@ from typing import Any
 
 import optuna
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -164,7 +164,7 @@ def read_space(arguments: Sequence[str], configured: Mapping[str, Any]) -> Space
         if override.is_sweep_override():
             parameters[key] = _parameter(override, {})
         else:
-            fixed[key] = _text(override)
+            fixed[key] = str(override.input_line).partition("=")[2]
     for key, node in configured.items():
         if key not in fixed and key not in parameters:
             parameters[key] = _configured(key, node)
@@ -176,10 +176,6 @@ def _parse(lines: list[str]) -> list[Override]:
         return OverridesParser.create().parse_overrides(lines)
     except HydraException as error:
         raise InputError(f"the space cannot be read: {' '.join(str(error).split())}") from error
-
-
-def _text(override: Override) -> str:
-    return str(override.input_line).partition("=")[2]
 
 
 def _configured(key: str, node: Any) -> Parameter:
@@ -198,7 +194,7 @@ def _configured(key: str, node: Any) -> Parameter:
 
 
 def _parameter(override: Override, when: Mapping[str, tuple[str, ...]]) -> Parameter:
-    key, text = override.get_key_element(), _text(override)
+    key, text = override.get_key_element(), str(override.input_line).partition("=")[2]
     try:
         return Parameter(key, text, _distribution(override), when)
     except ValueError as error:
@@ -207,6 +203,8 @@ def _parameter(override: Override, when: Mapping[str, tuple[str, ...]]) -> Param
 
 def _distribution(override: Override) -> BaseDistribution:
     sweep: Any = override._value
+    if isinstance(sweep, Glob):
+        raise ValueError("glob(...) is not searched; list the values")
     log = "log" in sweep.tags
     if unknown := sweep.tags - {"log"}:
         raise ValueError(f"the tag {', '.join(sorted(unknown))} means nothing here; there is log")

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import sqlite3
 import uuid
 from pathlib import Path
@@ -24,6 +25,14 @@ log = logging.getLogger(__name__)
 
 class ArtifactMissing(InputError):
     """A run has no such file."""
+
+
+def is_web_address(uri: str) -> bool:
+    """Tell whether a URI of http or https names a host."""
+    try:
+        return re.fullmatch(r"[\w.:-]+", urlsplit(uri).hostname or "") is not None and urlsplit(uri).port != 0
+    except ValueError:  # of a port or of brackets
+        return False
 
 
 def sqlite_uri(path: Path) -> str:

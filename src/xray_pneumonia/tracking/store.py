@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Annotated
+
+from annotated_types import MaxLen
 
 from xray_pneumonia.errors import InputError, nearest
 from xray_pneumonia.masking import masked
@@ -16,6 +17,7 @@ from xray_pneumonia.tracking.leaderboard import TAG, leaderboard
 from xray_pneumonia.tracking.locations import (
     ARTIFACTS,
     creation_lock,
+    is_web_address,
     repair_moved,
     require_writable,
     sqlite_path,
@@ -53,7 +55,7 @@ class TrackingSettings:
     """The config group `tracking`."""
 
     uri: Text | None  # of the MLflow store; null takes MLFLOW_TRACKING_URI, else `mlflow.db` in `home`
-    experiment_name: Text  # the experiment that holds the run; made when missing
+    experiment_name: Annotated[Text, MaxLen(500)]  # the experiment that holds the run; made when missing
     run_name: Text | None  # shown in the MLflow UI; null names a training by its choices (`resnet-strong-s0`)
     system_metrics: bool  # sample processor, memory and GPU while training
     required: bool  # do not train when the store is unavailable; else the run is spooled for `xray doctor sync`
@@ -82,7 +84,9 @@ def resolve_uri(uri: str | None, home: Path) -> str:
     """
     local = sqlite_uri(home.resolve() / "mlflow.db")
     chosen = uri or os.environ.get("MLFLOW_TRACKING_URI") or local
-    scheme = urlsplit(chosen).scheme
+    scheme = chosen.partition(":")[0].lower() if ":" in chosen else ""
+    if scheme.startswith("http") and not is_web_address(chosen):
+        raise InputError(f"tracking.uri={masked(chosen)}: is no address; write {scheme}://HOST:PORT")
     if scheme in {"", "file"}:
         raise InputError(
             f"tracking.uri={masked(chosen)}: MLflow no longer keeps runs in plain files; write {local} "
@@ -90,6 +94,8 @@ def resolve_uri(uri: str | None, home: Path) -> str:
         )
     if scheme == "sqlite" and "?" in chosen and "=" not in chosen.partition("?")[2]:
         raise InputError(f"tracking.uri={chosen}: in an address the sign ? ends the path; write it %3F")
+    if scheme == "sqlite" and ":memory:" in chosen:
+        raise InputError(f"tracking.uri={chosen}: would be gone with the command; write {local}")
     if scheme == "postgres":
         raise InputError(f"tracking.uri={masked(chosen)}: write postgresql:// instead of postgres://")
     return chosen

@@ -73,6 +73,8 @@ def classified(error: BaseException, *, uri: str) -> InputError:
         return InputError(f"{shown}: {message}; pip install {f'xray-pneumonia[{extra}]' if extra else error.name}")
     if getattr(error, "error_code", "") in PERMANENT_CODES:
         return InputError(f"{shown}: the server answers, but not as MLflow would: {message}; check address and login")
+    if refuses_value(error):
+        return InputError(f"{shown}: the store refuses this: {message}")
     return StoreUnavailable(f"{shown}: the store does not answer: {message}")
 
 

@@ -52,6 +52,8 @@ def find_trainings(
         unknown = [run_id for run_id in asked if run_id not in known]
         if unknown:
             raise InputError(f"run_ids={unknown}: no finished training of {store.experiment_name} has this id")
+        if len({*asked}) < len(asked):
+            raise InputError(f"run_ids={list(run_ids)}: name each run once")
         return [known[run_id] for run_id in asked]
     if not runs:
         raise InputError(f"experiment_name={store.experiment_name}: holds no finished training; train with xray train")

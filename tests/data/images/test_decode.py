@@ -90,6 +90,8 @@ REFUSED = {
     "unsupported_mode (1 bit)": save(GRAY.convert("1")),
     "transparent": save(HALF_TRANSPARENT),
     "transparent (RGBA)": save(HALF_TRANSPARENT.convert("RGBA")),
+    "transparent (a gray level)": save(GRAY, transparency=GRAY.getpixel((50, 50))),
+    "transparent (a colour)": save(GRAY.convert("RGB"), transparency=(GRAY.getpixel((50, 50)),) * 3),
     "not_xray_like": save(photograph()),
     "not_xray_like (JPEG)": save(photograph(), "JPEG"),
     "no_information": save(Image.new("L", (100, 100), 0)),

@@ -119,6 +119,28 @@ def test_signed_pixels():
 
 def test_bits_beyond_those_stored_are_dropped():
     np.testing.assert_array_equal(pixels(values=RAMP | 0xF000), pixels())
+    signed = RAMP.astype(np.int16) - 2048
+    np.testing.assert_array_equal(pixels(values=signed & 0xFFF), pixels(values=signed))
+    drawn_on = film(RAMP | (np.eye(64, dtype=np.uint16) << 15))
+    assert code(save(drawn_on)) == "bad_pixel_data"
+    drawn_on.add_new(0x60020102, "US", 15)
+    np.testing.assert_array_equal(decode(save(drawn_on), 64).pixels, pixels())
+
+
+COLOUR = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "BitsStored": 8, "HighBit": 7}
+JPEG_LS = gdcm.TransferSyntax.JPEGLSLossless
+
+
+@pytest.mark.parametrize(
+    ("syntax", "tags"),
+    [(each, tags) for each in (JPEG_2000, JPEG_LS) for tags in ({"Rows": 32}, {"BitsStored": 10, "HighBit": 9}, COLOUR)]
+    + [(JPEG_2000, {"PixelRepresentation": 1})],
+)
+def test_a_picture_inside_is_compared_with_its_tags(syntax, tags):
+    made = dcmread(BytesIO(compressed(syntax)))
+    for tag, value in tags.items():
+        setattr(made, tag, value)
+    assert code(save(made)) in {"bad_pixel_data", "unsupported_mode"}
 
 
 def test_rescale_comes_before_the_window():
@@ -228,6 +250,8 @@ REFUSED = {
     "bad_preamble (ELF)": lambda: save(film(), preamble=b"\x7fELF".ljust(128, b"\0")),
     "bad_preamble (script)": lambda: save(film(), preamble=b"#!/bin/sh\n".ljust(128)),
     "bad_window": lambda: save(film(WindowCenter=100, WindowWidth=0)),
+    "bad_window (presentation LUT)": lambda: save(film(PresentationLUTSequence=lut(range(4096), bits=8))),
+    "bad_window (presentation LUT of no bits)": lambda: save(film(PresentationLUTSequence=lut(range(4096), bits=0))),
     "bad_window (function)": lambda: save(film(WindowCenter=100, WindowWidth=9, VOILUTFunction="CUBIC")),
     "unsupported_mode (colour)": lambda: save(film(PhotometricInterpretation="RGB")),
     "unsupported_mode (bits)": lambda: save(film(BitsStored=17)),

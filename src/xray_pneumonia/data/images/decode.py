@@ -49,7 +49,7 @@ class Decoded:
     height: int
     mode: str
     dhash: str  # 256 bits as 64 hex digits: is each pixel of a 16 x 17 thumbnail brighter than its left one?
-    notes: tuple[str, ...] = ()  # "torn" and those of a DICOM file; an answer becomes "look closer"
+    notes: tuple[str, ...] = ()  # "torn" and those of a DICOM file
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -182,12 +182,15 @@ def _check_header(image: Image.Image) -> None:
 def _gray(image: Image.Image) -> Image.Image:
     """Turn every accepted mode into 8-bit gray."""
     if image.mode in {"I;16", "I"}:
-        return _narrow(np.asarray(image, np.int64))
+        values = np.asarray(image, np.int64)
+        _require_opaque(not (values == image.info.get("transparency", -1)).any())
+        return _narrow(values)
+    if image.mode in {"P", "L", "RGB"} and "transparency" in image.info:
+        image = image.convert("LA" if image.mode == "L" else "RGBA")
     if image.mode == "P":
-        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+        image = image.convert("RGB")
     if image.mode in {"LA", "RGBA"}:
-        if image.getchannel("A").getextrema() != (255, 255):
-            raise ImageError("transparent", "has transparent pixels; what lies behind them is unknown")
+        _require_opaque(image.getchannel("A").getextrema() == (255, 255))
         image = image.convert(image.mode[:-1])
     if image.mode == "RGB":
         channels = np.moveaxis(np.asarray(image.resize((64, 64), Image.Resampling.NEAREST), np.int16), 2, 0)
@@ -195,6 +198,11 @@ def _gray(image: Image.Image) -> Image.Image:
             raise ImageError("not_xray_like", "is a colour picture; an X-ray has equal channels")
         image = image.convert("L")
     return image
+
+
+def _require_opaque(opaque: bool) -> None:
+    if not opaque:
+        raise ImageError("transparent", "has transparent pixels; what lies behind them is unknown")
 
 
 def _narrow(values: npt.NDArray[np.int64]) -> Image.Image:

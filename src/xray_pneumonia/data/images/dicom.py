@@ -18,9 +18,9 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import pixel_array
 
 from xray_pneumonia.data.images.dicom_content import CONTENT_TAGS, orientation, require_radiograph
-from xray_pneumonia.data.images.dicom_rendering import render
+from xray_pneumonia.data.images.dicom_rendering import OVERLAYS, render
 from xray_pneumonia.data.images.dicom_tags import clean, word
-from xray_pneumonia.data.images.integrity import jpeg_frame, require_whole_jpeg
+from xray_pneumonia.data.images.integrity import jpeg2000_frame, jpeg_frame, require_whole_jpeg
 from xray_pneumonia.data.images.limits import (
     MAGIC,
     MAX_COLOUR,
@@ -35,13 +35,12 @@ TAGS = [
     *CONTENT_TAGS, "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation",
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PlanarConfiguration", "PixelPaddingValue",
     "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "WindowCenter", "WindowWidth",
-    "VOILUTFunction", "VOILUTSequence", "PresentationLUTSequence", "PresentationLUTShape", "PixelData",
+    "VOILUTFunction", "VOILUTSequence", "PresentationLUTSequence", "PresentationLUTShape", "PixelData", *OVERLAYS,
 ]  # fmt: skip
 NATIVE = {uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian}
 JPEG = {uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1}
-COMPRESSED = JPEG | {
-    uid.RLELossless, uid.JPEGLSLossless, uid.JPEGLSNearLossless, uid.JPEG2000Lossless, uid.JPEG2000,
-}  # fmt: skip
+JPEG_LS, JPEG2000 = {uid.JPEGLSLossless, uid.JPEGLSNearLossless}, {uid.JPEG2000Lossless, uid.JPEG2000}
+COMPRESSED = JPEG | JPEG_LS | JPEG2000 | {uid.RLELossless}
 COLOURS = {"RGB", "YBR_FULL", "YBR_FULL_422"}
 # The preamble holds zeros, or the start of a TIFF for those who read the file as one.
 TIFF = (b"II*\0", b"MM\0*")
@@ -132,7 +131,7 @@ def _require_pixels(file: Dataset) -> None:
     width, height = int(file.Columns), int(file.Rows)
     require_sane_sides(width, height)
     syntax = file.file_meta.TransferSyntaxUID
-    if syntax in JPEG:
+    if syntax in JPEG | JPEG_LS | JPEG2000:
         _require_jpeg(file, syntax)
     halved = word(file, "PhotometricInterpretation") == "YBR_FULL_422"
     samples = 2 if halved else file.SamplesPerPixel
@@ -149,7 +148,7 @@ def _require_pixels(file: Dataset) -> None:
 def _require_jpeg(file: Dataset, syntax: uid.UID) -> None:
     """Compare the header of the JPEG inside with the tags, and look for damage."""
     frame = get_frame(file.PixelData, 0, number_of_frames=1)
-    header = jpeg_frame(frame)
+    header = (jpeg2000_frame if syntax in JPEG2000 else jpeg_frame)(frame)
     if header.components != file.SamplesPerPixel:
         raise ImageError(
             "unsupported_mode",
@@ -160,6 +159,8 @@ def _require_jpeg(file: Dataset, syntax: uid.UID) -> None:
             "bad_pixel_data",
             f"its JPEG has {header.width} x {header.height} pixels, the tags say {file.Columns} x {file.Rows}",
         )
+    if header.signed not in {None, bool(file.PixelRepresentation)}:
+        raise ImageError("bad_pixel_data", "its JPEG 2000 and PixelRepresentation disagree on signed values")
     if syntax == uid.JPEGExtended12Bit and header.bits > 8:
         raise ImageError(
             "missing_decoder",
@@ -179,7 +180,8 @@ def _plugin(syntax: str) -> str:
 
 def _decoded(file: Dataset) -> npt.NDArray[Any]:
     """Decode the pixels, (H, W) or (H, W, 3) RGB."""
-    values = pixel_array(file, decoding_plugin=_plugin(file.file_meta.TransferSyntaxUID))
+    plugin = _plugin(file.file_meta.TransferSyntaxUID)
+    values = pixel_array(file, decoding_plugin=plugin, correct_unused_bits=False)  # `render` looks at them
     if values.shape[:2] != (file.Rows, file.Columns):
         raise ImageError("bad_pixel_data", f"decoded to {values.shape}, the header says {file.Rows} x {file.Columns}")
     return values

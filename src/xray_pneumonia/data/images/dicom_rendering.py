@@ -13,6 +13,7 @@ from xray_pneumonia.data.images.dicom_tags import clean, word
 from xray_pneumonia.data.images.limits import FAR, OUTLIERS, ImageError
 from xray_pneumonia.types import Gray
 
+OVERLAYS = [0x60000102 + group for group in range(0, 0x200000, 0x20000)]  # OverlayBitPosition of 16 overlays
 LEAST_SHOWN = 0.1  # share of the pixels that a window must show between black and white
 
 Values = npt.NDArray[np.float64]
@@ -68,7 +69,16 @@ def _shades(file: Dataset, values: Integers) -> Values:
 
 
 def _places(file: Dataset, decoded: npt.NDArray[np.integer]) -> Integers:
-    """Find for each pixel its place in `_possible_values`; bits beyond those stored (overlays) are dropped."""
+    """Find for each pixel its place in `_possible_values`; bits beyond those stored are dropped.
+
+    Raises:
+        ImageError: these differ between pixels and are neither signs nor overlays, so that they are part of the values.
+    """
+    ends = (int(decoded.min()), int(decoded.max()))
+    low, high = (end >> (file.BitsStored - file.PixelRepresentation) for end in ends)
+    is_sign = bool(file.PixelRepresentation) and (low, high) in {(-1, 0), (0, 1)}
+    if low != high and not is_sign and not any(tag in file for tag in OVERLAYS):
+        raise ImageError("bad_pixel_data", f"values from {ends[0]} to {ends[1]} in {file.BitsStored} bits (BitsStored)")
     places = decoded.astype(np.int64) & (2**file.BitsStored - 1)
     return np.asarray(places ^ (2 ** (file.BitsStored - 1)) if file.PixelRepresentation else places)
 
@@ -143,7 +153,10 @@ def _presented(light: Values, file: Dataset) -> tuple[Values, tuple[str, ...]]:
     if file.get("PresentationLUTSequence"):
         item = file.PresentationLUTSequence[0]
         entries, _, bits = (int(each) for each in item.LUTDescriptor)
-        light = _look_up(item, np.rint(light * ((entries or 2**16) - 1)).astype(np.int64)) / (2**bits - 1)
+        curve = _look_up(item, np.rint(light * ((entries or 2**16) - 1)).astype(np.int64))
+        if curve.max() >= 2**bits or not bits:
+            raise ImageError("bad_window", f"the presentation LUT holds values up to {curve.max()} in {bits} bits")
+        light = curve / (2**bits - 1)
     shape, negative = word(file, "PresentationLUTShape"), file.PhotometricInterpretation == "MONOCHROME1"
     contradiction = shape in {"IDENTITY", "INVERSE"} and (shape == "INVERSE") != negative
     if shape == "INVERSE" or (negative and shape != "IDENTITY"):  # the presentation LUT rules, as in dcmtk

@@ -74,12 +74,13 @@ def whole_jpeg(data: bytes, *, colour: bool, sides: tuple[int, int], scaled: tup
 
 @dataclass(frozen=True)
 class JpegFrame:
-    """The frame header of a JPEG or JPEG-LS: samples of `bits` bits, `components` a pixel (ITU-T T.81, B.2.2)."""
+    """The frame header of a JPEG, JPEG-LS or JPEG 2000: samples of `bits` bits, `components` a pixel (T.81, B.2.2)."""
 
     bits: int
     height: int
     width: int
     components: int
+    signed: bool | None = None  # a JPEG 2000 says it
 
 
 def jpeg_frame(data: bytes) -> JpegFrame:
@@ -95,6 +96,19 @@ def jpeg_frame(data: bytes) -> JpegFrame:
             return JpegFrame(*struct.unpack(">BHHB", data[place + 4 : place + 10]))
         place += 1 if marker == 0xFF else 2 + int.from_bytes(data[place + 2 : place + 4], "big")
     raise ImageError("truncated", "its JPEG has no frame header")
+
+
+def jpeg2000_frame(data: bytes) -> JpegFrame:
+    """Read the frame header of a JPEG 2000 (ITU-T T.800, A.5.1).
+
+    Raises:
+        ImageError: there is none.
+    """
+    place = data.find(b"\xff\x4f\xff\x51") + 8  # SOC, SIZ, length and capabilities
+    if place < 8 or place + 35 > len(data):
+        raise ImageError("truncated", "its JPEG 2000 has no frame header")
+    right, bottom, left, top, *_, components, depth = struct.unpack(">8IHB", data[place : place + 35])
+    return JpegFrame((depth & 0x7F) + 1, bottom - top, right - left, components, signed=depth > 0x7F)
 
 
 def require_whole_png(data: bytes) -> None:
