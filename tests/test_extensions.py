@@ -123,6 +123,7 @@ REFUSED = {  # what the command says, and what is answered
     ("optimizer._target_=odd.no_optimizer", "odd"): "makes a NoneType, should make a torch.optim.Optimizer",
     ("scheduler._target_=odd.no_schedule", "odd"): "makes a NoneType, should make a schedule of",
     ("loss._target_=odd.one", "odd"): "loss: one: cannot compute it from logits (B,) and labels",
+    ("loss._target_=odd.broken", "odd"): "of 0 and 1: my loss broke, in ",  # ... odd.py, line 3
     ("loss._target_=odd.Plain", "odd"): "loss: Plain: cannot compute it from logits (B,) and labels",
     ("loss._target_=odd.each", "odd"): "gives tensor([",
     ("loss._target_=odd.Strange", "odd"): "loss: Strange: cannot compute it",
@@ -135,6 +136,7 @@ REFUSED = {  # what the command says, and what is answered
 }
 ODD = """
 import os, torch
+def broken(logits, labels): raise ValueError("my loss broke")
 class Wide(torch.nn.Module):
     def __init__(self): super().__init__(); self.a = torch.nn.Parameter(torch.zeros(2))
     def forward(self, image): return image.float().mean((1, 2, 3))[:, None] * self.a
@@ -169,6 +171,7 @@ def test_what_is_wrong_is_said_before_any_data_are_read(xray, examples, tmp_path
     done = xray("train", "data.root=none", f"extensions=[{module}]", "trainer=cpu", *overrides.split())
     assert done.code == 2, done.err
     assert REFUSED[overrides, module] in done.err, done.err
+    assert ("odd.py, line 3\n" in done.err) == ("broken" in overrides), done.err
     assert "Traceback" not in done.err
 
 

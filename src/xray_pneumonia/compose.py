@@ -56,6 +56,8 @@ def launch(verb: str, arguments: list[str], run: Callable[[DictConfig], Any] | N
     _call_hydra(verb, arguments, task, failures)
     if failures:
         home = Path(homes[-1] if homes else Verb(verb).keys["home"].value)  # what composes it may have failed
+        if place := extensions.place_of(failures[0]):
+            failures[0].add_note(place)
         raise _named(failures[0], verb, [*given, f"home={home.absolute()}"])
     return returned[0]
 
