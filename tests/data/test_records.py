@@ -97,8 +97,24 @@ def test_own_class_folders_in_any_case_without_splits(tmp_path):
     assert set(table["split"]) == {"train"}
 
 
+def test_a_listed_class_is_no_misspelling_of_one_that_is_left_out(tmp_path):
+    layout(tmp_path, ["normal/a.jpeg", "viral/b.jpeg", "bacterial/c.jpeg"])
+    with pytest.raises(InputError, match=r"no image is called 'virl', and those called 'viral' would be left out"):
+        scan(tmp_path, question=Question.of(["normal"], ["virl", "bacterial"]))
+
+
+def test_listed_classes_that_no_image_has_are_named(tmp_path, caplog):
+    layout(tmp_path, ["normal/a.jpeg", "TB/b.jpeg", "other/c.jpeg"])
+    scan(tmp_path, question=OWN)
+    assert "no image is called Tuberculosis" in caplog.text
+    (tmp_path / "a.csv").write_text("path,label\nnormal/a.jpeg,0\nTB/b.jpeg,1\n")
+    caplog.clear()
+    scan(tmp_path / "a.csv", question=Question.of(["healthy", 0], ["TB", 1]))
+    assert not caplog.text
+
+
 def test_other_folders_are_not_searched(tmp_path):
-    with pytest.raises(InputError, match=r"no folder `train`; expected .*, found Normal, other"):
+    with pytest.raises(InputError, match=r"found Normal, other but not both classes, normal and .*; name yours with"):
         scan(layout(tmp_path, ["Normal/a.jpeg", "other/d.jpeg"]), question=OWN)
 
 

@@ -1,12 +1,13 @@
 """Runs side by side: groups, what differs, mean and spread."""
 
+import dataclasses
 import math
 import statistics
 
 import pytest
 
 from xray_pneumonia.evaluation.report.figures import overlaid_curves
-from xray_pneumonia.evaluation.run_groups import Entry, group, questions, tabulate
+from xray_pneumonia.evaluation.run_groups import Entry, drop_reruns, group, questions, tabulate, tell_images_apart
 
 
 def entry(name, seed, auroc, **params):
@@ -54,3 +55,20 @@ def test_runs_of_different_questions_are_told_apart():
     other = {"data.positive": "['virus']", "data.negative": "['bacteria']"}
     found = questions([Entry("", "", params, {}) for params in [*asked, other]])
     assert found == ["['PNEUMONIA'] against ['NORMAL']", "['virus'] against ['bacteria']"]
+
+
+def test_the_same_training_again_is_no_repeat():
+    again = dataclasses.replace(RUNS[0], run_id="again", name="again")
+    kept, reruns = drop_reruns([*RUNS, again])
+    assert [run.run_id for run in kept] == ["b", "c", "again"]
+    assert [run.run_id for run in reruns] == ["a"]
+
+
+def test_runs_of_other_images_are_no_repeats():
+    """Seeds that saw the same ones are; nothing is known of old runs without a fingerprint."""
+    mine = [dataclasses.replace(entry(str(seed), seed, 0.9), records="aaaaaaaaaa") for seed in (1, 2)]
+    other = dataclasses.replace(entry("o", 1, 0.5), records="bbbbbbbbbb")
+    for entries, count in ((mine, 1), ([*mine, other], 2), ([*mine, dataclasses.replace(other, records="")], 1)):
+        assert len(group(tell_images_apart(entries), best_by="best/auroc", maximize=True)) == count
+    table = tabulate(group(tell_images_apart([*mine, other]), best_by="best/auroc", maximize=True), {})
+    assert sorted(table["records"]) == ["aaaaaaaa", "bbbbbbbb"]

@@ -46,7 +46,8 @@ def written(tmp_path_factory):
     for name, (width, lr, seed, auroc, state) in RUNS.items():
         tags = {"verb": "train", "sweep.name": "nets", "sweep.state": state}
         with start_run(store, name=name, tags=tags, system_metrics=False) as run:
-            run.log_params({"model.width": width, "optimizer.lr": lr, "seed": seed, "data.image_size": "64"})
+            cut = {"data.seed": seed, "data.split_seed": "0", "data.folds": "None", "data.fold": "0"}
+            run.log_params({"model.width": width, "optimizer.lr": lr, "seed": seed, "data.image_size": "64", **cut})
             figures = {key: auroc for key in ("auroc", "accuracy", "sensitivity", "specificity")}
             run.log_metrics({f"best/{key}": value for key, value in figures.items()})
             run.log_metrics({"data/val_images": 60, "data/val_patients": 30 if seed == "1" else 29})
@@ -79,6 +80,7 @@ def test_seeds_make_a_group_and_what_differs_a_column(compare, written, drawn):
     assert rows["auroc"].tolist() == pytest.approx([0.96, 0.90])
     assert rows["auroc sd"].tolist()[0] == pytest.approx(0.02 / 2**0.5)
     assert np.isnan(rows["auroc sd"].tolist()[1])
+    assert "left out, being no repeats" not in done.err
     assert "1 trials that a sweep ended early are left out" in done.err
 
     assert rows["val images"].tolist() == [60, 60]
@@ -110,14 +112,14 @@ def test_two_models_are_tested_as_such_and_what_p_rests_on_is_printed(compare, w
     assert "corrected 0." in said
 
 
-def write_runs(home, name, *runs):
+def write_runs(home, name, *runs, width=None):
     """Write runs, each of a table of predictions and an operating point of its own; returns what compares them."""
     settings = TrackingSettings(uri=None, experiment_name=name, run_name=None, system_metrics=False, required=False)
     store = open_store(settings, home=home)
     for place, (table, point) in enumerate(runs):
         with start_run(store, name=f"run {place}", tags={"verb": "train"}, system_metrics=False) as run:
             found = table_metrics(table, threshold=point)
-            run.log_params({"model.width": str(place), "seed": "1"})
+            run.log_params({"model.width": width or str(place), "seed": "1"})
             run.log_metrics({f"operating/{name}": found[name] for name in DECIDED})
             run.log_metrics({"operating/threshold": point, "best/auroc": found["auroc"], "best/accuracy": 0.123})
             predictions.write(table, run.path("predictions/val.csv"))
@@ -129,6 +131,14 @@ def uneven(written):
     """Two runs that share two images of one patient."""
     runs = [(answers(1.0, 0)[:30], 0.7), (answers(1.0, 1)[28:], 0.2)]
     return *write_runs(written[0], "uneven", *runs), "format=markdown"
+
+
+def test_a_training_that_ran_twice_counts_once(xray, tmp_path):
+    """Two runs of one seed had been two repeats, whose standard deviation was zero."""
+    home = write_runs(tmp_path, "twice", (answers(1.0, 0), 0.5), (answers(1.0, 0), 0.5), width="8")
+    done = xray("compare", *home, "format=csv")
+    assert pd.read_csv(io.StringIO(done.out))["runs"].tolist() == [1]
+    assert "left out, being no repeats: run 0 (" in done.err
 
 
 def test_runs_that_share_one_patient_are_not_tested(xray, uneven):

@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,6 +12,7 @@ from xray_pneumonia.errors import InputError
 from xray_pneumonia.types import CLASSES, Classes
 
 WHOLE = re.compile(r"(\d+)(?:\.0*)?")
+ALIKE = 0.75  # what a name that no image has may be a misspelling of
 CLOSE = 0.9  # a name so like one that is listed is a misspelling, not another class
 SHOWN = 5  # classes in a message
 RESERVED = "look closer"  # the answer of a model that abstains
@@ -82,6 +83,24 @@ class Question:
             return f"label is {'0, 1, ' if self.public else ''}{' or '.join(self.names)}{how}"
         near = difflib.get_close_matches(key, self._listed, n=1, cutoff=CLOSE)
         return f"label is {' or '.join(self.names)}; did you mean {self._listed[near[0]][1]}?" if near else ""
+
+    def unused(self, used: Collection[str], left_out: Iterable[str], *, where: str) -> list[str]:
+        """List the names that no image has; a number that stands for a side needs no images of its names.
+
+        Raises:
+            InputError: a class that is left out is so like one of them that one of the two is misspelt.
+        """
+        if any(name.isdecimal() for name in used):
+            return []
+        unused = [name for name in (*self.negative, *self.positive) if name not in used and not name.isdecimal()]
+        others = [_key(name) for name in left_out if not name.endswith(UNCERTAIN)]
+        for name in unused:
+            if near := difflib.get_close_matches(_key(name), others, n=1, cutoff=ALIKE):
+                raise InputError(
+                    f"{where}: no image is called {name!r}, and those called {near[0]!r} would be left out; did you "
+                    "mean that class? Correct the name in data.positive or data.negative, or drop it there"
+                )
+        return unused
 
     def __str__(self) -> str:
         """Word it."""

@@ -25,6 +25,7 @@ NEEDED = CSV_COLUMNS[:2]
 PARTS = "|"  # between the findings of one label in a CSV
 MASKS = {"mask", "masks", "segmentation", "segmentations", "lung_masks", "annotations"}
 SHOWN = 10  # names of classes in a message
+NAME_YOURS = "name yours with data.positive=[...] data.negative=[...]"
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
 
@@ -104,6 +105,7 @@ def table_of(rows: list[Row], root: Path, question: Question) -> pd.DataFrame:
     if not rows:
         raise InputError(f"data.root={root}: no images; expected files in {LAYOUT}, or folders called as your classes")
     left_out = Counter(str(row["class_name"]) for row in rows if row["label"] is None)
+    used = {row.pop("matched") for row in rows}
     rows = sorted((row for row in rows if row["label"] is not None), key=lambda row: str(row["id"]))
     found = {row["label"] for row in rows}
     if not found or (len(found) < 2 and (left_out or root.is_dir())):
@@ -112,8 +114,10 @@ def table_of(rows: list[Row], root: Path, question: Question) -> pd.DataFrame:
         names = ", ".join(sorted(repr(name) for name, _ in there.most_common(SHOWN)))
         raise InputError(
             f"data.root={root}: no images of {missing}; expected the classes {' and '.join(question.names)}, found "
-            f"{names}; name yours with data.positive=[...] data.negative=[...]"
+            f"{names}; {NAME_YOURS}"
         )
+    if unused := question.unused(used, left_out, where=f"data.root={root}"):
+        log.warning("%s: no image is called %s", root, " or ".join(unused))
     if left_out:
         log.warning(
             "%s: %d images are neither %s and are left out: %s",
@@ -149,10 +153,16 @@ def _folder_rows(root: Path, question: Question, rule: Rule, links: bool) -> Ite
         yield from _class_rows(root, root, question, rule, links, split="train")
         return
     if not splits:
-        cure = "; put both below `train` to train on them, or judge a model on them with split=external"
+        cures = {
+            "": not names,
+            "; put both below `train` to train on them, or judge a model on them with split=external": names
+            == sorted(CLASSES),
+            f" but not both classes, {' and '.join(question.names)}; {NAME_YOURS}": True,
+        }
+        cure = next(words for words, so in cures.items() if so)
         raise InputError(
             f"data.root={root}: no images: no folder `train`; expected {LAYOUT}, "
-            f"found {', '.join(names) or 'no folders'}{cure if names == sorted(CLASSES) else ''}"
+            f"found {', '.join(names) or 'no folders'}{cure}"
         )
     for split in splits:
         yield from _class_rows(root, root / split, question, rule, links, split=split)
@@ -251,6 +261,7 @@ def row_of(root: Path, path: Path, question: Question, names: list[str], links: 
         "path": known,
         "label": label,
         "class_name": PARTS.join(names) if label is None else question.names[label],
+        "matched": matched,  # the listed name that gave the label
         "patient": rule(known, relative),
         "subtype": "normal" if question.public and label == 0 else subtype,
         "split": split,

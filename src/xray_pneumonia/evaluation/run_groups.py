@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
 import numpy as np
@@ -11,18 +11,20 @@ import pandas as pd
 from xray_pneumonia.types import CLASSES
 
 REPEATED = ("seed", "data.seed", "data.fold")  # in which the runs of a group may differ
+RECORDS = "records"  # what tells configs apart whose data keys are the same and whose images are not
 # Where and under which name a run happened, which does not define it.
 CIRCUMSTANCES = ("home", "tracking.", "data.cache_dir", "data.root", "data/", "model/parameters", "trainer.threads")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One run: the leaves of its config and its metrics by name."""
+    """One run: the leaves of its config, its metrics by name and the fingerprint of its images, where it is known."""
 
     run_id: str
     name: str
     params: Mapping[str, str]
     metrics: Mapping[str, float]
+    records: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,29 @@ class Group:
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
     """Return mean and sample standard deviation; NaN where there are too few values."""
     return fmean(values) if values else math.nan, stdev(values) if len(values) > 1 else math.nan
+
+
+def tell_images_apart(entries: Sequence[Entry]) -> list[Entry]:
+    """Give runs that saw other images than runs of the same data keys a parameter `records`: they are no repeats."""
+    seen: dict[str, set[str]] = {}
+    cuts = [str([pair for pair in _whole(one, ("data.seed",)) if pair[0].startswith("data.")]) for one in entries]
+    for one, cut in zip(entries, cuts, strict=True):
+        seen.setdefault(cut, set()).update({one.records} - {""})
+    return [
+        replace(one, params={**one.params, RECORDS: one.records[:8]}) if one.records and len(seen[cut]) > 1 else one
+        for one, cut in zip(entries, cuts, strict=True)
+    ]
+
+
+def drop_reruns(entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
+    """Separate the last run of each config, seed and fold from those before it, which tell nothing of the spread."""
+    last = {str(_whole(one)): one.run_id for one in entries}
+    kept = [one for one in entries if last[str(_whole(one))] == one.run_id]
+    return kept, [one for one in entries if one not in kept]
+
+
+def _whole(one: Entry, besides: Sequence[str] = ()) -> list[tuple[str, str]]:
+    return sorted(identity(one.params, besides=besides).items())
 
 
 def group(entries: Sequence[Entry], *, best_by: str, maximize: bool) -> list[Group]:

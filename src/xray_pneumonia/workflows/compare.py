@@ -13,11 +13,21 @@ from omegaconf import DictConfig
 from scipy.special import expit
 
 from xray_pneumonia.config import Node, check
+from xray_pneumonia.data.files import shown
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.group_comparison import Repeat, compare_groups
 from xray_pneumonia.evaluation.metrics import EPOCH_METRICS, METRICS
-from xray_pneumonia.evaluation.run_groups import Entry, Group, group, questions, tabulate
+from xray_pneumonia.evaluation.run_groups import (
+    RECORDS,
+    Entry,
+    Group,
+    drop_reruns,
+    group,
+    questions,
+    tabulate,
+    tell_images_apart,
+)
 from xray_pneumonia.evaluation.selection_bias import correct_for_choice
 from xray_pneumonia.tracking.locations import ArtifactMissing
 from xray_pneumonia.tracking.run_names import MOST_COMPARED
@@ -67,7 +77,8 @@ def main(cfg: DictConfig) -> None:
     at_point = all(OPERATING in run.metrics for run in runs)
     logged = {name: _logged(name, at_point) for name in cfg.metrics}
     first = METRICS[cfg.metrics[0].rpartition("/")[2]]
-    entries = [Entry(run.run_id, run.name, parameters_of(run.params), run.metrics) for run in runs]
+    entries = _entries(runs)
+    runs = [run for run in runs if run.run_id in {entry.run_id for entry in entries}]
     groups = group(entries, best_by=logged[cfg.metrics[0]], maximize=first.direction == "max")
     table = tabulate(groups, logged)
     counted = count_images(table, groups, cfg.metrics)
@@ -91,6 +102,22 @@ def main(cfg: DictConfig) -> None:
     _draw(groups, by_id, folder / "learning_curves.png")
     if cfg.format == "rich":
         _print_links(store, [entry.run_id for one in groups for entry in one.entries], folder)
+
+
+def _entries(runs: Sequence[StoredRun]) -> list[Entry]:
+    """List what is compared: repeats differ in seed or fold, and saw the same images."""
+    fingerprints = [run.tags.get("records_fingerprint", "") for run in runs]
+    found = [
+        Entry(run.run_id, run.name, parameters_of(run.params), run.metrics, records)
+        for run, records in zip(runs, fingerprints, strict=True)
+    ]
+    kept, reruns = drop_reruns(tell_images_apart(found))
+    if reruns:
+        names = shown([f"{one.name} ({one.run_id[:8]})" for one in reruns])
+        log.warning("the last run of the same config, seed and fold counts; left out, being no repeats: %s", names)
+    if any(RECORDS in one.params for one in kept):
+        log.warning("runs of the same data keys saw different images (column %s): figures do not compare", RECORDS)
+    return kept
 
 
 def _logged(name: str, at_point: bool) -> str:
@@ -144,7 +171,7 @@ def _repeats(one: Group, runs: Mapping[str, StoredRun], *, at_point: bool) -> li
                 raise InputError(f"{error}; leave it out with run_ids=[...]") from error
             if not at_point:
                 table["probability"] = expit(table["logit"])
-            split = (entry.params.get("data.seed", ""), entry.params.get("data.fold", ""))
+            split = (entry.params.get("data.split_seed", ""), entry.params.get("data.fold", ""))
             trained_on = entry.metrics.get("data/train_images", math.nan)
             found.append(Repeat(table, entry.metrics[OPERATING] if at_point else THRESHOLD, split, trained_on))
     return found

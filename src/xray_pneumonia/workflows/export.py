@@ -175,6 +175,7 @@ def _validation_files(run: StoredRun) -> list[Path]:
     except (InputError, OmegaConfBaseException, AttributeError) as error:
         log.warning("run %s: %s", run.run_id, error)
         return []
+    root = root if root.is_dir() else root.parent  # of a CSV
     files = [root / name for name in table["id"]]
     return [path for path in files if path.resolve().is_relative_to(root.resolve()) and path.is_file()]
 
