@@ -1,10 +1,12 @@
 """The command line: exit codes, one clear line, nothing written for wrong input."""
 
 import ast
+import errno
 import os
 import signal
 import subprocess
 import sys
+from argparse import Namespace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -63,6 +65,17 @@ def _command(verb, *, cwd, stdout, unbuffered):
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     command = [sys.executable, "-m", "xray_pneumonia.cli", verb]
     return subprocess.run(command, cwd=cwd, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def test_a_full_disk_is_named_with_its_cure(xray, tmp_path, monkeypatch):
+    def fail(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("xray_pneumonia.workflows.sweeps.main", fail)
+    monkeypatch.setattr("xray_pneumonia.compose.disk_usage", lambda place: Namespace(free=7 + (place != tmp_path)))
+    done = xray("sweeps", f"home={tmp_path}/not/there")
+    assert done.code == 1
+    assert f"no space is left on the disk of {tmp_path} (7 bytes free); make room" in done.err
 
 
 WRONG = {

@@ -110,8 +110,13 @@ def _guarded(verb: str, arguments: list[str]) -> int:
         except Stopped as stop:
             return _complain(str(stop), code=stop.exit_code)
         except Exception as error:
-            if isinstance(error, OSError) and error.filename is None and error.errno in {errno.EPIPE, errno.ENOSPC}:
+            number = error.errno if isinstance(error, OSError) else None
+            if number in {errno.EPIPE, errno.ENOSPC} and getattr(error, "filename", None) is None:
                 print(flush=True)  # raises again if it was standard output
+            if number in {errno.ENOSPC, errno.EDQUOT}:
+                from xray_pneumonia.compose import full_disk
+
+                return _complain(full_disk(arguments), error, code=1)
             message = f"failed: {type(error).__name__}: {error}"
             return _complain(f"{message} (XRAY_DEBUG=1 shows where)", error, code=1)
     return 0

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from shutil import disk_usage
+from tempfile import TemporaryDirectory, gettempdir
 from traceback import extract_tb
 from typing import Any
 
@@ -130,7 +131,7 @@ def _named(error: BaseException, verb: str, arguments: list[str]) -> BaseExcepti
     if not isinstance(error, OSError) or not error.filename:
         return error
     place, choices = Path(os.fsdecode(error.filename)).absolute(), groups()
-    for argument in arguments:
+    for argument in sorted(arguments, key=lambda one: not one.endswith(f"={place}")):  # the place itself comes first
         key, _, value = argument.lstrip("+").partition("=")
         named = Path(os.path.expanduser(SQLITE.sub("", value))).absolute()
         named = named.parent if SQLITE.match(value) and named != place else named
@@ -141,6 +142,15 @@ def _named(error: BaseException, verb: str, arguments: list[str]) -> BaseExcepti
             wrong.__cause__ = error
             return wrong
     return error
+
+
+def full_disk(arguments: list[str]) -> str:
+    """Name the place of a command whose disk is full: the one with the least room."""
+    values = [argument.partition("=")[2] for argument in arguments if "=" in argument]
+    named = [Path(value).expanduser().absolute() for value in [*values, "."] if "\0" not in value]
+    places = [next(each for each in (one, *one.parents) if each.exists()) for one in [*named, Path(gettempdir())]]
+    free, place = min((disk_usage(place).free, place) for place in places)
+    return f"no space is left on the disk of {place} ({free} bytes free); make room and run the same command again"
 
 
 def _misplaced(error: OSError, folder: Path) -> bool:

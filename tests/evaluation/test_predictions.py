@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.report import figures
 from xray_pneumonia.evaluation.report.build import render
@@ -45,6 +46,13 @@ def text_of(figure):
     return " ".join(text.get_text() for axes in figure.axes for text in [axes.title, axes._left_title, *axes.texts])
 
 
+@pytest.mark.parametrize("change", [lambda table: pd.concat([table, table[:1]]), lambda table: table.assign(label=9)])
+def test_a_table_with_an_image_twice_or_a_label_that_is_none_is_refused(table, tmp_path, change):
+    predictions.write(change(table), tmp_path / "val.csv")
+    with pytest.raises(InputError, match=r"val.csv: is no table of predictions .*: an image stands there twice, or"):
+        predictions.read(tmp_path / "val.csv")
+
+
 def test_the_confusion_matrix_shows_the_counts(table):
     called = table["probability"] >= 0.5
     shown = text_of(figures.confusion_matrix(table, threshold=0.5))
@@ -68,6 +76,15 @@ def test_the_worst_mistakes_come_first(table):
     assert worst["patient"] in shown[0].split()
     perfect = table.assign(probability=table["label"].astype(float))
     assert "no mistakes" in figures.worst_mistakes(perfect, images, threshold=0.5).texts[0].get_text()
+
+
+def test_a_figure_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    place = tmp_path / "curves.png"
+    place.write_bytes(b"before")
+    monkeypatch.setattr("xray_pneumonia.whole_files.os.replace", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        figures.save(figures.learning_curves({}, best_epoch=1), place)
+    assert [place.read_bytes() for place in tmp_path.iterdir()] == [b"before"]
 
 
 @pytest.mark.parametrize("history", [{}, {"train/loss": [(1, 0.5)], "val/loss": [(1, 0.4), (2, 0.3)]}])

@@ -327,6 +327,8 @@ def test_a_full_disk_is_told_to_the_sender_and_leaves_room_for_what_is_under_way
         ({"allow": ["MODALITY@nowhere.invalid"]}, "nowhere.invalid"),
         ({"reply_to": None}, "dicom.reply_to"),
         ({"reply_to": "ARCHIVE@host"}, "dicom.reply_to"),
+        ({"reply_to": "ARCHIVE@host:99999"}, "dicom.reply_to"),
+        ({"ae_title": "A" * 17}, "dicom.ae_title"),
     ],
 )
 def test_senders_and_archive_must_be_named(tmp_path, changes, key):

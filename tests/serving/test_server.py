@@ -270,6 +270,9 @@ def test_another_address_needs_a_token_and_a_taken_port_is_said(xray):
     refused = xray("serve", "host=0.0.0.0")
     assert refused.code == 2
     assert "XRAY_SERVE_TOKEN" in refused.err
+    for audit in ("/dev/full", "/tmp"):
+        refused = xray("serve", "port=0", f"audit={audit}")
+        assert (refused.code, f"audit={audit}: is no file" in refused.err) == (2, True), refused.err
     with socket.create_server(("127.0.0.1", 0)) as taken:
         refused = xray("serve", f"port={taken.getsockname()[1]}")
     assert refused.code == 2

@@ -150,6 +150,12 @@ def test_a_bundle_is_taken_away_whole(xray, home, run, films, tmp_path, monkeypa
     names = ["config.yaml", "gate.npz", "model.json", "model.onnx", "model.safetensors"]
     assert sorted(path.name for path in (tmp_path / "my model").iterdir()) == names
     assert read("my model", Path("none"), films) == read(run.run_id, home, films)
+    mixed = xray("export", "model=my model", "output=my model/../my model", "home=none")
+    assert mixed.code == 0, mixed.err  # the graph of this very model
+    assert "Exported: gate.npz, model.onnx in" in mixed.out
+    mixed = xray("export", f"run_id={run.run_id}", "output=my model", f"home={home}")
+    says = "holds model.safetensors, model.json, config.yaml of another export"
+    assert (mixed.code, says in mixed.err) == (2, True), mixed.err
     again = xray("export", "model=my model", "output=again", "home=none")
     assert (again.code, "(generated X-rays)" in again.out) == (0, True), again.err
     monkeypatch.setattr(find_model, "shipped_models", lambda: {"final": tmp_path / "my model"})

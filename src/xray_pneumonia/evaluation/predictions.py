@@ -34,11 +34,13 @@ def read(path: Path) -> pd.DataFrame:
     """Read what `write` wrote.
 
     Raises:
-        InputError: the file is missing or holds something else.
+        InputError: the file is missing or holds something else, an image twice or another label than 0 and 1.
     """
     try:
         table = pd.read_csv(path, dtype={"id": str, "patient": str, "subtype": str}, keep_default_na=False)
         table[["logit", "probability"]] = table[["logit", "probability"]].astype(float)
+        if not table["label"].isin([0, 1]).all() or table["id"].duplicated().any():
+            raise ValueError("an image stands there twice, or has another label than 0 and 1")
     except (OSError, KeyError, ValueError) as error:
         raise InputError(f"{path}: is no table of predictions ({', '.join(COLUMNS)}): {error}") from error
     for column in ("id", "patient", "subtype"):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.types import NonNegative, Port, Text
 
+TITLE = re.compile(r"[^\s\\](?:[^\n\r\t\\]{0,14}[^\s\\])?")  # PS3.5, 6.2: VR AE
 SENDER = re.compile(r"([^@\s\\]{1,16})@([^@\s]+)")
 RECEIVER = re.compile(r"([^@\s\\]{1,16})@([^@\s]+):(\d{1,5})")
 
@@ -37,10 +38,12 @@ class DicomSettings:
         """Read `reply_to`.
 
         Raises:
-            InputError: it is missing or no AE@HOST:PORT.
+            InputError: it is missing or no AE@HOST:PORT, or our own name is none.
         """
+        if not TITLE.fullmatch(self.ae_title):
+            raise InputError(f"dicom.ae_title={self.ae_title}: has at most 16 characters, no backslash among them")
         found = RECEIVER.fullmatch(self.reply_to or "")
-        if not found:
+        if not found or not 0 < int(found[3]) < 2**16:
             raise InputError(f"dicom.reply_to={self.reply_to}: name the archive as AE@HOST:PORT")
         return found[1], found[2], int(found[3])
 

@@ -12,6 +12,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from xray_pneumonia.errors import InputError
 from xray_pneumonia.types import csv_safe
 
 LABELS = "labels.csv"
@@ -35,6 +36,8 @@ class Journal:
         self._audit, self.keep = audit, keep
         self._lock = threading.Lock()
         self.counts = Counter[tuple[str, str]]()  # (port, decision or error)
+        if audit.exists() and not audit.is_file():
+            raise InputError(f"audit={audit}: is no file; name one, which may be new")
         for folder in filter(None, (audit.parent, keep)):
             folder.mkdir(parents=True, exist_ok=True)
         self._append(audit, "")  # fails before the first answer, not at it

@@ -36,6 +36,7 @@ from xray_pneumonia.tracking.server import address, link, see_it
 from xray_pneumonia.tracking.store import Store
 from xray_pneumonia.tracking.stored_runs import StoredRun
 from xray_pneumonia.types import Count, Seed, Text
+from xray_pneumonia.whole_files import write_whole
 from xray_pneumonia.workflows.choices import parameters_of
 from xray_pneumonia.workflows.comparison_tables import (
     THRESHOLD,
@@ -92,7 +93,7 @@ def main(cfg: DictConfig) -> None:
     counted = count_images(table, groups, cfg.metrics)
     named = [", ".join(f"{one.name} ({one.run_id[:8]})" for one in each.entries) for each in groups]
     folder = output_folder(cfg, "comparison", store)
-    counted.assign(names=named).to_csv(folder / "runs.csv")
+    write_whole(folder / "runs.csv", [counted.assign(names=named).to_csv().encode()])
     show(counted if cfg.format == "csv" else table, list(cfg.metrics), cfg.format)
     by_id = {run.run_id: run for run in runs}
     sentences = [*(f"group {place}: {names}" for place, names in enumerate(named, start=1)), ""]

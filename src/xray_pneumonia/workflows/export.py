@@ -71,11 +71,14 @@ def main(cfg: DictConfig) -> None:
                 shutil.copyfile(folder / part, draft / part)
         if model.gate is not None and not (draft / GATE).exists():
             model.gate.write(draft / GATE)
+        written = sorted(path.name for path in draft.iterdir())
+        if output != folder.resolve():
+            _require_own(output, written)
     print(
         f"The graph gives the same labels as the weights on {len(images)} images ({origin}); probabilities differ by "
         f"{difference:.1e} at most ({TOLERANCE:g} is allowed)"
     )
-    print(f"Exported: {', '.join(sorted(path.name for path in output.iterdir()))} in {output}")
+    print(f"Exported: {', '.join(written)} in {output}")
 
 
 def require_equal(model: TrainedModel, path: Path, images: Gray) -> float:
@@ -121,6 +124,16 @@ def extreme_images(side: int) -> Gray:
     board = np.indices((side, side)).sum(axis=0) % 2 * 255
     noise = [rng.integers(0, 256, (side, side)), *rng.normal(128, 30, (2, side, side)).clip(0, 255)]
     return np.stack([*two_levels, ramp, board, *noise]).astype(np.uint8)
+
+
+def _require_own(output: Path, written: list[str]) -> None:
+    """Refuse a folder with files of another export, which would become parts of one model; the same ones are replaced.
+
+    Raises:
+        InputError: there are some.
+    """
+    if others := [part for part in (GRAPH, *PARTS) if (output / part).exists() and part not in written]:
+        raise InputError(f"output={output}: holds {', '.join(others)} of another export; name a new folder")
 
 
 @contextmanager

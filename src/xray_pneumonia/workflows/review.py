@@ -22,7 +22,7 @@ from xray_pneumonia.terminal import console, make_table
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.stored_runs import StoredRun
 from xray_pneumonia.types import Count, Text
-from xray_pneumonia.whole_files import private
+from xray_pneumonia.whole_files import private, write_whole
 from xray_pneumonia.workflows.find_runs import find_trainings, open_experiment, output_folder
 from xray_pneumonia.workflows.reviewed_films import Films, find_neighbours, open_films
 from xray_pneumonia.workflows.training_run import DESCRIPTION, record_origin
@@ -136,7 +136,7 @@ def _write_page(
         runs=[run.run_id for run in runs],
         doubted=len(review.doubted),
     )
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, [page.encode()])
 
 
 def _describe(names: Iterable[str], films: Films, *, side: int) -> dict[str, Any]:

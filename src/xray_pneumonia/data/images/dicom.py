@@ -31,7 +31,7 @@ from xray_pneumonia.data.images.limits import (
 )
 from xray_pneumonia.types import Gray
 
-TAGS = [
+TAGS: list[Any] = [
     *CONTENT_TAGS, "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation",
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PlanarConfiguration", "PixelPaddingValue",
     "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "WindowCenter", "WindowWidth",

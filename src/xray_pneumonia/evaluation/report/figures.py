@@ -1,6 +1,7 @@
 """Draws data sets, trainings and predictions with matplotlib; every function returns a figure."""
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib as mpl
@@ -10,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from xray_pneumonia.types import CLASSES, Classes, Gray
+from xray_pneumonia.whole_files import write_whole
 
 COLOURS = {"NORMAL": "#2a7f9e", "PNEUMONIA": "#d1603d", "train": "#8a8f98", "val": "#2b3a55"}
 LINE = "#c9c9c9"  # of what is a reference only
@@ -34,7 +36,8 @@ History = dict[str, list[tuple[int, float]]]  # metric -> (epoch, value)
 def save(figure: Figure, path: Path) -> None:
     """Write a PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, bbox_inches="tight")
+    figure.savefig(buffer := BytesIO(), format="png", bbox_inches="tight")
+    write_whole(path, [buffer.getvalue()], sync=False)
 
 
 def learning_curves(history: History, *, best_epoch: int) -> Figure:
