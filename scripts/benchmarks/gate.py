@@ -7,6 +7,7 @@ validation films are called different as a whole from those of other patients. P
 
 import sys
 import tempfile
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
@@ -31,29 +32,57 @@ CORRUPTED, SHOWN, SAMPLES, HALVES = 200, 100, 600, 10
 def main() -> None:
     """Print a row for each model."""
     data = Path(sys.argv[1])
-    places = shipped_models()
-    held_out = validation(places["final"], data / "chest_xray")
-    films = spread(held_out.images, CORRUPTED)
-    corrupted = [corrupt(films, kind=kind, strength=strength, seed=0) for kind in KINDS for strength in (1, 2)]
-    strangers = out_of_distribution(spread(held_out.images, SHOWN), seed=0)
-    adults, originals = (decoded(data / name) for name in ("adults", "originals"))
     print(
         "| model | validation | adults | least stranger | corruption 1-2 | originals | adults unlike | their "
         "answers | false alarms | a tenth ill | validation answered | of these wrong | adults answered | of these "
         "wrong |"
     )
     print("|" + " --- |" * 14)
-    labels = held_out.records["label"].to_numpy(), ill(data / "adults")
-    for name, place in places.items():
+    films: dict[int, Films] = {}
+    for name, place in shipped_models().items():
         model = load_model(place, name=name)
-        stops = [stopped(model, images) for images in (held_out.images, adults, originals)]
-        worst = min(stopped(model, images) for images in strangers.values())
-        mild = float(np.mean([stopped(model, images) for images in corrupted]))
-        drift = compare_with_home(answers(model, adults), home(model), positive="")
-        cells = [*stops[:2], worst, mild, stops[2], drift.chance, drift.apart, *false_alarms(model, held_out)]
-        for images, label in zip((held_out.images, adults), labels, strict=True):
-            cells += right_and_wrong(model, images, label)
-        print(f"| {name} | {' | '.join(f'{cell:.3f}' for cell in cells)} |", flush=True)
+        side = model.card.image_size
+        if side not in films:  # the first model of a size has a config, an ensemble has none
+            films[side] = Films.at(data, side, place)
+        print(f"| {name} | {' | '.join(f'{cell:.3f}' for cell in row(model, films[side]))} |", flush=True)
+
+
+@dataclass(frozen=True)
+class Films:
+    """Every film at one size in pixels: `labels` are those of validation and of the adults."""
+
+    held_out: HeldOut
+    adults: Gray
+    originals: Gray
+    corrupted: list[Gray]
+    strangers: dict[str, Gray]
+    labels: tuple[Gray, Gray]
+
+    @classmethod
+    def at(cls, data: Path, side: int, place: Path) -> "Films":
+        """Decode the films of DATA; validation is that of the model whose folder is `place`."""
+        held_out = validation(place, data / "chest_xray")
+        some = spread(held_out.images, CORRUPTED)
+        return cls(
+            held_out,
+            decoded(data / "adults", side),
+            decoded(data / "originals", side),
+            [corrupt(some, kind=kind, strength=strength, seed=0) for kind in KINDS for strength in (1, 2)],
+            out_of_distribution(spread(held_out.images, SHOWN), seed=0),
+            (held_out.records["label"].to_numpy(), ill(data / "adults")),
+        )
+
+
+def row(model: TrainedModel, films: Films) -> list[float]:
+    """Compute the cells of a model."""
+    stops = [stopped(model, images) for images in (films.held_out.images, films.adults, films.originals)]
+    worst = min(stopped(model, images) for images in films.strangers.values())
+    mild = float(np.mean([stopped(model, images) for images in films.corrupted]))
+    drift = compare_with_home(answers(model, films.adults), home(model), positive="")
+    cells = [*stops[:2], worst, mild, stops[2], drift.chance, drift.apart, *false_alarms(model, films.held_out)]
+    for images, label in zip((films.held_out.images, films.adults), films.labels, strict=True):
+        cells += right_and_wrong(model, images, label)
+    return cells
 
 
 def validation(folder: Path, root: Path) -> HeldOut:
@@ -66,9 +95,9 @@ def validation(folder: Path, root: Path) -> HeldOut:
         return cut(data, "val", str(root), set(data.records.loc[data.records["split"].eq("val"), "id"]))
 
 
-def decoded(folder: Path) -> Gray:
-    """Decode every film of a folder for the shipped models, which see 128 pixels."""
-    return np.stack([decode(read_bytes(path), 128).pixels for path in sorted(folder.rglob("*.*g"))])
+def decoded(folder: Path, side: int) -> Gray:
+    """Decode every film of a folder at a model's size, in pixels."""
+    return np.stack([decode(read_bytes(path), side).pixels for path in sorted(folder.rglob("*.*g"))])
 
 
 def ill(folder: Path) -> Gray:
