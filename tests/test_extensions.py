@@ -116,6 +116,15 @@ REFUSED = {  # what the command says, and what is answered
     ("model._target_=odd.Wide", "odd"): "gives (2, 2) for 2 images, should give one logit each: (2,)",
     ("model._target_=odd.Raw", "odd"): "begin its forward with `image.float() / 255`",
     ("model._target_=odd.nothing", "odd"): "makes a NoneType, should make a torch.nn.Module",
+    ("model._target_=odd.Rgb", "odd"): "but got 1 channels instead; take this shape",
+    ("model._target_=odd.Mixed", "odd"): "in evaluation let no logit depend on other images",
+    ("model._target_=odd.Likely", "odd"): "gives probabilities, should give logits; leave out its last sigmoid",
+    ("model._target_=odd.Empty", "odd"): "model: Empty has no weight to train",
+    ("optimizer._target_=odd.no_optimizer", "odd"): "makes a NoneType, should make a torch.optim.Optimizer",
+    ("scheduler._target_=odd.no_schedule", "odd"): "makes a NoneType, should make a schedule of",
+    ("loss._target_=odd.one", "odd"): "loss: one: cannot compute it from logits (B,) and labels",
+    ("loss._target_=odd.broken", "odd"): "of 0 and 1: my loss broke, in ",  # ... odd.py, line 3
+    ("loss._target_=odd.Plain", "odd"): "loss: Plain: cannot compute it from logits (B,) and labels",
     ("loss._target_=odd.each", "odd"): "gives tensor([",
     ("loss._target_=odd.Strange", "odd"): "loss: Strange: cannot compute it",
     ("", "missing"): "there is no module missing, neither installed nor in",
@@ -127,12 +136,26 @@ REFUSED = {  # what the command says, and what is answered
 }
 ODD = """
 import os, torch
+def broken(logits, labels): raise ValueError("my loss broke")
 class Wide(torch.nn.Module):
     def __init__(self): super().__init__(); self.a = torch.nn.Parameter(torch.zeros(2))
     def forward(self, image): return image.float().mean((1, 2, 3))[:, None] * self.a
 class Raw(torch.nn.Module):
     def __init__(self): super().__init__(); self.a = torch.nn.Conv2d(1, 1, 3)
     def forward(self, image): return self.a(image)
+class Rgb(Raw):
+    def __init__(self): super().__init__(); self.a = torch.nn.Conv2d(3, 1, 3)
+    def forward(self, image): return self.a(image.float())
+class Mixed(Raw):
+    def forward(self, x): return torch.nn.BatchNorm2d(1, track_running_stats=False)(self.a(x / 255)).amax((2, 3))
+class Likely(Raw):
+    def forward(self, image): return self.a(image / 255).mean((2, 3)).sigmoid()
+class Empty(torch.nn.Module):
+    def forward(self, image): return image.float().mean((1, 2, 3))
+class Plain: pass
+def one(logits): return logits.mean()
+def no_optimizer(parameters): pass
+def no_schedule(optimizer): pass
 def nothing(): pass
 def each(logits, labels): return (logits - labels) ** 2
 class Strange(torch.nn.Module):
@@ -148,6 +171,7 @@ def test_what_is_wrong_is_said_before_any_data_are_read(xray, examples, tmp_path
     done = xray("train", "data.root=none", f"extensions=[{module}]", "trainer=cpu", *overrides.split())
     assert done.code == 2, done.err
     assert REFUSED[overrides, module] in done.err, done.err
+    assert ("odd.py, line 3\n" in done.err) == ("broken" in overrides), done.err
     assert "Traceback" not in done.err
 
 

@@ -177,7 +177,8 @@ def _complain(message: str, error: BaseException | None = None, *, code: int = 2
         import traceback
 
         print(masked("".join(traceback.format_exception(error))), file=sys.stderr, end="")
-    print(f"xray: {_printable(masked(message))}", file=sys.stderr)
+    place = getattr(error, "__notes__", [])[-1:]  # the line of the user's own code, where it came up there
+    print(f"xray: {_printable(masked(', '.join([message, *place])))}", file=sys.stderr)
     return code
 
 

@@ -221,7 +221,7 @@ def build(node: Node, *handed_in: Any, key: str = "") -> Any:
             values |= {name: torch.tensor(float(values[name])) for name in ("pos_weight", "weight") if name in values}
     try:
         made = instantiate(values, _partial_=True, _convert_="all")
-        return made if key == "loss" and count == 2 else made(*handed_in[:count])  # a function is the loss itself
+        return made if key == "loss" and inspect.isfunction(locate(name)) else made(*handed_in[:count])
     except InputError:
         raise
     except Exception as error:  # of a constructor of others

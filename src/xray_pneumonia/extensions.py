@@ -11,6 +11,7 @@ import inspect
 import logging
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -120,6 +121,14 @@ def targets() -> list[str]:
 def sources() -> dict[str, bytes]:
     """Return the sources of all modules of this command, by path."""
     return {path: text for extension in _active.values() for path, text in extension.sources.items()}
+
+
+def place_of(error: BaseException) -> str:
+    """Name the line in the modules of this command where an error, or what caused it, came up; empty for none."""
+    files = {str((one.root / path).resolve()) for one in _active.values() for path in one.sources}
+    frames = traceback.extract_tb((error.__cause__ or error).__traceback__)
+    own = [frame for frame in frames if str(Path(frame.filename).resolve()) in files]
+    return f"in {own[-1].filename}, line {own[-1].lineno}" if own else ""
 
 
 def missing(names: Mapping[str, str]) -> list[str]:

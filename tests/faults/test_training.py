@@ -96,15 +96,20 @@ def wait_for(question, seconds=180):
 @pytest.fixture
 def begun(tiny, home, tmp_path):
     """Start an endless training and wait for its first validation; returns its process and its run."""
+    processes = []
 
     def run(name, *overrides, command=("-m", "xray_pneumonia.cli")):
         arguments = ["train", *tiny, *ENDLESS, *overrides, f"tracking.experiment_name={name}"]
         process = subprocess.Popen(
             [sys.executable, *command, *arguments], cwd=tmp_path, stderr=subprocess.PIPE, text=True
         )
+        processes.append(process)
         return process, wait_for(lambda: (run := last_run(home, name)) and "val/auroc" in run.data.metrics and run)
 
-    return run
+    yield run
+    for process in processes:
+        process.kill()
+        process.communicate()
 
 
 def require_failed(process, home, name):

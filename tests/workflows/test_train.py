@@ -21,12 +21,12 @@ from xray_pneumonia import errors
 from xray_pneumonia.data.images.decode import decode, read_bytes
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.evaluation.metrics import epoch_metrics
+from xray_pneumonia.models.layers import require_last_batch
 from xray_pneumonia.tracking import server
 from xray_pneumonia.tracking.registry import tracking_uri
 from xray_pneumonia.tracking.sync import Sender
 from xray_pneumonia.training.classifier import PneumoniaClassifier
 from xray_pneumonia.workflows import ui
-from xray_pneumonia.workflows.training import _require_last_batch
 
 PER_EPOCH = [
     *(f"{stage}/{name}" for stage in ("train", "val") for name in ("loss", "accuracy")),
@@ -296,9 +296,9 @@ class Pooled(torch.nn.Module):
 def test_a_last_batch_of_one_image_is_refused_before_the_first_step():
     net, state = Pooled(), torch.random.get_rng_state()
     with pytest.raises(InputError, match=r"batch_size=64: leaves one of 129 .*; set data\.batch_size=65"):
-        _require_last_batch(net, 129, 64, [32])
-    _require_last_batch(net, 130, 64, [32])
-    _require_last_batch(torch.nn.Flatten(), 129, 64, [32])
+        require_last_batch(net, 129, 64, [32])
+    require_last_batch(net, 130, 64, [32])
+    require_last_batch(torch.nn.Flatten(), 129, 64, [32])
     assert net.norm.num_batches_tracked == 0
     assert torch.equal(torch.random.get_rng_state(), state)
 

@@ -3,7 +3,8 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from threading import Timer
 from typing import Any, NamedTuple
 
 import cv2
@@ -88,7 +89,6 @@ class BatchLoader(DataLoader[Batch]):
             batch_size=None,
             num_workers=workers,
             persistent_workers=workers > 0,
-            timeout=TIMEOUT if workers else 0,
             collate_fn=_in_shared_memory if workers else None,  # type: ignore[arg-type]  # without batch_size it gets one item
             pin_memory=pin_memory,
         )
@@ -102,19 +102,49 @@ class BatchLoader(DataLoader[Batch]):
         if not self.num_workers:
             yield from _prefetched(super().__iter__())
             return
+        late: list[int] = []
         try:
-            yield from super().__iter__()
-        except (RuntimeError, OSError) as error:
-            workers = getattr(self._iterator, "_workers", [])
-            alive = [worker.pid for worker in workers if worker.is_alive()]
-            for worker in workers:
+            with self._in_time(late):
+                batches = super().__iter__()
+            while True:
+                with self._in_time(late):
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                yield batch
+        except (RuntimeError, OSError, EOFError) as error:
+            for worker in self._workers:
                 with suppress(RuntimeError):  # torch's signal handler reports that it was killed
                     worker.kill()  # one that is stopped ignores SIGTERM, and multiprocessing would wait for it at exit
                     worker.join()
-            reason = _explained(str(error), alive)
+            reason = _explained(str(error), late)
             if reason is None:
                 raise
             raise LoaderFailed(reason) from error
+
+    @contextmanager
+    def _in_time(self, late: list[int]) -> Iterator[None]:
+        """Kill the workers where the next batch takes too long, and note their pids.
+
+        Torch's `timeout` does not end the wait for a batch that is ready but held by a worker that is stopped.
+        """
+
+        def give_up() -> None:
+            late.extend(worker.pid for worker in self._workers)
+            for worker in self._workers:
+                worker.kill()
+
+        timer = Timer(TIMEOUT, give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    @property
+    def _workers(self) -> list[Any]:
+        return getattr(self._iterator, "_workers", [])
 
 
 def _prefetched(batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -135,8 +165,16 @@ def _in_shared_memory(batch: Batch) -> Batch:
     return batch
 
 
-def _explained(message: str, alive: list[int]) -> str | None:
-    """Say what happened to the workers and what helps; None for another kind of error."""
+def _explained(message: str, late: list[int]) -> str | None:
+    """Say what happened to the workers and what helps; None for another kind of error.
+
+    `late`: the pids of the workers that were killed because no batch came in time.
+    """
+    if late:
+        return (
+            f"no batch came for {TIMEOUT:g} s from the workers (pid {', '.join(map(str, late))}): one of them hangs; "
+            "data.num_workers=0 prepares batches in the main process"
+        )
     if any(word in message.lower() for word in NO_SPACE):
         return (
             "a worker that prepares batches found no room in shared memory (/dev/shm); data.num_workers=0 needs none "
@@ -146,11 +184,6 @@ def _explained(message: str, alive: list[int]) -> str | None:
         return (
             f"{dead.group(0)}; the last checkpoint is whole. Was it out of memory? Fewer workers need less: "
             "data.num_workers=0"
-        )
-    if "timed out" in message:
-        return (
-            f"no batch came for {TIMEOUT:g} s from the workers (pid {', '.join(map(str, alive))}): one of them hangs; "
-            "data.num_workers=0 prepares batches in the main process"
         )
     return None
 

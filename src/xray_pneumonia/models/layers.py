@@ -1,6 +1,9 @@
 """Layers and functions that the nets share: normalisation of raw pixels, initial weights, memory layout."""
 
+import itertools
 import logging
+import re
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -12,6 +15,10 @@ FLAT = 1e-3  # added to the deviation, so that an image of one gray stays finite
 # With fewer channels, the CPU convolutions of torch 2.15 write beyond their buffers in this layout when the
 # batch size changes between backward passes: widths 4 to 12 crash, 16 and more pass glibc's heap checks.
 SAFE_CHANNELS = 16
+OF_TYPE = re.compile(r"dtype|Byte|char|uint8|[Tt]ype")  # in what torch says of pixels that are no floats
+VIEWS = re.compile(
+    "View|UnsafeView|Reshape|Squeeze|Unsqueeze|Select|Slice|Clone|Transpose"
+)  # steps that change no value
 log = logging.getLogger(__name__)
 
 
@@ -68,18 +75,56 @@ def require_logits(net: Any, side: int, *, name: str) -> nn.Module:
     if not isinstance(net, nn.Module):
         raise InputError(f"model._target_={name}: makes a {type(net).__name__}, should make a torch.nn.Module")
     as_logits(net).eval()
+    images = (torch.arange(2 * side * side) * 5 % 256).to(torch.uint8).reshape(2, 1, side, side)
+    images[1] //= 4  # so that neither is like the other
     try:
+        found = net(images)
         with torch.inference_mode():
-            found = net(torch.zeros(2, 1, side, side, dtype=torch.uint8))
+            alone = [net(image[None]) for image in images]
     except Exception as error:  # whatever its code raises
-        raise InputError(
-            f"model._target_={name}: cannot read raw pixels, uint8 (B, 1, {side}, {side}): "
-            f"{' '.join(str(error).split())[:200]}; begin its forward with `image.float() / 255`"
-        ) from error
+        reason = " ".join(str(error).split())[:200]
+        cure = "begin its forward with `image.float() / 255`" if OF_TYPE.search(reason) else "take this shape"
+        cannot = f"cannot read raw pixels, uint8 (B, 1, {side}, {side})"
+        raise InputError(f"model._target_={name}: {cannot}: {reason}; {cure}") from error
     if not isinstance(found, Tensor) or found.shape != (2,):
         what = f"{tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
         raise InputError(f"model._target_={name}: gives {what} for 2 images, should give one logit each: (2,)")
+    _require_logit_of_image(found, torch.cat(alone), name=name)
     return net.train()
+
+
+def _require_logit_of_image(found: Tensor, alone: Tensor, *, name: str) -> None:
+    """Raise InputError unless these are logits, each of its image alone."""
+    if not torch.allclose(found, alone, rtol=1e-2, atol=1e-4, equal_nan=True):
+        raise InputError(
+            f"model._target_={name}: gives an image {found[0]:.4g} beside another one and {alone[0]:.4g} alone; in "
+            "evaluation let no logit depend on other images (batch norm with track_running_stats=True) or on chance "
+            "(nn.Dropout, or self.training handed on)"
+        )
+    step = found.grad_fn
+    while step is not None and VIEWS.match(step.name()):
+        step = step.next_functions[0][0]
+    if step is not None and "sigmoid" in step.name().casefold():
+        raise InputError(f"model._target_={name}: gives probabilities, should give logits; leave out its last sigmoid")
+
+
+def require_last_batch(net: nn.Module, images: int, batch_size: int, sides: list[int]) -> None:
+    """Refuse a batch of one image where batch normalisation has a single value left, after hours perhaps.
+
+    Raises:
+        InputError: the last batch is one.
+    """
+    if (images - 1) % batch_size:
+        return
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            deepcopy(net).train()(torch.zeros(1, 1, sides[0], sides[0], dtype=torch.uint8))
+    except ValueError as error:
+        better = next(size for size in itertools.count(batch_size + 1) if (images - 1) % size)
+        raise InputError(
+            f"data.batch_size={batch_size}: leaves one of {images} training images for the last batch, which this net "
+            f"cannot normalise at {sides[0]} pixels; set data.batch_size={better}"
+        ) from error
 
 
 def initialise_like_keras(net: nn.Module) -> None:

@@ -28,7 +28,11 @@ def freeze(net: nn.Module, names: Sequence[str]) -> None:
             raise InputError(f"trainer.freeze: the net has no part {name!r}{near} It has {', '.join(known[1:])}")
         parts[name].requires_grad_(False).eval()
     if not any(weight.requires_grad for weight in net.parameters()):
-        raise InputError(f"trainer.freeze={list(names)}: leaves no weight to train; name fewer parts")
+        raise InputError(
+            f"trainer.freeze={list(names)}: leaves no weight to train; name fewer parts"
+            if names
+            else f"model: {type(net).__name__} has no weight to train; make its layers in its __init__"
+        )
 
 
 def last_layer(net: nn.Module) -> nn.Module:

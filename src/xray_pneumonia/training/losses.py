@@ -48,7 +48,7 @@ def resolve_class_weights(spec: ClassWeights, counts: list[int]) -> tuple[float,
 
 def require_loss(loss: Callable[[Tensor, Tensor], Tensor]) -> nn.Module:
     """Raise InputError unless a loss, maybe of others, reduces logits (B,) and labels (B,) to a number; returns it."""
-    name = type(loss).__name__ if isinstance(loss, nn.Module) else getattr(loss, "func", loss).__name__
+    name = getattr(getattr(loss, "func", loss), "__name__", type(loss).__name__)
     try:
         value = loss(torch.tensor([-1.0, 1.0, 2.0]), torch.tensor([0.0, 0.0, 1.0]))
     except Exception as error:  # whatever its code raises

@@ -1,6 +1,6 @@
 """Build optimisers and learning-rate schedules, by the names and ranges that the configs use."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal
@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
+from xray_pneumonia.errors import InputError
 from xray_pneumonia.types import BelowOne, Fraction, NonNegative, OpenFraction, Positive, Whole
 
 Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]  # weights, or groups of them
@@ -24,6 +25,19 @@ class Horizon:
     steps_per_epoch: int
     monitor: str
     mode: Literal["max", "min"]
+
+
+def require_optimizer(optimizer: Any, schedule: Callable[[Optimizer], Any]) -> None:
+    """Raise InputError unless code of others made an optimizer, and makes a schedule of it."""
+    if not isinstance(optimizer, Optimizer):
+        raise InputError(f"optimizer: makes a {type(optimizer).__name__}, should make a torch.optim.Optimizer")
+    made = schedule(optimizer)
+    found = made.get("scheduler") if isinstance(made, dict) else made
+    if not isinstance(found, LRScheduler):
+        raise InputError(
+            f"scheduler: makes a {type(found).__name__}, should make a schedule of torch.optim.lr_scheduler, or "
+            "Lightning's dict with one as `scheduler`"
+        )
 
 
 def rmsprop(

@@ -29,6 +29,7 @@ from xray_pneumonia.evaluation.run_groups import (
     tell_images_apart,
 )
 from xray_pneumonia.evaluation.selection_bias import correct_for_choice
+from xray_pneumonia.terminal import console
 from xray_pneumonia.tracking.locations import ArtifactMissing
 from xray_pneumonia.tracking.run_names import MOST_COMPARED
 from xray_pneumonia.tracking.server import address, link, see_it
@@ -37,7 +38,15 @@ from xray_pneumonia.tracking.stored_runs import StoredRun
 from xray_pneumonia.types import Count, Seed, Text
 from xray_pneumonia.whole_files import write_whole
 from xray_pneumonia.workflows.choices import parameters_of
-from xray_pneumonia.workflows.comparison_tables import THRESHOLD, Format, basis, count_images, show, show_test
+from xray_pneumonia.workflows.comparison_tables import (
+    THRESHOLD,
+    UNLIMITED,
+    Format,
+    basis,
+    count_images,
+    show,
+    show_test,
+)
 from xray_pneumonia.workflows.find_runs import find_trainings, open_experiment, output_folder
 
 TESTED = ("auroc", "accuracy", "sensitivity", "specificity")
@@ -95,7 +104,7 @@ def main(cfg: DictConfig) -> None:
     if len(asked) > 1:
         log.warning("these runs answer different questions, so no figures compare: %s", "; ".join(asked))
     if cfg.format != "csv":
-        print("\n".join(["", *sentences]))
+        console(UNLIMITED).print("", *sentences, sep="\n")
     pair = _pair(cfg.pair, groups) if cfg.pair or len(asked) == 1 else None
     if pair:
         _test([groups[place - 1] for place in pair], by_id, pair, cfg, at_point=at_point)

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from omegaconf import DictConfig
 
 from xray_pneumonia.config import Node, check
-from xray_pneumonia.terminal import console, make_table
+from xray_pneumonia.terminal import print_table
 from xray_pneumonia.tracking.stored_runs import StoredRun, find
 from xray_pneumonia.types import Count, Text
 from xray_pneumonia.workflows.find_runs import open_experiment
 
 RESULT = {"AUROC": "best/auroc", "sensitivity": "operating/sensitivity", "specificity": "operating/specificity"}
+
+CHANGES = "what it changes of its experiment"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +30,11 @@ def main(cfg: DictConfig) -> None:
     check(cfg, RunsConfig)
     store = open_experiment(cfg)
     runs = find(store, {})[::-1]
-    heads = ("run", "id", "verb", "state", *RESULT, "what it changes of its experiment")
-    rows = make_table(f"Experiment {store.experiment_name}: {len(runs)} runs", heads)
-    for run in runs[: cfg.most]:
-        rows.add_row(*_row(run))
-    console(140).print(rows)
+    title, heads = (
+        f"Experiment {store.experiment_name}: {len(runs)} runs",
+        ("run", "id", "verb", "state", *RESULT, CHANGES),
+    )
+    print_table(title, heads, map(_row, runs[: cfg.most]), width=140, below=("run", CHANGES))
     if len(runs) > cfg.most:
         print(f"{len(runs) - cfg.most} older ones are left out; most={len(runs)} shows them")
     print(f"runs={len(runs)}", flush=True)

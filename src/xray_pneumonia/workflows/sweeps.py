@@ -6,8 +6,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from xray_pneumonia.config import check
-from xray_pneumonia.sweeps.catalogue import list_studies
-from xray_pneumonia.terminal import console, make_table
+from xray_pneumonia.sweeps.catalogue import Entry, list_studies
+from xray_pneumonia.terminal import print_table
 from xray_pneumonia.types import Text
 
 
@@ -27,10 +27,12 @@ def main(cfg: DictConfig) -> None:
         print("No sweep yet: xray train -m model=cnn,resnet starts one")
         return
     heads = ("name", "done", "running", "failed", "best", "last change", "searched")
-    rows = make_table(f"{len(entries)} sweeps", heads)
-    for one in entries:
-        done = f"{one.done} of {one.n_trials}" + (f" ({one.pruned} pruned)" if one.pruned else "")
-        last = f"{one.changed:%Y-%m-%d %H:%M}" if one.changed else "-"
-        rows.add_row(one.name, done, str(one.running), str(one.failed), one.best, last, ", ".join(one.searched))
-    console(140).print(rows)
+    title = f"{len(entries)} sweep{'s' if len(entries) > 1 else ''}"
+    print_table(title, heads, map(_row, entries), width=140, below=("best", "searched"))
     print(f"sweeps={len(entries)}", flush=True)
+
+
+def _row(one: Entry) -> list[str]:
+    done = f"{one.done} of {one.n_trials}" + (f" ({one.pruned} pruned)" if one.pruned else "")
+    last = f"{one.changed:%Y-%m-%d %H:%M}" if one.changed else "-"
+    return [one.name, done, str(one.running), str(one.failed), one.best, last, ", ".join(one.searched)]

@@ -1,8 +1,6 @@
 """Train one classifier: build what a config names, fit, evaluate, record."""
 
-import itertools
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,15 +21,16 @@ from xray_pneumonia.evaluation.assessment import OutOfFold
 from xray_pneumonia.evaluation.metrics import OF_RANKS, epoch_metrics, table_metrics
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.evaluation.threshold import require_enough
-from xray_pneumonia.models.layers import require_logits, takes, to_channels_last
+from xray_pneumonia.models.layers import require_last_batch, require_logits, takes, to_channels_last
 from xray_pneumonia.tracking.lightning_logger import RunLogger
 from xray_pneumonia.tracking.run import Run, start_run
 from xray_pneumonia.tracking.store import Store, TrackingSettings, open_database, open_or_offline
 from xray_pneumonia.training import checkpoints, performance
 from xray_pneumonia.training.callbacks import DataCheck, build_callbacks, keep_averaged, require_kept
 from xray_pneumonia.training.classifier import PneumoniaClassifier, predict_logits
-from xray_pneumonia.training.finetuning import freeze
+from xray_pneumonia.training.finetuning import freeze, parameter_groups
 from xray_pneumonia.training.losses import require_loss
+from xray_pneumonia.training.optimizers import Horizon, require_optimizer
 from xray_pneumonia.training.trainer import TrainerSettings, build_trainer, fit
 from xray_pneumonia.workflows import resume
 from xray_pneumonia.workflows.choices import group_choices, run_name
@@ -98,9 +97,10 @@ def build_training(cfg: DictConfig) -> Training:
     augmentation.require_sides(data.sides)
     _require_sides(net, data.sides)
     freeze(net, settings.freeze)
+    _require_own_optimizer(values, net, settings)
     performance.prepare_process(keep_freed_memory=settings.keep_freed_memory, threads=settings.threads)
     data.prepare()
-    _require_last_batch(net, sum(data.class_counts()), data.batch_size, data.sides)
+    require_last_batch(net, sum(data.class_counts()), data.batch_size, data.sides)
     out_of_fold = _check_evaluation(evaluation, data, lambda: open_database(tracking, home=home))
     classifier = PneumoniaClassifier(
         net,
@@ -125,27 +125,20 @@ def build_training(cfg: DictConfig) -> Training:
     )
 
 
+def _require_own_optimizer(values: Node, net: nn.Module, settings: TrainerSettings) -> None:
+    """Make an optimizer and a schedule of others once, before any data are read."""
+    if is_foreign(values["optimizer"]) or is_foreign(values["scheduler"]):
+        made = build(values["optimizer"], parameter_groups(net, backbone_lr=settings.backbone_lr), key="optimizer")
+        horizon = Horizon(settings.max_epochs, 10, values["monitor"], values["mode"])
+        require_optimizer(made, lambda optimizer: build(values["scheduler"], optimizer, horizon, key="scheduler"))
+
+
 def _require_sides(net: nn.Module, sides: list[int]) -> None:
     if refused := [side for side in sides if not takes(net, side)]:
         raise InputError(
             f"data.progressive={sides}: this net takes no images of {refused[0]} pixels; choose one that pools "
             "over the whole image (model=resnet, model=torchvision), or data.progressive=null"
         )
-
-
-def _require_last_batch(net: nn.Module, images: int, batch_size: int, sides: list[int]) -> None:
-    """Refuse a batch of one image where batch normalisation has a single value left, after hours perhaps."""
-    if (images - 1) % batch_size:
-        return
-    try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            deepcopy(net).train()(torch.zeros(1, 1, sides[0], sides[0], dtype=torch.uint8))
-    except ValueError as error:
-        better = next(size for size in itertools.count(batch_size + 1) if (images - 1) % size)
-        raise InputError(
-            f"data.batch_size={batch_size}: leaves one of {images} training images for the last batch, which this net "
-            f"cannot normalise at {sides[0]} pixels; set data.batch_size={better}"
-        ) from error
 
 
 def _check_evaluation(
