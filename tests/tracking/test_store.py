@@ -75,6 +75,7 @@ def test_a_start_that_is_killed_while_tables_are_made_leaves_no_database(tmp_pat
         with pytest.raises(ZeroDivisionError):
             open_store(settings(), home=tmp_path)
     assert not (tmp_path / "mlflow.db").exists()
+    (tmp_path / ".mlflow.db.1.tmp-journal").touch()
     assert open_store(settings(), home=tmp_path).experiment_id
     assert sorted(tmp_path.glob("*.db*")) == [tmp_path / "mlflow.db"]
     assert not [*tmp_path.glob(".mlflow*")]

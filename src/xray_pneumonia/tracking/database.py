@@ -17,7 +17,7 @@ def make_database(uri: str, home: Path) -> None:
     if not (path := sqlite_path(uri)) or path.exists():
         return
     for left in path.parent.iterdir():
-        if left.name.startswith(f".{path.name}.") and left.suffix == ".tmp":
+        if left.name.startswith(f".{path.name}.") and left.suffix.startswith(".tmp"):  # its journal too
             left.unlink()
     draft = path.with_name(f".{path.name}.{time.time_ns()}.tmp")  # SQLAlchemy keeps connections to a name
     _make_tables(sqlite_uri(draft), home)
