@@ -129,6 +129,15 @@ WRONG = {
     "a template's logger": (["logger=csv"], "unknown key; say loggers=[{_target_: "),
     "a checkpoint": (["ckpt_path=x"], "unknown key; say resume=RUN_ID"),
     "a rate without its group": (["lr=1"], "lr=1: unknown key; say optimizer.lr"),
+    "three classes": (["data.classes=[a,b,c]"], "unknown key; say data.positive=[...] data.negative=[...]"),
+    "one class without brackets": (
+        ["data.positive=viral"],
+        "data.positive='viral': should be a valid list; write [",
+    ),
+    "a group as a mapping": (
+        ["model={_target_:mine.Net,channels:4}"],
+        "is set key by key: model._target_=mine.Net model.channels=4",
+    ),
     "a rate by its long name": (["optimizer.learning_rate=1"], "unknown key; say optimizer.lr"),
     "a rate added at the top": (["+lr=1"], "lr=1: unknown key; say optimizer.lr"),
     "devices": (["devices=2"], "unknown key; say trainer.devices"),

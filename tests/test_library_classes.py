@@ -42,7 +42,8 @@ def test_the_example_trains_and_a_rerun_gives_the_same_bits(xray, tiny, tmp_path
     assert {"val/auroc", "lr-AdamW", "epoch"} <= set(rows[0])
     assert (folder / "loggers" / "json" / "metrics.jsonl").read_text().count("val/auroc") == 3
     client = MlflowClient(f"sqlite:///{folder.parents[2].parent}/mlflow.db")
-    assert [one.step for one in client.get_metric_history(done.run_id, "lr-AdamW")] == [1, 2, 3]
+    for name in ("lr-AdamW", "val/youden"):
+        assert [one.step for one in client.get_metric_history(done.run_id, name)] == [1, 2, 3]
     home = next(one for one in tiny if one.startswith("home="))
     again = xray("reproduce", f"run_id={done.run_id}", home, "extensions=[my_extras]")
     assert again.out.splitlines()[-1].endswith("verdict=bit-identical"), again.err

@@ -1,4 +1,4 @@
-"""A transform, a callback and a logger of one's own, used by conf/experiment/extras.yaml."""
+"""A transform, callbacks (one logs a metric) and a logger of one's own, used by conf/experiment/extras.yaml."""
 
 import json
 from pathlib import Path
@@ -22,6 +22,15 @@ class Announce(Callback):
     def on_train_epoch_end(self, trainer, module):
         if (trainer.current_epoch + 1) % self.every == 0:
             print(f"epoch {trainer.current_epoch + 1} is over")
+
+
+class Youden(Callback):
+    """A metric of each epoch, beside those of the report: from the logits and labels of all validation images."""
+
+    def on_validation_epoch_end(self, trainer, module):
+        logits, labels = module.outputs["checking"].compute()
+        called, ill = logits > 0, labels > 0
+        module.log("val/youden", (called[ill].float().mean() - called[~ill].float().mean()).item())
 
 
 class JsonLogger(Logger):

@@ -183,6 +183,9 @@ def _explained(error: Exception, verb: str, arguments: list[str]) -> str:
             return f"{key}={value}: a config file or a ~ of the command replaced {key.rpartition('.')[0]}, which has it"
         if key in groups():
             own = [each for each in known if each.startswith(f"{key}.")]
+            found = read(f"{key}={value}")
+            if own and isinstance(found, dict):
+                return f"{key}={value}: is set key by key: {' '.join(f'{key}.{k}={v}' for k, v in found.items())}"
             cure = f"it has {', '.join(own)}" if own else "leave it out"
             return f"{key}={value}: `xray {verb}` chooses no {key}; {cure}"
         return f"{key}={value}: unknown key{suggest(key, known)}"

@@ -92,6 +92,8 @@ def _worded(errors: list[Any], values: dict[str, Any], names: list[str], *, pref
         what = error["msg"].replace("Input should", "should")
         if error["type"] == "extra_forbidden":
             what = f"unknown key{suggest(str(path[-1]), names, prefix)}"
+        elif error["type"] == "list_type" and isinstance(value, str | int):
+            what += f"; write [{value}]"
         elif error["type"] == "missing":
             key = key if path else prefix.rstrip(".") or "the config"
             what = f"lacks {error['loc'][-1]}"

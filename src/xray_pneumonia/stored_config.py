@@ -206,7 +206,8 @@ def read_plain_yaml(text: str) -> Any:
     """
     if odd := FORBIDDEN.search(text):
         line = text.count("\n", 0, odd.start()) + 1
-        raise yaml.YAMLError(f"it holds the character {odd.group()!r} in line {line}")
+        cure = "; indent with spaces" if odd.group() == "\t" else ""
+        raise yaml.YAMLError(f"it holds the character {odd.group()!r} in line {line}{cure}")
     return _PlainLoader(text).get_single_data()
 
 

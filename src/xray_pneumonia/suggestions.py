@@ -26,6 +26,8 @@ KEYS = {
     "patience": "trainer.patience", "precision": "trainer.precision", "resume_from_checkpoint": "resume=RUN_ID",
     "random_state": "seed", "random_seed": "seed", "run_name": "tracking.run_name", "tags": "tracking.run_name",
     "task_name": "tracking.run_name", "tracking_uri": "tracking.uri", "experiment_name": "tracking.experiment_name",
+    **dict.fromkeys(("classes", "class_names", "labels", "num_classes"), "data.positive=[...] data.negative=[...]"),
+    **dict.fromkeys(("metric", "metrics"), "callbacks=[...]: one logs a metric of your own (docs/extending.md)"),
     "n_trials": "sweep.n_trials", "val_split": "data.val_fraction", "wd": "optimizer.weight_decay",
     "weight_decay": "optimizer.weight_decay", "weights": "loss.class_weights", "pos_weight": "loss.class_weights",
 }  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.masking import masked
 from xray_pneumonia.tracking.store import TrackingSettings, open_store, resolve_uri
-from xray_pneumonia.tracking.store_errors import StoreUnavailable, query, require_not_just_unavailable
+from xray_pneumonia.tracking.store_errors import StoreUnavailable, classified, query, require_not_just_unavailable
 
 
 def settings(**changes):
@@ -64,6 +64,27 @@ def test_the_ui_opens_on_training_runs(tmp_path):
     store = open_store(settings(), home=tmp_path)
     tags = store.client.get_experiment(store.experiment_id).tags
     assert tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_a_start_that_is_killed_while_tables_are_made_leaves_no_database(tmp_path, monkeypatch):
+    from mlflow.store.db import utils
+
+    with monkeypatch.context() as patch:
+        make = utils._initialize_tables
+        patch.setattr(utils, "_initialize_tables", lambda engine: make(engine) or 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            open_store(settings(), home=tmp_path)
+    assert not (tmp_path / "mlflow.db").exists()
+    (tmp_path / ".mlflow.db.1.tmp-journal").touch()
+    assert open_store(settings(), home=tmp_path).experiment_id
+    assert sorted(tmp_path.glob("*.db*")) == [tmp_path / "mlflow.db"]
+    assert not [*tmp_path.glob(".mlflow*")]
+
+
+def test_tables_that_are_half_made_are_named_with_the_cure():
+    error = RuntimeError("(sqlite3.OperationalError) table model_version_tags already exists")
+    assert "move it away" in str(refusal := classified(error, uri="sqlite:////x/mlflow.db"))
+    assert not isinstance(refusal, StoreUnavailable)
 
 
 def test_passwords_are_masked():

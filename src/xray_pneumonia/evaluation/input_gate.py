@@ -9,6 +9,7 @@ same X-rays turned and inverted.
 
 import zipfile
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -116,9 +117,9 @@ class FeatureGate(Gate):
         square[np.tril_indices(len(square))] = self.whitening
         return square
 
-    def distances(self, features: Vector) -> Vector:
-        """Compute the squared Mahalanobis distances (N,) of features (N, D)."""
-        return np.asarray((((features - self.centre) @ self.matrix) ** 2).sum(axis=1))
+    def distances(self, features: Vector, *, product: Callable[[Vector, Vector], Vector] = np.matmul) -> Vector:
+        """Compute the squared Mahalanobis distances (N,) of features (N, D); `product` multiplies matrices."""
+        return np.asarray((product(features - self.centre, self.matrix) ** 2).sum(axis=1))
 
     def anomaly(self, images: Gray, distances: Vector) -> Vector:
         """Compute both rules' raw scores, (N, 2)."""

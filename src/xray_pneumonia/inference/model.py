@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,7 @@ class TrainedModel:
             return np.mean(rows, axis=0), np.mean([distances for _, distances in found], axis=0)
         if not isinstance(self.gate, FeatureGate):
             return run_net(self.require_net(), images, progress=progress), np.zeros(len(images))
-        logits, features = run_features(self._feature_net, images, act=self.gate.distances, progress=progress)
+        logits, features = run_features(self._feature_net, images, act=distances_by_torch(self.gate), progress=progress)
         return logits, features[:, 0]
 
     @cached_property
@@ -221,6 +221,15 @@ def run_features(
 
     rows = _run(net, images, join, progress).reshape(len(images), 1 + (net.width if act is None else 1))
     return rows[:, 0], rows[:, 1:]
+
+
+def distances_by_torch(gate: FeatureGate) -> Callable[[Vector], Vector]:
+    """Give a gate's `distances`, multiplied by torch: NumPy's own threads would go on spinning beside the net's."""
+
+    def product(features: Vector, matrix: Vector) -> Vector:
+        return (torch.from_numpy(features) @ torch.from_numpy(matrix)).numpy()
+
+    return partial(gate.distances, product=product)
 
 
 def _run(net: nn.Module, images: Gray, act: Callable[[Any], Vector], progress: str) -> Vector:

@@ -1,5 +1,6 @@
 """Adapts backbones of torchvision to one input channel and one logit."""
 
+import re
 from urllib.error import URLError
 
 import torch
@@ -48,7 +49,9 @@ class TorchvisionNet(nn.Module):
 def _load(backbone: str, *, pretrained: bool) -> nn.Module:
     known = [name for name in models.list_models(module=models) if not name.startswith(UNFIT)]
     if backbone not in known:
-        raise InputError(f"model.backbone={backbone}: no backbone of torchvision that fits{nearest(backbone, known)}")
+        families = ", ".join(dict.fromkeys(re.match("[a-z]+", name)[0] for name in known))  # type: ignore[index]
+        near = nearest(backbone, known) or f"; those of {families} do: their names stand in torchvision.models"
+        raise InputError(f"model.backbone={backbone}: no backbone of torchvision that fits{near}")
     try:
         return models.get_model(backbone, weights="DEFAULT" if pretrained else None)  # type: ignore[no-any-return]
     except (URLError, OSError, RuntimeError) as error:

@@ -211,7 +211,7 @@ class Progress:
                 out.print(f"trial {trial.number} failed: {trial.user_attrs['reason']}")
         if (words := word_best(self._study.study)) and len(self._plan.objectives) == 1:
             print(f"{self._objective} {self.best():.4f}: {words}, on the validation images of the trials")
-        own = [one for one in sys.argv[1:] if one.startswith("extensions=")]
+        own = [one for one in sys.argv[1:] if one.startswith(("extensions=", "home="))]
         print("Train the best again:", *("xray train", *own, f"experiment={self._parent.folder / 'best.yaml'}"))
         print(f"See it: {self._parent.see_it}")
         done = counts["complete"] + counts["pruned"]

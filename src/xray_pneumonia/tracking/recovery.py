@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
+from xray_pneumonia.tracking.database import renew_database
 from xray_pneumonia.tracking.locations import creation_lock, lacks_run, sqlite_path
 from xray_pneumonia.tracking.spool import Spool
-from xray_pneumonia.tracking.store import Store, renew_database
+from xray_pneumonia.tracking.store import Store
 from xray_pneumonia.tracking.store_errors import is_unknown
 
 

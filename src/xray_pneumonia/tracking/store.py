@@ -13,6 +13,7 @@ from annotated_types import MaxLen
 
 from xray_pneumonia.errors import InputError, nearest
 from xray_pneumonia.masking import masked
+from xray_pneumonia.tracking.database import make_database, quieten, require_database
 from xray_pneumonia.tracking.leaderboard import TAG, leaderboard
 from xray_pneumonia.tracking.locations import (
     ARTIFACTS,
@@ -114,7 +115,8 @@ def open_store(settings: TrackingSettings, *, home: Path) -> Store:
         require_writable(path, f"tracking.uri={uri}")
     require_not_just_unavailable(uri)
     with creation_lock(uri, home):  # a database that another process is creating is empty for a moment
-        _require_database(uri)
+        require_database(uri)
+        make_database(uri, home)
         repair_moved(uri, home)
         experiment_id = ensure_experiment(uri, settings.experiment_name, home)
     log.info("tracking to %s, experiment %s", masked(uri), settings.experiment_name)
@@ -178,7 +180,7 @@ def open_database(settings: TrackingSettings, *, home: Path) -> Store:
     path = sqlite_path(uri)
     if path and not path.exists():
         raise InputError(f"tracking.uri={uri}: there is no such database; home= or tracking.uri= names another")
-    _require_database(uri)
+    require_database(uri)
     repair_moved(uri, home)
     return Store(uri, "", settings.experiment_name, home.resolve())
 
@@ -186,10 +188,7 @@ def open_database(settings: TrackingSettings, *, home: Path) -> Store:
 @lru_cache(maxsize=4)
 def mlflow_client(uri: str) -> "MlflowClient":
     """Make MLflow's client once for each store."""
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks, passwords and all
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # every single retry
+    quieten()
     from mlflow import MlflowClient  # over a second to import; a wrong config is found without it
 
     if sqlite_path(uri):
@@ -198,28 +197,6 @@ def mlflow_client(uri: str) -> "MlflowClient":
         # It makes the folder of an address as it is spelt, `what%3F` beside `what?`; that of the database is there.
         utils._make_parent_dirs_if_sqlite = lambda db_uri: None
     return MlflowClient(uri)
-
-
-def renew_database(uri: str, home: Path) -> None:
-    """Make the tables of a SQLite database that was removed or emptied under MLflow, which has it open."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    for _ in range(2):  # connections to the file that was removed see its tables still
-        SqlAlchemyStore(uri, (home / ARTIFACTS).as_uri()).engine.dispose()
-
-
-def _require_database(uri: str) -> None:
-    """Refuse a file that is no SQLite database before anything touches it."""
-    path = sqlite_path(uri)
-    if path and path.exists() and not _is_sqlite(path):
-        raise InputError(f"tracking.uri={uri}: {path} is no SQLite database; move it away or name another store")
-
-
-def _is_sqlite(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(16) == b"SQLite format 3\0"
 
 
 def ensure_experiment(uri: str, name: str, home: Path) -> str:

@@ -24,6 +24,7 @@ PERMANENT_WORDS = {  # in what a database, a server or an object store says -> t
     "does not exist": "make the database or role first: createdb NAME",
     "out-of-date database schema": "back it up, then `mlflow db upgrade URI`, or install the newer MLflow that made it",
     "Can't locate revision": "it was made by a newer MLflow; install that one, or name another store",
+    "sqlite3.OperationalError) table": "it was killed while its tables were made; move it away, and a new one is made",
     "malformed": "restore it from a backup, or move it away",
     "file is not a database": "restore it from a backup, or move it away",
     "readonly database": "make it and its folder writable, or name another store",

@@ -120,7 +120,8 @@ def read_run(store: Store, run_id: str, *, unfinished: bool = False) -> StoredRu
         found = find_run(store, run_id)
         experiment = store.client.get_experiment(found.info.experiment_id)
     except MlflowException as error:
-        raise InputError(f"run_id={run_id}: there is no such run in {masked(store.uri)}") from error
+        cure = "`xray runs` lists them; home=DIR or tracking.uri= names another store"
+        raise InputError(f"run_id={run_id}: there is no such run in {masked(store.uri)}; {cure}") from error
     run = _stored(replace(store, experiment_id=experiment.experiment_id, experiment_name=experiment.name), found)
     if found.info.lifecycle_stage != "active":
         raise InputError(f"run_id={run_id}: was deleted; bring it back in the MLflow UI or choose another")

@@ -84,7 +84,8 @@ def find_model(model: str, *, tracking: TrackingSettings, home: Path, key: str =
     if (store := _database(tracking, home)) is not None:
         with suppress(NoSuchRun):
             return read_named(store, model, key=key)
-    raise InputError(f"{key}={model}: {_explain(model, folder, sorted(shipped))}")
+    where = "" if store else f"; there are no runs in home={home}, another home=DIR may hold it"
+    raise InputError(f"{key}={model}: {_explain(model, folder, sorted(shipped))}{where}")
 
 
 def find_named(cfg: DictConfig) -> StoredRun | Path:

@@ -23,7 +23,7 @@ from xray_pneumonia.evaluation.quality import InputCheck
 from xray_pneumonia.evaluation.report.build import PAGE, Context, assess_and_report
 from xray_pneumonia.evaluation.settings import EvaluationSettings
 from xray_pneumonia.evaluation.subgroups import Answers, count_answered
-from xray_pneumonia.inference.model import run_features, run_net
+from xray_pneumonia.inference.model import distances_by_torch, run_features, run_net
 from xray_pneumonia.models.features import FeatureNet
 from xray_pneumonia.tracking.ledger import opened_before
 from xray_pneumonia.tracking.run import Run, logged
@@ -104,7 +104,7 @@ def fit_gate(net: nn.Module, held_out: HeldOut) -> tuple[InputCheck, Vector]:
         gate = fit_thumbnail_gate(held_out.training, held_out.images)
         return InputCheck(gate, lambda images: np.zeros(len(images))), np.zeros(len(held_out.images))
     fitted = fit_feature_gate(held_out.training, features)
-    check = InputCheck(fitted, lambda images: run_features(watched, images, act=fitted.distances)[1][:, 0])
+    check = InputCheck(fitted, lambda images: run_features(watched, images, act=distances_by_torch(fitted))[1][:, 0])
     return check, check.distances(held_out.images)
 
 
