@@ -92,6 +92,14 @@ def test_shipped_models_answer_as_before(pixels, tmp_path, name):
         old.at(0.05)
 
 
+def test_the_large_model_answers_as_when_it_was_shipped(real_xrays):
+    stored = json.loads((STORED / "shipped_answers.json").read_text())
+    model = load_model(shipped_models()["final_large"], name="final_large")
+    films = [decode(read_bytes(real_xrays / path), model.card.image_size).pixels for path in stored]
+    expected = [one["final_large"] for one in stored.values()]
+    assert model.decide(np.stack(films))["probability"].tolist() == pytest.approx(expected, abs=1e-6)
+
+
 def test_an_old_run_is_evaluated_and_compared_in_another_place(xray, moved):
     place = [f"home={moved}", f"data.root={moved}/synthetic/20"]
     outcome = xray("evaluate", f"run_id={RUN}", "split=val", *place, "evaluation=quick")
