@@ -105,4 +105,4 @@ def test_a_line_that_was_cut_spoils_no_other_and_none_is_left_half_written(tmp_p
     full = Path("/dev/full")
     if full.exists():
         with pytest.raises(OSError, match="No space"):
-            Journal(full, None).answered(ROW, model="1", reader="")
+            journal._append(full, "a line\n")
