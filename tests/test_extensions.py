@@ -114,6 +114,7 @@ REFUSED = {  # what the command says, and what is answered
     ("model._target_=my_models.Net model.wdth=3", "my_models"): "model.wdth=3: unknown key; did you mean model.width?",
     ("data._target_=my_models.Net", "my_models"): "data._target_='my_models.Net': not on the list",
     ("model._target_=odd.Wide", "odd"): "gives (2, 2) for 2 images, should give one logit each: (2,)",
+    ("model._target_=odd.Scalar", "odd"): "gives () for one, should give (1,); write squeeze(1)",
     ("model._target_=odd.Raw", "odd"): "begin its forward with `image.float() / 255`",
     ("model._target_=odd.nothing", "odd"): "makes a NoneType, should make a torch.nn.Module",
     ("model._target_=odd.Rgb", "odd"): "but got 1 channels instead; take this shape",
@@ -140,6 +141,8 @@ def broken(logits, labels): raise ValueError("my loss broke")
 class Wide(torch.nn.Module):
     def __init__(self): super().__init__(); self.a = torch.nn.Parameter(torch.zeros(2))
     def forward(self, image): return image.float().mean((1, 2, 3))[:, None] * self.a
+class Scalar(Wide):
+    def forward(self, image): return (image.float().mean((1, 2, 3)) * self.a[0]).squeeze()
 class Raw(torch.nn.Module):
     def __init__(self): super().__init__(); self.a = torch.nn.Conv2d(1, 1, 3)
     def forward(self, image): return self.a(image)

@@ -86,9 +86,15 @@ def require_logits(net: Any, side: int, *, name: str) -> nn.Module:
         cure = "begin its forward with `image.float() / 255`" if OF_TYPE.search(reason) else "take this shape"
         cannot = f"cannot read raw pixels, uint8 (B, 1, {side}, {side})"
         raise InputError(f"model._target_={name}: {cannot}: {reason}; {cure}") from error
-    if not isinstance(found, Tensor) or found.shape != (2,):
-        what = f"{tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
-        raise InputError(f"model._target_={name}: gives {what} for 2 images, should give one logit each: (2,)")
+    for made, count in ((found, 2), (alone[0], 1)):
+        if not isinstance(made, Tensor) or made.shape != (count,):
+            what = f"{tuple(made.shape)}" if isinstance(made, Tensor) else f"a {type(made).__name__}"
+            images_given = (
+                "2 images, should give one logit each: (2,)"
+                if count == 2
+                else "one, should give (1,); write squeeze(1)"
+            )
+            raise InputError(f"model._target_={name}: gives {what} for {images_given}")
     _require_logit_of_image(found, torch.cat(alone), name=name)
     return net.train()
 
