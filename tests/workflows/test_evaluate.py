@@ -307,6 +307,14 @@ def test_bad_input_is_one_line_and_exit_2(evaluate, root, run, arguments, says):
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("command", [("evaluate", "run_id=RUN"), ("train", "resume=RUN")])
+def test_a_run_that_is_elsewhere_makes_no_store_here(xray, tmp_path, command):
+    verb, key = command
+    refused = xray(verb, key.replace("RUN", "a" * 32), f"home={tmp_path}")
+    assert (refused.code, "there is no such database; home=" in refused.err) == (2, True)
+    assert not (tmp_path / "mlflow.db").exists()
+
+
 def test_other_records_than_those_of_the_run_are_refused(evaluate, root, run, tmp_path):
     shutil.copytree(root, tmp_path / "copy")
     next((tmp_path / "copy" / "train" / "NORMAL").iterdir()).unlink()
