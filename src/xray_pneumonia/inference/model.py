@@ -129,7 +129,10 @@ class TrainedModel:
     @property
     def input_check(self) -> InputCheck | None:
         """The gate, with what computes distances for it; None in a model without a gate."""
-        return InputCheck(self.gate, lambda images: self.calibrated(images)[:, 1]) if self.gate else None
+        if self.gate is None:
+            return None
+        by_net = isinstance(self.gate, FeatureGate)  # thumbnails need no net
+        return InputCheck(self.gate, lambda images: self.calibrated(images)[:, 1] if by_net else np.zeros(len(images)))
 
     def probabilities(self, images: Gray) -> Vector:
         """Compute calibrated probabilities of PNEUMONIA (N,) of (N, S, S) uint8 images."""

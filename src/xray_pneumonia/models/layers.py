@@ -1,4 +1,4 @@
-"""Layers and functions that the nets share: normalisation of raw pixels, initial weights, memory layout."""
+"""Shares layers and functions of the nets: raw pixels, initial weights, layout; refuses nets that give no logits."""
 
 import itertools
 import logging
