@@ -13,6 +13,7 @@ from xray_pneumonia import terminal
 from xray_pneumonia.evaluation import predictions
 from xray_pneumonia.evaluation.intervals import delong_difference
 from xray_pneumonia.evaluation.metrics import table_metrics
+from xray_pneumonia.tracking import server
 from xray_pneumonia.tracking.run import start_run
 from xray_pneumonia.tracking.store import TrackingSettings, open_store
 from xray_pneumonia.workflows import compare as command
@@ -196,6 +197,11 @@ def test_the_line_names_the_top_of_many_runs(compare, written, monkeypatch):
     assert named.startswith("See it (the top 2 of 3 runs): xray ui")
     assert named.endswith(f"'run_ids=[{ids['wide 1'][:8]},{ids['wide 2'][:8]}]'")
     [link] = [line for line in lines if "compare-runs" in line]
+    assert [name for name in ids if ids[name] in link] == ["wide 1", "wide 2"]
+    for module in (server, command):
+        monkeypatch.setattr(module, "address", lambda _: "http://here:5000")  # a server that runs
+    [link] = [line for line in compare().out.splitlines() if "compare-runs" in line]
+    assert link.startswith("See it (the top 2 of 3 runs): http://here:5000/")
     assert [name for name in ids if ids[name] in link] == ["wide 1", "wide 2"]
 
 

@@ -153,13 +153,9 @@ def _folder_rows(root: Path, question: Question, rule: Rule, links: bool) -> Ite
         yield from _class_rows(root, root, question, rule, links, split="train")
         return
     if not splits:
-        cures = {
-            "": not names,
-            "; put both below `train` to train on them, or judge a model on them with split=external": names
-            == sorted(CLASSES),
-            f" but not both classes, {' and '.join(question.names)}; {NAME_YOURS}": True,
-        }
-        cure = next(words for words, so in cures.items() if so)
+        cure = f" but not both classes, {' and '.join(question.names)}; {NAME_YOURS}" if names else ""
+        if names == sorted(CLASSES):
+            cure = "; put both below `train` to train on them, or judge a model on them with split=external"
         raise InputError(
             f"data.root={root}: no images: no folder `train`; expected {LAYOUT}, "
             f"found {', '.join(names) or 'no folders'}{cure}"

@@ -153,7 +153,7 @@ class ThumbnailGate(Gate):
 
     def _rules(self, small: Vector) -> tuple[float, float]:
         apart = small - self.mean
-        along = np.einsum("kd,d->k", self.axes, apart)  # one thread: those of BLAS would spin beside the net's
+        along = np.einsum("kd,d->k", self.axes, apart)  # on one thread: those of BLAS busy-wait and slow the net
         outside = apart @ apart - along @ along
         look = ((along**2 / self.variances).sum() + outside / self.noise[0]) / len(apart)
         return look, _leaning(small, self.direction)

@@ -129,10 +129,9 @@ class TrainedModel:
     @property
     def input_check(self) -> InputCheck | None:
         """The gate, with what computes distances for it; None in a model without a gate."""
-        if self.gate is None:
-            return None
-        by_net = isinstance(self.gate, FeatureGate)  # thumbnails need no net
-        return InputCheck(self.gate, lambda images: self.calibrated(images)[:, 1] if by_net else np.zeros(len(images)))
+        if isinstance(self.gate, FeatureGate):
+            return InputCheck(self.gate, lambda images: self.calibrated(images)[:, 1])
+        return InputCheck(self.gate) if self.gate else None
 
     def probabilities(self, images: Gray) -> Vector:
         """Compute calibrated probabilities of PNEUMONIA (N,) of (N, S, S) uint8 images."""
@@ -227,7 +226,7 @@ def run_features(
 
 
 def distances_by_torch(gate: FeatureGate) -> Callable[[Vector], Vector]:
-    """Give a gate's `distances`, multiplied by torch: NumPy's own threads would go on spinning beside the net's."""
+    """Give a gate's `distances`, multiplied by torch: NumPy's BLAS threads would busy-wait and slow the net."""
 
     def product(features: Vector, matrix: Vector) -> Vector:
         return (torch.from_numpy(features) @ torch.from_numpy(matrix)).numpy()

@@ -16,9 +16,8 @@ FLAT = 1e-3  # added to the deviation, so that an image of one gray stays finite
 # batch size changes between backward passes: widths 4 to 12 crash, 16 and more pass glibc's heap checks.
 SAFE_CHANNELS = 16
 OF_TYPE = re.compile(r"dtype|Byte|char|uint8|[Tt]ype")  # in what torch says of pixels that are no floats
-VIEWS = re.compile(
-    "View|UnsafeView|Reshape|Squeeze|Unsqueeze|Select|Slice|Clone|Transpose"
-)  # steps that change no value
+# Steps of autograd that change no value.
+VIEWS = re.compile("View|UnsafeView|Reshape|Squeeze|Unsqueeze|Select|Slice|Clone|Transpose")
 log = logging.getLogger(__name__)
 
 
@@ -86,15 +85,11 @@ def require_logits(net: Any, side: int, *, name: str) -> nn.Module:
         cure = "begin its forward with `image.float() / 255`" if OF_TYPE.search(reason) else "take this shape"
         cannot = f"cannot read raw pixels, uint8 (B, 1, {side}, {side})"
         raise InputError(f"model._target_={name}: {cannot}: {reason}; {cure}") from error
-    for made, count in ((found, 2), (alone[0], 1)):
+    two, one = "2 images, should give one logit each: (2,)", "one, should give (1,); write squeeze(1)"
+    for made, count, given in ((found, 2, two), (alone[0], 1, one)):
         if not isinstance(made, Tensor) or made.shape != (count,):
             what = f"{tuple(made.shape)}" if isinstance(made, Tensor) else f"a {type(made).__name__}"
-            images_given = (
-                "2 images, should give one logit each: (2,)"
-                if count == 2
-                else "one, should give (1,); write squeeze(1)"
-            )
-            raise InputError(f"model._target_={name}: gives {what} for {images_given}")
+            raise InputError(f"model._target_={name}: gives {what} for {given}")
     _require_logit_of_image(found, torch.cat(alone), name=name)
     return net.train()
 

@@ -58,7 +58,7 @@ def see_it(store: Store, run_ids: Sequence[str], *, last: bool = True) -> str:
     words = [
         *([] if store.home == Path("mlruns").resolve() else [f"home={store.home}"]),
         *([] if local else [f"tracking.uri={masked(store.uri)}"]),
-        *([] if last else [f"run_ids=[{','.join(run_ids)}]"]),
+        *([] if last else [f"run_ids=[{','.join(run_id[:8] for run_id in run_ids)}]"]),
     ]
     return shlex.join(["xray", "ui", *words])
 

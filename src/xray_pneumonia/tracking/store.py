@@ -102,14 +102,17 @@ def resolve_uri(uri: str | None, home: Path) -> str:
     return chosen
 
 
-def open_store(settings: TrackingSettings, *, home: Path) -> Store:
+def open_store(settings: TrackingSettings, *, home: Path, existing: bool = False) -> Store:
     """Connect, creating database and experiment where they are missing, one process at a time.
 
     Raises:
         StoreUnavailable: the store does not answer.
-        InputError: the store is damaged, of another version, or the experiment was deleted.
+        InputError: the store is damaged, of another version, or the experiment was deleted; with `existing` also where
+            there is no database yet.
     """
     uri = resolve_uri(settings.uri, home)
+    if existing:
+        _require_existing(uri)
     home.mkdir(parents=True, exist_ok=True)
     if (path := sqlite_path(uri)) and path.exists():
         require_writable(path, f"tracking.uri={uri}")
@@ -177,12 +180,16 @@ def open_database(settings: TrackingSettings, *, home: Path) -> Store:
         InputError: there is no such database.
     """
     uri = resolve_uri(settings.uri, home)
-    path = sqlite_path(uri)
-    if path and not path.exists():
-        raise InputError(f"tracking.uri={uri}: there is no such database; home= or tracking.uri= names another")
+    _require_existing(uri)
     require_database(uri)
     repair_moved(uri, home)
     return Store(uri, "", settings.experiment_name, home.resolve())
+
+
+def _require_existing(uri: str) -> None:
+    path = sqlite_path(uri)
+    if path and not path.exists():
+        raise InputError(f"tracking.uri={uri}: there is no such database; home= or tracking.uri= names another")
 
 
 @lru_cache(maxsize=4)

@@ -210,10 +210,10 @@ def _draw(groups: Sequence[Group], runs: dict[str, StoredRun], path: Path) -> No
 
 
 def _print_links(store: Store, ids: Sequence[str], folder: Path) -> None:
-    """Tell where the runs can be seen beside each other: of many, those at the top of the table."""
+    """Print where MLflow compares the runs; of more than `MOST_COMPARED`, those at the top of the table."""
     print(f"Learning curves and table: {folder}")
-    shown = [run_id[:8] for run_id in ids[:MOST_COMPARED]]
+    shown = ids[:MOST_COMPARED]
     top = f" (the top {len(shown)} of {len(ids)} runs)" if len(shown) < len(ids) else ""
     print(f"See it{top}: {see_it(store, shown, last=False)}")
     if not address(store):
-        print(f"  {link(store, ids[:MOST_COMPARED])}")
+        print(f"  {link(store, shown)}")

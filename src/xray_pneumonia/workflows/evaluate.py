@@ -22,7 +22,7 @@ from xray_pneumonia.stored_config import load_stored
 from xray_pneumonia.terminal import console, make_table
 from xray_pneumonia.tracking.ledger import Opening, opened_before, record_opening
 from xray_pneumonia.tracking.run import Run, start_run
-from xray_pneumonia.tracking.store import open_database, open_store
+from xray_pneumonia.tracking.store import open_store
 from xray_pneumonia.training import performance
 from xray_pneumonia.types import CLASSES, OpenFraction, Positive, Text
 from xray_pneumonia.whole_files import private
@@ -65,9 +65,7 @@ def main(cfg: DictConfig) -> None:
     check(cfg, EvaluateConfig)
     settings: EvaluationSettings = build(cfg.evaluation)
     home, tracking = Path(cfg.home), build(cfg.tracking)
-    if cfg.run_id:
-        open_database(tracking, home=home)  # makes none where the run cannot be
-    store = open_store(tracking, home=home)
+    store = open_store(tracking, home=home, existing=bool(cfg.run_id))
     performance.prepare_process(keep_freed_memory=True, threads=None)
     evaluated, other = find_evaluated(store, cfg, settings)
     evaluated = replace(evaluated, model=evaluated.model.at(cfg.prevalence, cost=cfg.cost))

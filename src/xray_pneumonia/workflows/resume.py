@@ -17,7 +17,7 @@ from xray_pneumonia.errors import CheckpointDamaged, InputError, Stopped
 from xray_pneumonia.tracking.process import alive
 from xray_pneumonia.tracking.run import Run, run_folder
 from xray_pneumonia.tracking.run_names import find_run_id
-from xray_pneumonia.tracking.store import Store, TrackingSettings, open_database, open_existing, open_store
+from xray_pneumonia.tracking.store import Store, TrackingSettings, open_existing, open_store
 from xray_pneumonia.tracking.stored_runs import find, get, mark_running, read_run
 from xray_pneumonia.training.checkpoints import BEST, Saved, clean_up, newest_valid, verify
 from xray_pneumonia.training.trainer import TrainerSettings
@@ -47,9 +47,7 @@ def open_resumption(cfg: DictConfig, run_id: str) -> Resumption:
     Raises:
         InputError: it is finished, still running, has no valid checkpoint, or the command asks for another config.
     """
-    tracking, home = build(cfg.tracking), Path(cfg.home)
-    open_database(tracking, home=home)  # makes none where the run cannot be
-    store = open_store(tracking, home=home)
+    store = open_store(build(cfg.tracking), home=Path(cfg.home), existing=True)
     run_id = find_run_id(store, run_id, key="resume")
     run = read_run(store, run_id, unfinished=True)
     if run.tags.get("verb") != "train":

@@ -30,10 +30,8 @@ def main(cfg: DictConfig) -> None:
     check(cfg, RunsConfig)
     store = open_experiment(cfg)
     runs = find(store, {})[::-1]
-    title, heads = (
-        f"Experiment {store.experiment_name}: {len(runs)} runs",
-        ("run", "id", "verb", "state", *RESULT, CHANGES),
-    )
+    title = f"Experiment {store.experiment_name}: {len(runs)} runs"
+    heads = ("run", "id", "verb", "state", *RESULT, CHANGES)
     print_table(title, heads, map(_row, runs[: cfg.most]), width=140, below=("run", CHANGES))
     if len(runs) > cfg.most:
         print(f"{len(runs) - cfg.most} older ones are left out; most={len(runs)} shows them")

@@ -102,7 +102,7 @@ def fit_gate(net: nn.Module, held_out: HeldOut) -> tuple[InputCheck, Vector]:
     features = run_features(watched, held_out.training)[1]
     if not watched.width or not np.isfinite(features).all():
         gate = fit_thumbnail_gate(held_out.training, held_out.images)
-        return InputCheck(gate, lambda images: np.zeros(len(images))), np.zeros(len(held_out.images))
+        return InputCheck(gate), np.zeros(len(held_out.images))
     fitted = fit_feature_gate(held_out.training, features)
     check = InputCheck(fitted, lambda images: run_features(watched, images, act=distances_by_torch(fitted))[1][:, 0])
     return check, check.distances(held_out.images)
