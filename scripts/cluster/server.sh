@@ -59,9 +59,9 @@ start() {
         'authorization_function = mlflow.server.auth:authenticate_request_basic_auth' \
         "database_uri = $(printf %s "$MLFLOW_BACKEND_STORE_URI" | sed 's/%/%%/g')" > "$MLFLOW_AUTH_CONFIG_PATH"
     unset MLFLOW_TRACKING_URI # of a client
-    trap 'kill -TERM "$server"' TERM INT
     python3 -m mlflow server --app-name basic-auth &
     server=$!
+    trap 'kill -TERM "$server" 2> /dev/null || true' TERM INT
     code=0
     wait "$server" || code=$?
     while kill -0 "$server" 2> /dev/null; do # a signal ended the first wait
