@@ -195,7 +195,10 @@ def test_an_external_folder_is_judged(evaluate, root, run, tmp_path):
     arguments = [f"run_id={run.run_id}", "split=external", f"data.root={tmp_path / 'abroad'}"]
     code, out, err = evaluate(*arguments)
     assert code == 0, err
-    assert "external/auroc=" in out
+    assert re.search(r"external/auroc=[01]\.\d{6}$", out)
+    code, out, err = evaluate(*arguments, "data.patient='.*(jpe?g|png)$'")
+    assert code == 0, err
+    assert out.endswith("external/auroc=not shown: 1 patient\n")
     (tmp_path / "abroad" / "NORMAL").rename(tmp_path / "abroad" / "healthy")
     code, _, err = evaluate(*arguments)
     assert code == 2
@@ -292,6 +295,7 @@ def test_the_ledger_knows_images_again_by_another_name(evaluate, root, tmp_path)
         (["run_id=RUN", "compare_to=finale"], "compare_to=finale: no such model; those that came"),
         (["run_id=RUN", "data.broken=maybe"], "data.broken='maybe'"),
         (["run_id=RUN", "split=external", "data.root=2024_01"], "2024_01: no such folder"),
+        (["run_id=RUN", "evaluation.subgroups=[sex]"], "'sex': should be 'subtype'"),
         (["model=final", "operating_point=youden"], "stands in a folder without them"),
         (["run_id=RUN", "prevalence=1.5"], "prevalence=1.5: should be less than 1"),
         (["run_id=RUN", "cost=5"], "needs prevalence=P"),

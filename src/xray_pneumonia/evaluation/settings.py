@@ -1,7 +1,7 @@
 """Defines the config group `evaluation`: how a model is assessed, and what is chosen on validation."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Ge
 
@@ -24,7 +24,7 @@ class EvaluationSettings:
     out_of_fold: list[Text] | None
     replicates: Annotated[int, Ge(100)]
     prevalences: list[OpenFraction]
-    subgroups: list[Text]
+    subgroups: list[Literal["subtype", "mode", "published", "width", "height", "bytes"]]
     maps: Whole
     robustness_images: Whole | None
     report: bool

@@ -91,7 +91,8 @@ def main(cfg: DictConfig) -> None:
     _print(report)
     print(f"Report: {folder / PAGE}" if settings.report else f"Numbers: {folder / NUMBERS}")
     print(f"See it: {run.see_it}")
-    print(f"run_id={run.run_id} {cfg.split}/auroc={report.assessment.at_point['auroc'].value:.6f}", flush=True)
+    auroc = report.assessment.at_point["auroc"]
+    print(f"run_id={run.run_id} {cfg.split}/auroc={untold(auroc) or format(auroc.value, '.6f')}", flush=True)
 
 
 def evaluate(
