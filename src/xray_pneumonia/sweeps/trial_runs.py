@@ -18,9 +18,13 @@ log = logging.getLogger(__name__)
 def recover_result(store: Store, trial: FrozenTrial) -> tuple[TrialState, list[float]] | None:
     """Close the runs of a trial whose process is gone, and read the result of one that was trained to its end.
 
+    What its process had logged but not sent, perhaps that it was done, is sent first, if it ran on this machine.
+
     Raises:
         StoreUnavailable: the store does not answer.
     """
+    for sent in sync(store.uri, store.home, tags={"sweep.trial_id": str(trial._trial_id)}):
+        log.info("run %s: %s", sent.run_id, sent.problem or f"sent late, {sent.status}")
     return query(store.uri, lambda: _recover(store, trial))
 
 
