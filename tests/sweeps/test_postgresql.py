@@ -3,14 +3,16 @@
 import subprocess
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Barrier
 
 import optuna
 import pytest
 import sqlalchemy as sa
 
-from xray_pneumonia.sweeps import storage as storages
 from xray_pneumonia.sweeps.storage import locked, open_storage
+from xray_pneumonia.tracking import database
 
 
 def wait_for_complete(url, process, *, count):
@@ -20,7 +22,7 @@ def wait_for_complete(url, process, *, count):
     while time.monotonic() < end and process.poll() is None:
         time.sleep(2)
         try:
-            storage = storage or optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+            storage = storage or open_storage.__wrapped__(url)
             trials = optuna.load_study(study_name="pg", storage=storage).trials
         except (KeyError, optuna.exceptions.StorageInternalError):
             continue
@@ -28,6 +30,22 @@ def wait_for_complete(url, process, *, count):
             storage.engine.dispose()
             return
     raise AssertionError("no trial was completed")
+
+
+@pytest.mark.long
+def test_commands_that_begin_at_once_make_the_tables_once(postgresql):
+    """As the tasks of a job array do on a new database."""
+    together = Barrier(8)
+
+    def first(number):
+        together.wait()
+        return open_storage.__wrapped__(postgresql.url("sweeps"))
+
+    with ThreadPoolExecutor(8) as threads:
+        storages_of_all = list(threads.map(first, range(8)))
+    assert {storage.engine.name for storage in storages_of_all} == {"postgresql"}
+    for storage in storages_of_all:
+        storage.engine.dispose()
 
 
 @pytest.mark.long
@@ -60,7 +78,7 @@ def test_eight_workers_survive_a_restart_of_the_server(command, postgresql, reco
 
 @pytest.mark.long
 def test_a_paused_holder_of_the_lock_stops_nobody_and_heartbeats_are_in_utc(postgresql, monkeypatch, caplog):
-    monkeypatch.setattr(storages, "LONGEST_LOCK", "1s")
+    monkeypatch.setattr(database, "LONGEST_LOCK", "1s")
     monkeypatch.setenv("PGTZ", "Asia/Tokyo")  # of this client; another one may have another
     storage = open_storage(postgresql.url("sweeps"))
     with storage.engine.connect() as connection:

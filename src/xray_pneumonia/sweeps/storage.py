@@ -23,14 +23,13 @@ from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.masking import masked
+from xray_pneumonia.tracking.database import lock_database
 from xray_pneumonia.tracking.locations import sqlite_path, sqlite_uri
 from xray_pneumonia.whole_files import file_lock
 
 RETRY_SECONDS = 120.0  # for a database that restarts or is locked
 BUSY_TIMEOUT = 30.0  # seconds to wait at the start for a SQLite file that another program has locked
 HEARTBEAT_SECONDS = 10
-LOCK_KEY = 0x78726179  # of PostgreSQL's advisory lock; "xray"
-LONGEST_LOCK = "60s"  # for which a process may hold it; one that was paused or vanished must not stop all others
 NETWORK = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "fuse", "9p", "afs", "orangefs")
 UNAVAILABLE = (OperationalError, InterfaceError, StorageInternalError)
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -158,10 +157,19 @@ def _first_line(error: BaseException) -> str:
     return (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _creation_lock(url: str) -> contextlib.AbstractContextManager[object]:
-    """Create tables in one process at a time; PostgreSQL's transactions do without."""
-    path = sqlite_path(url)
-    return contextlib.nullcontext() if path is None else file_lock(f"{path}.lock")
+@contextlib.contextmanager
+def _creation_lock(url: str) -> Iterator[None]:
+    """Create tables in one process at a time: where two make them, PostgreSQL refuses one of the two."""
+    if (path := sqlite_path(url)) is not None:
+        with file_lock(f"{path}.lock"):
+            yield
+        return
+    engine = sa.create_engine(url)
+    try:
+        with lock_database(engine):
+            yield
+    finally:
+        engine.dispose()
 
 
 def _require_sqlite(path: Path, shown: str) -> None:
@@ -208,7 +216,7 @@ def locked(storage: RDBStorage) -> Iterator[None]:
         with file_lock(f"{storage.engine.url.database}.lock"):
             yield
         return
-    connection = retried(lambda: _lock(storage.engine))
+    connection = retried(lambda: lock_database(storage.engine))
     try:
         yield
     finally:
@@ -217,18 +225,6 @@ def locked(storage: RDBStorage) -> Iterator[None]:
         except SQLAlchemyError as error:
             log.warning("the lock of the sweep's database was lost meanwhile: %s", masked(_first_line(error)))
         connection.close()
-
-
-def _lock(engine: sa.Engine) -> sa.Connection:
-    """Begin a transaction that holds the lock; its end gives it back, and PostgreSQL ends one that lasts too long."""
-    connection = engine.connect()
-    try:
-        connection.execute(sa.text(f"set local idle_in_transaction_session_timeout = '{LONGEST_LOCK}'"))
-        connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})
-    except BaseException:
-        connection.close()
-        raise
-    return connection
 
 
 def lost_connection(error: BaseException | None) -> bool:

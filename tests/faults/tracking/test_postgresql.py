@@ -2,6 +2,8 @@
 
 import contextlib
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -51,6 +53,22 @@ def test_a_server_that_was_away_for_epochs_gets_them_all_once(postgresql, settin
         run.log_metrics({"val/auroc": 0.4}, step=4)
     assert histories(url, "faults", "val/auroc") == [("FINISHED", [1, 2, 3, 4])]
     assert not list(spools(tmp_path))
+
+
+OPEN = """
+import sys
+from pathlib import Path
+from xray_pneumonia.tracking.store import TrackingSettings, open_store
+settings = TrackingSettings(uri=sys.argv[1], experiment_name="x", run_name=None, system_metrics=False, required=True)
+print(open_store(settings, home=Path(sys.argv[2])).experiment_id)
+"""
+
+
+def test_machines_that_begin_at_once_make_the_tables_once(postgresql, tmp_path):
+    """As the tasks of a job array do on a new database; each has a home of its own."""
+    command = [sys.executable, "-c", OPEN, postgresql.url("mlflow")]
+    begun = [subprocess.Popen([*command, tmp_path / f"home {n}"], stdout=subprocess.PIPE) for n in range(4)]
+    assert [one.communicate()[0] for one in begun] == [b"1\n"] * 4
 
 
 @contextlib.contextmanager
