@@ -168,12 +168,12 @@ def print_summary(summary: Summary, model: TrainedModel, folder: Path) -> None:
     out = console(80)
     for sentence in summary.drift.sentences() if summary.drift else ():
         out.print(sentence)
-    answered = sum(summary.decisions.values())
-    title = f"{answered} of {summary.files} files answered; operating point {model.card.operating_point:.4f}"
+    read = sum(summary.decisions.values())
+    title = f"{read} of {summary.files} files read; operating point {model.card.operating_point:.4f}"
     rows = make_table(title, ("decision", "files", "share", "means"), right=("files", "share"))
     for name, meaning in meanings(model.card).items():
         count = summary.decisions[name]
-        rows.add_row(name, str(count), percent(count / answered) if answered else "", meaning)
+        rows.add_row(name, str(count), percent(count / read) if read else "", meaning)
     for place, (code, count) in enumerate(summary.failures.most_common()):
         meaning = "likewise" if place else "could not be read; see the column message"
         rows.add_row(Text(code, style="red"), str(count), "", meaning)
