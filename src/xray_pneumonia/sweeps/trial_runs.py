@@ -23,9 +23,14 @@ def recover_result(store: Store, trial: FrozenTrial) -> tuple[TrialState, list[f
     Raises:
         StoreUnavailable: the store does not answer.
     """
-    for sent in sync(store.uri, store.home, tags={"sweep.trial_id": str(trial._trial_id)}):
-        log.info("run %s: %s", sent.run_id, sent.problem or f"sent late, {sent.status}")
+    _send_late(store, {"sweep.trial_id": str(trial._trial_id)})
     return query(store.uri, lambda: _recover(store, trial))
+
+
+def _send_late(store: Store, tags: dict[str, str]) -> None:
+    """Send what killed processes of this machine left unsent of the runs with these tags."""
+    for sent in sync(store.uri, store.home, tags=tags):
+        log.info("run %s: %s", sent.run_id, sent.problem or f"sent late, {sent.status}")
 
 
 def _recover(store: Store, trial: FrozenTrial) -> tuple[TrialState, list[float]] | None:
@@ -46,8 +51,7 @@ def close_orphaned_runs(store: Store, study: SweepStudy, parent: Run, *, name: s
 
     What they left in the journals of this machine is sent; those of other machines end as their trials did.
     """
-    for sent in sync(store.uri, store.home, tags={"sweep.name": name}):
-        log.info("run %s: %s", sent.run_id, sent.problem or f"sent late, {sent.status}")
+    _send_late(store, {"sweep.name": name})
     states = {str(trial.number): trial.state for trial in study.trials()}
     for run in stored_runs.find(store, {"sweep.name": name}, status="RUNNING"):
         state = states.get(run.tags.get("sweep.trial", ""), TrialState.FAIL)
