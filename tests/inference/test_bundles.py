@@ -57,6 +57,13 @@ def test_the_gate_stops_what_is_no_film(tmp_path, write_bundle, films):
     assert set(table["answer"][strange]) == {"look closer"}
 
 
+def test_a_gpu_computes_answers_with_all_32_bits(tmp_path, write_bundle, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # as torch starts
+    write_bundle(tmp_path)
+    opened(tmp_path)
+    assert not torch.backends.cudnn.allow_tf32
+
+
 def test_one_pass_gives_logits_and_the_distances_that_the_gate_judges(tmp_path, write_bundle, films, monkeypatch):
     net, _ = write_bundle(tmp_path, gate="features")
     model, images = opened(tmp_path), films(21)

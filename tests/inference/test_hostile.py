@@ -15,6 +15,7 @@ import pytest
 
 from xray_pneumonia.errors import InputError
 from xray_pneumonia.inference import bundle as bundles
+from xray_pneumonia.inference import loading
 from xray_pneumonia.inference.bundle import GATE
 from xray_pneumonia.inference.loading import load_bundle, load_model
 from xray_pneumonia.inference.onnx import GRAPH
@@ -129,6 +130,14 @@ def test_a_net_without_an_end_is_never_made(folder, rewrite, key, number):
     net = json.loads((folder / "model.json").read_text())["net"]
     rewrite(folder, net=net | {key: number})
     refused(folder, str(folder))
+
+
+def test_a_traceback_of_c_inside_an_error_of_torch_is_not_shown_whole(folder, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("empty(): overflow\n" + "\n".join(f"frame #{number}: c10::Error" for number in range(500)))
+
+    monkeypatch.setattr(loading, "build", fail)
+    refused(folder, "do not fit its net", "empty(): overflow")
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"members": [], "card": ' + "[" * 100_000, "null", "[]", "{}", "7"])

@@ -74,6 +74,7 @@ def require_same_bits_whatever_becomes_of_memory():
     assert sys.platform != "linux" or speed.keep_memory() == hasattr(ctypes.CDLL(None), "gnu_get_libc_version")
     speed.prepare_process(keep_freed_memory=True, threads=None)
     assert not torch.utils.deterministic.fill_uninitialized_memory
+    assert not torch.backends.cudnn.allow_tf32
     fast = trained(net_of([16, 32]), fused=True)
     assert all(torch.equal(one, other) for one, other in zip(plain, fast, strict=True))
 

@@ -223,7 +223,7 @@ def _csv_rows(csv: Path, question: Question, patient: str | None, links: bool) -
 
 def _csv_path(csv: Path, line: int, path: str) -> Path:
     """Find the file that a cell names, whichever way its letters are composed and whatever blanks surround it."""
-    if not path.strip() or "\0" in path:
+    if not path.strip():
         raise InputError(f"{csv}, line {line}: path={path!r} names no file")
     written = [path, *(unicodedata.normalize(form, path.strip()) for form in ("NFC", "NFD"))]
     found = next((csv.parent / each for each in written if (csv.parent / each).exists()), csv.parent / path)

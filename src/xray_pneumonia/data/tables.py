@@ -26,6 +26,8 @@ def read_table(csv: Path, *, key: str = "data.root") -> pd.DataFrame:
         text = gzip.decompress(raw) if csv.suffix == ".gz" else raw
         if text[:2] in {codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE} or b"\0" in text[:2]:
             raise InputError(f"{key}={csv}: is written in UTF-16; save it as UTF-8")
+        if b"\0" in text:  # some versions of pandas would cut a cell there
+            raise InputError(f"{csv}, line {text[: text.index(0)].count(10) + 1}: holds the character NUL; remove it")
         lines = text.decode("utf-8-sig").lstrip("\r\n")
         separator = max(",;\t", key=lines.partition("\n")[0].count)
         # The header is read like a row: pandas would rename columns of one name, and shift those of too few names.

@@ -131,7 +131,8 @@ def _load_net(node: Mapping[str, Any], weights: Mapping[str, Tensor], *, name: s
         net = as_logits(net) if foreign else net.to_empty(device="cpu")
         net.load_state_dict(weights)
     except (RuntimeError, ValueError, TypeError, OverflowError) as error:
-        raise InputError(f"{name}: its weights do not fit its net: {' '.join(str(error).split())}") from error
+        raise InputError(f"{name}: its weights do not fit its net: {' '.join(str(error).split())[:1000]}") from error
+    torch.backends.cudnn.allow_tf32 = False  # a GPU's convolutions would keep 10 bits, and answers depend on the device
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return to_channels_last(net).eval().requires_grad_(False).to(device)
 
