@@ -6,9 +6,10 @@ python scripts/freeze.py HOME data.root=DIR    makes cards and gates of all ship
 Each becomes a folder of src/xray_pneumonia/weights with weights, card, gate, and what reproducing it needs; places
 of this machine are left out of its config. With POLICY the operating point is chosen anew on the runs' validation
 predictions: their config then says so, and `judged` in environment.json by which code. The models called NAME_seed1,
-NAME_seed2 ... become the ensemble NAME_ensemble, which names them and holds no weights. With data.root calibration,
-operating point, margin and gate of what is shipped are fitted anew on its splits, by the policy of its config, and
-`judged` among the versions of its card names the code. Every change of these files stays in the history for ever.
+NAME_seed2 ... become the ensemble NAME_ensemble, which names them and holds no weights; the second
+command makes its gate. With data.root calibration, operating point, margin and gate of what is shipped are fitted anew
+on its splits, by the policy of its config, and `judged` among the versions of its card names the code. Every change of
+these files stays in the history for ever.
 """
 
 import hashlib
@@ -47,7 +48,12 @@ from xray_pneumonia.workflows.validation import fit_gate, settle_gate
 
 SHIPPED = Path(__file__).parents[1] / "src" / "xray_pneumonia" / "weights"
 CHOSEN_BY = ("calibration", "operating_point", "max_error")  # of the config group `evaluation`
-PLACES = {"home": "mlruns", "  root": "data/chest_xray", "  cache_dir": "mlruns/cache"}
+PLACES = {
+    "home": "mlruns",
+    "  root": "data/chest_xray",
+    "  cache_dir": "mlruns/cache",
+    "  experiment_name": "xray",
+}
 
 
 def main() -> None:
@@ -84,7 +90,7 @@ def freeze(store: Store, run_id: str, folder: Path, *, policy: str, code: dict[s
     card = replace(card, evidence=evidence(run, card), weights_sha256=file_sha256(folder / WEIGHTS))
     (folder / CARD).write_text(json.dumps(card.values(), indent=2) + "\n", encoding="utf-8")
     config = (folder / CONFIG).read_text(encoding="utf-8")
-    for key, value in PLACES.items():
+    for key, value in {**PLACES, "  run_name": re.sub(r"_seed\d+$", "", folder.name)}.items():
         config = re.sub(rf"^{key}: .*$", f"{key}: {value}", config, flags=re.MULTILINE)
     if policy != STORED:
         config = re.sub(r"^  operating_point: .*$", f"  operating_point: {policy}", config, flags=re.MULTILINE)
@@ -169,6 +175,8 @@ def join(store: Store, runs: dict[str, str], folder: Path, *, policy: str) -> No
     found = table_metrics(table, threshold=model.card.operating_point)
     own = evidence(evaluated.runs[0], model.members[0].card)
     card = replace(model.card, evidence=own | {key: found[key.removeprefix("val/")] for key in own if key[4:] in found})
+    shutil.rmtree(folder, ignore_errors=True)  # its gate is of other members
+    folder.mkdir()
     save_ensemble(folder, list(runs), card)
     print(folder.name, {key: round(value, 4) for key, value in found.items()})
 
