@@ -18,7 +18,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from xray_pneumonia import __version__, cli
 from xray_pneumonia.data import synthetic
 from xray_pneumonia.evaluation.intervals import wilson
-from xray_pneumonia.evaluation.report.text import official_test
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -197,18 +196,17 @@ def test_intervals_of_the_official_test_follow_from_its_counts():
             low, high = wilson(float(row[place]), images)
             assert row[place + 1 : place + 3] == (f"{low:.3f}", f"{high:.3f}")
     of_readme = re.findall(
-        r"official test \| .*? \((.*?)\) \| .*? \((.*?)\) \| .*? \((.*?)\)", README.read_text().replace("**", "")
+        r"official test \| .*? \((.*?)\) \| .*? \((.*?)\) \| .*? \((.*?)\)", README.read_text().replace("*", "")
     )
     in_docs = [tuple(f"{low} to {high}" for low, high in (row[1:3], row[4:6], row[7:9])) for row in rows]
     assert of_readme == [in_docs[0], in_docs[5], in_docs[6]]
-    names = ("final", "final_seed2", "final_seed3", "final_seed4", "final_seed5", None, "final_ensemble")
-    for name, row in zip(names, rows, strict=True):
-        if name:  # the cards say the same
-            folder = ROOT / "src" / "xray_pneumonia" / "weights" / name
-            card = json.loads(next(path for path in folder.glob("*.json") if path.stem in CARDS).read_text())
-            known = card.get("card", card)["evidence"]
-            assert (known["test/found"], known["test/cleared"]) == (float(row[3]), float(row[6]))
-            assert f"{100 * float(row[4]):.1f} to {100 * float(row[5]):.1f} %" in official_test(known)
+
+
+def test_no_card_tells_a_result_of_other_weights():
+    """The official test was opened on the weights before; whoever opens it anew writes the result into the cards."""
+    for folder in (ROOT / "src" / "xray_pneumonia" / "weights").iterdir():
+        card = json.loads(next(path for path in folder.glob("*.json") if path.stem in CARDS).read_text())
+        assert not [key for key in card.get("card", card)["evidence"] if key.startswith("test/")], folder
 
 
 def test_the_python_of_the_readme_runs(xrays, tmp_path, monkeypatch, capsys):

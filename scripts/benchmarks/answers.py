@@ -59,19 +59,20 @@ def main() -> None:
 
 
 def compute_logits(data: XRayDataModule) -> tuple[pd.DataFrame, Logits]:
-    """Compute the raw logits of every net on validation and its corruptions, once."""
+    """Compute the raw logits of every net on validation and its corruptions, once for these weights."""
     data.prepare()
     rows = np.flatnonzero(data.records["split"].eq("val"))
     table = tabulate(data.records, rows, np.zeros(len(rows))).reset_index(drop=True)
-    if not (PLACE / "logits.npz").exists():
+    models = [load_bundle(shipped_models()[name], name=name) for name in SEEDS]
+    kept = PLACE / f"logits-{'-'.join(model.card.weights_sha256[:8] for model in models)}.npz"
+    if not kept.exists():
         images = np.asarray(data.images[rows])
-        models = [load_bundle(shipped_models()[name], name=name) for name in SEEDS]
         found = {}
         for kind, strength in (one.split() for one in (CLEAN, *SHIFTS)):
             shown = corrupt(images, kind=kind, strength=int(strength), seed=0) if int(strength) else images
             found[f"{kind} {strength}"] = np.stack([model.uncalibrated_logits(shown) for model in models])
-        np.savez(PLACE / "logits.npz", allow_pickle=False, **found)
-    return table, {kind: list(values) for kind, values in np.load(PLACE / "logits.npz", allow_pickle=False).items()}
+        np.savez(kept, allow_pickle=False, **found)
+    return table, {kind: list(values) for kind, values in np.load(kept, allow_pickle=False).items()}
 
 
 def decide_on(
