@@ -6,10 +6,10 @@ python scripts/freeze.py HOME data.root=DIR    makes cards and gates of all ship
 Each becomes a folder of src/xray_pneumonia/weights with weights, card, gate, and what reproducing it needs; places
 of this machine are left out of its config. With POLICY the operating point is chosen anew on the runs' validation
 predictions: their config then says so, and `judged` in environment.json by which code. The models called NAME_seed1,
-NAME_seed2 ... become the ensemble NAME_ensemble, which names them and holds no weights; the second
-command makes its gate. With data.root calibration, operating point, margin and gate of what is shipped are fitted anew
-on its splits, by the policy of its config, and `judged` among the versions of its card names the code. Every change of
-these files stays in the history for ever.
+NAME_seed2 ... become the ensemble NAME_ensemble, which names them and holds no weights; its gate comes from the second
+command. With data.root calibration, operating point, margin and gate of what is shipped are fitted anew on its splits,
+by the policy of its config, and `judged` among the versions of its card names the code. Every change of these files
+stays in the history for ever.
 """
 
 import hashlib
@@ -48,12 +48,7 @@ from xray_pneumonia.workflows.validation import fit_gate, settle_gate
 
 SHIPPED = Path(__file__).parents[1] / "src" / "xray_pneumonia" / "weights"
 CHOSEN_BY = ("calibration", "operating_point", "max_error")  # of the config group `evaluation`
-PLACES = {
-    "home": "mlruns",
-    "  root": "data/chest_xray",
-    "  cache_dir": "mlruns/cache",
-    "  experiment_name": "xray",
-}
+PLACES = {"home": "mlruns", "  root": "data/chest_xray", "  cache_dir": "mlruns/cache", "  experiment_name": "xray"}
 
 
 def main() -> None:
